@@ -1,0 +1,122 @@
+"""The fixtures that start something real: mongod, Chromium, the npm packages.
+
+Each is made when the first test asks for it. What scripts/test could not install is a skip with its reason,
+or with CI=true a failure (tests/support/available.py).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import uuid
+from collections.abc import AsyncIterator, Generator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import pytest
+from playwright.async_api import Browser, async_playwright
+from pymongo import MongoClient
+
+from tests.support import browser as browser_support
+from tests.support.available import is_ci
+from tests.support.mongod import Mongod
+
+# A busy machine is not a failed property.
+hypothesis.settings.register_profile("tests", deadline=None, print_blob=True)
+hypothesis.settings.load_profile("tests")
+
+# A test that uses the fixture gets the marker, so that `--quick` leaves it out.
+_MARKED_BY_FIXTURE = {"browser": "browser", "node_modules": "node"}
+
+
+def pytest_configure() -> None:
+    # Python's own answer to SIGTERM runs no cleanup: folders and processes would be left.
+    signal.signal(signal.SIGTERM, lambda *_: pytest.exit("SIGTERM", returncode=143))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for fixture, marker in _MARKED_BY_FIXTURE.items():
+            if fixture in getattr(item, "fixturenames", ()):
+                item.add_marker(marker)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """With CI=true a skipped test is a failed one, whoever skipped it."""
+    report = yield
+    if report.skipped and not hasattr(report, "wasxfail") and is_ci():
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longreprtext
+        report.outcome = "failed"
+        report.longrepr = f"with CI=true nothing may be skipped: {reason}"
+    return report
+
+
+@dataclass(frozen=True)
+class MongoDatabase:
+    """A fresh, empty database; dropped after the test."""
+
+    url: str
+    """The address of the server, without a database."""
+    name: str
+    """The name of the database."""
+
+
+@pytest.fixture(scope="session")
+def mongod_standalone() -> Iterator[Mongod]:
+    """A standalone mongod of this test run. Leave it as you found it; to kill one, use `own_mongod`."""
+    with Mongod() as mongod:
+        yield mongod
+
+
+@pytest.fixture(scope="session")
+def mongod_replica_set() -> Iterator[Mongod]:
+    """A replica set of one member of this test run. Leave it as you found it; to kill one, use
+    `own_mongod`."""
+    with Mongod(replica_set="rs0") as mongod:
+        yield mongod
+
+
+@pytest.fixture
+def own_mongod() -> Iterator[Mongod]:
+    """A replica set of one member for this test alone, which may kill, freeze and restart it."""
+    with Mongod(replica_set="rs0") as mongod:
+        yield mongod
+
+
+@pytest.fixture(scope="session")
+def mongo_url(request: pytest.FixtureRequest) -> str:
+    """The server of $MONGODB_URL if that is set, else `mongod_replica_set`."""
+    url = os.environ.get("MONGODB_URL")
+    return url or str(request.getfixturevalue("mongod_replica_set").url)
+
+
+@pytest.fixture
+def mongo_database(mongo_url: str) -> Iterator[MongoDatabase]:
+    """A fresh database on `mongo_url`."""
+    database = MongoDatabase(mongo_url, f"test_{uuid.uuid4().hex[:16]}")
+    yield database
+    client: MongoClient[dict[str, Any]]
+    with MongoClient(database.url) as client:
+        client.drop_database(database.name)
+
+
+@pytest.fixture
+async def browser() -> AsyncIterator[Browser]:
+    """A headless Chromium; make a context and a page from it."""
+    path = browser_support.chromium()
+    async with async_playwright() as playwright:
+        chromium = await playwright.chromium.launch(
+            executable_path=path, args=browser_support.LAUNCH_ARGUMENTS
+        )
+        yield chromium
+        await chromium.close()
+
+
+@pytest.fixture
+def node_modules() -> Path:
+    """The folder with the npm packages of tests/node/package.json; for `node` as NODE_PATH."""
+    return browser_support.node_modules()
