@@ -1,0 +1,245 @@
+"""Handing mail to an SMTP server (RFC 5321), by aiosmtplib: one connection for each message, encrypted as configured.
+
+Never silently plain: where TLS is configured, nothing is said without it and without a valid certificate.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+import ssl
+from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import asynccontextmanager, suppress
+
+import aiosmtplib
+
+from server.config import Email
+from server.errors import StartupError
+from server.mail_message import MailMessage
+from server.outbox import Handover, Outage, Refusal
+
+QUIT_TIMEOUT_S = 2.0
+"""For the good-bye, when everything is said."""
+
+MAX_REASON_LENGTH = 500
+"""Characters of a server's answer that are kept."""
+
+CLOSING = 421
+LOGIN_NEEDED = 530  # RFC 4954 section 6
+MESSAGE_TOO_BIG = 552  # in answer to MAIL; RFC 1870 section 6.1
+
+TOO_MANY_RECIPIENTS = (452, 552)
+"""Said to RCPT by a server that takes no more in this transaction; 552 by an old mistake (RFC 5321 section 4.5.3.1.10).
+Both are said of a full mailbox, too: then they are said again."""
+
+_UNPRINTABLE = re.compile(r"[\x00-\x20\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
+
+
+class SMTPTransport:
+    """The `MailTransport` to the configured mail server. Raises `StartupError` if the file `ca` is not to be used."""
+
+    def __init__(self, email: Email) -> None:
+        secured = {"tls": "TLS", "starttls": "STARTTLS", "none": "not encrypted"}[email.security]
+        self.name = f"SMTP {email.host}:{email.port} ({secured})"
+        self._email = email
+        self._tls = None if email.security == "none" else _tls_context(email)
+
+    async def send(self, message: MailMessage, addresses: Sequence[str], within_s: float) -> Handover:
+        """See `MailTransport`. Recipients go into as many transactions as our limit and the server's ask for."""
+        report = _Report(addresses)
+        outage = None
+        try:
+            async with asyncio.timeout(within_s), self._connection() as client:
+                await self._hand_over(client, message, report)
+        except (aiosmtplib.SMTPException, OSError, TimeoutError) as exc:
+            # What breaks after the last answer breaks nothing.
+            if report.waiting:
+                outage = self._outage(exc)
+                report.refuse(
+                    list(report.waiting), Refusal(_reply_code(exc), outage.reason, is_temporary=True)
+                )
+        return Handover(report.refused, outage)
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[aiosmtplib.SMTP]:
+        """A connection on which mail may be sent: encrypted and logged in, as configured."""
+        email = self._email
+        client = aiosmtplib.SMTP(
+            hostname=email.host,
+            port=email.port,
+            timeout=email.timeout_s,
+            use_tls=email.security == "tls",
+            start_tls=False,  # not by itself: first it has to know our name
+            tls_context=self._tls,
+            local_hostname=socket.gethostname(),
+        )
+        try:
+            await client.connect()
+            client.local_hostname = _our_name(client)
+            if email.security == "starttls":
+                await client.starttls()
+            await client.ehlo()
+            if email.login:
+                await client.login(email.login, email.password)
+            yield client
+            with suppress(aiosmtplib.SMTPException, OSError, TimeoutError):
+                await client.quit(timeout=QUIT_TIMEOUT_S)
+        finally:
+            client.close()
+
+    async def _hand_over(self, client: aiosmtplib.SMTP, message: MailMessage, report: _Report) -> None:
+        options = [f"SIZE={len(message.content)}"] if client.supports_extension("size") else []
+        plain = [address for address in report.waiting if address.isascii()]
+        await self._hand_over_in_parts(client, message, plain, options, report)
+        # Apart from the others, whose mail no relay further on should refuse for want of SMTPUTF8 (RFC 6531).
+        international = [address for address in report.waiting if not address.isascii()]
+        if client.supports_extension("smtputf8"):
+            await self._hand_over_in_parts(client, message, international, [*options, "SMTPUTF8"], report)
+        else:
+            reason = "the mail server does not take addresses with other than ASCII characters (SMTPUTF8)"
+            report.refuse(international, Refusal(0, reason, is_temporary=False))
+
+    async def _hand_over_in_parts(
+        self,
+        client: aiosmtplib.SMTP,
+        message: MailMessage,
+        addresses: list[str],
+        options: list[str],
+        report: _Report,
+    ) -> None:
+        size = self._email.recipients_per_message
+        while addresses:
+            part, addresses = addresses[:size], addresses[size:]
+            # Each transaction settles at least one address for good, so this ends.
+            addresses = await _transaction(client, message, part, options, report) + addresses
+
+    def _outage(self, exc: Exception) -> Outage:
+        """What broke the connection, in words for the operator."""
+        host = f"{self._email.host}:{self._email.port}"
+        cause = exc if isinstance(exc, ssl.SSLError) else exc.__cause__
+        match cause if isinstance(cause, ssl.SSLError) else exc:
+            case ssl.SSLCertVerificationError() as error:
+                return Outage(f"the certificate of {host} is not valid: {error.verify_message}", True)
+            case ssl.SSLError() as error:
+                return Outage(f"no TLS with {host}: {error.reason or 'the handshake failed'}", True)
+            case aiosmtplib.SMTPAuthenticationError() as error:
+                return Outage(f"{host} refused the login: {_reply(error)}", _is_permanent(error.code))
+            case aiosmtplib.SMTPSenderRefused() as error:
+                return Outage(f"{host} refused the sender: {_reply(error)}", _is_permanent(error.code))
+            case aiosmtplib.SMTPResponseException() as error:
+                return Outage(f"{host} answered {_reply(error)}", _is_permanent(error.code))
+            case aiosmtplib.SMTPServerDisconnected() | ConnectionResetError() | BrokenPipeError():
+                return Outage(f"{host} closed the connection")
+            case TimeoutError():
+                return Outage(f"{host} did not answer in time")
+            case OSError():
+                return Outage(f"no connection to {host}: {_words(str(cause or exc))}")
+            case _:  # what the server does not offer: STARTTLS, AUTH, a way to log in
+                return Outage(f"{host}: {_words(str(exc))}", True)
+
+
+class _Report:
+    """What became of each address so far."""
+
+    def __init__(self, addresses: Collection[str]) -> None:
+        self.waiting = dict.fromkeys(addresses)
+        self.refused: dict[str, Refusal] = {}
+
+    def accept(self, addresses: Collection[str]) -> None:
+        for address in addresses:
+            del self.waiting[address]
+
+    def refuse(self, addresses: Collection[str], refusal: Refusal) -> None:
+        self.accept(addresses)
+        self.refused |= dict.fromkeys(addresses, refusal)
+
+
+async def _transaction(
+    client: aiosmtplib.SMTP, message: MailMessage, addresses: list[str], options: list[str], report: _Report
+) -> list[str]:
+    """One mail transaction (RFC 5321 section 3.3); the addresses that belong into the next one. Raises what ends the
+    connection, or makes it useless."""
+    try:
+        await client.mail(message.sender, options=options, encoding="utf-8")
+    except aiosmtplib.SMTPSenderRefused as exc:
+        if exc.code != MESSAGE_TOO_BIG:
+            raise  # it would be said of every mail: no reason to give this one up
+        report.refuse(addresses, _refusal(exc))
+        return []
+    refused = await _name_recipients(client, addresses)
+    accepted = [address for address in addresses if address not in refused]
+    postponed = [
+        address for address, refusal in refused.items() if accepted and refusal.code in TOO_MANY_RECIPIENTS
+    ]
+    for address in refused.keys() - set(postponed):
+        report.refuse([address], refused[address])
+    if accepted:
+        try:
+            await client.data(message.content)
+        except aiosmtplib.SMTPDataError as exc:
+            _raise_if_useless(exc)
+            report.refuse(accepted, _refusal(exc))
+            accepted = []
+    report.accept(accepted)
+    if not accepted and report.waiting:
+        await client.rset()
+    return postponed
+
+
+async def _name_recipients(client: aiosmtplib.SMTP, addresses: Sequence[str]) -> dict[str, Refusal]:
+    """Tell the server who the mail is for; those it refuses."""
+    refused = {}
+    for address in addresses:
+        try:
+            await client.rcpt(address, encoding="utf-8")
+        except aiosmtplib.SMTPRecipientRefused as exc:
+            _raise_if_useless(exc)
+            refused[address] = _refusal(exc)
+    return refused
+
+
+def _raise_if_useless(exc: aiosmtplib.SMTPResponseException) -> None:
+    """An answer about the connection says nothing about this mail."""
+    if exc.code in (CLOSING, LOGIN_NEEDED):
+        raise exc
+
+
+def _refusal(exc: aiosmtplib.SMTPResponseException) -> Refusal:
+    return Refusal(_reply_code(exc), _words(exc.message), is_temporary=not _is_permanent(exc.code))
+
+
+def _reply_code(exc: Exception) -> int:
+    """The server's code; 0 if it gave none, or none that SMTP knows."""
+    code = exc.code if isinstance(exc, aiosmtplib.SMTPResponseException) else 0
+    return code if 200 <= code <= 599 else 0
+
+
+def _reply(exc: aiosmtplib.SMTPResponseException) -> str:
+    return f"{exc.code} {_words(exc.message)}"
+
+
+def _is_permanent(code: int) -> bool:
+    return 500 <= code <= 599
+
+
+def _words(text: str) -> str:
+    """A foreign text on one line, fit for a log and a store."""
+    return _UNPRINTABLE.sub(" ", text).strip()[:MAX_REASON_LENGTH]
+
+
+def _our_name(client: aiosmtplib.SMTP) -> str:
+    """For EHLO: this machine's name if it is a full one, else its address (RFC 5321 section 4.1.3). Never from DNS: a
+    slow resolver would hold up every mail."""
+    name = socket.gethostname()
+    if "." in name and name.isascii():
+        return name
+    address: str = client.get_transport_info("sockname")[0]
+    return f"[IPv6:{address}]" if ":" in address else f"[{address}]"
+
+
+def _tls_context(email: Email) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=email.ca)
+    except (OSError, ValueError) as exc:
+        raise StartupError(f"[EMAIL] ca: {email.ca} holds no certificates in PEM form ({exc})") from exc

@@ -1,0 +1,285 @@
+"""A real mail server for tests: aiosmtpd in a thread of its own, which keeps what it takes and misbehaves on demand."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import ipaddress
+import ssl
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from aiosmtpd.controller import Controller
+from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+STAGES = ("EHLO", "MAIL", "RCPT", "DATA", "content", "end", "QUIT")
+"""Where the sink may cut the connection or fall silent: before its answer to this command, in the middle of the
+content, or at the `end`, when it has taken the mail and not yet said so."""
+
+
+@dataclass(frozen=True)
+class SunkMail:
+    """A mail that the sink took. `login` is None if nobody logged in."""
+
+    sender: str
+    recipients: list[str]
+    content: bytes
+    options: list[str]
+    is_encrypted: bool
+    login: str | None
+
+
+@dataclass
+class SMTPSink:
+    """A mail server on a free port of 127.0.0.1, from `with` (inside the test's event loop) to its end.
+
+    `tls`: TLS from the first byte; `starttls`: offered. `logins`: name -> password; if given, nobody gets on without.
+    All other settings may be changed while it runs. `replies`: what to answer instead of accepting, to `EHLO`, `MAIL`,
+    `DATA`, the `end` of the content, or a recipient (by address). `max_recipients`: of one transaction; more are
+    answered by 452. `cut_at`, `hang_at`: one of `STAGES`.
+    """
+
+    tls: ssl.SSLContext | None = None
+    starttls: ssl.SSLContext | None = None
+    logins: dict[str, str] | None = None
+    smtputf8: bool = True
+    port: int = 0
+    replies: dict[str, str] = field(default_factory=dict)
+    max_recipients: int | None = None
+    cut_at: str | None = None
+    hang_at: str | None = None
+    mails: list[SunkMail] = field(default_factory=list)
+    connections: int = 0
+    ehlo_names: list[str] = field(default_factory=list)
+
+    def __enter__(self) -> SMTPSink:
+        self._loop = asyncio.get_running_loop()
+        self._arrivals: asyncio.Queue[SunkMail] = asyncio.Queue()
+        self.stuck = asyncio.Event()
+        """Set when the sink cuts a connection, or falls silent."""
+        self._controller = _Controller(self)
+        self._controller.start()
+        self.connections = 0  # the controller's own try does not count
+        self.port = self._controller.port
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # From Python 3.12 on, a server's end waits for its connections.
+        self._controller.loop.call_soon_threadsafe(self._controller.abort_connections)
+        self._controller.stop()
+
+    async def next_mail(self) -> SunkMail:
+        """The next mail that is taken, in the order of arrival."""
+        async with asyncio.timeout(20):
+            return await self._arrivals.get()
+
+    def got_stuck(self) -> None:
+        self._loop.call_soon_threadsafe(self.stuck.set)
+
+    def take(self, mail: SunkMail) -> None:
+        self.mails.append(mail)
+        self._loop.call_soon_threadsafe(self._arrivals.put_nowait, mail)
+
+    def authenticate(
+        self, server: SMTP, session: Session, envelope: Envelope, mechanism: str, data: LoginPassword
+    ) -> AuthResult:
+        login, password = data.login.decode(), data.password.decode()
+        if self.logins and self.logins.get(login) == password:
+            return AuthResult(success=True, auth_data=login)
+        return AuthResult(success=False, handled=False)
+
+
+class _Controller(Controller):
+    def __init__(self, sink: SMTPSink) -> None:
+        self._sink = sink
+        self._servers: list[_Server] = []
+        super().__init__(_Handler(sink), hostname="127.0.0.1", port=sink.port, ssl_context=sink.tls)
+
+    def abort_connections(self) -> None:
+        for server in self._servers:
+            if server.transport is not None:
+                server.transport.abort()
+
+    def factory(self) -> SMTP:
+        sink = self._sink
+        sink.connections += 1
+        server = _Server(
+            self.handler,
+            hostname="sink.example",
+            enable_SMTPUTF8=sink.smtputf8,
+            tls_context=sink.starttls,
+            require_starttls=sink.starttls is not None,
+            auth_require_tls=sink.starttls is not None,
+            authenticator=sink.authenticate,
+        )
+        self._servers.append(server)
+        return server
+
+    def _trigger_server(self) -> None:
+        self.port = self.server.sockets[0].getsockname()[1]
+        super()._trigger_server()
+
+
+class _Server(SMTP):
+    """Misbehaves where a handler's hook comes too late."""
+
+    async def smtp_DATA(self, arg: str) -> None:
+        handler = self.event_handler
+        await handler.misbehave("DATA", self)
+        if "DATA" in handler.sink.replies:
+            await self.push(handler.sink.replies["DATA"])
+        elif handler.sink.cut_at == "content":
+            await self.push("354 go on")
+            await self._reader.readexactly(100)
+            await handler.misbehave("content", self)
+        else:
+            await super().smtp_DATA(arg)
+
+    async def smtp_QUIT(self, arg: str) -> None:
+        await self.event_handler.misbehave("QUIT", self)
+        await super().smtp_QUIT(arg)
+
+
+class _Handler:
+    def __init__(self, sink: SMTPSink) -> None:
+        self.sink = sink
+
+    async def misbehave(self, stage: str, server: SMTP) -> None:
+        if self.sink.cut_at == stage:
+            server.transport.abort()
+        if stage in (self.sink.cut_at, self.sink.hang_at):
+            self.sink.got_stuck()
+            await asyncio.Event().wait()  # until the connection is gone
+
+    async def handle_EHLO(
+        self, server: SMTP, session: Session, envelope: Envelope, hostname: str, responses: list[str]
+    ) -> list[str]:
+        await self.misbehave("EHLO", server)
+        session.host_name = hostname
+        self.sink.ehlo_names.append(hostname)
+        return [self.sink.replies["EHLO"]] if "EHLO" in self.sink.replies else responses
+
+    async def handle_MAIL(
+        self, server: SMTP, session: Session, envelope: Envelope, address: str, options: list[str]
+    ) -> str:
+        await self.misbehave("MAIL", server)
+        # aiosmtpd's own demand for a login does not know of TLS from the first byte.
+        if self.sink.logins is not None and not session.authenticated:
+            return "530 5.7.0 authentication required"
+        if "MAIL" in self.sink.replies:
+            return self.sink.replies["MAIL"]
+        envelope.mail_from = address
+        envelope.mail_options.extend(options)
+        return "250 OK"
+
+    async def handle_RCPT(
+        self, server: SMTP, session: Session, envelope: Envelope, address: str, options: list[str]
+    ) -> str:
+        await self.misbehave("RCPT", server)
+        if address in self.sink.replies:
+            return self.sink.replies[address]
+        if len(envelope.rcpt_tos) == self.sink.max_recipients:
+            return "452 4.5.3 too many recipients"
+        envelope.rcpt_tos.append(address)
+        return "250 OK"
+
+    async def handle_DATA(self, server: SMTP, session: Session, envelope: Envelope) -> str:
+        content: Any = envelope.original_content
+        reply = self.sink.replies.get("end", "250 2.0.0 taken")
+        if reply.startswith("2"):
+            self.sink.take(
+                SunkMail(
+                    sender=str(envelope.mail_from),
+                    recipients=list(envelope.rcpt_tos),
+                    content=bytes(content),
+                    options=list(envelope.mail_options),
+                    is_encrypted=server.transport.get_extra_info("sslcontext") is not None,
+                    login=session.auth_data if session.authenticated else None,
+                )
+            )
+        await self.misbehave("end", server)
+        return reply
+
+
+# -- certificates ----------------------------------------------------------------------------------------------------
+
+
+class CertificateAuthority:
+    """An authority of our own, whose certificate lies in `ca_file`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._name = _name("Test authority")
+        certificate = (
+            self._builder(self._name, self._key, valid_days=1)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+            .add_extension(_key_usage(), critical=True)
+            .sign(self._key, hashes.SHA256())
+        )
+        self.ca_file = folder / "ca.pem"
+        self.ca_file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+
+    def server_context(self, names: Iterable[str] = ("localhost",), valid_days: int = 1) -> ssl.SSLContext:
+        """For a server of these names, and for 127.0.0.1 if one of them is `localhost`. Negative days: expired."""
+        names = list(names)
+        key = ec.generate_private_key(ec.SECP256R1())
+        general: list[x509.GeneralName] = [x509.DNSName(name) for name in names]
+        if "localhost" in names:
+            general.append(x509.IPAddress(ipaddress.ip_address("127.0.0.1")))
+        certificate = (
+            self._builder(_name(names[0]), key, valid_days)
+            .add_extension(x509.SubjectAlternativeName(general), critical=False)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False
+            )
+            .sign(self._key, hashes.SHA256())
+        )
+        path = self._folder / f"{names[0]}.pem"
+        path.write_bytes(
+            key.private_bytes(
+                serialization.Encoding.PEM,
+                serialization.PrivateFormat.PKCS8,
+                serialization.NoEncryption(),
+            )
+            + certificate.public_bytes(serialization.Encoding.PEM)
+        )
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(path)
+        return context
+
+    def _builder(
+        self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, valid_days: int
+    ) -> x509.CertificateBuilder:
+        present = datetime.datetime.now(datetime.UTC)
+        day = datetime.timedelta(days=1)
+        return (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(self._name)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(present - 3 * day)
+            .not_valid_after(present + valid_days * day)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        )
+
+
+def _name(common_name: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
+
+
+def _key_usage() -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=True, content_commitment=False, key_encipherment=False, data_encipherment=False,
+        key_agreement=False, key_cert_sign=True, crl_sign=True, encipher_only=False, decipher_only=False,
+    )  # fmt: skip

@@ -1,0 +1,635 @@
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server import outbox
+from server.config import Email
+from server.errors import StartupError, StoreUnavailable
+from server.ids import new_id
+from server.mail_folder import MailFolder
+from server.messages import EmailDuty, Mail, MailRecipient, Notification, Recipient, now
+from server.outbox import OutboxWorker
+from server.smtp import SMTPTransport
+from server.store import MailJob, MailOutcome
+from server.store.sqlite import SQLiteStore
+from tests.support.ports import free_port
+from tests.support.smtp_sink import SMTPSink
+
+LEASE_S = 60.0
+
+
+class Clock:
+    """The store's and the worker's; goes with the real one, and jumps."""
+
+    def __init__(self) -> None:
+        self.ahead = timedelta()
+
+    def __call__(self) -> datetime:
+        return now() + self.ahead
+
+    def advance(self, seconds: float) -> None:
+        self.ahead += timedelta(seconds=seconds)
+
+
+class Store(SQLiteStore):
+    """The real one; tells what was settled, and fails or waits on demand."""
+
+    def __init__(self, path: Path, clock: Clock) -> None:
+        super().__init__(path, clock=clock)
+        self.failing: set[str] = set()
+        self.failed = asyncio.Event()
+        self.claims = 0
+        self.found_nothing = asyncio.Event()
+        self.at_settling = asyncio.Event()
+        self.may_settle = asyncio.Event()
+        self.may_settle.set()
+        self._outcomes: asyncio.Queue[MailOutcome] = asyncio.Queue()
+
+    def _maybe_fail(self, verb: str) -> None:
+        if verb in self.failing:
+            self.failed.set()
+            raise StoreUnavailable()
+
+    async def claim_mail(self, lease_s: float, limit: int) -> list[MailJob]:
+        self.claims += 1
+        self._maybe_fail("claim_mail")
+        if "bug" in self.failing:
+            self.failed.set()
+            raise RuntimeError("a bug")
+        return await super().claim_mail(lease_s, limit)
+
+    async def next_mail_due(self) -> datetime | None:
+        due_at = await super().next_mail_due()
+        if due_at is None:
+            self.found_nothing.set()
+        return due_at
+
+    async def still_unseen(self, tenant: str, nid: str, user_ids: Collection[str]) -> set[str]:
+        self._maybe_fail("still_unseen")
+        return await super().still_unseen(tenant, nid, user_ids)
+
+    async def settle_mail(self, job: MailJob, outcome: MailOutcome) -> bool:
+        self.at_settling.set()
+        await self.may_settle.wait()
+        self._maybe_fail("settle_mail")
+        is_settled = await super().settle_mail(job, outcome)
+        self._outcomes.put_nowait(outcome)
+        return is_settled
+
+    async def outcome(self) -> MailOutcome:
+        """What was settled next."""
+        async with asyncio.timeout(20):
+            return await self._outcomes.get()
+
+
+class Signs:
+    """Signs of life of the users named."""
+
+    def __init__(self, *alive: str) -> None:
+        self.alive = alive
+        self.asked: list[tuple[str, str, datetime]] = []
+
+    def alive_since(self, tenant: str, user_id: str, instant: datetime) -> bool:
+        self.asked.append((tenant, user_id, instant))
+        return user_id in self.alive
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def store(tmp_path: Path, clock: Clock) -> AsyncIterator[Store]:
+    store = Store(tmp_path / "notifications.sqlite3", clock)
+    await store.open()
+    yield store
+    await store.close()
+
+
+@pytest.fixture
+async def sink() -> AsyncIterator[SMTPSink]:
+    with SMTPSink() as sink:
+        yield sink
+
+
+@pytest.fixture
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PAUSE_FIRST_S", "PAUSE_MAX_S", "MIN_SLEEP_S", "SETTLE_RETRY_S"):
+        monkeypatch.setattr(outbox, name, 0.01)
+
+
+def email(sink: SMTPSink | int, **settings: Any) -> Email:
+    port = sink if isinstance(sink, int) else sink.port
+    return replace(
+        Email(host="127.0.0.1", port=port, security="none", sender="notify@example.org", lease_s=LEASE_S),
+        **settings,
+    )
+
+
+def worker_for(store: Store, clock: Clock, settings: Email, signs: Signs | None = None) -> OutboxWorker:
+    return OutboxWorker(store, SMTPTransport(settings), signs or Signs(), settings, clock=clock)
+
+
+@asynccontextmanager
+async def running(worker: OutboxWorker) -> AsyncIterator[OutboxWorker]:
+    task = asyncio.create_task(worker.run())
+    try:
+        yield worker
+    finally:
+        await worker.stop(20)
+        await task
+
+
+def to(*user_ids: str, due_in_s: float = 0, accepted_online: bool = False) -> list[MailRecipient]:
+    due_at = now() + timedelta(seconds=due_in_s)
+    return [MailRecipient(user, f"{user}@example.org", due_at, accepted_online) for user in user_ids]
+
+
+async def owe(
+    store: Store, *recipients: MailRecipient, mail: Mail | None = None, created_at: datetime | None = None
+) -> str:
+    """Store a notification that these users are owed a mail for; its id."""
+    notification = Notification(new_id(), "t", created_at or now(), "content")
+    duty = EmailDuty(mail or Mail("Subject", "<p>Hello</p>"), recipients)
+    users = [Recipient(recipient.user_id, recipient.email) for recipient in recipients]
+    await store.add(notification, users, duty)
+    return notification.nid
+
+
+async def document_of(store: Store, user_id: str) -> str:
+    [document] = await store.newest("t", user_id, before=None, limit=1)
+    return document.id
+
+
+# -- who gets it -----------------------------------------------------------------------------------------------------
+
+
+async def test_everybody_away_gets_one_message(store: Store, sink: SMTPSink, clock: Clock) -> None:
+    """One message goes to all who are owed it, and then it is owed no more."""
+    nid = await owe(store, *to("ann", "ben"))
+    async with running(worker_for(store, clock, email(sink))) as worker:
+        mail = await sink.next_mail()
+        outcome = await store.outcome()
+    assert mail.recipients == ["ann@example.org", "ben@example.org"]
+    assert f"Message-ID: <{nid}@example.org>".encode() in mail.content
+    assert [recipient.user_id for recipient in outcome.sent] == ["ann", "ben"]
+    assert await store.next_mail_due() is None
+    assert (worker.sent, worker.refused, worker.retried, worker.dropped) == (2, 0, 0, 0)
+
+
+@pytest.mark.parametrize("change", ["mark_seen", "delete"])
+async def test_seen_or_deleted_meanwhile(store: Store, sink: SMTPSink, clock: Clock, change: str) -> None:
+    """Who has seen or deleted the notification gets no mail for it."""
+    await owe(store, *to("ann", "ben"))
+    await getattr(store, change)("t", "ann", [await document_of(store, "ann")])
+    async with running(worker_for(store, clock, email(sink))) as worker:
+        outcome = await store.outcome()
+    assert [recipient.user_id for recipient in outcome.dropped] == ["ann"]
+    assert sink.mails[0].recipients == ["ben@example.org"]
+    assert (worker.sent, worker.dropped) == (1, 1)
+
+
+async def test_nobody_left(store: Store, sink: SMTPSink, clock: Clock) -> None:
+    """When nobody is owed the mail any more, the mail server is not even called."""
+    await owe(store, *to("ann"))
+    await store.mark_seen("t", "ann", [await document_of(store, "ann")])
+    async with running(worker_for(store, clock, email(sink))):
+        outcome = await store.outcome()
+    assert len(outcome.dropped) == 1
+    assert sink.connections == 0
+    assert await store.next_mail_due() is None
+
+
+async def test_forced(store: Store, sink: SMTPSink, clock: Clock) -> None:
+    """A forced mail goes to everybody, seen or not, online or not."""
+    await owe(
+        store, *to("ann"), *to("ben", accepted_online=True), mail=Mail("Subject", "content", forced=True)
+    )
+    await store.mark_seen("t", "ann", [await document_of(store, "ann")])
+    async with running(worker_for(store, clock, email(sink), Signs("ann", "ben"))):
+        mail = await sink.next_mail()
+    assert mail.recipients == ["ann@example.org", "ben@example.org"]
+
+
+async def test_an_open_socket_is_not_a_reader(store: Store, sink: SMTPSink, clock: Clock) -> None:
+    """Of those who were online, the mail goes to those whose connections have been silent since."""
+    created_at = now()
+    await owe(store, *to("ann", "ben", accepted_online=True), *to("cat"), created_at=created_at)
+    signs = Signs("ann", "cat")
+    async with running(worker_for(store, clock, email(sink), signs)):
+        outcome = await store.outcome()
+    assert sink.mails[0].recipients == ["ben@example.org", "cat@example.org"]
+    assert [recipient.user_id for recipient in outcome.dropped] == ["ann"]
+    assert signs.asked == [("t", "ann", created_at), ("t", "ben", created_at)]
+
+
+async def test_shared_address(store: Store, sink: SMTPSink, clock: Clock) -> None:
+    """Users who share an address get the mail once, in whatever form the address was given."""
+    [ann], [ben] = to("ann"), to("ben")
+    await owe(store, ann, replace(ben, email="ann@EXAMPLE.org"))
+    async with running(worker_for(store, clock, email(sink))):
+        outcome = await store.outcome()
+    assert sink.mails[0].recipients == ["ann@example.org"]
+    assert len(outcome.sent) == 2
+
+
+# -- when it is due --------------------------------------------------------------------------------------------------
+
+
+async def test_woken(store: Store, sink: SMTPSink, clock: Clock) -> None:
+    """A mail that comes to be owed goes out as soon as the worker is told."""
+    async with running(worker_for(store, clock, email(sink))) as worker:
+        await store.found_nothing.wait()
+        await owe(store, *to("ann"))
+        worker.wake()
+        await sink.next_mail()
+
+
+async def test_sent_when_due(store: Store, sink: SMTPSink, clock: Clock) -> None:
+    """A mail that is due later goes out then, by itself, and those already due do not wait for it."""
+    await owe(store, *to("ann"), *to("ben", due_in_s=0.7))
+    async with running(worker_for(store, clock, email(sink))):
+        assert (await sink.next_mail()).recipients == ["ann@example.org"]
+        assert (await sink.next_mail()).recipients == ["ben@example.org"]
+
+
+async def test_left_by_another_worker(
+    store: Store, sink: SMTPSink, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mail that nobody told this worker of is found by looking now and then."""
+    monkeypatch.setattr(outbox, "MAX_SLEEP_S", 0.05)
+    async with running(worker_for(store, clock, email(sink))):
+        await store.found_nothing.wait()
+        await owe(store, *to("ann"))
+        await sink.next_mail()
+
+
+# -- refusals --------------------------------------------------------------------------------------------------------
+
+
+async def test_refused_for_good(store: Store, sink: SMTPSink, clock: Clock) -> None:
+    """Who is refused for good is kept with the server's words; the others have their mail."""
+    sink.replies = {"ann@example.org": "550 5.1.1 no such user"}
+    await owe(store, *to("ann", "ben"))
+    async with running(worker_for(store, clock, email(sink))) as worker:
+        outcome = await store.outcome()
+    [refused] = outcome.refused
+    assert (refused.user_id, refused.email, refused.code, refused.reason) == (
+        "ann",
+        "ann@example.org",
+        550,
+        "5.1.1 no such user",
+    )
+    assert [recipient.user_id for recipient in outcome.sent] == ["ben"]
+    counts = await store.mail_counts()
+    assert (counts.due, counts.refused) == (0, 1)
+    assert (worker.sent, worker.refused) == (1, 1)
+
+
+async def test_not_an_address(store: Store, sink: SMTPSink, clock: Clock) -> None:
+    """What is no address is refused here, and stops nobody else's mail."""
+    [ann] = to("ann")
+    await owe(store, replace(ann, email="ann@example.org>\r\nRCPT TO:<eve@example.org"), *to("ben"))
+    async with running(worker_for(store, clock, email(sink))):
+        outcome = await store.outcome()
+    assert [(refused.user_id, refused.code, refused.reason) for refused in outcome.refused] == [
+        ("ann", 0, "not an e-mail address")
+    ]
+    assert sink.mails[0].recipients == ["ben@example.org"]
+
+
+async def test_no_address_at_all(store: Store, sink: SMTPSink, clock: Clock) -> None:
+    """A mail that has nobody to go to does not reach the mail server."""
+    [ann] = to("ann")
+    await owe(store, replace(ann, email="nowhere"))
+    async with running(worker_for(store, clock, email(sink))):
+        assert len((await store.outcome()).refused) == 1
+    assert sink.connections == 0
+
+
+async def test_growing_delay(store: Store, sink: SMTPSink, clock: Clock) -> None:
+    """A temporary refusal is tried again after a delay that grows up to its bound, until it passes."""
+    sink.replies = {"ann@example.org": "451 4.7.1 greylisted"}
+    settings = email(sink, retry_first_s=100.0, retry_max_s=1000.0)
+    await owe(store, *to("ann", "ben"))
+    delays = []
+    async with running(worker_for(store, clock, settings)) as worker:
+        for _ in range(6):
+            before = clock()
+            outcome = await store.outcome()
+            assert [recipient.user_id for recipient in outcome.retry] == ["ann"]
+            assert outcome.retry_at is not None
+            delays.append((outcome.retry_at - before).total_seconds())
+            clock.advance(delays[-1])
+            worker.wake()
+        sink.replies.clear()
+        assert len((await store.outcome()).sent) == 1
+    for delay, bound in zip(delays, (100, 200, 400, 800, 1000, 1000), strict=True):
+        assert bound / 2 - 1 <= delay <= bound + 20
+    assert len(set(delays)) == len(delays)
+    assert [mail.recipients for mail in sink.mails] == [["ben@example.org"], ["ann@example.org"]]
+    assert sink.mails[0].content == sink.mails[1].content
+    assert (worker.sent, worker.retried) == (2, 6)
+
+
+async def test_gives_up(store: Store, sink: SMTPSink, clock: Clock) -> None:
+    """After days of temporary refusals the mail is given up, and kept with the last answer."""
+    sink.replies = {"ann@example.org": "451 4.7.1 greylisted"}
+    settings = email(sink, retry_first_s=1.0, retry_max_s=1.0, give_up_after_s=5 * 86400.0)
+    await owe(store, *to("ann"))
+    async with running(worker_for(store, clock, settings)) as worker:
+        assert (await store.outcome()).retry
+        clock.advance(5 * 86400 + 1)
+        worker.wake()
+        outcome = await store.outcome()
+    [refused] = outcome.refused
+    assert refused.code == 451
+    assert refused.reason == "gave up after 5 days; the last answer: 4.7.1 greylisted"
+    assert outcome.retry_at is None and await store.next_mail_due() is None
+
+
+async def test_an_old_mail_gets_its_chance(store: Store, sink: SMTPSink, clock: Clock) -> None:
+    """A mail that grew old while this server was down is not given up at the first failure."""
+    sink.replies = {"ann@example.org": "451 4.7.1 greylisted"}
+    await owe(store, *to("ann"), created_at=now() - timedelta(days=30))
+    async with running(worker_for(store, clock, email(sink))):
+        assert (await store.outcome()).retry
+
+
+# -- when something breaks -------------------------------------------------------------------------------------------
+
+
+async def test_outage(store: Store, clock: Clock, caplog: pytest.LogCaptureFixture, no_pauses: None) -> None:
+    """While the mail server is away nothing is lost; when it is back, all goes out, and the log has told both."""
+    caplog.set_level(logging.INFO, "server.outbox")
+    port = free_port()
+    settings = email(port, retry_first_s=0.01, retry_max_s=0.01)
+    for user in ("ann", "ben", "cat"):
+        await owe(store, *to(user))
+    async with running(worker_for(store, clock, settings)):
+        for _ in range(8):
+            assert (await store.outcome()).retry
+        with SMTPSink(port=port) as sink:
+            arrived = {(await sink.next_mail()).recipients[0] for _ in range(3)}
+    assert arrived == {"ann@example.org", "ben@example.org", "cat@example.org"}
+    told = [record.getMessage() for record in caplog.records if "to retry" not in record.getMessage()]
+    assert told[0].startswith(f"mail does not go out (SMTP 127.0.0.1:{port} (not encrypted)): no connection")
+    assert told[1:] == [f"mail goes out again (SMTP 127.0.0.1:{port} (not encrypted))"]
+
+
+async def test_an_outage_is_not_hammered(
+    store: Store, sink: SMTPSink, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a failed connection the other mails keep their turn, whoever wakes the worker."""
+    monkeypatch.setattr(outbox, "PAUSE_FIRST_S", 60.0)
+    sink.replies = {"EHLO": "421 4.3.2 shutting down"}
+    for number in range(10):
+        await owe(store, *to(f"user{number}"))
+    async with running(worker_for(store, clock, email(sink, concurrency=4))) as worker:
+        for _ in range(4):
+            assert (await store.outcome()).retry
+        claims = store.claims
+        for _ in range(5):
+            worker.wake()
+            await store.ping()
+        assert store.claims == claims
+        assert sink.connections == 4
+
+
+async def test_needs_the_operator(
+    store: Store, sink: SMTPSink, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A fault that does not pass by itself is an error in the log; neither it nor anything else tells secrets."""
+    caplog.set_level(logging.DEBUG, "server")
+    settings = email(sink, login="us", password="open-sesame")
+    await owe(store, *to("ann"), mail=Mail("Sub-ject", "Con-tent"))
+    async with running(worker_for(store, clock, settings)):
+        assert (await store.outcome()).retry
+    [record] = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert "mail does not go out" in record.getMessage()
+    for secret in ("open-sesame", "ann@example.org", "Sub-ject", "Con-tent"):
+        assert secret not in caplog.text
+
+
+async def test_one_bad_mail(
+    store: Store, sink: SMTPSink, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A mail that makes us stumble is logged by its notification and put off; the others go out."""
+    nid = await owe(store, *to("ann"), mail=Mail("Subject", "content", subtype="no/subtype"))
+    await owe(store, *to("ben"))
+    async with running(worker_for(store, clock, email(sink, concurrency=1))):
+        assert (await store.outcome()).retry
+        assert (await sink.next_mail()).recipients == ["ben@example.org"]
+    [record] = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert nid in record.getMessage()
+
+
+async def test_a_stuck_mail_holds_up_nobody(store: Store, sink: SMTPSink, clock: Clock) -> None:
+    """While one mail waits for the mail server, the next ones go out."""
+    sink.hang_at = "RCPT"
+    await owe(store, *to("ann"))
+    async with running(worker_for(store, clock, email(sink, concurrency=2, timeout_s=3.0))) as worker:
+        await sink.stuck.wait()
+        sink.hang_at = None
+        await owe(store, *to("ben"))
+        worker.wake()
+        assert (await store.outcome()).sent[0].user_id == "ben"
+
+
+async def test_no_more_hands_than_configured(store: Store, sink: SMTPSink, clock: Clock) -> None:
+    """There are never more connections than configured, and all mails get their turn."""
+    store.may_settle.clear()
+    for number in range(6):
+        await owe(store, *to(f"user{number}"))
+    async with running(worker_for(store, clock, email(sink, concurrency=2))) as worker:
+        await sink.next_mail()
+        await sink.next_mail()
+        worker.wake()
+        await store.ping()
+        assert sink.connections == 2
+        store.may_settle.set()
+        for _ in range(4):
+            await sink.next_mail()
+
+
+# -- crashes and restarts --------------------------------------------------------------------------------------------
+
+
+async def test_crash_between_sending_and_settling(store: Store, sink: SMTPSink, clock: Clock) -> None:
+    """A mail that was sent and not settled is sent again when its lease is over: repeated, not lost."""
+    await owe(store, *to("ann"))
+    store.may_settle.clear()
+    crashing = worker_for(store, clock, email(sink))
+    task = asyncio.create_task(crashing.run())
+    first = await sink.next_mail()
+    await store.at_settling.wait()
+    await crashing.stop(0)
+    await task
+    store.may_settle.set()
+
+    async with running(worker_for(store, clock, email(sink))) as worker:
+        assert await store.claim_mail(LEASE_S, 10) == []
+        clock.advance(LEASE_S + 1)
+        worker.wake()
+        second = await sink.next_mail()
+        assert len((await store.outcome()).sent) == 1
+    assert second == first
+    assert await store.next_mail_due() is None
+
+
+async def test_restart(tmp_path: Path, sink: SMTPSink, clock: Clock) -> None:
+    """Mail owed when the server went down goes out after its next start."""
+    path = tmp_path / "notifications.sqlite3"
+    before = Store(path, clock)
+    await before.open()
+    await owe(before, *to("ann"))
+    await before.close()
+    after = Store(path, clock)
+    await after.open()
+    async with running(worker_for(after, clock, email(sink))):
+        assert (await sink.next_mail()).recipients == ["ann@example.org"]
+    await after.close()
+
+
+async def test_outlived_lease(
+    store: Store, sink: SMTPSink, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A worker that settles too late changes nothing that another has done since, and says so."""
+    nid = await owe(store, *to("ann"))
+    store.may_settle.clear()
+    async with running(worker_for(store, clock, email(sink))):
+        await store.at_settling.wait()
+        clock.advance(LEASE_S + 1)
+        [job] = await store.claim_mail(LEASE_S, 10)
+        store.may_settle.set()
+        await store.outcome()
+    assert await store.settle_mail(job, MailOutcome(sent=job.recipients))
+    assert f"mailing notification {nid} outlived its lease" in caplog.text
+
+
+@pytest.mark.parametrize("verb", ["claim_mail", "bug"])
+async def test_store_away_when_claiming(
+    store: Store, sink: SMTPSink, clock: Clock, verb: str, no_pauses: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither a store that is away nor a bug ends the worker: it goes on when that is over."""
+    await owe(store, *to("ann"))
+    store.failing = {verb}
+    async with running(worker_for(store, clock, email(sink))):
+        await store.failed.wait()
+        store.failed.clear()
+        await store.failed.wait()
+        store.failing.clear()
+        await sink.next_mail()
+    assert caplog.records
+
+
+async def test_store_away_when_settling(store: Store, sink: SMTPSink, clock: Clock, no_pauses: None) -> None:
+    """What was sent is settled when the store is back, so that it is not sent again."""
+    await owe(store, *to("ann"))
+    store.failing = {"settle_mail"}
+    async with running(worker_for(store, clock, email(sink))):
+        await store.failed.wait()
+        store.failing.clear()
+        assert len((await store.outcome()).sent) == 1
+    assert len(sink.mails) == 1
+
+
+async def test_store_away_for_a_whole_lease(
+    store: Store, sink: SMTPSink, clock: Clock, no_pauses: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What could not be settled while its lease held is sent again."""
+    nid = await owe(store, *to("ann"))
+    store.failing = {"settle_mail"}
+    async with running(worker_for(store, clock, email(sink, lease_s=0.3))):
+        await sink.next_mail()
+        await sink.next_mail()
+        store.failing.clear()
+        assert len((await store.outcome()).sent) == 1
+    assert f"mail for notification {nid} waits for the store" in caplog.text
+
+
+async def test_store_away_when_asked_who_is_left(
+    store: Store, sink: SMTPSink, clock: Clock, no_pauses: None
+) -> None:
+    """Without an answer nobody is mailed too early: the mail waits for its lease to end."""
+    await owe(store, *to("ann"))
+    store.failing = {"still_unseen"}
+    async with running(worker_for(store, clock, email(sink))) as worker:
+        await store.failed.wait()
+        store.failing.clear()
+        assert sink.connections == 0
+        clock.advance(LEASE_S + 1)
+        worker.wake()
+        await sink.next_mail()
+
+
+# -- stopping --------------------------------------------------------------------------------------------------------
+
+
+async def test_stop_lets_the_mail_in_hand_be_settled(store: Store, sink: SMTPSink, clock: Clock) -> None:
+    """Stopping waits for what is being sent and claims no more."""
+    await owe(store, *to("ann"))
+    store.may_settle.clear()
+    worker = worker_for(store, clock, email(sink))
+    task = asyncio.create_task(worker.run())
+    await store.at_settling.wait()
+    await owe(store, *to("ben"))
+    stopping = asyncio.create_task(worker.stop(20))
+    worker.wake()
+    await task
+    store.may_settle.set()
+    await stopping
+    assert [recipient.user_id for recipient in (await store.outcome()).sent] == ["ann"]
+    assert len(sink.mails) == 1
+
+
+async def test_stop_does_not_wait_for_ever(store: Store, sink: SMTPSink, clock: Clock) -> None:
+    """What does not end by the deadline is dropped, still owed, and stopping again is no harm."""
+    sink.hang_at = "MAIL"
+    await owe(store, *to("ann"))
+    worker = worker_for(store, clock, email(sink))
+    task = asyncio.create_task(worker.run())
+    await sink.stuck.wait()
+    await worker.stop(0.05)
+    await worker.stop(0.05)
+    await task
+    assert (await store.mail_counts()).due == 1
+
+
+async def test_stop_before_the_start(store: Store, sink: SMTPSink, clock: Clock) -> None:
+    """A worker that never ran stops at once."""
+    worker = worker_for(store, clock, email(sink))
+    await worker.stop(20)
+    await worker.run()
+    assert store.claims == 0
+
+
+# -- the rest --------------------------------------------------------------------------------------------------------
+
+
+async def test_into_the_folder(store: Store, clock: Clock, tmp_path: Path) -> None:
+    """Without a mail server the mail becomes one file, whether the users were away or silent."""
+    mails = MailFolder(tmp_path / "mail")
+    await owe(store, *to("ann"), *to("ben", due_in_s=0.7, accepted_online=True))
+    async with running(OutboxWorker(store, mails, Signs(), Email(), clock=clock)):
+        await store.outcome()
+        await store.outcome()
+    [mail] = await mails.list_newest(10)
+    assert mail["to"] == ["ann@example.org", "ben@example.org"]
+    assert mail["from"] == "notifications@localhost"
+
+
+async def test_bad_sender(store: Store) -> None:
+    """A sender that is no address stops the start, and says how to write one."""
+    with pytest.raises(StartupError, match=r"\[EMAIL\] sender: not an e-mail address; write"):
+        OutboxWorker(store, MailFolder(Path("mail")), Signs(), Email(sender="nobody"))

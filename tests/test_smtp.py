@@ -1,0 +1,433 @@
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from email import message_from_bytes, policy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server.config import Email
+from server.errors import StartupError
+from server.mail_message import MailMessage, Sender, build_message
+from server.messages import Mail
+from server.outbox import Handover
+from server.smtp import MAX_REASON_LENGTH, SMTPTransport
+from tests.support.ports import free_port
+from tests.support.smtp_sink import CertificateAuthority, SMTPSink
+
+ANN, BEN, CAT = "ann@example.org", "ben@example.org", "cat@example.org"
+PASSWORD = "open-sesame-ä"
+
+
+def message(content: str = "<p>Hello</p>") -> MailMessage:
+    mail = Mail("Subject", content)
+    return build_message(
+        mail, "65f2c0ffee00000000000001", datetime(2024, 3, 14, tzinfo=UTC), Sender("", "notify@example.org")
+    )
+
+
+def email(sink: SMTPSink | int, **settings: Any) -> Email:
+    port = sink if isinstance(sink, int) else sink.port
+    return Email(**({"host": "127.0.0.1", "port": port, "security": "none", "timeout_s": 10.0} | settings))
+
+
+async def send(
+    settings: Email, *addresses: str, content: str = "<p>Hello</p>", within_s: float = 20
+) -> Handover:
+    return await SMTPTransport(settings).send(message(content), addresses or (ANN,), within_s)
+
+
+@pytest.fixture
+async def sink() -> Any:
+    with SMTPSink() as sink:
+        yield sink
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> CertificateAuthority:
+    return CertificateAuthority(tmp_path_factory.mktemp("authority"))
+
+
+def refusals(handover: Handover) -> dict[str, tuple[int, bool]]:
+    return {address: (refusal.code, refusal.is_temporary) for address, refusal in handover.refused.items()}
+
+
+# -- what arrives ----------------------------------------------------------------------------------------------------
+
+
+async def test_recipients_only_in_the_envelope(sink: SMTPSink) -> None:
+    """All recipients get one message, and none of them can see another."""
+    handover = await send(email(sink), ANN, BEN, CAT)
+    assert handover == Handover({})
+    [mail] = sink.mails
+    assert mail.recipients == [ANN, BEN, CAT]
+    assert mail.sender == "notify@example.org"
+    assert b"ann" not in mail.content and b"ben" not in mail.content
+    assert sink.connections == 1
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        ".\r\n..\r\n.x\n.\n",
+        "From me\nFrom you",
+        "x" * 20_000,
+        "語" * 20_000,
+        "\x00\x01 \u2028",
+        "",
+        "trailing  \n\n",
+    ],
+)
+async def test_content_survives_the_wire(sink: SMTPSink, content: str) -> None:
+    """What could end the mail early, or be too long for a line, reaches the reader as it was."""
+    await send(email(sink), content=content)
+    [mail] = sink.mails
+    assert mail.content == message(content).content
+    parsed: Any = message_from_bytes(mail.content, policy=policy.default)
+    assert parsed.get_content().replace("\r\n", "\n").rstrip("\n") == content.replace("\r\n", "\n").rstrip(
+        "\n"
+    )
+
+
+async def test_our_name_is_a_full_name_or_an_address(sink: SMTPSink, monkeypatch: pytest.MonkeyPatch) -> None:
+    """EHLO carries a name that RFC 5321 allows."""
+    monkeypatch.setattr("socket.gethostname", lambda: "laptop")
+    await send(email(sink))
+    monkeypatch.setattr("socket.gethostname", lambda: "node1.example.org")
+    await send(email(sink))
+    assert sink.ehlo_names == ["[127.0.0.1]", "node1.example.org"]
+
+
+async def test_size_is_declared(sink: SMTPSink) -> None:
+    """A server that limits sizes hears the size before the content."""
+    await send(email(sink))
+    assert f"SIZE={len(message().content)}" in sink.mails[0].options
+
+
+# -- some are refused ------------------------------------------------------------------------------------------------
+
+
+async def test_some_recipients_refused(sink: SMTPSink) -> None:
+    """The others get their mail; each refusal carries the server's code and words."""
+    sink.replies = {BEN: "550 5.1.1 no such user", CAT: "450 4.2.1 try again later"}
+    handover = await send(email(sink), ANN, BEN, CAT)
+    assert refusals(handover) == {BEN: (550, False), CAT: (450, True)}
+    assert handover.refused[BEN].reason == "5.1.1 no such user"
+    assert handover.outage is None
+    assert sink.mails[0].recipients == [ANN]
+
+
+async def test_all_recipients_refused(sink: SMTPSink) -> None:
+    """Then there is no mail, and it is nobody's outage."""
+    sink.replies = {ANN: "550 no", BEN: "550 no"}
+    handover = await send(email(sink, recipients_per_message=1), ANN, BEN, CAT)
+    assert refusals(handover) == {ANN: (550, False), BEN: (550, False)}
+    assert [mail.recipients for mail in sink.mails] == [[CAT]]
+
+
+@pytest.mark.parametrize(
+    ("reply", "is_temporary"), [("451 4.3.0 busy", True), ("554 5.7.1 looks like spam", False)]
+)
+@pytest.mark.parametrize("stage", ["DATA", "end"])
+async def test_content_refused(sink: SMTPSink, stage: str, reply: str, is_temporary: bool) -> None:
+    """A refused content is refused for all of the recipients that were accepted before it."""
+    sink.replies = {stage: reply, CAT: "550 no such user"}
+    handover = await send(email(sink, recipients_per_message=2), ANN, CAT, BEN)
+    code = int(reply[:3])
+    assert refusals(handover) == {ANN: (code, is_temporary), CAT: (550, False), BEN: (code, is_temporary)}
+    assert handover.outage is None and sink.mails == []
+
+
+async def test_too_big(sink: SMTPSink) -> None:
+    """A message over the server's size limit is given up, and the server said why."""
+    sink.replies = {"MAIL": "552 5.3.4 message too big"}
+    handover = await send(email(sink), ANN, BEN)
+    assert refusals(handover) == {ANN: (552, False), BEN: (552, False)}
+    assert handover.outage is None
+
+
+async def test_long_answers_are_cut(sink: SMTPSink) -> None:
+    """A server's words are kept on one line of bounded length."""
+    sink.replies = {ANN: "550-first\r\n550-" + "x" * 2000 + "\r\n550 last"}
+    reason = (await send(email(sink))).refused[ANN].reason
+    assert reason.startswith("first xxx") and len(reason) == MAX_REASON_LENGTH
+
+
+# -- limits on recipients --------------------------------------------------------------------------------------------
+
+
+async def test_split_by_our_limit(sink: SMTPSink) -> None:
+    """More recipients than one message may have get several, over one connection, all the same."""
+    addresses = [f"user{number}@example.org" for number in range(7)]
+    assert (await send(email(sink, recipients_per_message=3), *addresses)).refused == {}
+    assert [mail.recipients for mail in sink.mails] == [addresses[:3], addresses[3:6], addresses[6:]]
+    assert len({mail.content for mail in sink.mails}) == 1
+    assert sink.connections == 1
+
+
+async def test_split_by_the_servers_limit(sink: SMTPSink) -> None:
+    """A server that takes fewer at a time gets the rest in the next transactions."""
+    sink.max_recipients = 2
+    addresses = [f"user{number}@example.org" for number in range(5)]
+    assert (await send(email(sink), *addresses)).refused == {}
+    assert [mail.recipients for mail in sink.mails] == [addresses[:2], addresses[2:4], addresses[4:]]
+
+
+async def test_full_mailbox_is_not_a_limit(sink: SMTPSink) -> None:
+    """A recipient whose mailbox stays full is refused in the end, and stops nobody."""
+    sink.replies = {ANN: "452 4.2.2 mailbox full"}
+    handover = await send(email(sink), ANN, BEN)
+    assert refusals(handover) == {ANN: (452, True)}
+    assert [mail.recipients for mail in sink.mails] == [[BEN]]
+
+
+# -- addresses in other scripts --------------------------------------------------------------------------------------
+
+
+async def test_international_address(sink: SMTPSink) -> None:
+    """An address that needs SMTPUTF8 gets its mail apart: the others' mail does not ask for the extension."""
+    assert (await send(email(sink), ANN, "jörg@example.org", BEN)).refused == {}
+    assert [(mail.recipients, "SMTPUTF8" in mail.options) for mail in sink.mails] == [
+        ([ANN, BEN], False),
+        (["jörg@example.org"], True),
+    ]
+
+
+async def test_international_address_without_smtputf8() -> None:
+    """A server without SMTPUTF8 can never take such an address: that is final, with the reason."""
+    with SMTPSink(smtputf8=False) as sink:
+        handover = await send(email(sink), ANN, "jörg@example.org")
+    assert refusals(handover) == {"jörg@example.org": (0, False)}
+    assert "SMTPUTF8" in handover.refused["jörg@example.org"].reason
+    assert sink.mails[0].recipients == [ANN]
+
+
+# -- TLS and login ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+@pytest.mark.parametrize("security", ["tls", "starttls"])
+async def test_encrypted_and_logged_in(authority: CertificateAuthority, security: Any, host: str) -> None:
+    """With either kind of TLS the certificate is verified, then we log in, then the mail goes out."""
+    with SMTPSink(**{security: authority.server_context()}, logins={"us": PASSWORD}) as sink:
+        settings = email(
+            sink, host=host, security=security, ca=authority.ca_file, login="us", password=PASSWORD
+        )
+        assert await send(settings) == Handover({})
+    assert sink.mails[0].is_encrypted
+    assert sink.mails[0].login == "us"
+
+
+@pytest.mark.parametrize("security", ["tls", "starttls"])
+@pytest.mark.parametrize("fault", ["unknown authority", "other name", "expired"])
+async def test_bad_certificate(
+    authority: CertificateAuthority, tmp_path: Path, security: Any, fault: str
+) -> None:
+    """A certificate that does not prove the server's name stops all mail; none is lost, and the operator hears why."""
+    context = {
+        "unknown authority": lambda: CertificateAuthority(tmp_path).server_context(),
+        "other name": lambda: authority.server_context(["mail.example.org"]),
+        "expired": lambda: authority.server_context(valid_days=-1),
+    }[fault]()
+    with SMTPSink(**{security: context}, logins={"us": PASSWORD}) as sink:
+        settings = email(sink, security=security, ca=authority.ca_file, login="us", password=PASSWORD)
+        handover = await send(settings)
+    assert refusals(handover) == {ANN: (0, True)}
+    assert handover.outage and handover.outage.needs_operator
+    assert "certificate" in handover.outage.reason and PASSWORD not in handover.outage.reason
+    assert sink.mails == []
+
+
+async def test_the_systems_authorities(authority: CertificateAuthority) -> None:
+    """Without a file of authorities those of the system count, and they do not know ours."""
+    with SMTPSink(tls=authority.server_context()) as sink:
+        handover = await send(email(sink, security="tls"))
+    assert handover.outage and "certificate" in handover.outage.reason
+
+
+async def test_never_silently_plain(sink: SMTPSink) -> None:
+    """A server that does not offer STARTTLS gets no mail where STARTTLS is configured."""
+    handover = await send(email(sink, security="starttls"))
+    assert refusals(handover) == {ANN: (0, True)}
+    assert handover.outage and handover.outage.needs_operator and "STARTTLS" in handover.outage.reason
+    assert sink.mails == []
+
+
+async def test_tls_on_a_plain_port(sink: SMTPSink) -> None:
+    """TLS from the first byte, said to a server that does not speak it, is told to the operator."""
+    handover = await send(email(sink, security="tls"))
+    assert handover.outage and handover.outage.needs_operator and "TLS" in handover.outage.reason
+
+
+async def test_wrong_password(authority: CertificateAuthority) -> None:
+    """A refused login loses no mail; the operator hears of it, and nobody of the password."""
+    with SMTPSink(starttls=authority.server_context(), logins={"us": "another"}) as sink:
+        settings = email(sink, security="starttls", ca=authority.ca_file, login="us", password=PASSWORD)
+        handover = await send(settings)
+    assert refusals(handover) == {ANN: (535, True)}
+    assert handover.outage and handover.outage.needs_operator
+    assert "login" in handover.outage.reason and PASSWORD not in handover.outage.reason
+
+
+async def test_login_missing(sink: SMTPSink) -> None:
+    """A server that wants a login where none is configured loses no mail, either."""
+    sink.replies = {ANN: "530 5.7.0 authentication required"}
+    handover = await send(email(sink), ANN, BEN)
+    assert refusals(handover) == {ANN: (530, True), BEN: (530, True)}
+    assert handover.outage and handover.outage.needs_operator
+
+
+async def test_login_not_offered(sink: SMTPSink) -> None:
+    """A login that the server has no use for is told to the operator."""
+    handover = await send(email(sink, login="us", password=PASSWORD))
+    assert handover.outage and handover.outage.needs_operator
+    assert PASSWORD not in handover.outage.reason
+
+
+def test_ca_without_certificates(tmp_path: Path) -> None:
+    """A file of authorities that holds none stops the start, by name."""
+    (tmp_path / "ca.pem").write_text("nothing")
+    with pytest.raises(StartupError, match="ca.pem holds no certificates"):
+        SMTPTransport(email(25, security="tls", ca=tmp_path / "ca.pem"))
+
+
+@pytest.mark.parametrize(
+    ("security", "name"),
+    [
+        ("tls", "SMTP mail.example.org:465 (TLS)"),
+        ("starttls", "SMTP mail.example.org:465 (STARTTLS)"),
+        ("none", "SMTP mail.example.org:465 (not encrypted)"),
+    ],
+)
+def test_name(security: Any, name: str) -> None:
+    """The name says where mail goes and how it is protected, and no secret."""
+    settings = email(465, host="mail.example.org", security=security, login="us", password=PASSWORD)
+    assert SMTPTransport(settings).name == name
+
+
+# -- when the connection breaks --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", ["EHLO", "MAIL", "RCPT", "DATA", "content"])
+async def test_connection_cut(sink: SMTPSink, stage: str) -> None:
+    """A connection cut before the mail was taken leaves all of it to be tried again."""
+    sink.cut_at = stage
+    handover = await send(email(sink), ANN, BEN)
+    assert refusals(handover) == {ANN: (0, True), BEN: (0, True)}
+    assert handover.outage and not handover.outage.needs_operator
+    assert sink.mails == []
+
+
+async def test_connection_cut_before_the_last_answer(sink: SMTPSink) -> None:
+    """A mail whose answer was lost counts as not taken: a repeat is better than a loss."""
+    sink.cut_at = "end"
+    assert refusals(await send(email(sink))) == {ANN: (0, True)}
+    assert len(sink.mails) == 1
+
+
+async def test_connection_cut_after_the_last_answer(sink: SMTPSink) -> None:
+    """What breaks when all is said and done breaks nothing."""
+    sink.cut_at = "QUIT"
+    assert await send(email(sink)) == Handover({})
+
+
+async def test_connection_cut_between_two_parts(sink: SMTPSink) -> None:
+    """What was taken before the cut is done; only the rest is tried again."""
+    sink.replies = {BEN: "421 4.3.2 shutting down"}
+    handover = await send(email(sink, recipients_per_message=1), ANN, BEN, CAT)
+    assert refusals(handover) == {BEN: (421, True), CAT: (421, True)}
+    assert handover.outage and not handover.outage.needs_operator
+    assert [mail.recipients for mail in sink.mails] == [[ANN]]
+
+
+@pytest.mark.parametrize("stage", ["EHLO", "RCPT", "end"])
+async def test_silent_server(sink: SMTPSink, stage: str) -> None:
+    """A server that falls silent is left after the time-out."""
+    sink.hang_at = stage
+    handover = await send(email(sink, timeout_s=0.2))
+    assert refusals(handover) == {ANN: (0, True)}
+    assert handover.outage and "in time" in handover.outage.reason
+
+
+async def test_within_the_time_given(sink: SMTPSink) -> None:
+    """However long the time-out of a single answer, the whole ends in the time given."""
+    sink.hang_at = "end"
+    handover = await send(email(sink, timeout_s=60), within_s=0.2)
+    assert refusals(handover) == {ANN: (0, True)}
+
+
+@pytest.mark.parametrize(("quit_timeout_s", "within_s"), [(0.1, 20), (20, 0.5)])
+async def test_silent_goodbye(
+    sink: SMTPSink, monkeypatch: pytest.MonkeyPatch, quit_timeout_s: float, within_s: float
+) -> None:
+    """A server that does not answer QUIT has the mail all the same, whichever time runs out first."""
+    monkeypatch.setattr("server.smtp.QUIT_TIMEOUT_S", quit_timeout_s)
+    sink.hang_at = "QUIT"
+    assert await send(email(sink), within_s=within_s) == Handover({})
+
+
+async def test_nobody_listens() -> None:
+    """A mail server that is not there is an outage, named by host and port."""
+    port = free_port()
+    handover = await send(email(port))
+    assert refusals(handover) == {ANN: (0, True)}
+    assert handover.outage and f"127.0.0.1:{port}" in handover.outage.reason
+    assert not handover.outage.needs_operator
+
+
+async def test_unknown_host() -> None:
+    """A host that has no address is an outage, too."""
+    handover = await send(email(25, host="mail.invalid"))
+    assert refusals(handover) == {ANN: (0, True)}
+    assert handover.outage and "mail.invalid" in handover.outage.reason
+
+
+@pytest.mark.parametrize(
+    ("reply", "needs_operator"), [("550 5.7.1 not allowed to send as this", True), ("451 4.3.0 busy", False)]
+)
+async def test_sender_refused(sink: SMTPSink, reply: str, needs_operator: bool) -> None:
+    """A refused sender would be so in every mail: none is given up for it."""
+    sink.replies = {"MAIL": reply}
+    handover = await send(email(sink))
+    assert refusals(handover) == {ANN: (int(reply[:3]), True)}
+    assert handover.outage and handover.outage.needs_operator is needs_operator
+
+
+@pytest.fixture
+async def strange_server(request: pytest.FixtureRequest) -> Any:
+    """Says one line to each caller, and waits for it to go."""
+
+    async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(request.param)
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(greet, "127.0.0.1", 0) as server:
+        yield server.sockets[0].getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ("strange_server", "code"),
+    [
+        (b"554 no mail service here\r\n", 554),
+        (b"421 too busy\r\n", 421),
+        (b"hello?\r\n", 0),
+        (b"999 odd\r\n", 0),
+    ],
+    indirect=["strange_server"],
+)
+async def test_strange_greeting(strange_server: int, code: int) -> None:
+    """A server that does not let us in, or speaks another language, loses no mail."""
+    assert refusals(await send(email(strange_server))) == {ANN: (code, True)}
+
+
+async def test_cancelled(sink: SMTPSink) -> None:
+    """Cancelling ends the sending at once and lets the connection go."""
+    sink.hang_at = "MAIL"
+    task = asyncio.create_task(send(email(sink, timeout_s=60)))
+    await sink.stuck.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
