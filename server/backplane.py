@@ -1,0 +1,82 @@
+"""The way from a change in the store to every screen of the users it concerns, on all nodes. One node needs
+no other: `LocalBackplane` is the whole of it.
+
+Events go out in the order in which they were published. Fan-out runs after the publisher has been answered,
+in slices that leave the loop to others in between.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterable
+
+from server.messages import Event
+from server.rooms import Room, Rooms
+
+logger = logging.getLogger(__name__)
+
+SLICE_S = 0.005
+"""How long fan-out may hold the loop before others get a turn (a room is never split)."""
+
+MAX_BACKLOG = 100_000
+"""Events waiting for fan-out above which new notifications wait before they are stored."""
+
+
+class LocalBackplane:
+    """Publishes to the rooms of this process."""
+
+    def __init__(self, rooms: Rooms) -> None:
+        self._rooms = rooms
+        self._backlog: dict[Room, list[Event]] = {}
+        self._waiting = 0
+        self._has_space = asyncio.Event()
+        self._has_space.set()
+        self._is_flushed = asyncio.Event()
+        self._is_flushed.set()
+
+    def publish(self, events: Iterable[tuple[Room, Event]]) -> None:
+        """Queue events for the screens of their users, here and on every other node. Never blocks or
+        raises."""
+        # Who is offline now reads the inbox at join: the store has the change already.
+        for room, event in events:
+            if self._rooms.is_online(room):
+                self._backlog.setdefault(room, []).append(event)
+                self._waiting += 1
+        if self._waiting > MAX_BACKLOG:
+            self._has_space.clear()
+        if self._backlog and self._is_flushed.is_set():
+            self._is_flushed.clear()
+            asyncio.get_running_loop().call_soon(self._deliver_slice)
+
+    async def has_space(self) -> None:
+        """Return when the backlog is within its bound: publishing must not outrun fan-out for ever."""
+        await self._has_space.wait()
+
+    async def flushed(self) -> None:
+        """Return when everything published so far has been handed to the connections."""
+        await self._is_flushed.wait()
+
+    def is_online(self, room: Room) -> bool:
+        """Whether the user has a connection on any node."""
+        return self._rooms.is_online(room)
+
+    def _deliver_slice(self) -> None:
+        end = time.monotonic() + SLICE_S
+        while self._backlog:
+            room = next(iter(self._backlog))
+            events = self._backlog.pop(room)
+            self._waiting -= len(events)
+            try:
+                self._rooms.deliver(room, events)
+            except Exception:
+                logger.exception("could not deliver events to tenant=%s user=%s", *room)
+            if time.monotonic() >= end:
+                break
+        if self._waiting <= MAX_BACKLOG:
+            self._has_space.set()
+        if self._backlog:
+            asyncio.get_running_loop().call_soon(self._deliver_slice)
+        else:
+            self._is_flushed.set()

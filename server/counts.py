@@ -1,0 +1,77 @@
+"""Tells users' screens how many unseen notifications they have, after each change of their inbox.
+
+The count is always the store's, never added up here: it cannot drift. Changes in quick succession share one
+count.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Collection
+
+from pydispatch import dispatcher
+
+from server.backplane import LocalBackplane
+from server.bus import INBOX_CHANGED
+from server.errors import StoreUnavailable
+from server.messages import Unseen
+from server.rooms import Room, Rooms
+from server.store import Store
+
+logger = logging.getLogger(__name__)
+
+MIN_INTERVAL_S = 0.25
+"""Between two rounds of counts: the first change is told at once, a burst costs four counts a second."""
+
+RETRY_INTERVAL_S = 2.0
+"""Until the next try when the store does not answer."""
+
+USERS_PER_QUERY = 500
+
+
+class UnseenCounts:
+    """Hears of changes over the bus; `run` counts and tells."""
+
+    def __init__(self, store: Store, rooms: Rooms, backplane: LocalBackplane) -> None:
+        self._store = store
+        self._rooms = rooms
+        self._backplane = backplane
+        self._changed: set[Room] = set()
+        self._wake = asyncio.Event()
+        dispatcher.connect(self._note, INBOX_CHANGED)
+
+    def _note(self, rooms: Collection[Room]) -> None:
+        self._changed.update(self._rooms.online(rooms))
+        if self._changed:
+            self._wake.set()
+
+    async def run(self) -> None:
+        """Count and tell until cancelled."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            changed, self._changed = self._changed, set()
+            try:
+                await self._tell(changed)
+            except StoreUnavailable:
+                logger.debug("counts wait for the store")
+                self._changed |= changed
+                self._wake.set()
+                await asyncio.sleep(RETRY_INTERVAL_S)
+            await asyncio.sleep(MIN_INTERVAL_S)
+
+    async def _tell(self, rooms: Collection[Room]) -> None:
+        by_tenant: dict[str, list[str]] = {}
+        for tenant, user_id in rooms:
+            by_tenant.setdefault(tenant, []).append(user_id)
+        for tenant, user_ids in by_tenant.items():
+            for start in range(0, len(user_ids), USERS_PER_QUERY):
+                counts = await self._store.count_unseen(tenant, user_ids[start : start + USERS_PER_QUERY])
+                self._backplane.publish(
+                    ((tenant, user_id), Unseen(count)) for user_id, count in counts.items()
+                )
+
+    def close(self) -> None:
+        """Hear of nothing any more."""
+        dispatcher.disconnect(self._note, INBOX_CHANGED)

@@ -1,0 +1,115 @@
+"""Every error that one part of the server may raise at another. Only doors turn them into replies.
+
+ServerError                     code, http_status, retryable
+├── InvalidInput                the caller sent something that cannot be taken; names the field
+│   ├── InvalidNotification     at a publishing door
+│   └── InvalidCommand          at a listening door
+├── TooLarge                    a body, a list or a field over its limit; names the field
+├── Refused                     the caller may not do this; says what would have to change
+│   ├── BadCredentials          login, password, key or token is wrong (never says which)
+│   └── NotJoined               a command that needs a user, on a connection that has none
+├── Busy                        a bounded resource is full for the moment
+└── StoreUnavailable            the store did not answer in time; what was written completes as a whole
+                                or not at all
+StartupError                    the server cannot start; one sentence for the operator
+└── InvalidConfig               all that is wrong with the configuration, one problem a line
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class ServerError(Exception):
+    """Base of all errors that a caller can act on. `str(error)` is a sentence without secrets or content."""
+
+    code = "internal"
+    http_status = 500
+    retryable = False
+
+
+class InvalidInput(ServerError):
+    """`field` is the path of the offending field as the caller wrote it (`users[2].id`), "" for the whole
+    input."""
+
+    code = "invalid"
+    http_status = 400
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(f"{field}: {reason}" if field else reason)
+        self.field = field
+        self.reason = reason
+
+
+class InvalidNotification(InvalidInput):
+    """A notification that no door accepts."""
+
+
+class InvalidCommand(InvalidInput):
+    """A client's command that cannot be understood or carried out as it was written."""
+
+
+class TooLarge(InvalidInput):
+    """The input is well-formed but over a configured limit."""
+
+    code = "too_large"
+    http_status = 413
+
+
+class Refused(ServerError):
+    """The caller is understood and not allowed."""
+
+    code = "refused"
+    http_status = 403
+
+
+class BadCredentials(Refused):
+    """Wrong login, password, key or token. One text for all of them, so that nobody learns which part was
+    right."""
+
+    code = "bad_credentials"
+    http_status = 401
+
+    def __init__(self, message: str = "login or password is wrong") -> None:
+        super().__init__(message)
+
+
+class NotJoined(Refused):
+    """A command that acts on a user's inbox came before a successful join."""
+
+    code = "not_joined"
+    http_status = 401
+
+    def __init__(self) -> None:
+        super().__init__("join first: this connection has no user")
+
+
+class Busy(ServerError):
+    """A bounded queue or pool is full. Trying again a little later is right."""
+
+    code = "busy"
+    http_status = 503
+    retryable = True
+
+
+class StoreUnavailable(ServerError):
+    """The store cannot be reached or did not answer in time."""
+
+    code = "store_unavailable"
+    http_status = 503
+    retryable = True
+
+    def __init__(self, message: str = "the store does not answer; try again") -> None:
+        super().__init__(message)
+
+
+class StartupError(Exception):
+    """The server cannot start. `str(error)` is one clear sentence that says what to do."""
+
+
+class InvalidConfig(StartupError):
+    """Everything that is wrong with the configuration, each with file, section and key."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = tuple(problems)

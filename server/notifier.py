@@ -1,0 +1,94 @@
+"""The walk of one notification, and nothing but its order: store, answer, publish. Mail follows alone
+(`outbox`)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from datetime import timedelta
+
+from pydispatch import dispatcher
+
+from server.backplane import LocalBackplane
+from server.bus import INBOX_CHANGED, NOTIFICATION_STORED
+from server.errors import Busy
+from server.messages import Added, Document, EmailDuty, MailRecipient, Publication
+from server.presence import Presence
+from server.rooms import Room
+from server.store import Store
+
+
+class Notifier:
+    """What every publishing door calls."""
+
+    def __init__(self, store: Store, backplane: LocalBackplane, presence: Presence) -> None:
+        self._store = store
+        self._backplane = backplane
+        self._presence = presence
+        self._in_flight = 0
+        self._is_open = True
+        self._is_idle = asyncio.Event()
+        self._is_idle.set()
+
+    async def notify(self, publication: Publication) -> list[Document]:
+        """Store a notification for its recipients; the documents, in their order. When this returns,
+        documents and mail duty are durable, and pushes are under way. Raises `StoreUnavailable`: nothing was
+        pushed, and either nothing is stored or all of it will be (then it is pushed too); `Busy` while the
+        server stops."""
+        if not self._is_open:
+            raise Busy("the server is stopping; try again")
+        if not publication.recipients:
+            return []
+        self._in_flight += 1
+        self._is_idle.clear()
+        try:
+            return await self._walk(publication)
+        finally:
+            self._in_flight -= 1
+            if not self._in_flight:
+                self._is_idle.set()
+
+    async def close(self) -> None:
+        """Refuse what comes from now on; return when what came before is answered for."""
+        self._is_open = False
+        await self._is_idle.wait()
+
+    async def _walk(self, publication: Publication) -> list[Document]:
+        await self._backplane.has_space()
+        duty = self._duty(publication)
+        documents = await self._store.add(publication.notification, publication.recipients, duty)
+        self._publish(documents)
+        dispatcher.send(
+            NOTIFICATION_STORED, self, notification=publication.notification, documents=documents, duty=duty
+        )
+        return documents
+
+    async def complete(self) -> int:
+        """Complete what a crash or a time-out left half stored, and push it; how many documents that made."""
+        documents = await self._store.complete_intents()
+        self._publish(documents)
+        return len(documents)
+
+    def _publish(self, documents: Sequence[Document]) -> None:
+        self._backplane.publish((_room(document), Added(document)) for document in documents)
+        dispatcher.send(INBOX_CHANGED, self, rooms=[_room(document) for document in documents])
+
+    def _duty(self, publication: Publication) -> EmailDuty | None:
+        """Who is owed a mail: at once who is away (or all, if forced); later who is online, unless the push
+        is noticed."""
+        mail, notification = publication.mail, publication.notification
+        if mail is None:
+            return None
+        at_once = notification.created_at
+        later = at_once + timedelta(seconds=self._presence.away_after_s)
+        owed = []
+        for recipient in publication.recipients:
+            if recipient.email is None:
+                continue
+            waits = not mail.forced and self._presence.is_online((notification.tenant, recipient.user_id))
+            owed.append(MailRecipient(recipient.user_id, recipient.email, later if waits else at_once, waits))
+        return EmailDuty(mail, tuple(owed)) if owed else None
+
+
+def _room(document: Document) -> Room:
+    return document.notification.tenant, document.user_id

@@ -1,0 +1,179 @@
+"""Rooms: which sessions on this node belong to a user, and handing them what concerns that user.
+
+A room exists while it has a session. Nothing here awaits: fan-out never waits for a client.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Protocol
+
+from server.callers import Caller
+from server.messages import Added, Deleted, Event, Seen
+from server.wire import Burst, CloseReason, EventFrames, Frame
+
+REORDER_WINDOW_S = 30.0
+"""How long a push may be overtaken by a later change of the same document: above any store time-out."""
+
+MAX_BURST_CHARS = 32 * 1024
+"""How much is joined into one write: enough to save most of the calls, little enough for any queue."""
+
+
+class Connection(Protocol):
+    """A transport's side of one client, as a session sees it. Made by a door of `transports`."""
+
+    caller: Caller
+    """Where the client calls from."""
+
+    def send(self, frame: Frame) -> None:
+        """Queue a frame; never blocks, never raises, does nothing on a closed connection. An empty queue
+        takes any one frame; one that would take a queue over its bound closes the connection as slow and is
+        dropped."""
+
+    async def drained(self) -> None:
+        """Return when all that was sent has left the queue, or the connection is closed."""
+
+    def close(self, reason: CloseReason) -> None:
+        """End the connection with this code and reason, once; what is queued may be lost. Idempotent."""
+
+    @property
+    def is_closed(self) -> bool: ...
+
+    @property
+    def last_alive_at(self) -> float:
+        """When the client last gave a sign of life (anything it sent, a pong, an acknowledged heartbeat);
+        `time.monotonic`."""
+
+
+Push = tuple[Event, Frame]
+"""An event, and the frame that tells of it."""
+
+
+class Listener(Protocol):
+    """What a room asks of its members (sessions)."""
+
+    connection: Connection
+
+    def push(self, pushes: Sequence[Push], burst: Frame) -> None:
+        """Pass on some pushes in their order. `burst` is all of them as one frame, for who wants all. Never blocks,
+        never raises."""
+
+
+Room = tuple[str, str]
+"""Its name: (tenant, user id)."""
+
+
+class Rooms:
+    """The local connections of each user."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._members: dict[Room, set[Listener]] = {}
+        self._clock = clock
+        self._last_alive: OrderedDict[Room, float] = OrderedDict()
+        self._changed: OrderedDict[str, tuple[int, float]] = OrderedDict()
+        self._frames = EventFrames()
+
+    # -- membership --------------------------------------------------------------------------------
+    def join(self, room: Room, listener: Listener) -> None:
+        """Add a listener to a user's room."""
+        self._members.setdefault(room, set()).add(listener)
+
+    def leave(self, room: Room, listener: Listener) -> None:
+        """Take a listener out of a room; nothing happens if it is not in it."""
+        members = self._members.get(room)
+        if members is None or listener not in members:
+            return
+        members.discard(listener)
+        self._remember_sign_of_life(room, listener.connection.last_alive_at)
+        if not members:
+            del self._members[room]
+
+    def is_online(self, room: Room) -> bool:
+        """Whether the user has a connection on this node."""
+        return room in self._members
+
+    def online(self, rooms: Iterable[Room]) -> list[Room]:
+        """Those of the rooms that have members, in the order given."""
+        return [room for room in rooms if room in self._members]
+
+    @property
+    def user_count(self) -> int:
+        return len(self._members)
+
+    def last_alive_at(self, room: Room) -> float | None:
+        """When any connection of the user last gave a sign of life (`time.monotonic`); None if that is not
+        known (never here, or longer ago than `remember_signs_of_life` keeps)."""
+        times = [listener.connection.last_alive_at for listener in self._members.get(room, ())]
+        if room in self._last_alive:
+            times.append(self._last_alive[room])
+        return max(times, default=None)
+
+    def _remember_sign_of_life(self, room: Room, at: float) -> None:
+        self._last_alive[room] = max(at, self._last_alive.pop(room, at))
+
+    def forget_signs_of_life(self, before: float) -> None:
+        """Drop what is remembered of users who left before this moment (`time.monotonic`)."""
+        while self._last_alive:
+            room, at = next(iter(self._last_alive.items()))
+            if at >= before:
+                return
+            del self._last_alive[room]
+
+    # -- fan-out ---------------------------------------------------------------------------------------------------
+    def deliver(self, room: Room, events: Iterable[Event]) -> int:
+        """Hand events to all of the user's local sessions, in this order; how many sessions there are. An `Added` that
+        was overtaken by a later change of its document is dropped: nobody's screen goes back in time."""
+        pushes = [(event, self._frames.frame(event)) for event in events if self._is_news(event)]
+        members = self._members.get(room)
+        if not members:
+            return 0
+        for some in _bursts(pushes):
+            burst = some[0][1] if len(some) == 1 else Burst([frame for _, frame in some])
+            # A copy: a push may find its connection dead, and leave the room.
+            for listener in tuple(members):
+                listener.push(some, burst)
+        return len(members)
+
+    def _is_news(self, event: Event) -> bool:
+        if isinstance(event, Added):
+            return not self._is_overtaken(event)
+        if isinstance(event, Seen | Deleted):
+            self._note_change(event)
+        return True
+
+    def _note_change(self, event: Seen | Deleted) -> None:
+        now = self._clock()
+        for id_ in event.ids:
+            self._changed.pop(id_, None)
+            self._changed[id_] = (event.rev, now)
+        while self._changed:
+            id_, (_, noted_at) = next(iter(self._changed.items()))
+            if now - noted_at <= REORDER_WINDOW_S:
+                return
+            del self._changed[id_]
+
+    def _is_overtaken(self, event: Added) -> bool:
+        changed = self._changed.get(event.document.id)
+        return changed is not None and changed[0] > event.rev
+
+    def close_all(self, reason: CloseReason) -> None:
+        """Close the connections of all members."""
+        for members in tuple(self._members.values()):
+            for listener in tuple(members):
+                listener.connection.close(reason)
+
+
+def _bursts(pushes: list[Push]) -> Iterator[list[Push]]:
+    """The pushes in order, in portions of at most `MAX_BURST_CHARS`, or of one."""
+    some: list[Push] = []
+    size = 0
+    for push in pushes:
+        size += len(push[1].text)
+        if some and size > MAX_BURST_CHARS:
+            yield some
+            some, size = [], len(push[1].text)
+        some.append(push)
+    if some:
+        yield some

@@ -1,0 +1,156 @@
+"""What the core asks of a store. Two edges keep this contract: `store.sqlite` (embedded) and `store.mongo`.
+
+For every verb: a store that cannot be reached or does not answer within its timeout raises
+`StoreUnavailable`; ids that are unknown, malformed, deleted or another user's are silently none of the
+user's. Returned lists are new lists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+from server.messages import Document, EmailDuty, Mail, MailRecipient, Notification, Recipient
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What a changing verb did. `ids`: the given ids that are documents of the user, in the order given,
+    without repetition, whether or not they had to change (for "all": those that changed, oldest first).
+    `changed`: how many got a new rev. `rev`: that new rev, one for all of them; None if nothing changed."""
+
+    ids: tuple[str, ...]
+    changed: int
+    rev: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class MailJob:
+    """A claimed mail: some due recipients of one notification. `lease` proves the claim when settling.
+    `attempts` counts the earlier claims of this notification's mail that ended with recipients to retry."""
+
+    nid: str
+    tenant: str
+    created_at: datetime
+    mail: Mail
+    recipients: tuple[MailRecipient, ...]
+    lease: str
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedMail:
+    """A recipient that the mail server refused for good, with its answer (`code`, `reason`: the server's
+    words)."""
+
+    user_id: str
+    email: str
+    code: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class MailOutcome:
+    """What became of a claimed job. Every recipient of the job is in exactly one of these; `retry` are those
+    to try again at `retry_at` (aware UTC; None only if `retry` is empty). `sent` and `dropped` (seen, deleted
+    or alive meanwhile) are done."""
+
+    sent: tuple[MailRecipient, ...] = ()
+    dropped: tuple[MailRecipient, ...] = ()
+    refused: tuple[RefusedMail, ...] = ()
+    retry: tuple[MailRecipient, ...] = ()
+    retry_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MailCounts:
+    """Recipients by state: `due` (owed, whether or not the time has come), `refused` (kept with the
+    reason)."""
+
+    due: int
+    refused: int
+
+
+class Store(Protocol):
+    """The inbox of all users. Durable before a verb returns: a crash of the process or the machine loses
+    nothing returned."""
+
+    name: str
+    """For people: `embedded (data/notifications.sqlite3)`, `MongoDB (db ws_notification)`; never a
+    password."""
+
+    async def open(self) -> None:
+        """Connect, make indexes, upgrade the schema. Raises `StartupError` (wrong or locked folder, bad
+        address syntax) or `StoreUnavailable` (not there yet; may be called again)."""
+
+    async def close(self) -> None:
+        """Finish what was accepted, then let go. Idempotent."""
+
+    async def ping(self) -> None:
+        """Return if the store would take a write now."""
+
+    # -- storing
+    # ---------------------------------------------------------------------------------------------------
+    async def add(
+        self, notification: Notification, recipients: Sequence[Recipient], duty: EmailDuty | None
+    ) -> list[Document]:
+        """Store one document for each recipient (distinct users, at least one), and the duty to mail, as a
+        whole: after a crash at any point either nothing is there or `complete_intents` completes it. Returns
+        the documents in the order of `recipients`. After `StoreUnavailable` the documents may still appear,
+        then all of them."""
+
+    async def complete_intents(self) -> list[Document]:
+        """Complete what a crash or a time-out left half done, longer ago than any store timeout. Returns the
+        documents completed by this call, [] if there was nothing. Several nodes may call it at once."""
+
+    # -- reading (never returns deleted documents)
+    # -----------------------------------------------------------------
+    async def newest(self, tenant: str, user_id: str, *, before: str | None, limit: int) -> list[Document]:
+        """Newest first by (created_at, id). `before`: only documents older than that of this id (which may be
+        deleted); None: from the newest. An id that is not the user's: []."""
+
+    async def page(self, tenant: str, user_id: str, *, page: int, limit: int) -> list[Document]:
+        """The `page`-th (from 0) `limit` documents, oldest first: the paging of the old dialect."""
+
+    async def unseen(
+        self, tenant: str, user_id: str, *, after: Document | None, limit: int
+    ) -> list[Document]:
+        """Unseen documents, oldest first by (created_at, id), those after the position of `after` only (None:
+        from the oldest)."""
+
+    async def count_unseen(self, tenant: str, user_ids: Collection[str]) -> dict[str, int]:
+        """The exact number of unseen documents of each user; every given user is in the answer."""
+
+    # -- changing
+    # --------------------------------------------------------------------------------------------------
+    async def mark_seen(self, tenant: str, user_id: str, ids: Sequence[str]) -> Change:
+        """Mark these documents seen, all that are the user's and not deleted."""
+
+    async def mark_all_seen(self, tenant: str, user_id: str, *, limit: int) -> Change:
+        """Mark up to `limit` unseen documents seen, oldest first. Call again until `changed` is less than
+        `limit`."""
+
+    async def delete(self, tenant: str, user_id: str, ids: Sequence[str]) -> Change:
+        """Turn these documents into tombstones."""
+
+    # -- mail
+    # ------------------------------------------------------------------------------------------------------
+    async def claim_mail(self, lease_s: float, limit: int) -> list[MailJob]:
+        """Lease up to `limit` jobs that have due recipients, earliest due first; a job holds the due
+        recipients only. Due and lease times go by the store's clock. A job not settled within `lease_s`
+        seconds may be claimed again, by any node: a crash delays or repeats mail, never loses it."""
+
+    async def settle_mail(self, job: MailJob, outcome: MailOutcome) -> bool:
+        """Write down what became of a job. False if the lease had run out and somebody else has claimed it
+        since: then nothing is changed."""
+
+    async def next_mail_due(self) -> datetime | None:
+        """When the next mail becomes due (may be past); None if none is owed."""
+
+    async def still_unseen(self, tenant: str, nid: str, user_ids: Collection[str]) -> set[str]:
+        """Those of the users who have the document of notification `nid` neither seen nor deleted."""
+
+    async def mail_counts(self) -> MailCounts:
+        """For health and metrics."""

@@ -1,0 +1,346 @@
+"""The dialect of the classic socket protocol (CONTRACT C1), without any I/O: text -> Command, events ->
+Frame.
+
+A message is a JSON object `{"name": …, "data": …}` in both directions. In `notification`, `seen` and
+`delete`, `data` is a JSON *string* that holds an array: deployed clients were written for that. All text is
+ASCII (other characters as `\\uXXXX`): what travels inside a SockJS frame or a script must not need escaping
+again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from server.errors import InvalidCommand, InvalidInput, ServerError
+from server.ids import is_id
+from server.messages import Added, Deleted, Document, Event, Notification, Seen
+from server.revs import to_wire
+
+MAX_DOCUMENTS_PER_FRAME = 100
+"""No frame holds more, however many a user has: a frame is made, sent and parsed as one piece."""
+
+MAX_PAGE_SIZE = 100
+MAX_PAGE = 1_000_000
+"""Pages beyond are as empty as this one; keeps the arithmetic of stores within 64 bits."""
+
+MAX_CREDENTIAL_CHARS = 1024
+"""Longer logins and passwords are refused unread: hashing has a price per character."""
+
+_encode: Callable[[Any], str] = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+
+
+# -- commands: what a client asks ------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Join:
+    """Become this user; what the user has not seen follows."""
+
+    login: str
+    password: str
+
+
+@dataclass(frozen=True, slots=True)
+class ListUnseen:
+    """Send all unseen documents, oldest first."""
+
+
+@dataclass(frozen=True, slots=True)
+class ListPage:
+    """Send a page by its number, oldest first. `page` is 0 or more."""
+
+    page: int
+
+
+@dataclass(frozen=True, slots=True)
+class ListNewest:
+    """Send documents newest first, from before document `before` (None: from the newest). `limit` None: as
+    configured."""
+
+    before: str | None
+    limit: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class MarkSeen:
+    """Mark documents as seen; `ids` None: all."""
+
+    ids: tuple[str, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """Delete documents."""
+
+    ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """Be nobody again; the connection stays."""
+
+
+Command = Join | ListUnseen | ListPage | ListNewest | MarkSeen | Delete | Leave
+
+
+def parse_command(text: str) -> Command:
+    """The command in a client's message. Raises `InvalidCommand`, whose `field` is a path into the
+    message."""
+    try:
+        message = json.loads(text)
+    except (ValueError, RecursionError) as exc:
+        raise InvalidCommand("", "the message is not JSON") from exc
+    if not isinstance(message, dict) or not isinstance(message.get("name"), str):
+        raise InvalidCommand("name", 'a message is an object {"name": …, "data": …}')
+    parse = _COMMANDS.get(message["name"])
+    if parse is None:
+        raise InvalidCommand("name", f"unknown command; known are {', '.join(_COMMANDS)}")
+    return parse(message.get("data"))
+
+
+def _parse_join(data: Any) -> Join:
+    fields = _object(data)
+    return Join(_credential(fields, "login"), _credential(fields, "password"))
+
+
+def _credential(fields: dict[str, Any], name: str) -> str:
+    value = fields.get(name)
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)  # deployed clients send numeric logins as numbers
+    if not isinstance(value, str) or not value:
+        raise InvalidCommand(f"data.{name}", "missing, or not a text")
+    if len(value) > MAX_CREDENTIAL_CHARS:
+        raise InvalidCommand(f"data.{name}", f"longer than {MAX_CREDENTIAL_CHARS} characters")
+    if not _is_unicode(value):
+        raise InvalidCommand(f"data.{name}", "not valid Unicode")
+    return value
+
+
+def _parse_content(data: Any) -> ListPage | ListNewest:
+    fields = data if isinstance(data, dict) else {"page": data}
+    if "before" not in fields and "limit" not in fields:
+        return ListPage(_page_number(fields.get("page")))
+    before, limit = fields.get("before"), fields.get("limit")
+    if before is not None and not is_id(before):
+        raise InvalidCommand("data.before", "neither null nor the _id of a notification")
+    if limit is not None:
+        limit = min(max(_integer(limit, "data.limit"), 1), MAX_PAGE_SIZE)
+    return ListNewest(before and before.lower(), limit)
+
+
+def _page_number(value: Any) -> int:
+    return 0 if value is None else min(max(_integer(value, "data.page"), 0), MAX_PAGE)
+
+
+def _integer(value: Any, field: str) -> int:
+    """Integers, also as numeric strings of a sane length (`int` on long ones is slow)."""
+    if isinstance(value, str) and len(value) <= 20:
+        try:
+            return int(value)
+        except ValueError:
+            pass
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    raise InvalidCommand(field, "not an integer")
+
+
+def _parse_seen(data: Any) -> MarkSeen:
+    if isinstance(data, dict) and "all" in data:
+        if data["all"] is not True or "ids" in data:
+            raise InvalidCommand("data.all", "must be true, and alone")
+        return MarkSeen(None)
+    return MarkSeen(_ids(data))
+
+
+def _ids(data: Any) -> tuple[str, ...]:
+    """`{"ids": […]}` or the bare list. Texts that are no ids are dropped: they are nobody's."""
+    ids = data.get("ids") if isinstance(data, dict) else data
+    if not isinstance(ids, list):
+        raise InvalidCommand("data.ids", "missing, or not a list")
+    for index, id_ in enumerate(ids):
+        if not isinstance(id_, str):
+            raise InvalidCommand(f"data.ids[{index}]", "not a text")
+    return tuple(dict.fromkeys(id_.lower() for id_ in ids if is_id(id_)))
+
+
+def _object(data: Any) -> dict[str, Any]:
+    if not isinstance(data, dict):
+        raise InvalidCommand("data", "not an object")
+    return data
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether `text` can be encoded: JSON can smuggle in lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+_COMMANDS: dict[str, Callable[[Any], Command]] = {
+    "join": _parse_join,
+    "unseen": lambda data: ListUnseen(),
+    "content": _parse_content,
+    "seen": _parse_seen,
+    "delete": lambda data: Delete(_ids(data)),
+    "leave": lambda data: Leave(),
+}
+
+
+# -- frames: what a client is told -----------------------------------------------------------------
+
+
+class Frame:
+    """One message to clients: its text, and its bytes for each way of sending, encoded once for all
+    connections."""
+
+    __slots__ = ("_encoded", "text")
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self._encoded: dict[Callable[[str], bytes], bytes] = {}
+
+    def encoded(self, encode: Callable[[str], bytes]) -> bytes:
+        """`encode(text)`, worked out at the first call with that function and remembered."""
+        data = self._encoded.get(encode)
+        if data is None:
+            data = self._encoded[encode] = encode(self.text)
+        return data
+
+
+class Burst(Frame):
+    """Several frames that go out in a row, as one piece: one write instead of many. Its text is that of a JSON array's
+    elements, for transports that carry messages in an array."""
+
+    __slots__ = ("_frames",)
+
+    def __init__(self, frames: Sequence[Frame]) -> None:
+        super().__init__(",".join(frame.text for frame in frames))
+        self._frames = frames
+
+    def encoded(self, encode: Callable[[str], bytes]) -> bytes:
+        """The frames' own bytes, one after the other."""
+        data = self._encoded.get(encode)
+        if data is None:
+            data = self._encoded[encode] = b"".join(frame.encoded(encode) for frame in self._frames)
+        return data
+
+
+@dataclass(frozen=True, slots=True)
+class CloseReason:
+    """Why the server ends a connection: WebSocket close code (RFC 6455 section 7.4; 3000-3999 are a
+    framework's own; the same number in SockJS's close frame) and a short text."""
+
+    code: int
+    reason: str
+
+
+GOING_AWAY = CloseReason(1001, "going away")
+"""The server stops. Come back soon."""
+SLOW = CloseReason(3008, "slow")
+"""The client did not take what was sent. Come back and read the inbox."""
+TOO_BIG = CloseReason(1009, "message too big")
+TIMED_OUT = CloseReason(3009, "no sign of life")
+FAILED = CloseReason(1011, "internal error")
+
+
+def notification_frame(documents: Sequence[Document]) -> Frame:
+    """`notification` with these documents, in this order; may be empty (a client's sign of a good join)."""
+    return _frame("notification", [_document_fields(document) for document in documents])
+
+
+def seen_frame(ids: Sequence[str]) -> Frame:
+    return _frame("seen", ids)
+
+
+def delete_frame(ids: Sequence[str]) -> Frame:
+    return _frame("delete", ids)
+
+
+def count_frame(unseen: int) -> Frame:
+    return Frame(f'{{"name":"count","data":{{"unseen":{unseen}}}}}')
+
+
+def error_frame(error: ServerError) -> Frame:
+    """`error` with the code and message, and the field where the error names one."""
+    data = {"code": error.code, "message": str(error)}
+    if isinstance(error, InvalidInput) and error.field:
+        data["field"] = error.field
+    return Frame(_encode({"name": "error", "data": data}))
+
+
+def _frame(name: str, array: Sequence[Any]) -> Frame:
+    return Frame(f'{{"name":"{name}","data":{_encode(_encode(array))}}}')
+
+
+def _document_fields(document: Document) -> dict[str, Any]:
+    return {"_id": document.id, "_userId": document.user_id, **_shared_fields(document)}
+
+
+def _shared_fields(document: Document) -> dict[str, Any]:
+    """All fields but the two in which the fresh documents of one notification differ."""
+    notification = document.notification
+    fields: dict[str, Any] = {
+        "nid": notification.nid,
+        "type": notification.type,
+        "title": notification.title,
+        "content": notification.content,
+        "url": notification.url,
+        "icon": notification.icon,
+        "image": notification.image,
+        "createdAt": _instant(document.created_at),
+        "updatedAt": _instant(document.updated_at),
+        "deletedAt": _instant(document.deleted_at),
+        "delete": document.deleted,
+        "seen": document.seen,
+        "rev": to_wire(document.rev),
+    }
+    if notification.data is not None:
+        fields["data"] = notification.data
+    return fields
+
+
+def _instant(instant: datetime | None) -> str | None:
+    """ISO 8601 with milliseconds and `Z` (RFC 3339), as JavaScript's `toISOString` writes it."""
+    return None if instant is None else instant.replace(tzinfo=None).isoformat(timespec="milliseconds") + "Z"
+
+
+class EventFrames:
+    """Frames for events. Remembers the notification it saw last: fresh documents of one notification differ
+    only in `_id` and `_userId`, so for many users the rest is encoded once and those two are spliced in."""
+
+    def __init__(self) -> None:
+        self._notification: Notification | None = None
+        self._rev = 0
+        self._rest = ""
+
+    def frame(self, event: Event) -> Frame:
+        """The frame that tells a client of `event`."""
+        if isinstance(event, Added):
+            return self._added(event.document)
+        if isinstance(event, Seen):
+            return seen_frame(event.ids)
+        if isinstance(event, Deleted):
+            return delete_frame(event.ids)
+        return count_frame(event.count)
+
+    def _added(self, document: Document) -> Frame:
+        is_fresh = document.updated_at == document.created_at == document.notification.created_at
+        if document.seen or document.deleted or not is_fresh:
+            return notification_frame([document])
+        if document.notification is not self._notification or document.rev != self._rev:
+            self._notification, self._rev = document.notification, document.rev
+            # the fields without their opening brace, as they stand inside a string
+            self._rest = _encode(_encode(_shared_fields(document))[1:])[1:-1]
+        user_id = _encode(_encode(document.user_id))[1:-1]
+        return Frame(
+            '{"name":"notification","data":"[{\\"_id\\":\\"'
+            f'{document.id}\\",\\"_userId\\":{user_id},{self._rest}]"}}'
+        )

@@ -1,0 +1,187 @@
+"""The core of the server without its doors, on a real store: what its parts do together, seen from a connection."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from server.auth import DEFAULT_TENANT, Authenticator, PasswordChecks, hash_password
+from server.backplane import LocalBackplane
+from server.errors import StoreUnavailable
+from server.ids import new_id
+from server.inbox import Inbox
+from server.messages import Document, Notification, Publication, Recipient, now
+from server.notifier import Notifier
+from server.presence import Presence
+from server.rooms import Room, Rooms
+from server.session import Session, SessionServices
+from server.store import Store
+from server.store.sqlite import SQLiteStore
+from server.tasks import Tasks
+from tests.support.recording import RecordingConnection
+
+ALICE: Room = (DEFAULT_TENANT, "alice")
+BOB: Room = (DEFAULT_TENANT, "bob")
+
+USERS = {"carol": hash_password("carol's secret")}
+
+PAGE_LIMIT = 10
+MAX_QUEUE_BYTES = 2000
+MAX_PENDING = 8
+MAX_PENDING_BYTES = 10_000
+
+
+class Gate:
+    """Where answers of a store wait, until it is opened."""
+
+    def __init__(self) -> None:
+        self._reached = asyncio.Event()
+        self._opened = asyncio.Event()
+
+    async def reached(self) -> None:
+        """Return when an answer waits here."""
+        async with asyncio.timeout(30):
+            await self._reached.wait()
+
+    def open(self) -> None:
+        self._opened.set()
+
+    async def pass_through(self) -> None:
+        self._reached.set()
+        await self._opened.wait()
+
+
+class FragileStore:
+    """A real store whose verbs fail, or answer late, on command."""
+
+    def __init__(self, store: Store) -> None:
+        self.failure: Exception | None = None
+        """What every verb raises instead of being carried out."""
+        self.calls: list[str] = []
+        """The verbs asked for, failed ones too."""
+        self.delay: Callable[[], Awaitable[None]] | None = None
+        """Awaited between the carrying out of a verb and its answer."""
+        self._store = store
+        self._gates: dict[str, Gate] = {}
+
+    def goes_away(self) -> None:
+        self.failure = StoreUnavailable()
+
+    def is_back(self) -> None:
+        self.failure = None
+
+    def hold(self, verb: str) -> Gate:
+        """Let the answers of this verb wait: it is carried out at once, and so its answer grows stale."""
+        self._gates[verb] = Gate()
+        return self._gates[verb]
+
+    def __getattr__(self, verb: str) -> Callable[..., Awaitable[Any]]:
+        carry_out = getattr(self._store, verb)
+
+        async def call(*arguments: Any, **options: Any) -> Any:
+            self.calls.append(verb)
+            if self.failure is not None:
+                raise self.failure
+            answer = await carry_out(*arguments, **options)
+            if verb in self._gates:
+                await self._gates[verb].pass_through()
+            if self.delay is not None:
+                await self.delay()
+            return answer
+
+        return call
+
+
+@dataclass
+class Core:
+    """The parts, wired as app.py wires them. `store` may be told to fail."""
+
+    store: FragileStore
+    rooms: Rooms
+    backplane: LocalBackplane
+    presence: Presence
+    notifier: Notifier
+    inbox: Inbox
+    tasks: Tasks
+    services: SessionServices
+
+    def connect(self, connection: RecordingConnection | None = None) -> RecordingConnection:
+        """A client has connected: the connection, with its session."""
+        connection = connection or RecordingConnection()
+        connection.session = Session(connection, self.services)
+        return connection
+
+    async def join(self, login: str, connection: RecordingConnection | None = None) -> RecordingConnection:
+        """A demo user with nothing unseen has joined, and read the welcome."""
+        connection = connection or self.connect()
+        command(connection, "join", {"login": login, "password": login})
+        while (await connection.next()).name != "count":
+            pass
+        return connection
+
+    async def notify(self, *users: str, **fields: Any) -> list[Document]:
+        """Notify these users, and wait until their connections have heard of it."""
+        documents = await self.notifier.notify(publication(*users, **fields))
+        await self.backplane.flushed()
+        return documents
+
+    async def fill(self, user: str, count: int) -> list[Document]:
+        """So many unseen documents, stored one after the other and told to nobody."""
+        documents: list[Document] = []
+        for start in range(0, count, 1000):
+            stored = (
+                self.store.add(notification(content=str(number)), [Recipient(user)], None)
+                for number in range(start, min(start + 1000, count))
+            )
+            documents += [document for [document] in await asyncio.gather(*stored)]
+        return sorted(documents, key=lambda document: (document.created_at, document.id))
+
+
+@asynccontextmanager
+async def open_core(folder: Path) -> AsyncIterator[Core]:
+    """A core on an embedded store in this folder."""
+    sqlite = SQLiteStore(folder / "notifications.sqlite3")
+    await sqlite.open()
+    store = FragileStore(sqlite)
+    port = cast("Store", store)
+    rooms, tasks, checks = Rooms(), Tasks(), PasswordChecks(workers=2, max_waiting=10)
+    backplane = LocalBackplane(rooms)
+    presence = Presence(rooms, backplane, heartbeat_s=25)
+    inbox = Inbox(port, backplane)
+    services = SessionServices(
+        authenticator=Authenticator(USERS, has_demo=True, checks=checks),
+        inbox=inbox,
+        rooms=rooms,
+        tasks=tasks,
+        page_limit=PAGE_LIMIT,
+        max_queue_bytes=MAX_QUEUE_BYTES,
+        max_pending=MAX_PENDING,
+        max_pending_bytes=MAX_PENDING_BYTES,
+    )
+    notifier = Notifier(port, backplane, presence)
+    try:
+        yield Core(store, rooms, backplane, presence, notifier, inbox, tasks, services)
+    finally:
+        await tasks.cancel()
+        checks.close()
+        await sqlite.close()
+
+
+def notification(content: str = "", **fields: Any) -> Notification:
+    return Notification(new_id(), DEFAULT_TENANT, now(), content, **fields)
+
+
+def publication(*users: str, **fields: Any) -> Publication:
+    """For these users, all without an address."""
+    return Publication(notification(**fields), tuple(Recipient(user) for user in users))
+
+
+def command(connection: RecordingConnection, name: str, data: Any = None) -> Awaitable[None] | None:
+    """The client sends a command."""
+    assert connection.session is not None
+    return connection.session.receive(json.dumps({"name": name, "data": data}))

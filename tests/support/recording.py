@@ -1,0 +1,120 @@
+"""A connection without a transport: keeps what it is sent, and reads only when told to if it is slow."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from server.callers import Caller
+from server.wire import CloseReason, Frame
+
+if TYPE_CHECKING:
+    from server.session import Session
+
+LOCAL = Caller("127.0.0.1")
+ELSEWHERE = Caller("192.0.2.1", "the address 192.0.2.1 is not loopback", is_loopback=False)
+
+_MESSAGE_TIMEOUT_S = 30.0
+"""The guard against a hang: messages of this process come at once."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """A frame as a client reads it; `data` is parsed, also where it is JSON in a string."""
+
+    name: str
+    data: Any
+
+    @property
+    def ids(self) -> list[str]:
+        """Of the documents of a `notification`."""
+        return [document["_id"] for document in self.data]
+
+
+class RecordingConnection:
+    """`rooms.Connection` for tests. Its queue has no bound: that is the transports' business.
+
+    Frames are read as they come; with `is_slow` they stay in the queue until `read` takes them.
+    """
+
+    def __init__(self, caller: Caller = LOCAL, *, is_slow: bool = False) -> None:
+        self.caller = caller
+        self.last_alive_at = time.monotonic()
+        self.is_slow = is_slow
+        self.queue: deque[Frame] = deque()
+        self.most_queued = 0
+        self.reasons: list[CloseReason] = []
+        """Of all calls of `close`."""
+        self.is_closed = False
+        self.session: Session | None = None
+        self._read: asyncio.Queue[Message] = asyncio.Queue()
+        self._changed = asyncio.Event()
+
+    # -- the server's side -------------------------------------------------------------------------
+    def send(self, frame: Frame) -> None:
+        if self.is_closed:
+            return
+        self.queue.append(frame)
+        self.most_queued = max(self.most_queued, len(self.queue))
+        if not self.is_slow:
+            self._take()
+        self._wake()
+
+    async def drained(self) -> None:
+        while self.queue and not self.is_closed:
+            await self._changed.wait()
+
+    def close(self, reason: CloseReason) -> None:
+        self.reasons.append(reason)
+        self.go()
+
+    # -- the client's side -------------------------------------------------------------------------
+    def go(self) -> None:
+        """End the connection, as a client does that closes its page."""
+        if not self.is_closed:
+            self.is_closed = True
+            self._wake()
+            if self.session is not None:
+                self.session.closed()
+
+    async def read(self) -> list[Message]:
+        """Wait until something is in the queue, and take all of it."""
+        async with asyncio.timeout(_MESSAGE_TIMEOUT_S):
+            while not self.queue:
+                await self._changed.wait()
+        self._take()
+        self._wake()
+        return self.received()
+
+    async def next(self) -> Message:
+        """The next message, as soon as there is one."""
+        async with asyncio.timeout(_MESSAGE_TIMEOUT_S):
+            return await self._read.get()
+
+    def received(self) -> list[Message]:
+        """All messages that were read and not asked for yet."""
+        return [self._read.get_nowait() for _ in range(self._read.qsize())]
+
+    def _take(self) -> None:
+        while self.queue:
+            for message in messages_of(self.queue.popleft()):
+                self._read.put_nowait(message)
+
+    def _wake(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+
+def messages_of(frame: Frame) -> list[Message]:
+    """What a client makes of a frame: one message, or those of a burst."""
+    return [
+        Message(
+            message["name"],
+            json.loads(message["data"]) if isinstance(message["data"], str) else message["data"],
+        )
+        for message in json.loads(f"[{frame.text}]")
+    ]

@@ -1,0 +1,130 @@
+"""Tests of server/backplane.py."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+
+import pytest
+
+from server import backplane as module
+from server.backplane import LocalBackplane
+from server.messages import Event, Unseen
+from server.rooms import Push, Room, Rooms
+from server.wire import Frame
+from tests.support.recording import RecordingConnection
+
+ALICE: Room = ("acme", "alice")
+BOB: Room = ("acme", "bob")
+
+
+class Member:
+    """A listener that keeps what it is told, and may fail at it."""
+
+    def __init__(self) -> None:
+        self.connection = RecordingConnection()
+        self.told: list[Event] = []
+        self.failure: Exception | None = None
+
+    def push(self, pushes: Sequence[Push], burst: Frame) -> None:
+        if self.failure is not None:
+            raise self.failure
+        self.told.extend(event for event, _ in pushes)
+
+
+@pytest.fixture
+def rooms() -> Rooms:
+    return Rooms()
+
+
+@pytest.fixture
+def alice(rooms: Rooms) -> Member:
+    member = Member()
+    rooms.join(ALICE, member)
+    return member
+
+
+async def test_events_go_out_in_the_order_in_which_they_were_published(rooms: Rooms, alice: Member) -> None:
+    """All of them, after the publisher had its turn; then the backplane is flushed."""
+    backplane = LocalBackplane(rooms)
+    backplane.publish((ALICE, Unseen(number)) for number in range(3))
+    backplane.publish([(ALICE, Unseen(3))])
+    assert alice.told == []
+    await backplane.flushed()
+    assert alice.told == [Unseen(number) for number in range(4)]
+
+
+async def test_nothing_published_is_flushed_at_once(rooms: Rooms) -> None:
+    """Neither an empty list nor events for nobody leave anything to wait for."""
+    backplane = LocalBackplane(rooms)
+    await backplane.flushed()
+    backplane.publish([])
+    backplane.publish([(BOB, Unseen(1))])
+    await backplane.flushed()
+
+
+async def test_who_comes_after_the_publishing_is_not_told(rooms: Rooms) -> None:
+    """The change was stored before: it is in what the user reads when joining."""
+    backplane, bob = LocalBackplane(rooms), Member()
+    backplane.publish([(BOB, Unseen(1))])
+    rooms.join(BOB, bob)
+    await backplane.flushed()
+    assert bob.told == []
+
+
+async def test_is_online_asks_the_rooms(rooms: Rooms, alice: Member) -> None:
+    """One node has no others."""
+    backplane = LocalBackplane(rooms)
+    assert (backplane.is_online(ALICE), backplane.is_online(BOB)) == (True, False)
+
+
+async def test_a_long_fan_out_leaves_the_loop_to_others_in_between(
+    rooms: Rooms, alice: Member, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After each slice everybody else gets a turn; a user who was told comes behind the others again."""
+    monkeypatch.setattr(module, "SLICE_S", 0.0)
+    backplane, bob = LocalBackplane(rooms), Member()
+    rooms.join(BOB, bob)
+    backplane.publish([(ALICE, Unseen(0)), (BOB, Unseen(1)), (ALICE, Unseen(2))])
+    await asyncio.sleep(0)
+    assert (alice.told, bob.told) == ([Unseen(0), Unseen(2)], [])
+    backplane.publish([(ALICE, Unseen(3)), (BOB, Unseen(4))])
+    await asyncio.sleep(0)
+    assert (alice.told, bob.told) == ([Unseen(0), Unseen(2)], [Unseen(1), Unseen(4)])
+    await backplane.flushed()
+    assert alice.told == [Unseen(0), Unseen(2), Unseen(3)]
+
+
+async def test_who_fails_at_an_event_keeps_it_from_nobody_else(
+    rooms: Rooms, alice: Member, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The failure is logged with tenant and user, and fan-out goes on."""
+    backplane, bob = LocalBackplane(rooms), Member()
+    rooms.join(BOB, bob)
+    alice.failure = RuntimeError("broken")
+    with caplog.at_level(logging.ERROR):
+        backplane.publish([(ALICE, Unseen(1)), (BOB, Unseen(2))])
+        await backplane.flushed()
+    assert bob.told == [Unseen(2)]
+    [record] = caplog.records
+    assert record.getMessage() == "could not deliver events to tenant=acme user=alice"
+    assert record.exc_info is not None
+
+
+async def test_publishers_wait_while_the_backlog_is_over_its_bound(
+    rooms: Rooms, alice: Member, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And go on when it is within the bound again, not only when it is empty."""
+    monkeypatch.setattr(module, "MAX_BACKLOG", 2)
+    monkeypatch.setattr(module, "SLICE_S", 0.0)
+    backplane, bob = LocalBackplane(rooms), Member()
+    rooms.join(BOB, bob)
+    backplane.publish([(ALICE, Unseen(0)), (ALICE, Unseen(1))])
+    await backplane.has_space()
+    assert alice.told == []
+    backplane.publish([(BOB, Unseen(2))])
+    await backplane.has_space()
+    assert (len(alice.told), len(bob.told)) == (2, 0)
+    await backplane.flushed()
+    assert len(bob.told) == 1

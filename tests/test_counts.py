@@ -1,0 +1,144 @@
+"""Tests of server/counts.py."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from pydispatch import dispatcher
+
+from server import counts as module
+from server.bus import INBOX_CHANGED
+from server.counts import UnseenCounts
+from server.rooms import Room
+from tests.support.core import ALICE, BOB, Core, open_core
+from tests.support.recording import RecordingConnection
+
+MANY = [f"user {number}" for number in range(7)]
+
+
+@pytest.fixture
+async def core(tmp_path: Path) -> AsyncIterator[Core]:
+    async with open_core(tmp_path) as core:
+        yield core
+
+
+@pytest.fixture
+async def counts(core: Core, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[UnseenCounts]:
+    """Running, without pauses."""
+    monkeypatch.setattr(module, "MIN_INTERVAL_S", 0)
+    monkeypatch.setattr(module, "RETRY_INTERVAL_S", 0)
+    counts = UnseenCounts(core.store, core.rooms, core.backplane)  # type: ignore[arg-type]
+    core.tasks.start(counts.run(), "counts")
+    yield counts
+    counts.close()
+
+
+async def _count(connection: RecordingConnection) -> int:
+    """The next count that the client is told."""
+    while (message := await connection.next()).name != "count":
+        pass
+    return int(message.data["unseen"])
+
+
+def _changed(*rooms: Room) -> None:
+    dispatcher.send(INBOX_CHANGED, None, rooms=rooms)
+
+
+async def test_every_connection_of_a_user_is_told_the_count_after_each_change(
+    core: Core, counts: UnseenCounts
+) -> None:
+    """New, seen, deleted: the number is the store's."""
+    first, second = await core.join("alice"), await core.join("alice")
+    [document] = await core.notify("alice")
+    assert [await _count(first), await _count(second)] == [1, 1]
+    [other] = await core.notify("alice", content="other")
+    assert [await _count(first), await _count(second)] == [2, 2]
+    await core.inbox.mark_seen(ALICE, (document.id,))
+    assert [await _count(first), await _count(second)] == [1, 1]
+    await core.inbox.delete(ALICE, (other.id,))
+    assert [await _count(first), await _count(second)] == [0, 0]
+
+
+async def test_only_whom_it_concerns_is_counted_and_told(core: Core, counts: UnseenCounts) -> None:
+    """Who is not online costs no query, and hears the count when joining."""
+    bob = await core.join("bob")
+    core.store.calls.clear()
+    await core.notify("alice")
+    await core.notify("bob")
+    assert await _count(bob) == 1
+    assert core.store.calls == ["add", "add", "count_unseen"]
+
+
+async def test_changes_in_quick_succession_share_one_count(core: Core, counts: UnseenCounts) -> None:
+    """A burst costs one count, taken after its last change."""
+    alice, bob = await core.join("alice"), await core.join("bob")
+    await core.fill("alice", 3)
+    core.store.calls.clear()
+    for _ in range(50):
+        _changed(ALICE, BOB)
+    assert [await _count(alice), await _count(bob)] == [3, 0]
+    await core.backplane.flushed()
+    assert core.store.calls == ["count_unseen"]
+    assert not alice.received()
+
+
+async def test_a_change_while_counting_is_counted_again(core: Core, counts: UnseenCounts) -> None:
+    """What came after the count was taken is not lost."""
+    alice = await core.join("alice")
+    gate = core.store.hold("count_unseen")
+    _changed(ALICE)
+    await gate.reached()
+    await core.fill("alice", 1)
+    _changed(ALICE)
+    gate.open()
+    assert [await _count(alice), await _count(alice)] == [0, 1]
+
+
+async def test_a_store_that_is_away_delays_the_count(core: Core, counts: UnseenCounts) -> None:
+    """It is told when the store is back, with what changed meanwhile."""
+    alice, bob = await core.join("alice"), await core.join("bob")
+    await core.fill("alice", 2)
+    await core.fill("bob", 1)
+    core.store.goes_away()
+    tried = len(core.store.calls) + 2
+    _changed(ALICE)
+    async with asyncio.timeout(30):
+        while len(core.store.calls) < tried:
+            await asyncio.sleep(0)
+    _changed(BOB)
+    core.store.is_back()
+    assert [await _count(alice), await _count(bob)] == [2, 1]
+
+
+async def test_many_users_are_counted_in_portions(
+    core: Core, counts: UnseenCounts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One query never holds up the store for all of them; users of several tenants are kept apart."""
+    monkeypatch.setattr(module, "USERS_PER_QUERY", 3)
+    connections = [RecordingConnection() for _ in range(8)]
+    rooms = [*(("default", user) for user in MANY), ("acme", MANY[0])]
+    for room, connection in zip(rooms, connections, strict=True):
+        core.connect(connection)
+        assert connection.session is not None
+        core.rooms.join(room, connection.session)
+    await core.fill(MANY[0], 2)
+    core.store.calls.clear()
+    _changed(*rooms)
+    assert [await _count(connection) for connection in connections] == [2, *[0] * 7]
+    assert core.store.calls == ["count_unseen"] * 4
+
+
+async def test_after_close_nothing_is_heard_any_more(core: Core, counts: UnseenCounts) -> None:
+    """The bus may outlive it."""
+    alice = await core.join("alice")
+    counts.close()
+    core.store.calls.clear()
+    _changed(ALICE)
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert core.store.calls == []
+    assert not alice.received()
+    dispatcher.connect(counts._note, INBOX_CHANGED)  # for the fixture, which closes it again

@@ -1,0 +1,55 @@
+"""Tests of server/revs.py."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from server.revs import COUNTER_BITS, RevClock, to_wire
+
+milliseconds = st.integers(0, 2**48 - 1)
+revs = st.integers(0, 2**64 - 1)
+
+
+@given(st.lists(milliseconds, min_size=1), revs)
+def test_revs_rise_whatever_the_wall_clock_does(times: list[int], last: int) -> None:
+    """A clock that stands still or steps back repeats no rev, nor one from before a restart."""
+    readings: Iterator[int] = iter(times)
+    clock = RevClock(last, lambda: next(readings))
+    issued = [last, *(clock.next() for _ in times)]
+    assert all(earlier < later for earlier, later in zip(issued, issued[1:], strict=False))
+    assert clock.last == issued[-1]
+
+
+def test_a_rev_tells_the_milliseconds_of_its_change() -> None:
+    """The upper 48 bits are the wall clock, so that revs of several nodes can be compared."""
+    clock = RevClock(wall_clock_ms=lambda: 1_700_000_000_123)
+    assert clock.next() == 1_700_000_000_123 << COUNTER_BITS
+    assert clock.next() == (1_700_000_000_123 << COUNTER_BITS) + 1
+
+
+def test_the_wall_clock_is_that_of_the_machine_unless_given() -> None:
+    """Milliseconds since 1970."""
+    before = time.time_ns() // 1_000_000
+    issued = RevClock().next() >> COUNTER_BITS
+    assert before <= issued <= time.time_ns() // 1_000_000
+
+
+@given(revs, revs)
+def test_a_witnessed_rev_is_gone_above(own: int, foreign: int) -> None:
+    """After a rev from elsewhere the next one is greater, and an old one from elsewhere changes nothing."""
+    clock = RevClock(own, lambda: 0)
+    clock.witness(foreign)
+    assert clock.last == max(own, foreign)
+    assert clock.next() == max(own, foreign) + 1
+
+
+@given(revs, revs)
+def test_on_the_wire_the_later_rev_is_the_greater_string(one: int, other: int) -> None:
+    """16 digits always: a client compares strings, and a JavaScript number never comes in."""
+    assert len(to_wire(one)) == 16
+    assert (one < other) == (to_wire(one) < to_wire(other))
+    assert int(to_wire(one), 16) == one

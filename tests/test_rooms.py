@@ -1,0 +1,277 @@
+"""Tests of server/rooms.py."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from server import rooms as module
+from server.messages import Added, Deleted, Document, Event, Notification, Seen, Unseen, now
+from server.rooms import REORDER_WINDOW_S, Push, Room, Rooms
+from server.wire import GOING_AWAY, SLOW, Frame, count_frame
+from tests.support.recording import Message, RecordingConnection, messages_of
+
+ALICE: Room = ("acme", "alice")
+BOB: Room = ("acme", "bob")
+ALICE_OF_ANOTHER_TENANT: Room = ("globex", "alice")
+
+
+class Clock:
+    """Monotonic seconds, moved by hand."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@dataclass(eq=False)
+class Member:
+    """A listener that keeps what it is told."""
+
+    connection: RecordingConnection = field(default_factory=RecordingConnection)
+    told: list[Push] = field(default_factory=list)
+    bursts: list[Frame] = field(default_factory=list)
+
+    def push(self, pushes: Sequence[Push], burst: Frame) -> None:
+        self.told.extend(pushes)
+        self.bursts.append(burst)
+
+    @property
+    def events(self) -> list[Event]:
+        return [event for event, _ in self.told]
+
+    @property
+    def messages(self) -> list[Message]:
+        return [message for burst in self.bursts for message in messages_of(burst)]
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def rooms(clock: Clock) -> Rooms:
+    return Rooms(clock)
+
+
+def _joined(rooms: Rooms, *names: Room) -> list[Member]:
+    members = [Member() for _ in names]
+    for name, member in zip(names, members, strict=True):
+        rooms.join(name, member)
+    return members
+
+
+def _added(id_: str = "d1", rev: int = 10) -> Added:
+    at = now()
+    return Added(Document(id_, "alice", Notification("n", "acme", at, "content"), at, at, rev))
+
+
+# -- membership ------------------------------------------------------------------------------------
+def test_a_room_exists_while_somebody_is_in_it(rooms: Rooms) -> None:
+    """Online from the first join to the last leave, however many connections there are between."""
+    first, second = _joined(rooms, ALICE, ALICE)
+    assert rooms.user_count == 1
+    rooms.leave(ALICE, first)
+    assert rooms.is_online(ALICE)
+    rooms.leave(ALICE, second)
+    assert not rooms.is_online(ALICE)
+    assert rooms.user_count == 0
+
+
+def test_a_user_of_another_tenant_is_somebody_else(rooms: Rooms) -> None:
+    """Rooms are named by tenant and user."""
+    _joined(rooms, ALICE)
+    assert not rooms.is_online(ALICE_OF_ANOTHER_TENANT)
+    assert rooms.online([BOB, ALICE, ALICE_OF_ANOTHER_TENANT, ALICE]) == [ALICE, ALICE]
+
+
+def test_leaving_where_one_is_not_changes_nothing(rooms: Rooms) -> None:
+    """Twice, another's room, or one that never was; and no sign of life is taken from it."""
+    [alice] = _joined(rooms, ALICE)
+    stranger = Member()
+    rooms.leave(ALICE, stranger)
+    rooms.leave(BOB, stranger)
+    assert rooms.is_online(ALICE)
+    assert rooms.last_alive_at(BOB) is None
+    rooms.leave(ALICE, alice)
+    rooms.leave(ALICE, alice)
+    assert rooms.user_count == 0
+
+
+def test_joining_twice_is_being_there_once(rooms: Rooms) -> None:
+    """A push comes once."""
+    [alice] = _joined(rooms, ALICE)
+    rooms.join(ALICE, alice)
+    assert rooms.deliver(ALICE, [Unseen(1)]) == 1
+    assert alice.events == [Unseen(1)]
+
+
+# -- signs of life ---------------------------------------------------------------------------------
+def test_the_last_sign_of_life_is_that_of_any_connection(rooms: Rooms) -> None:
+    """Of those that are there and of those that were; unknown if there was none."""
+    assert rooms.last_alive_at(ALICE) is None
+    first, second = _joined(rooms, ALICE, ALICE)
+    first.connection.last_alive_at, second.connection.last_alive_at = 50.0, 70.0
+    assert rooms.last_alive_at(ALICE) == 70.0
+    rooms.leave(ALICE, second)
+    assert rooms.last_alive_at(ALICE) == 70.0
+    rooms.leave(ALICE, first)
+    assert rooms.last_alive_at(ALICE) == 70.0
+
+
+def test_old_signs_of_life_are_forgotten(rooms: Rooms) -> None:
+    """Of users who are gone; those who are there still count."""
+    alice, bob, other = _joined(rooms, ALICE, BOB, ALICE_OF_ANOTHER_TENANT)
+    alice.connection.last_alive_at, bob.connection.last_alive_at = 10.0, 20.0
+    other.connection.last_alive_at = 5.0
+    rooms.leave(ALICE, alice)
+    rooms.leave(BOB, bob)
+    rooms.forget_signs_of_life(before=20.0)
+    assert rooms.last_alive_at(ALICE) is None
+    assert rooms.last_alive_at(BOB) == 20.0
+    assert rooms.last_alive_at(ALICE_OF_ANOTHER_TENANT) == 5.0
+    rooms.forget_signs_of_life(before=100.0)
+    assert rooms.last_alive_at(BOB) is None
+    rooms.forget_signs_of_life(before=200.0)
+
+
+# -- fan-out ---------------------------------------------------------------------------------------
+def test_an_event_reaches_all_of_the_users_connections_and_nobody_elses(rooms: Rooms) -> None:
+    """With one frame for all, made once."""
+    first, second, bob, other = _joined(rooms, ALICE, ALICE, BOB, ALICE_OF_ANOTHER_TENANT)
+    event = _added()
+    assert rooms.deliver(ALICE, [event]) == 2
+    assert first.events == second.events == [event]
+    assert first.bursts[0] is second.bursts[0] is first.told[0][1]
+    assert first.messages[0].ids == ["d1"]
+    assert bob.events == other.events == []
+
+
+def test_nobody_there_is_no_error(rooms: Rooms) -> None:
+    """The inbox has it."""
+    assert rooms.deliver(ALICE, [_added()]) == 0
+
+
+def test_a_push_may_end_its_connection_and_no_other(rooms: Rooms) -> None:
+    """Who leaves during the fan-out disturbs nobody else's push."""
+
+    class Dying(Member):
+        def push(self, pushes: Sequence[Push], burst: Frame) -> None:
+            rooms.leave(ALICE, self)
+
+    dying, [alive] = [Dying() for _ in range(3)], _joined(rooms, ALICE)
+    for member in dying:
+        rooms.join(ALICE, member)
+    rooms.deliver(ALICE, [Unseen(1)])
+    assert alive.events == [Unseen(1)]
+    rooms.deliver(ALICE, [Unseen(2)])
+    assert alive.events == [Unseen(1), Unseen(2)]
+
+
+@pytest.mark.parametrize("change", [Seen(("d0", "d1"), 20), Deleted(("d1",), 20)])
+def test_an_arrival_overtaken_by_a_later_change_is_dropped(rooms: Rooms, change: Seen | Deleted) -> None:
+    """No screen goes back in time; other documents, and what is newer, go out."""
+    [alice] = _joined(rooms, ALICE)
+    rooms.deliver(ALICE, [change])
+    rooms.deliver(ALICE, [_added("d1", rev=19)])
+    newer, another = _added("d1", rev=21), _added("d2", rev=1)
+    rooms.deliver(ALICE, [newer])
+    rooms.deliver(ALICE, [another])
+    assert alice.events == [change, newer, another]
+
+
+def test_a_change_overtakes_also_where_nobody_was_to_hear_of_it(rooms: Rooms) -> None:
+    """The user joins between the change and the late push."""
+    rooms.deliver(ALICE, [Deleted(("d1",), 20)])
+    [alice] = _joined(rooms, ALICE)
+    rooms.deliver(ALICE, [_added("d1", rev=19)])
+    assert alice.events == []
+
+
+def test_changes_are_remembered_only_while_a_push_may_be_late(rooms: Rooms, clock: Clock) -> None:
+    """Memory does not grow with the changes ever made; one that is repeated counts from its last time."""
+    [alice] = _joined(rooms, ALICE)
+    rooms.deliver(ALICE, [Seen(("d1", "d2"), 20)])
+    clock.now_s += REORDER_WINDOW_S
+    rooms.deliver(ALICE, [Seen(("d2",), 30)])
+    clock.now_s += 1
+    rooms.deliver(ALICE, [Seen(("d3",), 40)])
+    alice.told.clear()
+    for id_ in ("d1", "d2", "d3"):
+        rooms.deliver(ALICE, [_added(id_, rev=15)])
+    assert [event.document.id for event in alice.events if isinstance(event, Added)] == ["d1"]
+
+
+def test_a_count_is_never_too_late(rooms: Rooms) -> None:
+    """It has no rev: the last one told is the one that counts."""
+    [alice] = _joined(rooms, ALICE)
+    rooms.deliver(ALICE, [Unseen(2), Unseen(1)])
+    assert alice.events == [Unseen(2), Unseen(1)]
+
+
+def test_several_events_are_one_burst_in_their_order(rooms: Rooms) -> None:
+    """One write for all that the user is told at once, to each connection."""
+    first, second = _joined(rooms, ALICE, ALICE)
+    events = [_added("d1"), Seen(("d1",), 20), Unseen(0), _added("d2", rev=30)]
+    rooms.deliver(ALICE, events)
+    assert first.events == second.events == events
+    assert first.bursts == second.bursts
+    assert [message.name for message in first.messages] == ["notification", "seen", "count", "notification"]
+    assert len(first.bursts) == 1
+
+
+def test_what_is_overtaken_within_one_delivery_is_dropped_too(rooms: Rooms) -> None:
+    """A change counts from where it stands in the order; if nothing is left, nothing is pushed."""
+    [alice] = _joined(rooms, ALICE)
+    rooms.deliver(ALICE, [_added("d1", rev=10), Deleted(("d1",), 20), _added("d1", rev=10)])
+    assert [message.name for message in alice.messages] == ["notification", "delete"]
+    assert rooms.deliver(ALICE, [_added("d1", rev=10)]) == 1
+    assert len(alice.bursts) == 1
+
+
+def test_a_burst_is_no_larger_than_its_bound(rooms: Rooms, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What does not fit begins the next one; one push that is larger goes alone, as itself."""
+    size = len(count_frame(1).text)
+    monkeypatch.setattr(module, "MAX_BURST_CHARS", 2 * size)
+    [alice] = _joined(rooms, ALICE)
+    large = _added("large")
+    rooms.deliver(ALICE, [Unseen(1), Unseen(2), Unseen(3), large, Unseen(4)])
+    assert [[message.name for message in messages_of(burst)] for burst in alice.bursts] == [
+        ["count", "count"],
+        ["count"],
+        ["notification"],
+        ["count"],
+    ]
+    assert alice.bursts[2] is alice.told[3][1]
+
+
+def test_the_same_notification_for_many_users_keeps_their_ids_apart(rooms: Rooms) -> None:
+    """Frames are spliced, never mixed up."""
+    alice, bob = _joined(rooms, ALICE, BOB)
+    document = _added().document
+    rooms.deliver(ALICE, [Added(document)])
+    rooms.deliver(BOB, [Added(replace(document, id="d2", user_id="bob"))])
+    told = [member.messages[0].data[0] for member in (alice, bob)]
+    assert [(fields["_id"], fields["_userId"]) for fields in told] == [("d1", "alice"), ("d2", "bob")]
+
+
+def test_closing_all_closes_everybodys_connections(rooms: Rooms) -> None:
+    """Also where each of them leaves its room at that."""
+    members = _joined(rooms, ALICE, ALICE, BOB)
+    for name, member in zip((ALICE, ALICE, BOB), members, strict=True):
+
+        class Leaving:
+            def closed(self, name: Room = name, member: Member = member) -> None:
+                rooms.leave(name, member)
+
+        member.connection.session = Leaving()  # type: ignore[assignment]
+    rooms.close_all(GOING_AWAY)
+    assert [member.connection.reasons for member in members] == [[GOING_AWAY]] * 3
+    assert rooms.user_count == 0
+    rooms.close_all(SLOW)
+    assert [member.connection.reasons for member in members] == [[GOING_AWAY]] * 3

@@ -1,0 +1,103 @@
+"""Tests of server/tasks.py."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+
+import pytest
+
+from server.tasks import Tasks
+
+
+async def test_a_task_is_kept_while_it_runs() -> None:
+    """The loop holds tasks only weakly: without an owner the collector could take one that waits."""
+    tasks, result = Tasks(), asyncio.Event()
+
+    async def wait_for_nobody_else() -> None:
+        future = asyncio.get_running_loop().create_future()
+        asyncio.get_running_loop().call_soon(gc.collect)
+        asyncio.get_running_loop().call_soon(future.set_result, None)
+        await future
+        result.set()
+
+    tasks.start(wait_for_nobody_else(), "waits")
+    async with asyncio.timeout(30):
+        await result.wait()
+
+
+async def test_a_task_has_its_name_and_its_result() -> None:
+    """It is an ordinary task to who started it."""
+
+    async def answer() -> int:
+        return 42
+
+    task = Tasks().start(answer(), "answers")
+    assert task.get_name() == "answers"
+    assert await task == 42
+
+
+async def test_a_failure_is_logged_with_the_name_and_ends_only_its_task(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Nobody awaits these tasks: their owner notices."""
+    tasks, go_on = Tasks(), asyncio.Event()
+
+    async def fail() -> None:
+        raise RuntimeError("broken")
+
+    other = tasks.start(go_on.wait(), "other")
+    with caplog.at_level(logging.ERROR):
+        failed = tasks.start(fail(), "fails")
+        await asyncio.wait([failed])
+        await asyncio.sleep(0)
+    [record] = caplog.records
+    assert record.getMessage() == "task fails failed"
+    assert record.exc_info is not None
+    assert not other.done()
+    go_on.set()
+    await other
+
+
+async def test_cancel_awaits_the_end_of_all(caplog: pytest.LogCaptureFixture) -> None:
+    """Their clean-up has run when it returns; being cancelled is no failure."""
+    tasks, cleaned = Tasks(), []
+
+    async def run(number: int) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            cleaned.append(number)
+
+    started = [tasks.start(run(number), "runs") for number in range(3)]
+    await asyncio.sleep(0)
+    await tasks.cancel()
+    assert sorted(cleaned) == [0, 1, 2]
+    assert all(task.cancelled() for task in started)
+    assert not caplog.records
+    await tasks.cancel()
+
+
+async def test_finish_lets_tasks_end_by_themselves() -> None:
+    """Within the time given, nothing is cut off."""
+    tasks, go_on = Tasks(), asyncio.Event()
+    task = tasks.start(go_on.wait(), "runs")
+    asyncio.get_running_loop().call_soon(go_on.set)
+    await tasks.finish(deadline_s=30)
+    assert task.result() is True
+
+
+async def test_finish_cancels_what_does_not_end() -> None:
+    """At the deadline."""
+    tasks = Tasks()
+    task = tasks.start(asyncio.Event().wait(), "hangs")
+    await tasks.finish(deadline_s=0)
+    assert task.cancelled()
+
+
+async def test_nothing_to_finish_takes_no_time() -> None:
+    """An owner without tasks is done."""
+    async with asyncio.timeout(30):
+        await Tasks().finish(deadline_s=1000)
