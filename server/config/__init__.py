@@ -1,0 +1,52 @@
+"""config.ini and the environment, made into frozen records; all defaults. Nobody else reads either.
+
+`schema`: keys, defaults, units, reasons and records. `values`: kinds of values. `reader`: file and environment.
+`rules`: what values mean together. `shown`, `editor`: for the command line. docs/configuration.md is the
+operator's page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from server.config.reader import Reading
+from server.config.rules import make_config
+from server.config.schema import (
+    Application,
+    Config,
+    Connections,
+    Email,
+    Limits,
+    Log,
+    MongoDB,
+    Security,
+)
+from server.errors import InvalidConfig
+
+__all__ = [
+    "Application",
+    "Config",
+    "Connections",
+    "Email",
+    "Limits",
+    "Log",
+    "MongoDB",
+    "Security",
+    "load",
+]
+
+
+def load(path: Path | None, environ: Mapping[str, str]) -> Config:
+    """The settings of the file at `path` (None: no file, all defaults), overridden by the `NOTIFY_…` of
+    `environ`.
+
+    Relative paths in them are taken from the folder of the file, without a file from the current one. Raises
+    InvalidConfig with all problems at once; none of them repeats a secret.
+    """
+    reading = Reading(path, environ)
+    reading.read()
+    config = make_config(reading)
+    if reading.problems:
+        raise InvalidConfig(reading.problems)
+    return config

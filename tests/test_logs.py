@@ -1,0 +1,176 @@
+"""Where the log goes, how a line looks, and what never stands in it."""
+
+from __future__ import annotations
+
+import logging
+import logging.handlers
+import re
+import stat
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from server import logs
+from server.config import Log
+from server.errors import StartupError
+
+LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}Z ([A-Z]+) ([\w.]+): (.*)")
+
+NAMES = (
+    "server",
+    "server.x",
+    "tornado.access",
+    "tornado.general",
+    "pymongo.command",
+    "elsewhere",
+    "py.warnings",
+)
+
+
+@pytest.fixture(autouse=True)
+def own_logging() -> Iterator[None]:
+    """The test has the process's logging to itself and leaves it as it was."""
+    root = logging.getLogger()
+    handlers, levels = root.handlers[:], {name: logging.getLogger(name).level for name in ("root", *NAMES)}
+    root.handlers.clear()
+    yield
+    logging.captureWarnings(False)
+    for handler in root.handlers:
+        handler.close()
+    root.handlers[:] = handlers
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
+
+
+def test_events_go_to_standard_error_one_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """Time in UTC, level, logger, message."""
+    logs.setup(Log())
+    logging.getLogger("server.x").warning("the %s is full", "queue")
+    out, err = capsys.readouterr()
+    assert out == ""
+    match = LINE.fullmatch(err.rstrip("\n"))
+    assert match
+    assert match.groups() == ("WARNING", "server.x", "the queue is full")
+
+
+def test_events_also_go_to_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its folder is made for this user only, and what is there already stays."""
+    file = tmp_path / "a" / "log" / "server.log"
+    for text in ("one", "two ünïcödé \udce9"):
+        logs.setup(Log(file=file))
+        logging.getLogger("server.x").warning(text)
+    assert [line[-10:] for line in file.read_text("utf-8").splitlines()] == [
+        "ver.x: one",
+        r"cödé \udce9"[-10:],
+    ]
+    assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
+    assert capsys.readouterr().err.count("\n") == 2
+
+
+def test_a_file_that_was_moved_away_is_opened_anew(tmp_path: Path) -> None:
+    """As logrotate does it."""
+    file = tmp_path / "server.log"
+    logs.setup(Log(file=file))
+    logging.getLogger("server.x").warning("one")
+    file.rename(tmp_path / "server.log.1")
+    logging.getLogger("server.x").warning("two")
+    assert file.read_text().endswith("two\n")
+
+
+def test_a_file_that_cannot_be_written_is_one_clear_sentence(tmp_path: Path) -> None:
+    """Here its folder is a file."""
+    (tmp_path / "log").write_text("")
+    with pytest.raises(StartupError, match=r"^the log file .*/log/server\.log cannot be written: "):
+        logs.setup(Log(file=tmp_path / "log" / "server.log"))
+
+
+@pytest.mark.parametrize(
+    ("level", "logger", "lowest"),
+    [
+        (logging.DEBUG, "server.x", logging.DEBUG),
+        (logging.DEBUG, "pymongo.command", logging.INFO),
+        (logging.DEBUG, "tornado.access", logging.WARNING),
+        (logging.INFO, "server.x", logging.INFO),
+        (logging.INFO, "tornado.general", logging.INFO),
+        (logging.ERROR, "server.x", logging.ERROR),
+        (logging.ERROR, "elsewhere", logging.ERROR),
+        (logging.ERROR, "tornado.access", logging.ERROR),
+    ],
+)
+def test_the_level_holds_for_our_messages_and_libraries_begin_at_info(
+    level: int, logger: str, lowest: int
+) -> None:
+    """At DEBUG some of them show what they carry; what went well is no news."""
+    logs.setup(Log(level=level))
+    levels = (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR)
+    enabled = [number for number in levels if logging.getLogger(logger).isEnabledFor(number)]
+    assert min(enabled) == lowest
+
+
+def test_setting_up_again_replaces_what_was_set_up(capsys: pytest.CaptureFixture[str]) -> None:
+    """No line comes twice."""
+    logs.setup(Log())
+    logs.setup(Log())
+    logging.getLogger("server.x").warning("once")
+    assert capsys.readouterr().err.count("once") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a\nb", r"a\nb"),
+        ("a\r\x1b[2Jb", r"a\r\x1b[2Jb"),
+        ("a\x9bb\x7f", r"a\x9bb\x7f"),
+        ("a\u2028b\u202eb", r"a\u2028b\u202eb"),
+        ("ü 😀 \\n", "ü 😀 \\n"),
+    ],
+)
+def test_no_text_can_look_like_another_line(
+    capsys: pytest.CaptureFixture[str], text: str, shown: str
+) -> None:
+    """Control characters are escaped, in the logger's name as well; all other text stays as it is."""
+    logs.setup(Log())
+    logging.getLogger("server.x").warning("%s", text)
+    match = LINE.fullmatch(capsys.readouterr().err.rstrip("\n"))
+    assert match
+    assert match[3] == shown
+
+
+def test_a_traceback_is_indented_below_its_event(capsys: pytest.CaptureFixture[str]) -> None:
+    """So that the text of an exception cannot look like an event either."""
+    logs.setup(Log())
+    forged = "2026-11-21 06:14:58.123Z INFO server.x: all is well"
+    try:
+        raise ValueError(f"x\n{forged}\x1b")
+    except ValueError:
+        logging.getLogger("server.x").exception("it failed")
+    first, *others = capsys.readouterr().err.rstrip("\n").split("\n")
+    assert first.endswith("ERROR server.x: it failed")
+    assert all(line.startswith("\t") for line in others)
+    assert f"\t{forged}\\x1b" in others
+
+
+@pytest.mark.parametrize("logger", ["tornado.access", "tornado.general", "tornado.application"])
+def test_what_tornado_says_of_a_request_leaves_out_the_query(
+    capsys: pytest.CaptureFixture[str], logger: str
+) -> None:
+    """It may hold an apikey and the content of a notification."""
+    logs.setup(Log())
+    logging.getLogger(logger).warning(
+        "400 POST %s (127.0.0.1) 1.00ms", "/notify?apikey=s'ecret&content=Hello?x"
+    )
+    assert capsys.readouterr().err.endswith("400 POST /notify?… (127.0.0.1) 1.00ms\n")
+
+
+def test_warnings_of_python_are_events(capsys: pytest.CaptureFixture[str]) -> None:
+    """They too are one line each."""
+    logs.setup(Log())
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        logging.captureWarnings(True)
+        warnings.warn("take care", stacklevel=1)
+    match = LINE.fullmatch(capsys.readouterr().err.rstrip("\n"))
+    assert match
+    assert match[2] == "py.warnings"
