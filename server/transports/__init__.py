@@ -1,0 +1,1 @@
+"""Listening doors: one file each, which carries frames between a client and its session."""

@@ -1,0 +1,209 @@
+"""What all connections of this door have in common: from open to closed, messages in, a bounded queue out."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import socket
+import sys
+import termios
+import time
+from collections.abc import Awaitable, Iterable
+from typing import TYPE_CHECKING, Protocol
+
+from tornado.iostream import IOStream
+
+from server.callers import Caller
+from server.wire import FAILED, SLOW, CloseReason, Frame
+
+if TYPE_CHECKING:
+    from server.transports.sockjs.door import SockJSDoor
+
+LOG = logging.getLogger(__name__)
+
+SEND_BUFFER_BYTES = 64 * 1024
+"""What the kernel holds for a client. Left alone it grows to megabytes, and a client that stopped reading would look
+well for as long as that takes."""
+
+MESSAGES_PER_TURN = 64
+"""How many messages of one client are handled before the others get their turn."""
+
+
+class ClientSession(Protocol):
+    """What this door needs of the core's session."""
+
+    def receive(self, text: str) -> Awaitable[None] | None:
+        """Take one message. No more is read of this connection until a returned awaitable is done. What it raises is
+        logged, and closes the connection."""
+
+    def closed(self) -> None:
+        """The connection is over; called exactly once."""
+
+
+class ClientConnection:
+    """One client; `server.rooms.Connection` for its session. Transports derive from it.
+
+    The size of its queue is bounded: an empty queue takes any one frame, and `max_queue_bytes` may wait behind it.
+    """
+
+    __slots__ = (
+        "_door",
+        "_limit_bytes",
+        "_moved_at",
+        "_moved_mark",
+        "_session",
+        "caller",
+        "is_closed",
+        "last_alive_at",
+        "slot",
+        "transport",
+    )
+
+    def __init__(self, door: SockJSDoor, transport: str, caller: Caller) -> None:
+        """`transport` is its name in the protocol's URLs; of raw WebSocket: `rawwebsocket`."""
+        self._door = door
+        self._session: ClientSession | None = None
+        self._limit_bytes = 0
+        self._moved_mark: object = None
+        self._moved_at = 0.0
+        self.transport = transport
+        self.caller = caller
+        self.is_closed = False
+        self.last_alive_at = time.monotonic()
+        self.slot = 0
+        """The slice of the door's heartbeats that this connection is in."""
+
+    # -- life ---------------------------------------------------------------------------------------------
+    def open(self) -> None:
+        """Open a session for this client; what that raises closes the connection."""
+        self._door.add(self)
+        try:
+            session = self._door.open_session(self)
+        except Exception:
+            LOG.exception("a session could not be opened for %s", self.caller.address)
+            self.close(FAILED)
+            return
+        self._session = session
+        if self.is_closed:  # by the session, while it was opened
+            self._close_session()
+
+    def close(self, reason: CloseReason) -> None:
+        raise NotImplementedError
+
+    def _end(self, reason: CloseReason | None) -> bool:
+        """Tell everybody that the connection is over; False if that was done before. None: it went by itself."""
+        if self.is_closed:
+            return False
+        self.is_closed = True
+        self._door.remove(self, reason)
+        self._close_session()
+        return True
+
+    def _close_session(self) -> None:
+        session, self._session = self._session, None
+        if session is None:
+            return
+        try:
+            session.closed()
+        except Exception:
+            LOG.exception("a session failed when its connection was closed")
+
+    # -- in -----------------------------------------------------------------------------------------------
+    async def receive(self, texts: Iterable[str]) -> None:
+        """Hand messages to the session, one after the other."""
+        self.last_alive_at = time.monotonic()
+        try:
+            for count, text in enumerate(texts, 1):
+                if self._session is None:
+                    return
+                handling = self._session.receive(text)
+                if handling is not None:
+                    await handling
+                elif count % MESSAGES_PER_TURN == 0:
+                    await asyncio.sleep(0)
+        except Exception:
+            LOG.exception("a message from %s could not be handled", self.caller.address)
+            self.close(FAILED)
+
+    # -- out ----------------------------------------------------------------------------------------------
+    def send(self, frame: Frame) -> None:
+        raise NotImplementedError
+
+    async def drained(self) -> None:
+        raise NotImplementedError
+
+    def heartbeat(self, now: float) -> None:
+        """Send the client something to answer; close it if it has not for too long."""
+        raise NotImplementedError
+
+    def _queued_bytes(self) -> int:
+        """How much waits here, and has not even reached the kernel."""
+        raise NotImplementedError
+
+    def _mark(self) -> object:
+        """Something that changes whenever something left the queue."""
+        raise NotImplementedError
+
+    def _admit(self, size: int) -> bool:
+        """Whether `size` more bytes may be queued; if not, the connection was closed as slow."""
+        queued = self._queued_bytes()
+        if not queued:
+            self._begin_queue(size)
+        elif queued + size > self._limit_bytes:
+            self.close(SLOW)
+            return False
+        return True
+
+    def _begin_queue(self, size: int) -> None:
+        """Note that a frame of this size is the first in an empty queue."""
+        self._limit_bytes = size + self._door.options.max_queue_bytes
+        self._moved_at = time.monotonic()
+        self._moved_mark = self._mark()
+        self._door.backlogged.add(self)
+
+    def check_progress(self, now: float) -> None:
+        """Close the connection as slow if nothing left its queue for too long."""
+        if not self._queued_bytes():
+            self._door.backlogged.discard(self)
+            return
+        mark = self._mark()
+        if mark != self._moved_mark:
+            # The kernel took more, so the client acknowledged something.
+            self._moved_mark, self._moved_at, self.last_alive_at = mark, now, now
+        elif now - self._moved_at >= self._door.options.slow_after_s:
+            self.close(SLOW)
+
+
+# -- what tornado's streams do not say by themselves -----------------------------------------------------
+
+
+def tune_socket(stream: IOStream, dead_after_s: float) -> None:
+    """Small frames leave at once, the kernel's buffer stays small, a peer that acknowledges nothing is given up."""
+    stream.set_nodelay(True)
+    stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+    if sys.platform == "linux" and stream.socket.family in (socket.AF_INET, socket.AF_INET6):
+        stream.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(dead_after_s * 1000))
+
+
+def unwritten_bytes(stream: IOStream) -> int:
+    """How much of what was written to the stream has not reached the kernel; if it is closed: what was lost.
+
+    Tornado has no public name for it."""
+    return stream._total_write_index - stream._total_write_done_index
+
+
+def written_bytes(stream: IOStream) -> int:
+    """How much of what was written to the stream has reached the kernel. Tornado has no public name for it."""
+    return stream._total_write_done_index
+
+
+def is_acknowledged(stream: IOStream) -> bool:
+    """Whether the peer's kernel has confirmed all that was ever sent to it. On other systems than Linux: whether our
+    kernel has taken it all, which is the most that can be known there."""
+    if stream.closed() or stream.writing():
+        return False
+    if sys.platform != "linux":
+        return True
+    unacknowledged = fcntl.ioctl(stream.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")  # tcp(7): SIOCOUTQ
+    return unacknowledged == bytes(4)

@@ -1,0 +1,83 @@
+"""SockJS frames (protocol 0.3.3, "Framing accepted by the client") and the bytes that carry them on each transport.
+
+What is carried is ASCII JSON, so that characters are bytes, and no transport has to escape what another one mangles.
+The functions from text to bytes belong to the module, because `Frame.encoded` remembers their results by them.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable, Iterable
+
+from server.wire import CloseReason
+
+OPEN = "o"
+HEARTBEAT = "h"
+
+Encode = Callable[[str], bytes]
+
+_json: Callable[[str], str] = json.JSONEncoder().encode
+
+
+def array_frame(texts: Iterable[str]) -> str:
+    """The frame of these messages, each a JSON value."""
+    return f"a[{','.join(texts)}]"
+
+
+def close_frame(reason: CloseReason) -> str:
+    return f"c[{reason.code},{_json(reason.reason)}]"
+
+
+# -- WebSocket (RFC 6455 section 5.2), from server to client: not masked ---------------------------------
+
+
+def text_frame_bytes(payload: str) -> bytes:
+    """A whole WebSocket text frame."""
+    data = payload.encode()
+    size = len(data)
+    if size < 126:
+        return struct.pack("!BB", 0x81, size) + data
+    if size < 65536:
+        return struct.pack("!BBH", 0x81, 126, size) + data
+    return struct.pack("!BBQ", 0x81, 127, size) + data
+
+
+PING_BYTES = b"\x89\x00"
+HEARTBEAT_BYTES = text_frame_bytes(HEARTBEAT) + PING_BYTES
+"""Both: the one for SockJS clients and what is between, the other one is answered by every WebSocket client."""
+
+
+def sockjs_websocket_bytes(text: str) -> bytes:
+    """One message to a SockJS client over WebSocket."""
+    return text_frame_bytes(f"a[{text}]")
+
+
+def raw_websocket_bytes(text: str) -> bytes:
+    """One message to a client that speaks plain WebSocket."""
+    return text_frame_bytes(text)
+
+
+# -- streaming -------------------------------------------------------------------------------------------
+
+
+def xhr_bytes(frame: str) -> bytes:
+    return f"{frame}\n".encode()
+
+
+def eventsource_bytes(frame: str) -> bytes:
+    return f"data: {frame}\r\n\r\n".encode()
+
+
+def htmlfile_bytes(frame: str) -> bytes:
+    return f"<script>\np({_script_string(frame)});\n</script>\r\n".encode()
+
+
+def jsonp_bytes(callback: str, frame: str) -> bytes:
+    # The comment keeps the callback's name from being the first bytes of a file of another type (CVE-2014-4671).
+    return f"/**/{callback}({_script_string(frame)});\r\n".encode()
+
+
+def _script_string(text: str) -> str:
+    """`text` as a JavaScript string that cannot end the script element around it."""
+    return _json(text).replace("<", "\\u003c")

@@ -1,0 +1,209 @@
+"""The WebSocket transports: `…/websocket` with SockJS framing, and the raw one with none."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from tornado.iostream import IOStream, SSLIOStream, StreamClosedError
+from tornado.websocket import WebSocketHandler, WebSocketProtocol
+
+from server.callers import Caller
+from server.transports.sockjs.connections import (
+    LOG,
+    ClientConnection,
+    tune_socket,
+    unwritten_bytes,
+    written_bytes,
+)
+from server.transports.sockjs.frames import (
+    HEARTBEAT_BYTES,
+    OPEN,
+    PING_BYTES,
+    Encode,
+    close_frame,
+    raw_websocket_bytes,
+    sockjs_websocket_bytes,
+    text_frame_bytes,
+)
+from server.transports.sockjs.handlers import RefusingHandler
+from server.wire import TIMED_OUT, CloseReason, Frame
+
+if TYPE_CHECKING:
+    from server.transports.sockjs.door import SockJSDoor
+
+TEXT_ONLY = CloseReason(1003, "text frames only")
+
+
+class WebSocketConnection(ClientConnection):
+    """A client over WebSocket. Its queue is that of its stream."""
+
+    __slots__ = ("_encode", "_protocol", "_send_now", "_stream")
+
+    def __init__(
+        self,
+        door: SockJSDoor,
+        transport: str,
+        caller: Caller,
+        protocol: WebSocketProtocol,
+        stream: IOStream,
+    ) -> None:
+        super().__init__(door, transport, caller)
+        self._protocol = protocol
+        self._stream = stream
+        self._encode: Encode = raw_websocket_bytes if self.is_raw else sockjs_websocket_bytes
+        # Under TLS what is written is not what is sent.
+        self._send_now: Callable[[bytes], int] | None = (
+            None if isinstance(stream, SSLIOStream) else stream.socket.send
+        )
+
+    @property
+    def is_raw(self) -> bool:
+        return self.transport == "rawwebsocket"
+
+    def open(self) -> None:
+        if not self.is_raw:
+            self._write(text_frame_bytes(OPEN))
+        super().open()
+
+    # -- out ----------------------------------------------------------------------------------------------
+    def send(self, frame: Frame) -> None:
+        if not self.is_closed:
+            self._write(frame.encoded(self._encode))
+
+    def _write(self, data: bytes) -> None:
+        """Straight to the socket while nothing is queued: half the price of a stream's write. Never raises."""
+        if self._send_now is not None and not self._stream._write_buffer:
+            try:
+                sent = self._send_now(data)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                # Not now: who sends may be in the middle of a room.
+                self._stream.io_loop.add_callback(self._stream.close)
+                return
+            if sent == len(data):
+                return
+            data = data[sent:]
+        self._queue(data)
+
+    def _queue(self, data: bytes) -> None:
+        if self._stream.closed() or not self._admit(len(data)):
+            return
+        # Cannot raise: the stream is open. What becomes of it is seen by whoever reads from it.
+        self._stream.write(data)
+
+    def _queued_bytes(self) -> int:
+        return 0 if self._stream.closed() else unwritten_bytes(self._stream)
+
+    def _mark(self) -> object:
+        return written_bytes(self._stream)
+
+    async def drained(self) -> None:
+        if self._stream.closed() or not self._stream.writing():
+            return
+        try:
+            await self._stream.write(b"")
+        except StreamClosedError:
+            pass
+
+    def heartbeat(self, now: float) -> None:
+        if now - self.last_alive_at >= self._door.dead_after_s:
+            self.close(TIMED_OUT)
+        elif not self._queued_bytes():
+            self._write(PING_BYTES if self.is_raw else HEARTBEAT_BYTES)
+
+    # -- end ----------------------------------------------------------------------------------------------
+    def close(self, reason: CloseReason) -> None:
+        if not self._end(reason) or self._stream.closed():
+            return
+        try:
+            if not self.is_raw:
+                self._stream.write(text_frame_bytes(close_frame(reason)))
+            # Tornado gives the client 5 seconds to answer, then drops what is still queued.
+            self._protocol.close(reason.code, reason.reason)
+        except StreamClosedError:
+            pass
+
+    def abort(self) -> None:
+        """End the connection without a word: "the server must abruptly terminate the ws connection"."""
+        self._stream.close()
+
+    def lost(self) -> None:
+        """The stream is closed, by whomever."""
+        self._end(None)
+
+
+class WebSocketTransport(RefusingHandler, WebSocketHandler):
+    """`/<server>/<session>/websocket`. The session lives as long as the socket; the ids are not looked at."""
+
+    transport = "websocket"
+    access_methods = "GET"
+    _connection: WebSocketConnection
+
+    def initialize(self, server: SockJSDoor) -> None:
+        self.server = server
+
+    @property
+    def max_message_size(self) -> int:
+        return self.server.options.max_message_bytes
+
+    @property
+    def ping_interval(self) -> float:
+        """None by tornado, which takes a task per connection for it: see `WebSocketConnection.heartbeat`."""
+        return 0
+
+    def check_origin(self, origin: str) -> bool:
+        """Was decided in `prepare`, as for every transport."""
+        return True
+
+    def open(self, *args: str, **kwargs: str) -> None:
+        protocol: WebSocketProtocol = self.ws_connection  # type: ignore[assignment]  # is there by now
+        stream: IOStream = protocol.stream  # type: ignore[assignment]  # as is this
+        tune_socket(stream, self.server.dead_after_s)
+        caller = self.server.identify(self.request)
+        self._connection = WebSocketConnection(self.server, self.transport, caller, protocol, stream)
+        self._forget_request()
+        self._connection.open()
+
+    def _forget_request(self) -> None:
+        """Half of what a connection costs is a request that nobody will look at again."""
+        self.request.headers.clear()
+        self.open_kwargs = {}
+
+    async def on_message(self, message: str | bytes) -> None:
+        if isinstance(message, bytes):
+            self._connection.close(TEXT_ONLY)
+        elif message:
+            await self._receive(message)
+
+    async def _receive(self, message: str) -> None:
+        try:
+            payload = json.loads(message)
+        except (ValueError, RecursionError):
+            LOG.info("broken JSON over WebSocket from %s", self._connection.caller.address)
+            self._connection.abort()
+            return
+        await self._connection.receive(message_texts(payload if isinstance(payload, list) else [payload]))
+
+    def on_pong(self, data: bytes) -> None:
+        self._connection.last_alive_at = time.monotonic()
+
+    def on_close(self) -> None:
+        self._connection.lost()
+
+
+class RawWebSocketTransport(WebSocketTransport):
+    """`/websocket`: a message is a text frame, and nothing else is sent."""
+
+    transport = "rawwebsocket"
+
+    async def _receive(self, message: str) -> None:
+        await self._connection.receive([message])
+
+
+def message_texts(payload: list[Any]) -> list[str]:
+    """The messages of an array. SockJS clients send strings; any other value is taken for the JSON text it is."""
+    return [item if isinstance(item, str) else json.dumps(item) for item in payload]

@@ -1,0 +1,115 @@
+"""Which web pages may use the SockJS door: all, or those of the configured origins and its own."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from websockets.exceptions import InvalidStatus
+
+from tests.support.sockjs_door import POLLING, STREAMING, WAIT_S, WEBSOCKETS, DoorService, serving
+
+FRIEND = "https://friend.example"
+LISTED = {"origins": (FRIEND,)}
+
+REQUESTS = {
+    "info": ("GET", "/info"),
+    "preflight": ("OPTIONS", "/000/a/xhr"),
+    "xhr_send": ("POST", "/000/a/xhr_send"),
+    "jsonp_send": ("POST", "/000/a/jsonp_send"),
+    **{name: (method, "/000/a" + path) for name, (method, path) in {**STREAMING, **POLLING}.items()},
+}
+
+
+async def _head(service: DoorService, name: str, headers: dict[str, str]) -> tuple[int, dict[str, str]]:
+    method, path = REQUESTS[name]
+    async with service.client() as client:
+        await client.write_request(
+            method, path.replace("/a/", f"/{name}-{len(service.all_sessions)}/"), headers=headers
+        )
+        return await client.read_head()
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+@pytest.mark.parametrize(
+    "origin", ["https://foe.example", "null", "https://friend.example.foe.example", "http://friend.example"]
+)
+async def test_foreign_origins_are_refused(name: str, origin: str) -> None:
+    """A page of an origin that is not listed gets 403, may not read that either, and opens no session."""
+    async with serving(**LISTED) as service:
+        status, headers = await _head(service, name, {"Origin": origin})
+        assert status == 403
+        assert "access-control-allow-origin" not in headers
+        assert not service.all_sessions
+
+
+@pytest.mark.parametrize("transport", WEBSOCKETS)
+async def test_foreign_origins_are_refused_over_websocket(transport: str) -> None:
+    """The same for WebSocket, which browsers leave to the server alone."""
+    async with serving(**LISTED) as service:
+        with pytest.raises(InvalidStatus) as refused:
+            async with service.websocket(transport, origin="https://foe.example"):
+                pass
+        assert refused.value.response.status_code == 403
+        assert not service.all_sessions
+
+
+@pytest.mark.parametrize("transport", WEBSOCKETS)
+@pytest.mark.parametrize("origin", [FRIEND, FRIEND.upper(), "http://127.0.0.1:{port}", None])
+async def test_allowed_origins_over_websocket(transport: str, origin: str | None) -> None:
+    """Listed origins, the server's own, and clients that are no pages come in."""
+    async with serving(**LISTED) as service:
+        text = origin and origin.replace("{port}", str(service.port))
+        async with service.websocket(transport, origin=text):
+            await asyncio.wait_for(service.next_session(), WAIT_S)
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+@pytest.mark.parametrize("origin", [FRIEND, "http://127.0.0.1"])
+async def test_allowed_origins(name: str, origin: str) -> None:
+    """Listed origins and the server's own come in; a listed one may read the answer, which names it for caches."""
+    async with serving(**LISTED) as service:
+        status, headers = await _head(service, name, {"Origin": origin})
+        assert status in (200, 204, 404)
+        if name != "jsonp":  # a script needs no leave
+            assert headers.get("access-control-allow-origin", origin) == origin
+            assert headers["vary"] == "Origin"
+
+
+@pytest.mark.parametrize("name", ["jsonp", "htmlfile"])
+async def test_scripts_and_frames_of_foreign_pages(name: str) -> None:
+    """Browsers fetch scripts and frames without `Origin`: then the page that asks is known by other headers."""
+    async with serving(**LISTED) as service:
+        for headers, expected in [
+            ({"Referer": "https://foe.example/page"}, 403),
+            ({"Sec-Fetch-Site": "cross-site"}, 403),
+            ({"Sec-Fetch-Site": "same-site"}, 403),
+            ({"Referer": f"{FRIEND}/page", "Sec-Fetch-Site": "cross-site"}, 200),
+            ({"Referer": "http://127.0.0.1/page"}, 200),
+            ({"Sec-Fetch-Site": "same-origin"}, 200),
+            ({}, 200),
+        ]:
+            assert (headers, (await _head(service, name, headers))[0]) == (headers, expected)
+
+
+async def test_the_iframe_stays_among_friends() -> None:
+    """The iframe's requests come from our own origin, so it is the browser that must keep foreign pages from it."""
+    async with serving(**LISTED) as service:
+        _, headers, _ = await service.request("GET", "/iframe.html")
+        assert headers["content-security-policy"] == f"frame-ancestors 'self' {FRIEND}"
+    async with serving() as service:
+        _, headers, _ = await service.request("GET", "/iframe.html")
+        assert "content-security-policy" not in headers
+
+
+async def test_open_to_all() -> None:
+    """With `*` any page comes in; who has no origin is answered `*`, but never together with credentials."""
+    async with serving() as service:
+        for origin in ("https://foe.example", "null"):
+            status, headers = await _head(service, "xhr", {"Origin": origin})
+            assert (status, headers["access-control-allow-origin"]) == (200, origin)
+            assert headers["access-control-allow-credentials"] == "true"
+            assert headers["vary"] == "Origin"
+        status, headers = await _head(service, "info", {})
+        assert (status, headers["access-control-allow-origin"]) == (200, "*")
+        assert "access-control-allow-credentials" not in headers
