@@ -1,9 +1,10 @@
-"""The server as people run it: its command in a process of its own, on a free loopback port, with its own data folder."""
+"""The server as people run it: its command in a process of its own, on a free loopback port, with its own data."""
 
 from __future__ import annotations
 
 import http.client
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -34,9 +35,9 @@ class Response:
 class RunningServer:
     """`notification-server serve`, started and ended by a test.
 
-    `folder` (must exist) gets the data (`data/`) and the log; both outlive the server, so that `start` after `stop` or
-    `kill` goes on with them, on the same port. Settings are those of the environment: `NOTIFY_APPLICATION_LIMIT="5"`.
-    As a context manager it starts, and is ended for sure.
+    `folder` (must exist) gets the data (`data/`) and the log; both outlive the server, so that `start` after
+    `stop` or `kill` goes on with them, on the same port. Settings are those of the environment, as in
+    `NOTIFY_APPLICATION_LIMIT="5"`. As a context manager it starts, and is ended for sure.
     """
 
     def __init__(
@@ -56,11 +57,15 @@ class RunningServer:
             },
         )
 
-    # -- the process -----------------------------------------------------------------------------------------------
+    # -- the process -------------------------------------------------------------------------------------------
     def start(self) -> None:
-        """Start, and block until `/healthz` answers 200. Raises RuntimeError with the log if the server ends instead."""
-        self._process.start()
+        """Start, and block until `/healthz` answers 200. Raises RuntimeError with the log if it ends instead."""
+        self.launch()
         self.wait_until_ready()
+
+    def launch(self) -> None:
+        """Start, and wait for nothing."""
+        self._process.start()
 
     def wait_until_ready(self, timeout_s: float = 30.0) -> None:
         wait_until(self._is_ready, f"the server on port {self.port} becoming ready", timeout_s)
@@ -84,6 +89,13 @@ class RunningServer:
     def kill(self) -> None:
         """SIGKILL: no goodbye, no flush."""
         self._process.kill()
+
+    def signal(self, number: signal.Signals) -> None:
+        self._process.signal(number)
+
+    def wait(self) -> int:
+        """Block until it has ended; its return code."""
+        return self._process.wait()
 
     def restart(self) -> None:
         """Stop in order and start again: same port, same data."""
@@ -113,7 +125,7 @@ class RunningServer:
         if self.is_running:
             self.stop()
 
-    # -- its addresses ---------------------------------------------------------------------------------------------
+    # -- its addresses -----------------------------------------------------------------------------------------
     @property
     def url(self) -> str:
         """The base of all HTTP addresses, without a slash at its end."""
@@ -124,7 +136,7 @@ class RunningServer:
         """The raw WebSocket."""
         return f"ws://127.0.0.1:{self.port}/notification/websocket"
 
-    # -- requests --------------------------------------------------------------------------------------------------
+    # -- requests ----------------------------------------------------------------------------------------------
     def request(
         self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
     ) -> Response:
@@ -147,7 +159,7 @@ class RunningServer:
         return self.request("POST", "/notify", body, {"Content-Type": "application/json"})
 
     def must_notify(self, *users: str | Mapping[str, str], content: str = "", **fields: Any) -> None:
-        """`notify`, for tests in which a refusal would only hide the reason. Raises RuntimeError if not 200."""
+        """`notify`, for tests that go on from there. Raises RuntimeError if the answer is not 200."""
         answer = self.notify(*users, content=content, **fields)
         if answer.status != 200:
             raise RuntimeError(f"POST /notify answered {answer.status}: {answer.body.decode()}")

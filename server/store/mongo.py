@@ -1,0 +1,282 @@
+"""The store on MongoDB: standalone, replica set or sharded cluster (shard key: `tenant`, `_userId`).
+
+It reads and changes inboxes itself; `mongo_adding` stores notifications, `mongo_mail` keeps the mail that is owed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from datetime import datetime
+from zoneinfo import ZoneInfo
+
+from bson import ObjectId
+
+from server import messages
+from server.ids import is_id
+from server.messages import Document, EmailDuty, Notification, Recipient
+from server.revs import RevClock
+from server.store import Change, MailCounts, MailJob, MailOutcome
+from server.store.mongo_adding import Adding
+from server.store.mongo_connection import Connection
+from server.store.mongo_documents import INBOX_INDEXES, INTENT_INDEXES, DocumentReader, Raw, of_tenant
+from server.store.mongo_mail import MailDuties
+from server.store.mongo_revs import StoredRevs
+
+OLDEST_FIRST = 1
+NEWEST_FIRST = -1
+
+_KEYS = {"tenant": 1, "createdAt": 1, "rev": 1}
+"""What the place of a document and its next rev are known by, beside its `_id`."""
+
+_WHOLE = {"mail": 0}
+"""All of a document but its mail duty."""
+
+Position = tuple[datetime, ObjectId]
+
+
+class MongoStore:
+    """`Store` on the database `db` of the server or cluster at `url` (one client to it, made by `open`).
+
+    `collection`: that of the documents; None: the one named like `db` if there is one (the original's), else
+    `notifications`. `timeout_s` bounds every verb. `legacy_timezone`: the zone of the original's times; None: UTC.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        db: str,
+        *,
+        collection: str | None = None,
+        timeout_s: float = 10.0,
+        legacy_timezone: ZoneInfo | None = None,
+        clock: Callable[[], datetime] = messages.now,
+    ) -> None:
+        self._clock = clock
+        self._connection = Connection(url, db, collection, timeout_s)
+        self._reader = DocumentReader(legacy_timezone)
+        self._revs = StoredRevs(RevClock())
+        self._adding = Adding(self._connection, self._reader, self._revs)
+        self._mail = MailDuties(self._connection)
+        self.name = self._connection.name
+
+    async def open(self) -> None:
+        await self._connection.open(INBOX_INDEXES, INTENT_INDEXES)
+        with self._connection.operation():
+            await self._revs.open(self._connection.meta)
+
+    async def close(self) -> None:
+        await self._connection.drain()
+        await self._adding.close()
+        await self._connection.disconnect()
+
+    async def ping(self) -> None:
+        await self._connection.ping()
+
+    # -- storing ---------------------------------------------------------------------------------------------------
+
+    async def add(
+        self, notification: Notification, recipients: Sequence[Recipient], duty: EmailDuty | None
+    ) -> list[Document]:
+        with self._connection.operation():
+            return await self._adding.add(notification, recipients, duty)
+
+    async def complete_intents(self) -> list[Document]:
+        return await self._adding.complete()
+
+    # -- reading ---------------------------------------------------------------------------------------------------
+
+    async def newest(self, tenant: str, user_id: str, *, before: str | None, limit: int) -> list[Document]:
+        with self._connection.operation():
+            position = None
+            if before is not None:
+                position = await self._position(tenant, user_id, before)
+                if position is None:
+                    return []
+            found = await self._find(tenant, user_id, order=NEWEST_FIRST, beyond=position, limit=limit)
+            return [self._reader.read(each) for each in found]
+
+    async def page(self, tenant: str, user_id: str, *, page: int, limit: int) -> list[Document]:
+        skip = page * limit
+        with self._connection.operation():
+            if len(self._reader.parts(tenant)) == 1:
+                found = await self._find(tenant, user_id, order=OLDEST_FIRST, skip=skip, limit=limit)
+            else:
+                found = await self._page_of_parts(tenant, user_id, skip, limit)
+            return [self._reader.read(each) for each in found]
+
+    async def unseen(
+        self, tenant: str, user_id: str, *, after: Document | None, limit: int
+    ) -> list[Document]:
+        position = None if after is None else (after.created_at, ObjectId(after.id))
+        with self._connection.operation():
+            found = await self._find(
+                tenant, user_id, {"seen": False}, order=OLDEST_FIRST, beyond=position, limit=limit
+            )
+            return [self._reader.read(each) for each in found]
+
+    async def count_unseen(self, tenant: str, user_ids: Collection[str]) -> dict[str, int]:
+        unseen = {**of_tenant(tenant), "_userId": {"$in": list(user_ids)}, "seen": False, "delete": False}
+        group = {"$group": {"_id": "$_userId", "count": {"$sum": 1}}}
+        counts = dict.fromkeys(user_ids, 0)
+        with self._connection.operation():
+            pipeline = [{"$match": unseen}, group]
+            async for found in await self._connection.documents.aggregate(pipeline, hint="unseen"):
+                counts[found["_id"]] = found["count"]
+        return counts
+
+    async def _position(self, tenant: str, user_id: str, id_: str) -> Position | None:
+        """The place of a document in its user's inbox, None if it is not the user's. It may be deleted."""
+        if not is_id(id_):
+            return None
+        one = {**of_tenant(tenant), "_userId": user_id, "_id": ObjectId(id_)}
+        found = await self._connection.documents.find_one(one, _KEYS)
+        return None if found is None else self._reader.position(found)
+
+    async def _find(
+        self,
+        tenant: str,
+        user_id: str,
+        where: Raw | None = None,
+        *,
+        order: int,
+        limit: int,
+        beyond: Position | None = None,
+        skip: int = 0,
+        fields: Raw = _WHOLE,
+    ) -> list[Raw]:
+        """Documents of an inbox that are not deleted, in `order`. `skip` only where they are all one part."""
+        # MongoDB would choose by what it learnt with another user, whose inbox may be quite different.
+        index = "unseen" if where else "inbox"
+        found: list[Raw] = []
+        for part in self._reader.parts(tenant):
+            query: Raw = {**part, "_userId": user_id, "delete": False, **(where or {})}
+            if beyond is not None:
+                query |= self._reader.beyond(part, beyond, order)
+            sort = {"createdAt": order, "_id": order}
+            documents = self._connection.documents.find(
+                query, fields, sort=sort, skip=skip, limit=limit, hint=index
+            )
+            found += await documents.to_list()
+        found.sort(key=self._reader.position, reverse=order == NEWEST_FIRST)
+        return found[:limit]
+
+    async def _page_of_parts(self, tenant: str, user_id: str, skip: int, limit: int) -> list[Raw]:
+        """MongoDB cannot skip in two parts at once, so the page is found by its keys."""
+        keys = await self._find(tenant, user_id, order=OLDEST_FIRST, limit=skip + limit, fields=_KEYS)
+        ids = [each["_id"] for each in keys[skip:]]
+        page = {**of_tenant(tenant), "_userId": user_id, "_id": {"$in": ids}, "delete": False}
+        found = await self._connection.documents.find(page, _WHOLE).to_list()
+        return sorted(found, key=self._reader.position)
+
+    # -- changing --------------------------------------------------------------------------------------------------
+
+    async def mark_seen(self, tenant: str, user_id: str, ids: Sequence[str]) -> Change:
+        with self._connection.operation():
+            found = await self._own(tenant, user_id, ids)
+            unseen = [each for each in found if not each["seen"]]
+            changed, rev = await self._change(tenant, user_id, unseen, {"seen": False}, {"seen": True})
+            return Change(tuple(str(each["_id"]) for each in found), changed, rev)
+
+    async def delete(self, tenant: str, user_id: str, ids: Sequence[str]) -> Change:
+        with self._connection.operation():
+            found = await self._own(tenant, user_id, ids)
+            tombstone = {"delete": True, "deletedAt": self._clock()}
+            changed, rev = await self._change(tenant, user_id, found, {}, tombstone)
+            return Change(tuple(str(each["_id"]) for each in found), changed, rev)
+
+    async def mark_all_seen(self, tenant: str, user_id: str, *, limit: int) -> Change:
+        with self._connection.operation():
+            return await self._mark_oldest_seen(tenant, user_id, limit)
+
+    async def _own(self, tenant: str, user_id: str, ids: Sequence[str]) -> list[Raw]:
+        """Of the documents with these ids those that are the user's and not deleted, in the order given, once each."""
+        wanted = list(dict.fromkeys(ObjectId(id_) for id_ in ids if is_id(id_)))
+        if not wanted:
+            return []
+        own = {**of_tenant(tenant), "_userId": user_id, "_id": {"$in": wanted}, "delete": False}
+        found = await self._connection.documents.find(own, {"seen": 1, "rev": 1}).to_list()
+        by_id = {each["_id"]: each for each in found}
+        return [by_id[id_] for id_ in wanted if id_ in by_id]
+
+    async def _change(
+        self, tenant: str, user_id: str, found: Sequence[Raw], still: Raw, to: Raw
+    ) -> tuple[int, int | None]:
+        """Change those of the found documents that are `still` so; how many those were, and their new rev."""
+        if not found:
+            return 0, None
+        rev = await self._rev_above(found)
+        changed = await self._update(tenant, user_id, found, still, to, rev)
+        return changed, rev if changed else None
+
+    async def _mark_oldest_seen(self, tenant: str, user_id: str, limit: int) -> Change:
+        changed: list[ObjectId] = []
+        rev = None
+        unseen: Raw = {"seen": False}
+        while len(changed) < limit:
+            found = await self._find(
+                tenant, user_id, unseen, order=OLDEST_FIRST, limit=limit - len(changed), fields=_KEYS
+            )
+            if not found:
+                break
+            if rev is None:
+                rev = await self._rev_above(found)
+            ids = [each["_id"] for each in found]
+            if await self._update(tenant, user_id, found, {"seen": False}, {"seen": True}, rev) == len(ids):
+                changed += ids
+                break
+            # Another device was quicker for some. Others take their place, or the caller would think none are left.
+            changed += await self._having_rev(tenant, user_id, ids, rev)
+            unseen = {"seen": False, "rev": {"$not": {"$gte": rev}}}
+        return Change(tuple(map(str, changed)), len(changed), rev if changed else None)
+
+    async def _rev_above(self, found: Sequence[Raw]) -> int:
+        """A rev for these documents, above what each has, which another node with a faster clock may have issued."""
+        return await self._revs.next(above=max(each.get("rev", 0) for each in found))
+
+    async def _update(
+        self, tenant: str, user_id: str, found: Sequence[Raw], still: Raw, to: Raw, rev: int
+    ) -> int:
+        """Give these documents the fields `to` and the rev, but for those deleted or no longer `still` so; how many.
+
+        Every change that another node could have made since they were read takes a document out of this filter, so none
+        of those that match has got a rev above; should that ever fail to hold, `$max` keeps revs from falling.
+        """
+        ids = [each["_id"] for each in found]
+        same = {**of_tenant(tenant), "_userId": user_id, "_id": {"$in": ids}, "delete": False, **still}
+        change = {"$set": {**to, "updatedAt": self._clock()}, "$max": {"rev": rev}}
+        return (await self._connection.documents.update_many(same, change)).modified_count
+
+    async def _having_rev(
+        self, tenant: str, user_id: str, ids: Sequence[ObjectId], rev: int
+    ) -> list[ObjectId]:
+        """Those of the ids, in their order, whose documents have this rev."""
+        query = {**of_tenant(tenant), "_userId": user_id, "_id": {"$in": ids}, "rev": rev}
+        found = {each["_id"] for each in await self._connection.documents.find(query, {"_id": 1}).to_list()}
+        return [id_ for id_ in ids if id_ in found]
+
+    # -- mail ------------------------------------------------------------------------------------------------------
+
+    async def claim_mail(self, lease_s: float, limit: int) -> list[MailJob]:
+        with self._connection.operation():
+            return await self._mail.claim(lease_s, limit)
+
+    async def settle_mail(self, job: MailJob, outcome: MailOutcome) -> bool:
+        with self._connection.operation():
+            return await self._mail.settle(job, outcome)
+
+    async def next_mail_due(self) -> datetime | None:
+        with self._connection.operation():
+            return await self._mail.next_due()
+
+    async def still_unseen(self, tenant: str, nid: str, user_ids: Collection[str]) -> set[str]:
+        if not is_id(nid):
+            return set()
+        unseen = {"_userId": {"$in": list(user_ids)}, "seen": False, "delete": False}
+        query = {**of_tenant(tenant), "nid": ObjectId(nid), **unseen}
+        with self._connection.operation():
+            found = await self._connection.documents.find(query, {"_userId": 1}).to_list()
+            return {each["_userId"] for each in found}
+
+    async def mail_counts(self) -> MailCounts:
+        with self._connection.operation():
+            return await self._mail.counts()

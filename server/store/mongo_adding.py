@@ -1,0 +1,212 @@
+"""Storing a notification as a whole, though MongoDB writes only single documents atomically.
+
+For one user: one document, which carries its own mail duty. For several: first an *intent* (all that is to be
+written, with preset ids), then the documents, then the intent is closed: it vanishes, or what is left of it is the
+mail duty, which nobody can claim earlier. An intent found open long after its writer must have ended is completed
+forward by any node. Whoever closes an intent has completed it, so two never do.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bson import ObjectId
+from bson.raw_bson import RawBSONDocument
+from pymongo.errors import BulkWriteError
+
+from server.errors import StoreUnavailable
+from server.ids import new_id
+from server.messages import Document, EmailDuty, Notification, Recipient
+from server.store.mongo_batches import Batcher
+from server.store.mongo_connection import Connection
+from server.store.mongo_documents import (
+    DocumentReader,
+    Raw,
+    document_fields,
+    duty_fields,
+    encode,
+    notification_fields,
+    read_notification,
+)
+from server.store.mongo_revs import StoredRevs
+
+CHUNK_DOCUMENTS = 500
+"""How many documents of one notification are built and written at a time: the loop is free in between."""
+
+GRACE_TIMEOUTS = 3
+"""After this many times the time limit of a verb, the writer of an open intent has surely ended."""
+
+ENOUGH_DOCUMENTS = 10_000
+"""One sweep ends with the intent that reaches this."""
+
+MAX_UNCERTAIN = 10_000
+"""Timed-out documents that are remembered."""
+
+_DUPLICATE_KEY = 11000
+
+
+@dataclass(frozen=True, slots=True)
+class _Uncertain:
+    document: Document
+    timed_out_at: float
+    """On the monotonic clock."""
+
+
+class Adding:
+    """The verbs `add` and `complete_intents` of the store."""
+
+    def __init__(self, connection: Connection, reader: DocumentReader, revs: StoredRevs) -> None:
+        self._connection = connection
+        self._reader = reader
+        self._revs = revs
+        self._batcher = Batcher(connection)
+        self._grace_s = GRACE_TIMEOUTS * connection.timeout_s
+        self._uncertain: deque[_Uncertain] = deque(maxlen=MAX_UNCERTAIN)
+
+    async def close(self) -> None:
+        """Return when nothing is under way any more."""
+        await self._batcher.close()
+
+    async def add(
+        self, notification: Notification, recipients: Sequence[Recipient], duty: EmailDuty | None
+    ) -> list[Document]:
+        """As `Store.add`."""
+        rev = await self._revs.next()
+        documents = [_new_document(notification, new_id(), each.user_id, rev) for each in recipients]
+        if len(documents) == 1:
+            await self._add_one(documents[0], duty)
+            return documents
+        intent = await self._open_intent(documents, duty)
+        return (await self._write_documents(intent, documents))[0]
+
+    async def complete(self) -> list[Document]:
+        """As `Store.complete_intents`. A single document whose insert timed out and came through is completed, too:
+        nobody has told its user of it yet."""
+        with self._connection.operation():
+            completed = await self._find_landed()
+        while len(completed) < ENOUGH_DOCUMENTS:
+            try:
+                with self._connection.operation():
+                    documents = await self._complete_next()
+            except StoreUnavailable:
+                if not completed:
+                    raise
+                break  # The users of those that are completed must hear of them.
+            if documents is None:
+                break
+            completed += documents
+        return completed
+
+    async def _complete_next(self) -> list[Document] | None:
+        """What was completed of the oldest abandoned intent; None if there is none."""
+        intent = await self._find_abandoned()
+        if intent is None:
+            return None
+        notification = read_notification(intent, intent["createdAt"])
+        rev = await self._revs.next()
+        documents = [
+            _new_document(notification, str(each["_id"]), each["_userId"], rev)
+            for each in intent["recipients"]
+        ]
+        written, is_ours = await self._write_documents(intent, documents)
+        return [document for document in written if is_ours and not document.deleted]
+
+    # -- one user --------------------------------------------------------------------------------------------------
+
+    async def _add_one(self, document: Document, duty: EmailDuty | None) -> None:
+        fields = document_fields(document, notification_fields(document.notification))
+        if duty is not None:
+            fields["mail"] = duty_fields(duty)
+        try:
+            await self._batcher.insert(encode(fields))
+        except StoreUnavailable:
+            self._uncertain.append(_Uncertain(document, time.monotonic()))
+            raise
+
+    async def _find_landed(self) -> list[Document]:
+        latest = time.monotonic() - self._grace_s
+        settled = [each.document for each in self._uncertain if each.timed_out_at < latest]
+        if not settled:
+            return []
+        landed = await self._read_stored(settled)
+        for _ in settled:
+            self._uncertain.popleft()
+        return [document for document in landed if not document.deleted]
+
+    # -- several users ---------------------------------------------------------------------------------------------
+
+    async def _open_intent(self, documents: Sequence[Document], duty: EmailDuty | None) -> Raw:
+        """Store the intent; from then on the notification is sure to be completed."""
+        fields = notification_fields(documents[0].notification)
+        fields["recipients"] = [{"_id": ObjectId(each.id), "_userId": each.user_id} for each in documents]
+        if duty is not None:
+            fields["mail"] = duty_fields(duty)
+            fields["mailDue"] = fields["mail"].pop("due")
+        id_ = ObjectId()
+        # An upsert, since only an update can write the store's time.
+        await self._connection.intents.update_one(
+            {"_id": id_}, {"$setOnInsert": encode(fields), "$currentDate": {"openedAt": True}}, upsert=True
+        )
+        return {"_id": id_, **fields}
+
+    async def _find_abandoned(self) -> Raw | None:
+        latest = {"$subtract": ["$$NOW", round(self._grace_s * 1000)]}
+        return await self._connection.intents.find_one(
+            {"openedAt": {"$exists": True}, "$expr": {"$lte": ["$openedAt", latest]}}, sort={"openedAt": 1}
+        )
+
+    async def _write_documents(
+        self, intent: Raw, documents: Sequence[Document]
+    ) -> tuple[list[Document], bool]:
+        """Write those of an intent's documents that are not there, and close it. The documents as they are stored then,
+        and whether it was this call that closed the intent."""
+        common = notification_fields(documents[0].notification)
+        others_wrote = False
+        for start in range(0, len(documents), CHUNK_DOCUMENTS):
+            chunk = [
+                encode(document_fields(document, common))
+                for document in documents[start : start + CHUNK_DOCUMENTS]
+            ]
+            others_wrote |= await self._insert_missing(chunk)
+        is_ours = await self._close_intent(intent)
+        return (await self._read_stored(documents) if others_wrote else list(documents)), is_ours
+
+    async def _insert_missing(self, documents: Sequence[RawBSONDocument]) -> bool:
+        """Insert these documents; whether some were there already, which stay as they are."""
+        try:
+            await self._connection.documents.insert_many(documents, ordered=False)
+        except BulkWriteError as exc:
+            errors = exc.details["writeErrors"]
+            if exc.details["writeConcernErrors"]:
+                raise StoreUnavailable() from exc
+            if any(error["code"] != _DUPLICATE_KEY for error in errors):
+                raise
+            return True
+        return False
+
+    async def _close_intent(self, intent: Raw) -> bool:
+        """False if somebody else has closed it before."""
+        is_open = {"_id": intent["_id"], "openedAt": {"$exists": True}}
+        if "mail" not in intent:
+            return (await self._connection.intents.delete_one(is_open)).deleted_count == 1
+        closed = await self._connection.intents.update_one(
+            is_open,
+            {
+                "$set": {"mail.due": intent["mailDue"]},
+                "$unset": {"openedAt": "", "recipients": "", "mailDue": ""},
+            },
+        )
+        return closed.modified_count == 1
+
+    async def _read_stored(self, documents: Sequence[Document]) -> list[Document]:
+        """These documents as they are now, without those that are not there."""
+        place = {ObjectId(document.id): index for index, document in enumerate(documents)}
+        stored = await self._connection.documents.find({"_id": {"$in": list(place)}}, {"mail": 0}).to_list()
+        return [self._reader.read(found) for found in sorted(stored, key=lambda found: place[found["_id"]])]
+
+
+def _new_document(notification: Notification, id_: str, user_id: str, rev: int) -> Document:
+    return Document(id_, user_id, notification, notification.created_at, notification.created_at, rev)

@@ -1,0 +1,211 @@
+"""The way to MongoDB: client, collections, indexes, time limits, and what pymongo's errors mean to the server."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import pymongo
+from pymongo import AsyncMongoClient, IndexModel, ReadPreference
+from pymongo.asynchronous.collection import AsyncCollection
+from pymongo.asynchronous.database import AsyncDatabase
+from pymongo.errors import (
+    ConfigurationError,
+    ConnectionFailure,
+    InvalidName,
+    OperationFailure,
+    PyMongoError,
+    WriteConcernError,
+)
+from pymongo.read_concern import ReadConcern
+from pymongo.write_concern import WriteConcern
+
+from server.errors import StartupError, StoreUnavailable
+from server.store.mongo_documents import Raw
+
+logger = logging.getLogger(__name__)
+
+Collection = AsyncCollection[Raw]
+
+MIN_WIRE_VERSION = 13
+"""MongoDB 5.0: the first in which `$expr` uses indexes, and `$$NOW` with it."""
+
+INDEX_BUILD_LIMIT_S = 3600.0
+"""Building indexes on a large collection takes minutes, and a time-out would start it anew each time."""
+
+_AUTHENTICATION_CODES = frozenset({13, 18})  # Unauthorized, AuthenticationFailed
+
+# What a mongos answers when it is there but the shard is not: HostUnreachable, HostNotFound, NetworkTimeout,
+# FailedToSatisfyReadPreference, ExceededTimeLimit.
+_UNREACHABLE_CODES = frozenset({6, 7, 89, 133, 262})
+
+
+class Connection:
+    """One client for one database, with its collections: `documents` (one for each user of a notification), `intents`
+    (notifications for several users: open, or with mail still owed), `meta`; all three from `open` on."""
+
+    documents: Collection
+    intents: Collection
+    meta: Collection
+
+    def __init__(self, url: str, db: str, collection: str | None, timeout_s: float) -> None:
+        self._url = url
+        self._db_name = db
+        self._collection_name = collection
+        self._client: AsyncMongoClient[Raw] | None = None
+        self._is_open = False
+        self._in_hand = 0
+        self._is_idle = asyncio.Event()
+        self._is_idle.set()
+        self.timeout_s = timeout_s
+        # Everything up to the last @ may be a password, even in an address that is none.
+        hosts = url.partition("://")[2].rpartition("@")[2].partition("/")[0].partition("?")[0]
+        self.name = f"MongoDB ({hosts}, db {db})"
+
+    async def open(self, inbox_indexes: Sequence[IndexModel], task_indexes: Sequence[IndexModel]) -> None:
+        """Connect and make the indexes: `inbox_indexes` on `documents`, `task_indexes` on `intents`.
+        Raises as `Store.open`."""
+        client = self._make_client()
+        try:
+            await self._prepare(client, inbox_indexes, task_indexes)
+        except BaseException:
+            await client.close()
+            raise
+        self._client = client
+        self._is_open = True
+
+    async def drain(self) -> None:
+        """Let no verb begin any more; return when those in hand have ended."""
+        self._is_open = False
+        await self._is_idle.wait()
+
+    async def disconnect(self) -> None:
+        """Let go of the server. Idempotent."""
+        client, self._client = self._client, None
+        if client is not None:
+            await client.close()
+
+    async def ping(self) -> None:
+        """Return if there is a primary that takes writes."""
+        with self.operation() as client:
+            if not (await client.admin.command("hello"))["isWritablePrimary"]:
+                raise StoreUnavailable()
+
+    @contextmanager
+    def operation(self) -> Iterator[AsyncMongoClient[Raw]]:
+        """Around each verb: refuses if not open, holds up `close`, and bounds and translates as `bounded`."""
+        if self._client is None or not self._is_open:
+            raise StoreUnavailable("the store is not open")
+        self._in_hand += 1
+        self._is_idle.clear()
+        try:
+            with self.bounded():
+                yield self._client
+        finally:
+            self._in_hand -= 1
+            if not self._in_hand:
+                self._is_idle.set()
+
+    @contextmanager
+    def bounded(self) -> Iterator[None]:
+        """Give all calls within `timeout_s` seconds together; what means "not there" or "not in time" becomes
+        `StoreUnavailable`."""
+        try:
+            with pymongo.timeout(self.timeout_s):
+                yield
+        except PyMongoError as exc:
+            if _means_unavailable(exc):
+                raise StoreUnavailable() from exc
+            raise
+
+    def _make_client(self) -> AsyncMongoClient[Raw]:
+        timeout_ms = round(self.timeout_s * 1000)
+        try:
+            return AsyncMongoClient(
+                self._url,
+                tz_aware=True,
+                appname="notification-server",
+                connectTimeoutMS=timeout_ms,
+                serverSelectionTimeoutMS=timeout_ms,
+            )
+        except (PyMongoError, ValueError, TypeError, OSError):
+            # Neither its text nor the chain: both may hold pieces of the password.
+            raise StartupError(
+                "[MONGODB] url is not a MongoDB address; it has the form"
+                " mongodb://[user:password@]host[:port]/[?options], special characters of the password as %xx"
+            ) from None
+
+    async def _prepare(
+        self,
+        client: AsyncMongoClient[Raw],
+        inbox_indexes: Sequence[IndexModel],
+        task_indexes: Sequence[IndexModel],
+    ) -> None:
+        try:
+            with self.bounded():
+                await self._check_server(client)
+                await self._choose_collections(client)
+            with pymongo.timeout(INDEX_BUILD_LIMIT_S):
+                await _make_indexes(self.documents, inbox_indexes)
+                await _make_indexes(self.intents, task_indexes)
+        except (StoreUnavailable, PyMongoError) as exc:
+            raise self._open_error(exc) from exc
+
+    def _open_error(self, exc: Exception) -> Exception:
+        if isinstance(exc, StoreUnavailable) or (isinstance(exc, PyMongoError) and _means_unavailable(exc)):
+            return StoreUnavailable(f"{self.name} does not answer or has no primary")
+        if isinstance(exc, OperationFailure) and exc.code in _AUTHENTICATION_CODES:
+            return StartupError(f"{self.name} refuses the login, or the user may not use this database")
+        if isinstance(exc, InvalidName):
+            return StartupError(f"{self.name}: [MONGODB] db or collection is not a name that MongoDB takes")
+        reason = (exc.details or {}).get("errmsg", "") if isinstance(exc, OperationFailure) else str(exc)
+        return StartupError(f"{self.name} cannot be used: {reason}")
+
+    async def _check_server(self, client: AsyncMongoClient[Raw]) -> None:
+        hello = await client.admin.command("hello")
+        if hello["maxWireVersion"] < MIN_WIRE_VERSION:
+            version = (await client.admin.command("buildInfo"))["version"]
+            raise StartupError(f"{self.name} is version {version}; MongoDB 5.0 or later is needed")
+        if not hello["isWritablePrimary"]:
+            raise StoreUnavailable("the MongoDB server is not the primary")
+
+    async def _choose_collections(self, client: AsyncMongoClient[Raw]) -> None:
+        database: AsyncDatabase[Raw] = client.get_database(
+            self._db_name,
+            read_preference=ReadPreference.PRIMARY,
+            # A screen must not show what a failover could take back.
+            read_concern=ReadConcern("majority"),
+            write_concern=WriteConcern("majority", j=True),
+        )
+        name = self._collection_name
+        if name is None:
+            # The original kept its documents in a collection named like its database.
+            existing = await database.list_collection_names(filter={"name": self._db_name})
+            name = self._db_name if existing else "notifications"
+        self.documents: Collection = database[name]
+        self.intents: Collection = database[f"{name}_intents"]
+        self.meta: Collection = database[f"{name}_meta"]
+
+
+async def _make_indexes(collection: Collection, indexes: Sequence[IndexModel]) -> None:
+    """Make those that are missing. Several nodes may do so at once: MongoDB builds each index once."""
+    existing = await collection.index_information()
+    missing = [index for index in indexes if index.document["name"] not in existing]
+    if not missing:
+        return
+    size = await collection.estimated_document_count()
+    if size:
+        logger.info("making %d indexes over %d documents of %s", len(missing), size, collection.full_name)
+    await collection.create_indexes(missing)
+
+
+def _means_unavailable(exc: PyMongoError) -> bool:
+    if isinstance(exc, ConfigurationError):
+        return False
+    return (
+        exc.timeout
+        or isinstance(exc, ConnectionFailure | WriteConcernError)
+        or (isinstance(exc, OperationFailure) and exc.code in _UNREACHABLE_CODES)
+    )

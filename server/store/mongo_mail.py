@@ -1,0 +1,155 @@
+"""The mail that is owed, as the outbox takes and settles it. Duties lie in the subdocument `mail`: of a document if the
+notification has one recipient, of its closed intent if it has several."""
+
+from __future__ import annotations
+
+import secrets
+from datetime import UTC, datetime
+from operator import itemgetter
+
+from bson import ObjectId
+from pymongo import ReturnDocument
+
+from server.ids import is_id
+from server.store import MailCounts, MailJob, MailOutcome
+from server.store.mongo_connection import Collection, Connection
+from server.store.mongo_documents import Raw, owed_fields, read_mail, read_recipient
+
+# In `$expr` what is missing is less than any time: without a lease, a duty is free.
+_IS_CLAIMABLE = {
+    "mail.due": {"$exists": True},
+    "$expr": {"$and": [{"$lte": ["$mail.due", "$$NOW"]}, {"$lte": ["$mail.leasedUntil", "$$NOW"]}]},
+}
+
+_ID_DIGITS = 24
+
+
+class MailDuties:
+    """The mail verbs of the store, but for `still_unseen`."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    @property
+    def _places(self) -> tuple[Collection, Collection]:
+        return self._connection.documents, self._connection.intents
+
+    async def claim(self, lease_s: float, limit: int) -> list[MailJob]:
+        """As `Store.claim_mail`."""
+        due: list[tuple[datetime, Collection, Raw]] = []
+        for place in self._places:
+            # A claim must name the shard key, where the collection is sharded.
+            keys = {"mail.due": 1, "tenant": 1, "_userId": 1}
+            found = await place.find(_IS_CLAIMABLE, keys, sort={"mail.due": 1}, limit=limit).to_list()
+            due += [(each["mail"]["due"], place, each) for each in found]
+        due.sort(key=itemgetter(0))
+        jobs = [await self._lease(place, found, lease_s) for _, place, found in due[:limit]]
+        return [job for job in jobs if job is not None]
+
+    async def _lease(self, place: Collection, found: Raw, lease_s: float) -> MailJob | None:
+        """None if another node was quicker."""
+        # It begins with the id of the record, so that settling finds it.
+        lease = f"{found['_id']}-{secrets.token_hex(16)}"
+        taken = await place.find_one_and_update(
+            {
+                "_id": found["_id"],
+                "tenant": found["tenant"],
+                "_userId": found.get("_userId"),
+                **_IS_CLAIMABLE,
+            },
+            [
+                {
+                    "$set": {
+                        "mail.leasedUntil": {"$add": ["$$NOW", round(lease_s * 1000)]},
+                        "mail.claimedAt": "$$NOW",
+                        "mail.lease": lease,
+                    }
+                }
+            ],
+            projection={"nid": 1, "tenant": 1, "createdAt": 1, "mail": 1},
+            return_document=ReturnDocument.AFTER,
+        )
+        if taken is None:
+            return None
+        mail = taken["mail"]
+        recipients = [each for each in mail["recipients"] if each["due"] <= mail["claimedAt"]]
+        return MailJob(
+            nid=str(taken["nid"]),
+            tenant=taken["tenant"],
+            created_at=taken["createdAt"],
+            mail=read_mail(mail),
+            recipients=tuple(map(read_recipient, recipients)),
+            lease=lease,
+            attempts=mail["attempts"],
+        )
+
+    async def settle(self, job: MailJob, outcome: MailOutcome) -> bool:
+        """As `Store.settle_mail`."""
+        id_ = job.lease[:_ID_DIGITS]
+        if not (is_id(id_) and is_id(job.nid)):
+            return False
+        notification = {"tenant": job.tenant, "nid": ObjectId(job.nid)}
+        leased = {"_id": ObjectId(id_), **notification, "mail.lease": job.lease}
+        for place in self._places:
+            found = await place.find_one(leased, {"mail": 1})
+            if found is not None:
+                return await self._write_outcome(place, leased, found["mail"], outcome)
+        return False
+
+    async def _write_outcome(self, place: Collection, leased: Raw, mail: Raw, outcome: MailOutcome) -> bool:
+        owed = _still_owed(mail["recipients"], outcome)
+        refused = mail.get("refused", []) + [
+            {"_userId": each.user_id, "email": each.email, "code": each.code, "reason": each.reason}
+            for each in outcome.refused
+        ]
+        left: Raw = {**mail}
+        for field in ("lease", "leasedUntil", "claimedAt", "recipients", "owed", "due"):
+            left.pop(field, None)
+        if owed:
+            left |= {**owed_fields(owed), "attempts": mail["attempts"] + bool(outcome.retry)}
+        if refused:
+            left |= {"refused": refused, "refusals": len(refused)}
+        if owed or refused:
+            return (await place.update_one(leased, {"$set": {"mail": left}})).matched_count == 1
+        if place is self._connection.documents:
+            return (await place.update_one(leased, {"$unset": {"mail": ""}})).matched_count == 1
+        return (await place.delete_one(leased)).deleted_count == 1
+
+    async def next_due(self) -> datetime | None:
+        """As `Store.next_mail_due`: of a leased duty that is when its lease ends."""
+        free = {"mail.due": {"$exists": True}, "mail.leasedUntil": None}
+        leased = {"mail.leasedUntil": {"$exists": True}}
+        instants = []
+        for place in self._places:
+            for where, what in ((free, "due"), (leased, "leasedUntil")):
+                found = await place.find_one(where, {f"mail.{what}": 1}, sort={f"mail.{what}": 1})
+                if found is not None:
+                    instants.append(found["mail"][what])
+        return min(instants, default=None)
+
+    async def counts(self) -> MailCounts:
+        """As `Store.mail_counts`."""
+        # Comparisons and not $exists: with them the index alone has the answer.
+        due = await self._sum({"mail.due": {"$gt": datetime.min.replace(tzinfo=UTC)}}, "$mail.owed")
+        refused = await self._sum({"mail.refusals": {"$gt": 0}}, "$mail.refusals")
+        return MailCounts(due=due, refused=refused)
+
+    async def _sum(self, where: Raw, what: str) -> int:
+        total = 0
+        for place in self._places:
+            group = {"$group": {"_id": None, "sum": {"$sum": what}}}
+            async for found in await place.aggregate([{"$match": where}, group]):
+                total += found["sum"]
+        return total
+
+
+def _still_owed(recipients: list[Raw], outcome: MailOutcome) -> list[Raw]:
+    """Those whom the outcome does not name, as they were, and those to try again."""
+    settled = {each.user_id for each in (*outcome.sent, *outcome.dropped)}
+    settled |= {each.user_id for each in outcome.refused}
+    again = {each.user_id for each in outcome.retry}
+    return [
+        {**each, "due": outcome.retry_at} if each["_userId"] in again else each
+        for each in recipients
+        if each["_userId"] not in settled
+    ]

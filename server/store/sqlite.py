@@ -1,0 +1,196 @@
+"""The embedded store: one SQLite file in the data folder, for a server that is one process. Keeps the `Store` contract.
+
+How it lies on disk is in `sqlite_schema`, what the verbs do there in `sqlite_documents` and `sqlite_mail`, and who does
+it in `sqlite_threads`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sqlite3
+from collections.abc import Callable, Collection, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TypeVar
+
+from server import messages
+from server.errors import StartupError, StoreUnavailable
+from server.folder_lock import FolderLock
+from server.messages import Document, EmailDuty, Notification, Recipient
+from server.revs import RevClock
+from server.store import Change, MailCounts, MailJob, MailOutcome
+from server.store import sqlite_documents as documents
+from server.store import sqlite_mail as mail
+from server.store.sqlite_schema import open_reader, open_writer, to_ms
+from server.store.sqlite_threads import Readers, Work, Writer
+
+T = TypeVar("T")
+
+READERS = 2
+"""Threads that read: one long read, such as the counts of 10,000 users, does not hold up the short ones."""
+
+
+class SQLiteStore:
+    """See `Store`. While it is open, it holds the folder of its file against other processes."""
+
+    def __init__(
+        self, path: Path, *, timeout_s: float = 10.0, clock: Callable[[], datetime] = messages.now
+    ) -> None:
+        """`path` is the database file. `timeout_s` bounds each verb. `clock` is the store's clock: aware UTC, whole
+        milliseconds."""
+        self.name = f"embedded ({path})"
+        self._path = path
+        self._timeout_s = timeout_s
+        self._clock = clock
+        self._lock = FolderLock(path.parent)
+        self._revs = RevClock()
+        self._stored_rev = 0
+        self._writer: Writer | None = None
+        self._readers: Readers | None = None
+
+    async def open(self) -> None:
+        """See `Store.open`."""
+        writer, readers = await asyncio.to_thread(self._connect)
+        self._writer = Writer(writer, self._store_rev)
+        self._readers = Readers(readers)
+
+    async def close(self) -> None:
+        """See `Store.close`."""
+        if self._readers is not None:
+            await self._readers.close()
+        if self._writer is not None:
+            await self._writer.close()
+        self._lock.release()
+
+    async def ping(self) -> None:
+        """See `Store.ping`."""
+        # It must change something: SQLite does not write, nor sync, what stays as it is.
+        await self._write(lambda c: c.execute("UPDATE meta SET value = value + 1 WHERE name = 'pings'"))
+
+    # -- storing ---------------------------------------------------------------------------------------------------
+    async def add(
+        self, notification: Notification, recipients: Sequence[Recipient], duty: EmailDuty | None
+    ) -> list[Document]:
+        """See `Store.add`."""
+
+        def work(connection: sqlite3.Connection) -> list[Document]:
+            key, added = documents.add(connection, notification, recipients, self._revs.next())
+            if duty is not None:
+                mail.add(connection, key, duty)
+            return added
+
+        return await self._write(work)
+
+    async def complete_intents(self) -> list[Document]:
+        """See `Store.complete_intents`. A transaction leaves nothing half done: always []."""
+        return []
+
+    # -- reading ---------------------------------------------------------------------------------------------------
+    async def newest(self, tenant: str, user_id: str, *, before: str | None, limit: int) -> list[Document]:
+        """See `Store.newest`."""
+        return await self._read(lambda c: documents.newest(c, tenant, user_id, before, limit))
+
+    async def page(self, tenant: str, user_id: str, *, page: int, limit: int) -> list[Document]:
+        """See `Store.page`."""
+        return await self._read(lambda c: documents.page(c, tenant, user_id, page, limit))
+
+    async def unseen(
+        self, tenant: str, user_id: str, *, after: Document | None, limit: int
+    ) -> list[Document]:
+        """See `Store.unseen`."""
+        return await self._read(lambda c: documents.unseen(c, tenant, user_id, after, limit))
+
+    async def count_unseen(self, tenant: str, user_ids: Collection[str]) -> dict[str, int]:
+        """See `Store.count_unseen`."""
+        return await self._read(lambda c: documents.count_unseen(c, tenant, user_ids))
+
+    # -- changing --------------------------------------------------------------------------------------------------
+    async def mark_seen(self, tenant: str, user_id: str, ids: Sequence[str]) -> Change:
+        """See `Store.mark_seen`."""
+        return await self._write(
+            lambda c: documents.mark_seen(c, tenant, user_id, ids, self._clock(), self._revs.next)
+        )
+
+    async def mark_all_seen(self, tenant: str, user_id: str, *, limit: int) -> Change:
+        """See `Store.mark_all_seen`."""
+        return await self._write(
+            lambda c: documents.mark_all_seen(c, tenant, user_id, limit, self._clock(), self._revs.next)
+        )
+
+    async def delete(self, tenant: str, user_id: str, ids: Sequence[str]) -> Change:
+        """See `Store.delete`."""
+        return await self._write(
+            lambda c: documents.delete(c, tenant, user_id, ids, self._clock(), self._revs.next)
+        )
+
+    # -- mail ------------------------------------------------------------------------------------------------------
+    async def claim_mail(self, lease_s: float, limit: int) -> list[MailJob]:
+        """See `Store.claim_mail`."""
+        return await self._write(lambda c: mail.claim(c, self._clock(), lease_s, limit))
+
+    async def settle_mail(self, job: MailJob, outcome: MailOutcome) -> bool:
+        """See `Store.settle_mail`."""
+        return await self._write(lambda c: mail.settle(c, job, outcome, self._clock()))
+
+    async def next_mail_due(self) -> datetime | None:
+        """See `Store.next_mail_due`."""
+        return await self._read(mail.next_due)
+
+    async def still_unseen(self, tenant: str, nid: str, user_ids: Collection[str]) -> set[str]:
+        """See `Store.still_unseen`."""
+        return await self._read(lambda c: documents.still_unseen(c, tenant, nid, user_ids))
+
+    async def mail_counts(self) -> MailCounts:
+        """See `Store.mail_counts`."""
+        return await self._read(mail.counts)
+
+    # -- the connections -------------------------------------------------------------------------------------------
+    def _connect(self) -> tuple[sqlite3.Connection, list[sqlite3.Connection]]:
+        """The connection that writes and those that read."""
+        busy_timeout_s = self._timeout_s / 2  # so that a lock is what is reported, not the time-out
+        with contextlib.ExitStack() as undo:
+            self._lock.acquire()
+            undo.callback(self._lock.release)
+            try:
+                writer = open_writer(self._path, busy_timeout_s)
+                undo.callback(writer.close)
+                readers = []
+                for _ in range(READERS):
+                    readers.append(open_reader(self._path, busy_timeout_s))
+                    undo.callback(readers[-1].close)
+                row = writer.execute("SELECT value FROM meta WHERE name = 'last_rev'").fetchone()
+            except (OSError, sqlite3.Error) as exc:
+                raise self._cannot_open(exc) from exc
+            undo.pop_all()
+        self._stored_rev = row[0]
+        self._revs = RevClock(self._stored_rev, lambda: to_ms(self._clock()))
+        return writer, readers
+
+    def _cannot_open(self, error: Exception) -> Exception:
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY:
+            return StoreUnavailable(f"{self._path} is locked by another program")
+        return StartupError(f"{self._path} cannot be opened: {error}")
+
+    def _store_rev(self, connection: sqlite3.Connection) -> None:
+        """Before each commit: no rev may be issued again after a restart, even if the clock has stepped back."""
+        if self._revs.last != self._stored_rev:
+            connection.execute("UPDATE meta SET value = ? WHERE name = 'last_rev'", (self._revs.last,))
+            self._stored_rev = self._revs.last
+
+    async def _write(self, work: Work[T]) -> T:
+        if self._writer is None:
+            raise StoreUnavailable("the store is not open")
+        return await self._within(self._writer.submit(work))
+
+    async def _read(self, work: Work[T]) -> T:
+        if self._readers is None:
+            raise StoreUnavailable("the store is not open")
+        return await self._within(self._readers.submit(work))
+
+    async def _within(self, answer: asyncio.Future[T]) -> T:
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await answer
+        except TimeoutError as exc:
+            raise StoreUnavailable() from exc

@@ -1,0 +1,303 @@
+"""The documents of the embedded store: what each verb of the port does on a connection. Knows no threads and no clock.
+
+Functions that write run inside a transaction of the caller.
+"""
+
+# ruff: noqa: S608  # statements are put together from texts of this module and question marks only
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable, Collection, Iterator, Sequence
+from datetime import datetime
+from typing import Any
+
+from server.ids import new_id
+from server.messages import Document, Notification, Recipient
+from server.store import Change
+from server.store.sqlite_schema import from_ms, id_bytes, to_ms
+
+_IDS_PER_STATEMENT = 500
+"""SQLite takes 999 variables in a statement by default before 3.32, and more gain nothing."""
+
+_to_json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
+
+_USER = "(SELECT key FROM users WHERE tenant = ? AND user_id = ?)"
+
+# CROSS JOIN keeps the order: the documents by their index, then each one's notification.
+_SELECT = """
+    SELECT d.id, d.created_at, d.updated_at, d.rev, d.seen, d.deleted_at,
+           n.nid, n.created_at, n.type, n.title, n.content, n.url, n.icon, n.image, n.data
+    FROM documents d CROSS JOIN notifications n ON n.key = d.notification
+"""
+
+NEWEST = f"""{_SELECT}
+    WHERE d.user = {_USER} AND d.deleted_at IS NULL AND (d.created_at, d.id) < (?, ?)
+    ORDER BY d.created_at DESC, d.id DESC LIMIT ?
+"""
+
+# The offset is counted in the index alone.
+PAGE = f"""{_SELECT}
+    WHERE d.user = {_USER} AND d.id IN (
+        SELECT id FROM documents WHERE user = {_USER} AND deleted_at IS NULL
+        ORDER BY created_at, id LIMIT ? OFFSET ?
+    )
+    ORDER BY d.created_at, d.id
+"""
+
+UNSEEN = f"""{_SELECT}
+    WHERE d.user = {_USER} AND d.seen = 0 AND d.deleted_at IS NULL AND (d.created_at, d.id) > (?, ?)
+    ORDER BY d.created_at, d.id LIMIT ?
+"""
+
+COUNT = """
+    SELECT user_id,
+        (SELECT count(*) FROM documents d WHERE d.user = u.key AND d.seen = 0 AND d.deleted_at IS NULL)
+    FROM users u
+"""
+
+_FIRST = (-(1 << 63), b"")
+_LAST = ((1 << 63) - 1, b"")
+"""Positions (created_at, id) before and after all documents."""
+
+
+def add(
+    connection: sqlite3.Connection, notification: Notification, recipients: Sequence[Recipient], rev: int
+) -> tuple[int, list[Document]]:
+    """Store a notification and its documents; its key and they."""
+    key = _add_notification(connection, notification)
+    at = notification.created_at
+    documents = [Document(new_id(), recipient.user_id, notification, at, at, rev) for recipient in recipients]
+    tenant, ms = notification.tenant, to_ms(at)
+    connection.executemany(
+        "INSERT INTO users (tenant, user_id) VALUES (?, ?) ON CONFLICT DO NOTHING",
+        ((tenant, recipient.user_id) for recipient in recipients),
+    )
+    connection.executemany(
+        "INSERT INTO documents (user, id, notification, created_at, updated_at, rev)"
+        f" VALUES ({_USER}, ?, ?, ?, ?, ?)",
+        ((tenant, each.user_id, bytes.fromhex(each.id), key, ms, ms, rev) for each in documents),
+    )
+    return key, documents
+
+
+def _add_notification(connection: sqlite3.Connection, notification: Notification) -> int:
+    cursor = connection.execute(
+        "INSERT INTO notifications (nid, tenant, created_at, type, title, content, url, icon, image, data)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            bytes.fromhex(notification.nid),
+            notification.tenant,
+            to_ms(notification.created_at),
+            notification.type,
+            notification.title,
+            notification.content,
+            notification.url,
+            notification.icon,
+            notification.image,
+            None if notification.data is None else _to_json(notification.data),
+        ),
+    )
+    key = cursor.lastrowid
+    assert key is not None  # noqa: S101  # set by every INSERT
+    return key
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+
+def newest(
+    connection: sqlite3.Connection, tenant: str, user_id: str, before: str | None, limit: int
+) -> list[Document]:
+    position: tuple[int, bytes] | None = _LAST
+    if before is not None:
+        position = connection.execute(
+            f"SELECT created_at, id FROM documents WHERE user = {_USER} AND id = ?",
+            (tenant, user_id, id_bytes(before)),
+        ).fetchone()
+    if position is None:
+        return []
+    return _documents(connection, tenant, user_id, NEWEST, (tenant, user_id, *position, limit))
+
+
+def page(connection: sqlite3.Connection, tenant: str, user_id: str, page: int, limit: int) -> list[Document]:
+    return _documents(
+        connection, tenant, user_id, PAGE, (tenant, user_id, tenant, user_id, limit, page * limit)
+    )
+
+
+def unseen(
+    connection: sqlite3.Connection, tenant: str, user_id: str, after: Document | None, limit: int
+) -> list[Document]:
+    position = _FIRST if after is None else (to_ms(after.created_at), bytes.fromhex(after.id))
+    return _documents(connection, tenant, user_id, UNSEEN, (tenant, user_id, *position, limit))
+
+
+def count_unseen(connection: sqlite3.Connection, tenant: str, user_ids: Collection[str]) -> dict[str, int]:
+    counts = dict.fromkeys(user_ids, 0)
+    for some in _portions(list(counts)):
+        counts.update(
+            connection.execute(
+                f"{COUNT} WHERE tenant = ? AND user_id IN ({_marks(some)})",
+                (tenant, *some),
+            ).fetchall()
+        )
+    return counts
+
+
+def still_unseen(
+    connection: sqlite3.Connection, tenant: str, nid: str, user_ids: Collection[str]
+) -> set[str]:
+    found: set[str] = set()
+    for some in _portions(list(user_ids)):
+        # A document has the created_at of its notification: that finds it in the index.
+        rows = connection.execute(
+            "SELECT u.user_id FROM notifications n CROSS JOIN users u CROSS JOIN documents d"
+            " ON d.user = u.key AND d.created_at = n.created_at AND d.notification = n.key"
+            " AND d.seen = 0 AND d.deleted_at IS NULL"
+            f" WHERE n.nid = ? AND n.tenant = ? AND u.tenant = ? AND u.user_id IN ({_marks(some)})",
+            (id_bytes(nid), tenant, tenant, *some),
+        )
+        found.update(user_id for (user_id,) in rows)
+    return found
+
+
+def _documents(
+    connection: sqlite3.Connection, tenant: str, user_id: str, statement: str, values: Sequence[Any]
+) -> list[Document]:
+    return [_document(tenant, user_id, row) for row in connection.execute(statement, values).fetchall()]
+
+
+def _document(tenant: str, user_id: str, row: Sequence[Any]) -> Document:
+    """A document of a row of `_SELECT`."""
+    id_, created_at, updated_at, rev, seen, deleted_at, nid, accepted_at, *texts, data = row
+    type_, title, content, url, icon, image = texts
+    notification = Notification(
+        nid=nid.hex(),
+        tenant=tenant,
+        created_at=from_ms(accepted_at),
+        content=content,
+        type=type_,
+        title=title,
+        url=url,
+        icon=icon,
+        image=image,
+        data=None if data is None else json.loads(data),
+    )
+    return Document(
+        id=id_.hex(),
+        user_id=user_id,
+        notification=notification,
+        created_at=from_ms(created_at),
+        updated_at=from_ms(updated_at),
+        rev=rev,
+        seen=bool(seen),
+        deleted=deleted_at is not None,
+        deleted_at=None if deleted_at is None else from_ms(deleted_at),
+    )
+
+
+# -- changing ----------------------------------------------------------------------------------------------------------
+
+
+def mark_seen(
+    connection: sqlite3.Connection,
+    tenant: str,
+    user_id: str,
+    ids: Sequence[str],
+    now: datetime,
+    next_rev: Callable[[], int],
+) -> Change:
+    user, found = _find(connection, tenant, user_id, ids)
+    return _mark_seen(
+        connection, user, list(found), [id_ for id_, seen in found.items() if not seen], now, next_rev
+    )
+
+
+def mark_all_seen(
+    connection: sqlite3.Connection,
+    tenant: str,
+    user_id: str,
+    limit: int,
+    now: datetime,
+    next_rev: Callable[[], int],
+) -> Change:
+    user = _user(connection, tenant, user_id)
+    rows = connection.execute(
+        "SELECT id FROM documents WHERE user = ? AND seen = 0 AND deleted_at IS NULL"
+        " ORDER BY created_at, id LIMIT ?",
+        (user, limit),
+    ).fetchall()
+    ids = [id_ for (id_,) in rows]
+    return _mark_seen(connection, user, ids, ids, now, next_rev)
+
+
+def delete(
+    connection: sqlite3.Connection,
+    tenant: str,
+    user_id: str,
+    ids: Sequence[str],
+    now: datetime,
+    next_rev: Callable[[], int],
+) -> Change:
+    user, found = _find(connection, tenant, user_id, ids)
+    if not found:
+        return Change((), 0, None)
+    rev, ms = next_rev(), to_ms(now)
+    connection.executemany(
+        "UPDATE documents SET deleted_at = ?, updated_at = ?, rev = ? WHERE user = ? AND id = ?",
+        ((ms, ms, rev, user, id_) for id_ in found),
+    )
+    return Change(tuple(id_.hex() for id_ in found), len(found), rev)
+
+
+def _mark_seen(
+    connection: sqlite3.Connection,
+    user: int | None,
+    ids: Sequence[bytes],
+    to_change: Sequence[bytes],
+    now: datetime,
+    next_rev: Callable[[], int],
+) -> Change:
+    rev = None
+    if to_change:
+        rev, ms = next_rev(), to_ms(now)
+        connection.executemany(
+            "UPDATE documents SET seen = 1, updated_at = ?, rev = ? WHERE user = ? AND id = ?",
+            ((ms, rev, user, id_) for id_ in to_change),
+        )
+    return Change(tuple(id_.hex() for id_ in ids), len(to_change), rev)
+
+
+def _user(connection: sqlite3.Connection, tenant: str, user_id: str) -> int | None:
+    """The key of a user; None if nothing was ever stored for them."""
+    row = connection.execute(f"SELECT {_USER}", (tenant, user_id)).fetchone()
+    return None if row[0] is None else int(row[0])
+
+
+def _find(
+    connection: sqlite3.Connection, tenant: str, user_id: str, ids: Sequence[str]
+) -> tuple[int | None, dict[bytes, bool]]:
+    """The user's key, and those of the ids that are the user's and not deleted, in the order given -> whether seen."""
+    user = _user(connection, tenant, user_id)
+    wanted = list(dict.fromkeys(raw for raw in map(id_bytes, ids) if raw is not None))
+    states: dict[bytes, bool] = {}
+    for some in _portions(wanted):
+        states.update(
+            connection.execute(
+                "SELECT id, seen FROM documents"
+                f" WHERE user = ? AND deleted_at IS NULL AND id IN ({_marks(some)})",
+                (user, *some),
+            ).fetchall()
+        )
+    return user, {raw: states[raw] for raw in wanted if raw in states}
+
+
+def _portions(values: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    for start in range(0, len(values), _IDS_PER_STATEMENT):
+        yield values[start : start + _IDS_PER_STATEMENT]
+
+
+def _marks(values: Sequence[Any]) -> str:
+    return ",".join("?" * len(values))

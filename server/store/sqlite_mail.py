@@ -1,0 +1,162 @@
+"""The mail that is owed, in the embedded store: claims, leases and what became of them. Knows no threads and no clock.
+
+Functions that write run inside a transaction of the caller. Only those who are still owed a mail have a row in
+`mail_recipients`; those whose mail was refused for good are kept in `refused_mail`.
+"""
+
+# ruff: noqa: S608  # statements are put together from texts of this module and question marks only
+
+from __future__ import annotations
+
+import sqlite3
+from datetime import datetime, timedelta
+
+from server.ids import new_id
+from server.messages import EmailDuty, Mail, MailRecipient
+from server.store import MailCounts, MailJob, MailOutcome
+from server.store.sqlite_schema import from_ms, to_ms
+
+
+def add(connection: sqlite3.Connection, key: int, duty: EmailDuty) -> None:
+    """Owe these mails for the notification with this key."""
+    mail = duty.mail
+    connection.execute(
+        "INSERT INTO mails (notification, subject, content, subtype, forced, due_at) VALUES (?, ?, ?, ?, ?, ?)",
+        (
+            key,
+            mail.subject,
+            mail.content,
+            mail.subtype,
+            mail.forced,
+            min(to_ms(recipient.due_at) for recipient in duty.recipients),
+        ),
+    )
+    connection.executemany(
+        "INSERT INTO mail_recipients (notification, user_id, email, due_at, accepted_online)"
+        " VALUES (?, ?, ?, ?, ?)",
+        (
+            (key, each.user_id, each.email, to_ms(each.due_at), each.accepted_online)
+            for each in duty.recipients
+        ),
+    )
+
+
+def claim(connection: sqlite3.Connection, now: datetime, lease_s: float, limit: int) -> list[MailJob]:
+    """See `Store.claim_mail`."""
+    now_ms, until_ms = to_ms(now), to_ms(now + timedelta(seconds=lease_s))
+    lapsed = connection.execute(
+        "SELECT notification FROM mails WHERE leased_until <= ?", (now_ms,)
+    ).fetchall()
+    for (key,) in lapsed:
+        _reschedule(connection, key, now_ms)
+    due = connection.execute(
+        "SELECT notification FROM mails WHERE due_at <= ? ORDER BY due_at, notification LIMIT ?",
+        (now_ms, limit),
+    ).fetchall()
+    return [_claim(connection, key, now_ms, until_ms) for (key,) in due]
+
+
+def settle(connection: sqlite3.Connection, job: MailJob, outcome: MailOutcome, now: datetime) -> bool:
+    """See `Store.settle_mail`."""
+    held = connection.execute(
+        "SELECT notification FROM mail_recipients WHERE lease = ? AND notification ="
+        " (SELECT key FROM notifications WHERE nid = ?) LIMIT 1",
+        (job.lease, bytes.fromhex(job.nid)),
+    ).fetchone()
+    if held is None:
+        return False
+    key, now_ms = held[0], to_ms(now)
+    connection.executemany(
+        "INSERT INTO refused_mail VALUES (?, ?, ?, ?, ?, ?)",
+        ((key, each.user_id, each.email, each.code, each.reason, now_ms) for each in outcome.refused),
+    )
+    connection.executemany(
+        "DELETE FROM mail_recipients WHERE notification = ? AND user_id = ?",
+        ((key, user_id) for user_id in _done(outcome)),
+    )
+    if outcome.retry_at is not None:
+        _owe_again(connection, key, job.lease, outcome.retry_at)
+    _reschedule(connection, key, now_ms)
+    return True
+
+
+def next_due(connection: sqlite3.Connection) -> datetime | None:
+    """See `Store.next_mail_due`. What a lease holds becomes due when the lease ends."""
+    due = connection.execute("SELECT (SELECT min(due_at) FROM mails), (SELECT min(leased_until) FROM mails)")
+    return min((from_ms(ms) for ms in due.fetchone() if ms is not None), default=None)
+
+
+def counts(connection: sqlite3.Connection) -> MailCounts:
+    """See `Store.mail_counts`."""
+    return MailCounts(
+        *connection.execute(
+            "SELECT (SELECT count(*) FROM mail_recipients), (SELECT count(*) FROM refused_mail)"
+        ).fetchone()
+    )
+
+
+_IS_FREE = "(leased_until IS NULL OR leased_until <= :now)"
+
+
+def _claim(connection: sqlite3.Connection, key: int, now_ms: int, until_ms: int) -> MailJob:
+    lease = new_id()
+    values = {"key": key, "now": now_ms, "lease": lease, "until": until_ms}
+    due = f"notification = :key AND due_at <= :now AND {_IS_FREE}"
+    recipients = connection.execute(
+        f"SELECT user_id, email, due_at, accepted_online FROM mail_recipients WHERE {due}", values
+    ).fetchall()
+    connection.execute(
+        f"UPDATE mail_recipients SET lease = :lease, leased_until = :until WHERE {due}", values
+    )
+    nid, tenant, created_at, attempts, subject, content, subtype, forced = connection.execute(
+        "SELECT nid, tenant, created_at, attempts, subject, m.content, subtype, forced"
+        " FROM mails m JOIN notifications n ON n.key = m.notification WHERE m.notification = ?",
+        (key,),
+    ).fetchone()
+    _reschedule(connection, key, now_ms)
+    return MailJob(
+        nid=nid.hex(),
+        tenant=tenant,
+        created_at=from_ms(created_at),
+        mail=Mail(subject, content, subtype, bool(forced)),
+        recipients=tuple(
+            MailRecipient(user_id, email, from_ms(due_at), bool(accepted_online))
+            for user_id, email, due_at, accepted_online in recipients
+        ),
+        lease=lease,
+        attempts=attempts,
+    )
+
+
+def _done(outcome: MailOutcome) -> list[str]:
+    """The users who are no longer owed the mail."""
+    done = [recipient.user_id for recipient in (*outcome.sent, *outcome.dropped)]
+    return done + [refused.user_id for refused in outcome.refused]
+
+
+def _owe_again(connection: sqlite3.Connection, key: int, lease: str, retry_at: datetime) -> None:
+    """What is left of the lease is to be tried again."""
+    connection.execute(
+        "UPDATE mail_recipients SET due_at = ?, lease = NULL, leased_until = NULL"
+        " WHERE notification = ? AND lease = ?",
+        (to_ms(retry_at), key, lease),
+    )
+    connection.execute("UPDATE mails SET attempts = attempts + 1 WHERE notification = ?", (key,))
+
+
+def _reschedule(connection: sqlite3.Connection, key: int, now_ms: int) -> None:
+    """Work out anew when the mail is due and leased until; forget it if nobody is owed it any more."""
+    values = {"key": key, "now": now_ms}
+    connection.execute(
+        f"""
+        UPDATE mails SET
+            due_at = (SELECT min(due_at) FROM mail_recipients WHERE notification = :key AND {_IS_FREE}),
+            leased_until =
+                (SELECT min(leased_until) FROM mail_recipients WHERE notification = :key AND leased_until > :now)
+        WHERE notification = :key
+        """,
+        values,
+    )
+    connection.execute(
+        "DELETE FROM mails WHERE notification = :key AND due_at IS NULL AND leased_until IS NULL", values
+    )

@@ -1,0 +1,157 @@
+"""The tables of the embedded store, how a connection to them is made, and how a file is brought up to this version.
+
+Instants are integers: milliseconds since 1970 (UTC). Ids are the 12 bytes of the ObjectId. Users and notifications have
+a small integer `key` of their own, because each of the four trees of `documents` repeats the user, and a notification
+is stored once for all of its users.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from server.errors import StartupError
+from server.ids import is_id, new_id
+
+VERSION = 1
+"""Kept in `PRAGMA user_version`. A file of a newer version is not touched."""
+
+_APPLICATION_ID = 0x4E4F5449  # "NOTI": tells our files from anybody else's SQLite files
+
+_WRITER_CACHE_KIB = 32 * 1024
+"""Enough for the inner pages of the trees of some ten million documents; a write then reads leaves only."""
+_READER_CACHE_KIB = 4 * 1024
+
+_CHECKPOINT_PAGES = 4000
+"""Write-ahead log before it is copied into the main file: 16 MiB. Copying costs a sync of its own, and the longer the
+log, the more often a page in it is written over before it must be copied."""
+_LOG_KEPT_BYTES = 64 * 1024 * 1024
+"""A log that grew further, because of a huge transaction, is cut back to this."""
+
+# The primary key of `documents` finds a user's documents by id and, since ids rise with time, keeps those of one
+# page of the inbox side by side. `inbox` leaves out tombstones and `unseen` also what was seen, so that however much
+# a user has deleted or read, the newest and the oldest unseen are found without stepping over it; their last columns,
+# which take no space, let counting do without the documents themselves. `changes` orders a user's changes. No foreign
+# keys: one function writes each group of rows, and every insert would search once more.
+_TABLES = """
+CREATE TABLE meta (name TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID;
+
+CREATE TABLE users (
+    key INTEGER PRIMARY KEY, tenant TEXT NOT NULL, user_id TEXT NOT NULL, UNIQUE (tenant, user_id)
+);
+
+CREATE TABLE notifications (
+    key INTEGER PRIMARY KEY, nid BLOB NOT NULL UNIQUE, tenant TEXT NOT NULL, created_at INTEGER NOT NULL,
+    type TEXT NOT NULL, title TEXT NOT NULL, content TEXT NOT NULL,
+    url TEXT NOT NULL, icon TEXT NOT NULL, image TEXT NOT NULL, data TEXT
+);
+
+CREATE TABLE documents (
+    user INTEGER NOT NULL, id BLOB NOT NULL, notification INTEGER NOT NULL,
+    created_at INTEGER NOT NULL, updated_at INTEGER NOT NULL, rev INTEGER NOT NULL,
+    seen INTEGER NOT NULL DEFAULT 0, deleted_at INTEGER,
+    PRIMARY KEY (user, id)
+) WITHOUT ROWID;
+CREATE INDEX inbox ON documents (user, created_at, id, deleted_at) WHERE deleted_at IS NULL;
+CREATE INDEX unseen ON documents (user, created_at, id, seen, deleted_at) WHERE seen = 0 AND deleted_at IS NULL;
+CREATE UNIQUE INDEX changes ON documents (user, rev, id);
+
+-- One row for each notification that still owes mail. due_at: the earliest of its recipients that no lease holds;
+-- leased_until: the earliest end of a lease; null if there is none. Both follow from mail_recipients.
+CREATE TABLE mails (
+    notification INTEGER PRIMARY KEY, subject TEXT NOT NULL, content TEXT NOT NULL, subtype TEXT NOT NULL,
+    forced INTEGER NOT NULL, attempts INTEGER NOT NULL DEFAULT 0, due_at INTEGER, leased_until INTEGER
+);
+CREATE INDEX mails_due ON mails (due_at);
+CREATE INDEX mails_leased ON mails (leased_until);
+
+CREATE TABLE mail_recipients (
+    notification INTEGER NOT NULL, user_id TEXT NOT NULL, email TEXT NOT NULL,
+    due_at INTEGER NOT NULL, accepted_online INTEGER NOT NULL, lease TEXT, leased_until INTEGER,
+    PRIMARY KEY (notification, user_id)
+) WITHOUT ROWID;
+
+CREATE TABLE refused_mail (
+    notification INTEGER NOT NULL, user_id TEXT NOT NULL, email TEXT NOT NULL,
+    code INTEGER NOT NULL, reason TEXT NOT NULL, refused_at INTEGER NOT NULL,
+    PRIMARY KEY (notification, user_id)
+) WITHOUT ROWID;
+"""
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def to_ms(instant: datetime) -> int:
+    """An aware instant as it is stored."""
+    return (instant - _EPOCH) // timedelta(milliseconds=1)
+
+
+def from_ms(ms: int) -> datetime:
+    """A stored instant: aware UTC."""
+    return _EPOCH + timedelta(milliseconds=ms)
+
+
+def id_bytes(text: str) -> bytes | None:
+    """An id as it is stored; None if `text` does not have the form of one."""
+    return bytes.fromhex(text) if is_id(text) else None
+
+
+def open_writer(path: Path, busy_timeout_s: float) -> sqlite3.Connection:
+    """The connection that writes, to a file that is made or upgraded if need be. Raises `StartupError` if the file is
+    of a newer version or not ours, `sqlite3.Error` if it cannot be read or written."""
+    # Others on this machine must not read inboxes; SQLite gives its log the rights of the main file.
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    connection = _connect(path, busy_timeout_s, _WRITER_CACHE_KIB)
+    try:
+        _check(connection, path)
+        connection.execute("PRAGMA journal_mode = WAL")
+        # FULL: the log is synced at each commit, so that a commit outlives a power cut.
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
+        connection.execute(f"PRAGMA journal_size_limit = {_LOG_KEPT_BYTES}")
+        if _pragma(connection, "user_version") == 0:
+            _make(connection)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def open_reader(path: Path, busy_timeout_s: float) -> sqlite3.Connection:
+    """A connection that cannot write."""
+    connection = _connect(path, busy_timeout_s, _READER_CACHE_KIB)
+    connection.execute("PRAGMA query_only = ON")
+    return connection
+
+
+def _connect(path: Path, busy_timeout_s: float, cache_kib: int) -> sqlite3.Connection:
+    # isolation_level None: transactions begin and end where we say so. Each connection is used by one thread at a time,
+    # but not always by the one that made it.
+    connection = sqlite3.connect(path, timeout=busy_timeout_s, isolation_level=None, check_same_thread=False)
+    connection.execute(f"PRAGMA cache_size = -{cache_kib}")
+    return connection
+
+
+def _check(connection: sqlite3.Connection, path: Path) -> None:
+    tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+    if tables and _pragma(connection, "application_id") != _APPLICATION_ID:
+        raise StartupError(f"{path} is a database, but not one of the notification server")
+    version = _pragma(connection, "user_version")
+    if version > VERSION:
+        raise StartupError(
+            f"{path} was written by a newer notification server (its schema is {version}, this one knows {VERSION})"
+        )
+
+
+def _make(connection: sqlite3.Connection) -> None:
+    connection.executescript("BEGIN IMMEDIATE;" + _TABLES)
+    connection.execute("INSERT INTO meta VALUES ('epoch', ?), ('last_rev', 0), ('pings', 0)", (new_id(),))
+    connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+    connection.execute(f"PRAGMA user_version = {VERSION}")
+    connection.execute("COMMIT")
+
+
+def _pragma(connection: sqlite3.Connection, name: str) -> int:
+    return int(connection.execute(f"PRAGMA {name}").fetchone()[0])

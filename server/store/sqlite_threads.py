@@ -1,0 +1,222 @@
+"""The threads that own the embedded store's connections: one writes, in group commits; a few read.
+
+The loop hands in functions of a connection and awaits what they return. Both kinds are bounded, and turn SQLite's
+complaints about the disk into `StoreUnavailable`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import queue
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from server.errors import StoreUnavailable
+
+T = TypeVar("T")
+Work = Callable[[sqlite3.Connection], T]
+
+MAX_WAITING = 5000
+"""Works accepted and not done yet, of the writer and of the readers each. More are refused at once: at several thousand
+a second those would wait for a second or more."""
+
+MAX_TRANSACTION_S = 0.05
+"""A transaction takes in what arrives while it runs, but no longer than this, so that its first work is not kept
+waiting by its last."""
+
+_UNAVAILABLE = {
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_CORRUPT,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_NOMEM,
+    sqlite3.SQLITE_NOTADB,
+    sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_PROTOCOL,
+    sqlite3.SQLITE_READONLY,
+}
+
+
+def _as_store_error(error: Exception) -> Exception:
+    """`StoreUnavailable` caused by `error` where SQLite speaks of the disk, the file or a lock; else `error` itself,
+    which is a mistake of ours."""
+    if getattr(error, "sqlite_errorcode", 0) & 0xFF not in _UNAVAILABLE:
+        return error
+    unavailable = StoreUnavailable(f"the store cannot be used now ({error}); try again")
+    unavailable.__cause__ = error
+    return unavailable
+
+
+class _Job:
+    """A work and its answer. The answers of one transaction are given together, after its commit."""
+
+    __slots__ = ("answer", "error", "result", "work")
+
+    def __init__(self, work: Work[Any], answer: asyncio.Future[Any]) -> None:
+        self.work = work
+        self.answer = answer
+        self.result: Any = None  # of whatever type the work returns
+        self.error: Exception | None = None
+
+    def give(self) -> None:
+        if self.answer.done():  # nobody waits any more
+            return
+        if self.error is None:
+            self.answer.set_result(self.result)
+        else:
+            self.answer.set_exception(self.error)
+
+
+class Writer:
+    """Runs works on one connection, in the order given, several to a transaction."""
+
+    def __init__(
+        self, connection: sqlite3.Connection, before_commit: Callable[[sqlite3.Connection], None]
+    ) -> None:
+        """Takes over `connection`. `before_commit` is called at the end of each transaction, in the writer's thread.
+        Made, used and closed on one loop."""
+        self._connection = connection
+        self._before_commit = before_commit
+        self._loop = asyncio.get_running_loop()
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._is_closing = False
+        self._has_ended = False  # the thread's own
+        self._ended = asyncio.Event()
+        # A daemon: a disk that hangs must not keep the process from ending.
+        threading.Thread(target=self._run, name="sqlite-writer", daemon=True).start()
+
+    def submit(self, work: Work[T]) -> asyncio.Future[T]:
+        """Queue a work; its result is there when it is durable. What the work raises is undone and comes back, to its
+        own caller only; if the transaction fails as a whole, all get `StoreUnavailable`. A work whose answer was
+        cancelled before it began is left out."""
+        if self._is_closing:
+            raise StoreUnavailable("the store is closed")
+        if self._jobs.qsize() >= MAX_WAITING:
+            raise StoreUnavailable("the store has too much to do; try again")
+        answer: asyncio.Future[T] = self._loop.create_future()
+        self._jobs.put(_Job(work, answer))
+        return answer
+
+    async def close(self) -> None:
+        """Return when all that was queued is done and the connection closed."""
+        if not self._is_closing:
+            self._is_closing = True
+            self._jobs.put(None)
+        await self._ended.wait()
+
+    # -- in the thread ---------------------------------------------------------------------------------------------
+    def _run(self) -> None:
+        while not self._has_ended:
+            self._loop.call_soon_threadsafe(_give_answers, self._transact())
+        self._connection.close()  # the last connection to close copies the log into the main file
+        self._loop.call_soon_threadsafe(self._ended.set)
+
+    def _transact(self) -> list[_Job]:
+        """Wait for jobs and do all that there are in one transaction."""
+        jobs: list[_Job] = []
+        try:
+            for job in self._arriving():
+                jobs.append(job)
+                if len(jobs) == 1:
+                    self._begin()
+                self._do(job)
+            if jobs:
+                self._before_commit(self._connection)
+                self._connection.execute("COMMIT")
+        except Exception as exc:
+            for job in jobs:
+                job.error = job.error or _as_store_error(exc)
+            with contextlib.suppress(sqlite3.Error):  # tried again before the next transaction
+                self._roll_back()
+        return jobs
+
+    def _arriving(self) -> Iterator[_Job]:
+        """The next job, as soon as there is one, then those that wait already or come while the earlier are done."""
+        job = self._jobs.get()
+        until = time.monotonic() + MAX_TRANSACTION_S
+        while job is not None:
+            yield job
+            if time.monotonic() > until or self._jobs.empty():
+                return
+            job = self._jobs.get()
+        self._has_ended = True
+
+    def _begin(self) -> None:
+        self._roll_back()
+        self._connection.execute("BEGIN IMMEDIATE")
+
+    def _roll_back(self) -> None:
+        if self._connection.in_transaction:
+            self._connection.execute("ROLLBACK")
+
+    def _do(self, job: _Job) -> None:
+        """Raises only if the whole transaction is lost."""
+        if job.answer.cancelled():
+            return
+        self._connection.execute("SAVEPOINT job")
+        try:
+            job.result = job.work(self._connection)
+        except Exception as exc:
+            job.error = _as_store_error(exc)
+            if not self._connection.in_transaction:  # as after some errors of the disk
+                raise
+            self._connection.execute("ROLLBACK TO job")
+        self._connection.execute("RELEASE job")
+
+
+def _give_answers(jobs: Sequence[_Job]) -> None:
+    for job in jobs:
+        job.give()
+
+
+class Readers:
+    """Runs works on connections that only read, one thread to a connection."""
+
+    def __init__(self, connections: Sequence[sqlite3.Connection]) -> None:
+        """Takes over the connections."""
+        self._connections = tuple(connections)
+        self._free: queue.SimpleQueue[sqlite3.Connection] = queue.SimpleQueue()
+        for connection in connections:
+            self._free.put(connection)
+        self._threads = ThreadPoolExecutor(len(connections), thread_name_prefix="sqlite-reader")
+        self._places = threading.Semaphore(MAX_WAITING)
+        self._is_closed = False
+
+    def submit(self, work: Work[T]) -> asyncio.Future[T]:
+        """Queue a work, for the answer that it returns or raises."""
+        if self._is_closed:
+            raise StoreUnavailable("the store is closed")
+        if not self._places.acquire(blocking=False):
+            raise StoreUnavailable("the store has too much to do; try again")
+        answer = self._threads.submit(self._do, work)
+        answer.add_done_callback(self._release)
+        return asyncio.wrap_future(answer)
+
+    async def close(self) -> None:
+        """Return when all that was queued is done and the connections are closed."""
+        self._is_closed = True
+        await asyncio.to_thread(self._threads.shutdown)
+        for connection in self._connections:
+            connection.close()
+
+    def _release(self, _: Future[Any]) -> None:
+        self._places.release()
+
+    def _do(self, work: Work[T]) -> T:
+        connection = self._free.get_nowait()  # as many connections as threads
+        try:
+            return work(connection)
+        except Exception as exc:
+            error = _as_store_error(exc)
+            if error is exc:
+                raise
+            raise error from exc
+        finally:
+            self._free.put(connection)

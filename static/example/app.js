@@ -1,0 +1,237 @@
+/**
+ * The example page: signing in, the bell, the inbox, the state of the connection. The form is in send.js, the mails are
+ * in mailbox.js. `?as=alice` signs a demo user in at once; `?transport=xhr-streaming` lets SockJS use that one only.
+ */
+
+import { Notifications } from "/client/notifications.js";
+import { announce, byId, make } from "./dom.js";
+import { InboxList } from "./inbox.js";
+import { Mailbox } from "./mailbox.js";
+import { SendForm } from "./send.js";
+
+const parameters = new URLSearchParams(location.search);
+const mailbox = new Mailbox();
+const sendForm = new SendForm({ sent: () => mailbox.refreshSoon() });
+const list = new InboxList({
+  seen: (id) => command("seen", id),
+  delete: (id) => command("delete", id),
+});
+
+/** @type {Notifications | null} the signed-in user's */
+let inbox = null;
+/** @type {{ id: string, email: string }[]} */
+let demoUsers = [];
+/** @type {ReturnType<typeof setInterval> | undefined} */
+let countdown;
+
+// -- signing in and out -----------------------------------------------------------------------------------------------
+
+/** @param {string} login @param {string} password */
+function signIn(login, password) {
+  inbox?.close();
+  setSigningIn(true);
+  const transport = parameters.get("transport");
+  const client = new Notifications({
+    login, password,
+    SockJS: /** @type {any} */ (window).SockJS,
+    transports: transport ? [transport] : undefined,
+  });
+  inbox = client;
+  client.on("state", (event) => showState(event, login));
+  client.on("list", showList);
+  client.on("count", showCount);
+  client.on("notification", ({ notification }) => welcome(notification));
+  client.on("error", ({ code, message }) => showError(code, message));
+  client.connect();
+}
+
+function signOut() {
+  inbox?.close();
+  inbox = null;
+  mailbox.stop();
+  history.replaceState(null, "", address(null));
+  byId("app").hidden = true;
+  byId("signin").hidden = false;
+  document.title = "Notifications";
+  byId("login").focus();
+}
+
+/** @param {string} login */
+function enter(login) {
+  setSigningIn(false);
+  if (!byId("app").hidden) return;
+  const isDemo = demoUsers.some(({ id }) => id === login);
+  history.replaceState(null, "", address(isDemo ? login : null));
+  byId("signin").hidden = true;
+  byId("app").hidden = false;
+  byId("who").textContent = login;
+  byId("avatar").textContent = login[0].toUpperCase();
+  byId("avatar").dataset.hue = hue(login);
+  const other = demoUsers.find(({ id }) => id !== login);
+  const second = byId("second-window");
+  second.hidden = !other;
+  if (other) {
+    second.setAttribute("href", address(other.id));
+    /** @type {HTMLElement} */ (second.querySelector("span")).textContent = `Second window: ${other.id}`;
+  }
+  sendForm.showRecipients(demoUsers, login);
+  mailbox.start();
+  showCount({ unseen: inbox?.unseen ?? 0 });
+}
+
+/** This page's address for a demo user, or for signing in. @param {string | null} user */
+function address(user) {
+  const search = new URLSearchParams(parameters);
+  search.delete("as");
+  if (user) search.set("as", user);
+  return search.size ? `/?${search}` : "/";
+}
+
+/** @param {boolean} isBusy */
+function setSigningIn(isBusy) {
+  const button = byId("signin-button");
+  button.disabled = isBusy;
+  button.textContent = isBusy ? "Signing in…" : "Sign in";
+  if (isBusy) byId("signin-error").textContent = "";
+}
+
+/** @param {string} code @param {string} message */
+function showError(code, message) {
+  if (inbox?.state !== "closed") {
+    if (byId("app").hidden) byId("signin-error").textContent = `${sentence(message)}`;
+    else announce(sentence(message));
+    return;
+  }
+  if (!byId("app").hidden) signOut();
+  setSigningIn(false);
+  byId("signin").hidden = false;
+  byId("signin-error").textContent = code === "bad_credentials" ? "The name or the password is wrong." : sentence(message);
+  byId("password").focus();
+}
+
+/** @param {string} text */
+const sentence = (text) => text[0].toUpperCase() + text.slice(1) + ".";
+
+// -- the connection ---------------------------------------------------------------------------------------------------
+
+/** @param {import("./notifications.js").Events["state"]} event @param {string} login */
+function showState({ state, retryInMs }, login) {
+  const before = byId("state").dataset.state;
+  byId("state").dataset.state = state;
+  byId("retry").hidden = state !== "waiting";
+  clearInterval(countdown);
+  if (state === "online") {
+    byId("state-text").textContent = "Live";
+    if (before !== "online" && !byId("app").hidden) announce("Connected again.");
+    enter(login);
+  } else if (state === "waiting") {
+    if (before !== "waiting" && before !== "connecting") announce("The connection is lost. Trying again.");
+    if (byId("app").hidden) byId("signin-error").textContent = "The server does not answer. Trying again.";
+    showCountdown(performance.now() + (retryInMs ?? 0));
+  } else if (byId("state-text").textContent === "Live" || state === "closed") byId("state-text").textContent = "Connecting";
+  setEnabled();
+}
+
+/** @param {number} end as of `performance.now()` */
+function showCountdown(end) {
+  const show = () => {
+    const seconds = Math.max(1, Math.ceil((end - performance.now()) / 1000));
+    byId("state-text").textContent = `Offline, next try in ${seconds} s`;
+  };
+  show();
+  countdown = setInterval(show, 500);
+}
+
+function setEnabled() {
+  const isOnline = inbox?.state === "online";
+  byId("see-all").disabled = !isOnline || inbox?.unseen === 0;
+  byId("more").disabled = !isOnline;
+}
+
+// -- the inbox --------------------------------------------------------------------------------------------------------
+
+/** @param {import("./notifications.js").Events["list"]} event */
+function showList({ items, hasMore }) {
+  list.show(items);
+  byId("more").hidden = !hasMore;
+  byId("empty").hidden = items.length > 0 || inbox?.state !== "online";
+  byId("keys").hidden = items.length === 0;
+}
+
+/** @param {{ unseen: number }} event */
+function showCount({ unseen }) {
+  const shown = unseen > 99 ? "99+" : String(unseen);
+  byId("badge").textContent = shown;
+  byId("badge").hidden = unseen === 0;
+  byId("bell-button").setAttribute("aria-label", unseen ? `Notifications, ${unseen} unseen` : "Notifications, none unseen");
+  byId("inbox-count").textContent = unseen ? `${unseen} unseen` : "";
+  document.title = unseen ? `(${shown}) Notifications` : "Notifications";
+  setEnabled();
+}
+
+/** One has just come. @param {import("./notifications.js").Notification} notification */
+function welcome(notification) {
+  announce(`New notification: ${[notification.title, notification.content].filter(Boolean).join(". ") || "no text"}`);
+  // After the list has been drawn, which happens once for all that come together.
+  queueMicrotask(() => list.highlight(notification._id));
+  const bell = byId("bell-button");
+  bell.classList.remove("ringing");
+  void bell.offsetWidth; // lets the animation start anew
+  bell.classList.add("ringing");
+}
+
+/** @param {"seen" | "delete"} name @param {string} id */
+function command(name, id) {
+  inbox?.[name]([id]);
+  if (inbox?.state !== "online") announce("Not connected: this will be done as soon as the connection is back.");
+}
+
+async function showOlder() {
+  const button = byId("more");
+  button.disabled = true;
+  try {
+    const page = await inbox?.content();
+    announce(page?.length ? `${page.length} older notifications.` : "There are no older notifications.");
+  } catch {
+    announce("Older notifications could not be read.");
+  } finally {
+    setEnabled();
+  }
+}
+
+// -- start ------------------------------------------------------------------------------------------------------------
+
+/** One of a few colours, the same each time for a name. @param {string} name */
+function hue(name) {
+  return String([...name].reduce((sum, letter) => sum + letter.charCodeAt(0), 0) % 6);
+}
+
+function showDemoUsers() {
+  byId("demo-users").replaceChildren(...demoUsers.map(({ id }) => {
+    const button = make("button", { class: "demo-user", type: "button" },
+      make("span", { class: "avatar", "aria-hidden": "true", "data-hue": hue(id) }, id[0].toUpperCase()),
+      make("span", {}, make("span", { class: "visually-hidden" }, "Sign in as "), id));
+    button.addEventListener("click", () => signIn(id, id));
+    return make("li", {}, button);
+  }));
+}
+
+async function start() {
+  const answer = await fetch("/demo/users");
+  if (answer.ok) demoUsers = (await answer.json()).users;
+  showDemoUsers();
+  const wanted = demoUsers.find(({ id }) => id === parameters.get("as"));
+  if (wanted) signIn(wanted.id, wanted.id);
+  else byId("signin").hidden = false;
+}
+
+byId("signin-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  signIn(byId("login").value, byId("password").value);
+});
+byId("signout").addEventListener("click", signOut);
+byId("retry").addEventListener("click", () => inbox?.connect());
+byId("bell-button").addEventListener("click", () => list.focus());
+byId("see-all").addEventListener("click", () => inbox?.seenAll());
+byId("more").addEventListener("click", showOlder);
+await start();

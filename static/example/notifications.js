@@ -1,0 +1,443 @@
+/**
+ * The client of the notification server: one signed-in user's inbox, kept equal to the server's over a live connection.
+ *
+ *     import { Notifications } from "/client/notifications.js";
+ *
+ *     const inbox = new Notifications({ url: "/notification", login: "alice", password: "alice" });
+ *     inbox.on("list", ({ items }) => render(items));                              // newest first
+ *     inbox.on("count", ({ unseen }) => (badge.textContent = unseen));
+ *     inbox.on("notification", ({ notification }) => toast(notification.title));   // pushed just now
+ *     inbox.on("error", ({ code, message }) => console.warn(code, message));
+ *     inbox.connect();
+ *     // and then: inbox.seen([id]); inbox.seenAll(); inbox.delete([id]); await inbox.content(); inbox.close();
+ *
+ * It connects again by itself, after growing random delays, whatever ended the connection but `close()` and a refused
+ * sign-in; then it joins again and reads again what it held, so that `items` ends equal to the inbox. It speaks over a
+ * plain WebSocket; given the constructor of sockjs-client, over whichever transport of that library gets through.
+ *
+ * The texts of a notification come from elsewhere: set them as `textContent`, never as HTML, and let only addresses
+ * that you have checked become links.
+ */
+
+/**
+ * @typedef {object} Notification One in the inbox. Instants are ISO 8601 in UTC; texts may be empty.
+ * @property {string} _id
+ * @property {string} _userId
+ * @property {string} nid the same for all users it was sent to
+ * @property {string} type
+ * @property {string} title
+ * @property {string} content
+ * @property {string} url
+ * @property {string} icon
+ * @property {string} image
+ * @property {unknown} [data]
+ * @property {string} createdAt
+ * @property {string} updatedAt
+ * @property {boolean} seen
+ * @property {string} rev opaque; of two versions of one notification the later has the greater string
+ *
+ * @typedef {"closed" | "connecting" | "online" | "waiting"} State
+ *   `connecting`: not yet signed in and up to date; `online`: live; `waiting` for the next try; `closed`: no more tries
+ *
+ * @typedef {object} Events The events and their data (`event.detail` for those who use `addEventListener`).
+ * @property {{ items: Notification[], hasMore: boolean }} list `items` or `hasMore` changed
+ * @property {{ notification: Notification }} notification one was pushed just now
+ * @property {{ ids: string[] }} seen marked as seen, on this screen or another
+ * @property {{ ids: string[] }} delete deleted, on this screen or another
+ * @property {{ unseen: number }} count of the whole inbox
+ * @property {{ state: State, retryInMs?: number }} state `retryInMs` comes with `waiting`
+ * @property {{ code: string, message: string, field?: string }} error the server's word; with `bad_credentials` (and
+ *   anything else that makes another try useless) the state becomes `closed`
+ *
+ * @typedef {object} Options
+ * @property {string} [url] the server's socket, without `/websocket`; default `/notification`
+ * @property {string} login
+ * @property {string} password
+ * @property {any} [SockJS] the constructor of sockjs-client
+ * @property {string[]} [transports] those that SockJS may use; default all
+ * @property {number} [pageSize] 1 to 100; default 30
+ *
+ * @typedef {object} View The inbox from the newest down to `oldest`, the end of what was read.
+ * @property {Map<string, Notification>} items by `_id`
+ * @property {Notification | null} oldest null before anything was read
+ * @property {boolean} isComplete there is nothing older
+ *
+ * @typedef {object} Question A page asked for and not yet answered.
+ * @property {Notification | null} before
+ * @property {number} limit
+ * @property {(items: Notification[]) => void} resolve
+ * @property {(error: Error) => void} reject
+ */
+
+const FIRST_RETRY_MS = 1_000;
+const MAX_RETRY_MS = 30_000;
+/** A connection that lived this long was a good one: the delays start anew. */
+const STABLE_MS = 10_000;
+/** Silence for this long, while something is awaited, means that the connection is dead. */
+const ANSWER_TIMEOUT_MS = 20_000;
+/** After this long in the background the connection is in doubt: machines sleep. */
+const DOUBTFUL_AFTER_MS = 60_000;
+const MAX_PAGE_SIZE = 100;
+/** So many are read again after a break, at most; the others by paging. */
+const MAX_RELOADED = 500;
+
+/** @type {(a: string, b: string) => number} */
+const compare = (a, b) => (a < b ? -1 : a > b ? 1 : 0);
+/** Newest first. @type {(a: Notification, b: Notification) => number} */
+const byAge = (a, b) => compare(b.createdAt, a.createdAt) || compare(b._id, a._id);
+/** @type {() => View} */
+const emptyView = () => ({ items: new Map(), oldest: null, isComplete: false });
+/** @type {(view: View, item: Notification) => boolean} */
+const isBeyond = (view, item) => !view.isComplete && view.oldest !== null && byAge(item, view.oldest) > 0;
+
+export class Notifications extends EventTarget {
+  /** @type {Options & { url: string, pageSize: number }} */ #options;
+  /** @type {State} */ #state = "closed";
+  /** @type {any} */ #socket = null;
+  /** What the page sees. */ #view = emptyView();
+  /** What is being read on a new connection, and then seen. @type {View | null} */ #next = null;
+  #unseen = 0;
+  /** The sign-in is answered: all unseen notifications and their count have come. */ #isJoined = false;
+  /** @type {Question[]} */ #questions = [];
+  /** The question answered last. @type {Question | null} */ #answered = null;
+  /** Commands given while there is no connection. @type {["seen" | "delete", string[]][]} */ #postponed = [];
+  #failures = 0;
+  #onlineSince = 0;
+  #hiddenSince = 0;
+  #isListStale = false;
+  /** @type {ReturnType<typeof setTimeout> | undefined} */ #retryTimer;
+  /** @type {ReturnType<typeof setTimeout> | undefined} */ #answerTimer;
+
+  /** @param {Options} options */
+  constructor(options) {
+    super();
+    this.#options = { ...options, url: options.url ?? "/notification", pageSize: options.pageSize ?? 30 };
+  }
+
+  /** The inbox from the newest down to where it was read. */
+  get items() {
+    return [...this.#view.items.values()].sort(byAge);
+  }
+
+  /** Whether there may be older ones for `content()`. */
+  get hasMore() {
+    return this.#view.oldest !== null && !this.#view.isComplete;
+  }
+
+  /** How many of the whole inbox are unseen. */
+  get unseen() {
+    return this.#unseen;
+  }
+
+  get state() {
+    return this.#state;
+  }
+
+  /**
+   * Listen to an event. Returns a function that ends it.
+   * @template {keyof Events} Name
+   * @param {Name} name
+   * @param {(detail: Events[Name]) => void} listener
+   */
+  on(name, listener) {
+    const handle = (/** @type {any} */ event) => listener(event.detail);
+    this.addEventListener(name, handle);
+    return () => this.removeEventListener(name, handle);
+  }
+
+  /** Sign in and stay connected. While waiting for the next try: try now. */
+  connect() {
+    if (this.#state === "closed") {
+      window.addEventListener("online", this.#retryNow);
+      document.addEventListener("visibilitychange", this.#onVisibility);
+      this.#open();
+    } else this.#retryNow();
+  }
+
+  /** Sign out and forget the inbox. */
+  close() {
+    this.#end();
+    this.#view = emptyView();
+    this.#postponed = [];
+    this.#setUnseen(0);
+    this.#listChanged();
+  }
+
+  /**
+   * Read a page; it joins `items`. `before`: the `_id` of one of `items`, null for the newest page; default: the next
+   * older page. Returns at most `limit` (up to 100), newest first; fewer: the inbox ends there. Rejects when the
+   * connection breaks or the server cannot answer.
+   * @param {{ before?: string | null, limit?: number }} [page]
+   */
+  async content({ before, limit = this.#options.pageSize } = {}) {
+    if (this.#state !== "online") throw new Error("not connected");
+    const start = before ? this.#view.items.get(before) : before === null ? null : this.#view.oldest;
+    if (start === undefined) throw new Error(`${before} is not one of the items`);
+    return this.#ask(start, limit);
+  }
+
+  /** Mark as seen, on all screens of the user; without a connection: as soon as it is back. @param {string[]} ids */
+  seen(ids) {
+    this.#command("seen", ids);
+  }
+
+  /** Mark all as seen, also those not in `items`. Does nothing and returns false while not online. */
+  seenAll() {
+    if (this.#state !== "online") return false;
+    this.#send("seen", { all: true });
+    return true;
+  }
+
+  /** Delete, on all screens of the user; without a connection: as soon as it is back. @param {string[]} ids */
+  delete(ids) {
+    this.#command("delete", ids);
+  }
+
+  // -- the connection ----------------------------------------------------------------------------------------------
+
+  #open() {
+    clearTimeout(this.#retryTimer);
+    const { url, SockJS, transports } = this.#options;
+    this.#next = emptyView();
+    this.#isJoined = false;
+    this.#setState("connecting");
+    const socket = SockJS ? new SockJS(url, null, transports && { transports }) : new WebSocket(webSocketUrl(url));
+    socket.onopen = () => this.#join();
+    socket.onmessage = (/** @type {MessageEvent} */ { data }) => this.#receive(data);
+    socket.onclose = () => this.#lost("the connection was closed");
+    this.#socket = socket;
+    this.#watch();
+  }
+
+  #join() {
+    const { login, password } = this.#options;
+    this.#send("join", { login, password });
+    const socket = this.#socket;
+    // Does not wait for the join's answer: so hardly a push can come between the two answers.
+    this.#load().catch(() => socket === this.#socket && this.#lost("the inbox could not be read"));
+  }
+
+  /** Read the inbox anew, as far down as the page sees it now, and only then show it. */
+  async #load() {
+    const { pageSize } = this.#options;
+    const next = /** @type {View} */ (this.#next);
+    let missing = Math.min(Math.max(this.#view.items.size, pageSize), MAX_RELOADED);
+    while (missing > 0 && !next.isComplete) {
+      missing -= (await this.#ask(next.oldest, Math.min(Math.max(missing, pageSize), MAX_PAGE_SIZE))).length;
+    }
+    if (next !== this.#next) return;
+    // The join told of all that is unseen; what lies further down comes again by paging, then without gaps.
+    for (const [id, item] of next.items) if (isBeyond(next, item)) next.items.delete(id);
+    this.#view = next;
+    this.#next = null;
+    this.#onlineSince = performance.now();
+    this.#setState("online");
+    this.#watch();
+    this.#listChanged();
+    for (const [name, ids] of this.#postponed.splice(0)) this.#send(name, { ids });
+  }
+
+  /** Try again later. @param {string} why */
+  #lost(why) {
+    if (this.#state === "online" && performance.now() - this.#onlineSince > STABLE_MS) this.#failures = 0;
+    this.#disconnect(why);
+    // Full jitter: the clients of a server that restarts do not all come back at once.
+    const retryInMs = Math.random() * Math.min(MAX_RETRY_MS, FIRST_RETRY_MS * 2 ** this.#failures++);
+    this.#retryTimer = setTimeout(() => this.#open(), retryInMs);
+    this.#setState("waiting", retryInMs);
+  }
+
+  /** No more tries. */
+  #end() {
+    clearTimeout(this.#retryTimer);
+    window.removeEventListener("online", this.#retryNow);
+    document.removeEventListener("visibilitychange", this.#onVisibility);
+    this.#disconnect("signed out");
+    this.#failures = 0;
+    this.#setState("closed");
+  }
+
+  /** @param {string} why */
+  #disconnect(why) {
+    clearTimeout(this.#answerTimer);
+    const socket = this.#socket;
+    this.#socket = this.#next = this.#answered = null;
+    for (const { reject } of this.#questions.splice(0)) reject(new Error(why));
+    if (!socket) return;
+    socket.onopen = socket.onmessage = socket.onclose = null;
+    socket.close();
+  }
+
+  #retryNow = () => {
+    if (this.#state === "waiting") this.#open();
+  };
+
+  #onVisibility = () => {
+    if (document.hidden) {
+      this.#hiddenSince = performance.now();
+      return;
+    }
+    this.#retryNow();
+    const isDoubtful = performance.now() - this.#hiddenSince > DOUBTFUL_AFTER_MS;
+    // A dead connection is found out by its not answering.
+    if (isDoubtful && this.#state === "online") this.#ask(null, this.#options.pageSize).catch(() => {});
+  };
+
+  #watch() {
+    clearTimeout(this.#answerTimer);
+    if (this.#state === "online" && !this.#questions.length) return;
+    this.#answerTimer = setTimeout(() => this.#lost("no answer"), ANSWER_TIMEOUT_MS);
+  }
+
+  // -- what is sent ------------------------------------------------------------------------------------------------
+
+  /** @param {string} name @param {object} data */
+  #send(name, data) {
+    this.#socket.send(JSON.stringify({ name, data }));
+  }
+
+  /** @param {"seen" | "delete"} name @param {string[]} ids */
+  #command(name, ids) {
+    if (this.#state === "online") this.#send(name, { ids });
+    else this.#postponed.push([name, ids]);
+  }
+
+  /** @param {Notification | null} before @param {number} limit @returns {Promise<Notification[]>} */
+  #ask(before, limit) {
+    return new Promise((resolve, reject) => {
+      this.#questions.push({ before, limit, resolve, reject });
+      this.#send("content", { before: before && before._id, limit });
+      this.#watch();
+    });
+  }
+
+  // -- what comes --------------------------------------------------------------------------------------------------
+
+  /** @param {unknown} message a frame as text, or as SockJS has parsed it */
+  #receive(message) {
+    const { name, data } = typeof message === "string" ? JSON.parse(message) : /** @type {any} */ (message);
+    const value = typeof data === "string" ? JSON.parse(data) : data;
+    if (name === "notification") this.#onNotifications(value);
+    else if (name === "seen") this.#onSeen(value);
+    else if (name === "delete") this.#onDelete(value);
+    else if (name === "count") this.#onCount(value);
+    else if (name === "error") this.#onError(value);
+    if (this.#socket) this.#watch();
+  }
+
+  /** @param {Notification[]} items the answer to the join, or to a question, or a push */
+  #onNotifications(items) {
+    const view = this.#next ?? this.#view;
+    const question = this.#isJoined ? this.#questionOf(items) : null;
+    if (question) extend(view, items, question.limit);
+    for (const item of items) {
+      const known = view.items.get(item._id);
+      if (!isBeyond(view, item) && !(known && known.rev > item.rev)) view.items.set(item._id, item);
+    }
+    this.#listChanged();
+    if (question) question.resolve(items);
+    else if (this.#isJoined) for (const notification of items) this.#emit("notification", { notification });
+  }
+
+  /**
+   * The question that these answer; null if they were pushed. Nothing in the frame says so, but answers come in the
+   * order of their questions, and a push is one notification that is not older than those already read.
+   * @param {Notification[]} items
+   */
+  #questionOf(items) {
+    const question = this.#questions[0];
+    if (question && (items.length !== 1 || !question.before || byAge(items[0], question.before) > 0)) {
+      this.#answered = question;
+      this.#questions.shift();
+      return question;
+    }
+    // Several are never a push: so one that came just before them was taken for the answer that they are.
+    return items.length > 1 ? this.#answered : null;
+  }
+
+  /** @param {string[]} ids */
+  #onSeen(ids) {
+    for (const view of [this.#view, this.#next]) {
+      for (const id of ids) {
+        const item = view?.items.get(id);
+        if (item) view?.items.set(id, { ...item, seen: true });
+      }
+    }
+    this.#changed("seen", ids);
+  }
+
+  /** @param {string[]} ids */
+  #onDelete(ids) {
+    for (const view of [this.#view, this.#next]) for (const id of ids) view?.items.delete(id);
+    this.#changed("delete", ids);
+  }
+
+  /** @param {"seen" | "delete"} name @param {string[]} ids none: a command of ours changed nothing */
+  #changed(name, ids) {
+    if (!ids.length) return;
+    this.#listChanged();
+    this.#emit(name, { ids });
+  }
+
+  /** @param {Events["count"]} count the first one on a connection ends the answer to the join */
+  #onCount({ unseen }) {
+    this.#isJoined = true;
+    this.#setUnseen(unseen);
+  }
+
+  /** @param {Events["error"]} error */
+  #onError(error) {
+    if (this.#isJoined) this.#questions.shift()?.reject(new Error(error.message));
+    else if (error.code === "busy") this.#lost(error.message);
+    // Without its store the server keeps the join in mind, and answers it later.
+    else if (error.code !== "store_unavailable") this.#end();
+    this.#emit("error", error);
+  }
+
+  // -- events ------------------------------------------------------------------------------------------------------
+
+  /** @template {keyof Events} Name @param {Name} name @param {Events[Name]} detail */
+  #emit(name, detail) {
+    this.dispatchEvent(new CustomEvent(name, { detail }));
+  }
+
+  /** @param {State} state @param {number} [retryInMs] */
+  #setState(state, retryInMs) {
+    if (state === this.#state) return;
+    this.#state = state;
+    this.#emit("state", retryInMs === undefined ? { state } : { state, retryInMs });
+  }
+
+  /** @param {number} unseen */
+  #setUnseen(unseen) {
+    if (unseen === this.#unseen) return;
+    this.#unseen = unseen;
+    this.#emit("count", { unseen });
+  }
+
+  /** One event for all frames that come together. */
+  #listChanged() {
+    if (this.#isListStale) return;
+    this.#isListStale = true;
+    queueMicrotask(() => {
+      this.#isListStale = false;
+      this.#emit("list", { items: this.items, hasMore: this.hasMore });
+    });
+  }
+}
+
+/** Let a view reach down to the end of a page that begins in it. @param {View} view @param {Notification[]} page @param {number} limit */
+function extend(view, page, limit) {
+  const last = page.at(-1);
+  if (page.length < limit) view.isComplete = true;
+  else if (last && view.oldest && byAge(last, view.oldest) <= 0) return;
+  else view.isComplete = false;
+  view.oldest = last ?? view.oldest;
+}
+
+/** @param {string} url may be relative to the page */
+function webSocketUrl(url) {
+  const absolute = new URL(`${url}/websocket`, location.href);
+  absolute.protocol = absolute.protocol.replace("http", "ws");
+  return absolute.href;
+}

@@ -1,0 +1,69 @@
+"""A client of the classic socket dialect over a plain WebSocket, independent of the server's code."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from types import TracebackType
+from typing import Any, Self
+
+from websockets.asyncio.client import ClientConnection, connect
+
+from tests.support.running_server import RunningServer
+
+_TIMEOUT_S = 15.0
+
+
+class SocketClient:
+    """One connection. Frames are read in order; `notification`, `seen` and `delete` with their data parsed."""
+
+    def __init__(self, server: RunningServer) -> None:
+        self._url = server.websocket_url
+        self._socket: ClientConnection | None = None
+
+    async def __aenter__(self) -> Self:
+        self._socket = await connect(self._url, max_size=None)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.socket.close()
+
+    @property
+    def socket(self) -> ClientConnection:
+        assert self._socket is not None, "use it as a context manager"
+        return self._socket
+
+    async def send(self, name: str, data: Any = None) -> None:
+        await self.socket.send(json.dumps({"name": name, "data": data}))
+
+    async def frame(self) -> tuple[str, Any]:
+        """The next frame: name and data."""
+        message = json.loads(await asyncio.wait_for(self.socket.recv(), _TIMEOUT_S))
+        data = message["data"]
+        return message["name"], json.loads(data) if isinstance(data, str) else data
+
+    async def next(self, name: str) -> Any:
+        """The data of the next frame of this name; others are passed over."""
+        while True:
+            got, data = await self.frame()
+            if got == name:
+                return data
+
+    async def join(self, user: str, password: str | None = None) -> list[dict[str, Any]]:
+        """Join; all that is unseen."""
+        await self.send("join", {"login": user, "password": user if password is None else password})
+        unseen: list[dict[str, Any]] = []
+        while True:
+            name, data = await self.frame()
+            if name == "count":
+                return unseen
+            assert name == "notification", (name, data)
+            unseen += data
+
+    async def content(self, *, before: str | None = None, limit: int | None = None) -> list[dict[str, Any]]:
+        """The newest, or those before an id; newest first."""
+        await self.send("content", {"before": before, "limit": limit})
+        documents: list[dict[str, Any]] = await self.next("notification")
+        return documents

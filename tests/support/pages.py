@@ -1,0 +1,59 @@
+"""Browser pages that notice what went wrong in them."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any, Self
+
+from playwright.async_api import Browser, ConsoleMessage, Error, Page
+
+
+class Pages:
+    """Opens pages, each in a context of its own, as in another browser. At the end all must have been without errors.
+
+    An error is what a page wrote to the console as an error or a warning, and an uncaught exception.
+    """
+
+    def __init__(self, browser: Browser) -> None:
+        self._problems: list[str] = []
+        self._browser = browser
+        self._forgiven: list[str] = []
+
+    async def open(self, url: str, **context: Any) -> Page:
+        """A page that has loaded `url`; `context`: options of playwright's `new_context`."""
+        page = await self._new_page(**context)
+        await page.goto(url)
+        return page
+
+    async def bare(self, origin: str) -> Page:
+        """A page of this origin (of one of our servers) with nothing in it: not even an icon."""
+        self.forgive("/favicon.ico")
+        return await self.open(f"{origin}/healthz")
+
+    async def _new_page(self, **context: Any) -> Page:
+        page = await (await self._browser.new_context(**context)).new_page()
+        page.set_default_timeout(20_000)
+        page.on("console", self._on_console)
+        page.on("pageerror", self._on_error)
+        return page
+
+    def forgive(self, text: str) -> None:
+        """Problems that contain `text` are none."""
+        self._forgiven.append(text)
+
+    def _on_console(self, message: ConsoleMessage) -> None:
+        if message.type in ("error", "warning"):
+            self._problems.append(f"console: {message.text} ({message.location['url']})")
+
+    def _on_error(self, error: Error) -> None:
+        self._problems.append(f"exception: {error}")
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        problems = [text for text in self._problems if not any(word in text for word in self._forgiven)]
+        if error is None and problems:
+            raise AssertionError("the pages reported:\n" + "\n".join(problems))

@@ -1,0 +1,250 @@
+"""The server as a whole, in a process of its own: starting, refusing to start, the walk, stopping, and being killed."""
+
+from __future__ import annotations
+
+import asyncio
+import email
+import email.policy
+import json
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from websockets.exceptions import ConnectionClosed
+
+from tests.support.client import SocketClient
+from tests.support.mongod import Mongod
+from tests.support.processes import wait_until
+from tests.support.running_server import RunningServer
+from tests.support.smtp_sink import SMTPSink
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RunningServer]:
+    with RunningServer(tmp_path) as running:
+        yield running
+
+
+def refusal_of(server: RunningServer) -> str:
+    """The last line of a server that does not start."""
+    server.launch()
+    assert server.wait() not in (0, -signal.SIGKILL)
+    return server.log.strip().splitlines()[-1]
+
+
+def mails_in(folder: Path) -> list[email.message.EmailMessage]:
+    return [
+        email.message_from_bytes(path.read_bytes(), policy=email.policy.default)
+        for path in sorted(folder.glob("*.eml"))
+    ]
+
+
+# -- starting ----------------------------------------------------------------------------------------------------------
+
+
+def test_it_says_what_a_newcomer_needs_to_know(server: RunningServer) -> None:
+    """The address of the page, where the data lies, which store and which mail transport."""
+    wait_until(lambda: "mail" in server.log, "the announcement")
+    assert f"http://127.0.0.1:{server.port}/" in server.log
+    assert str(server.data) in server.log
+    assert "embedded" in server.log
+    assert "files in" in server.log
+
+
+def test_a_taken_port_is_one_clear_sentence(tmp_path: Path) -> None:
+    """It names the port and what to do; the exit code is not 0."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        server = RunningServer(tmp_path, port=port)
+        line = refusal_of(server)
+    assert f"port {port}" in line and "in use" in line
+    assert "Traceback" not in server.log
+
+
+def test_a_data_folder_in_use_is_one_clear_sentence(server: RunningServer, tmp_path: Path) -> None:
+    """It names the folder; the first server goes on."""
+    (tmp_path / "second").mkdir()
+    second = RunningServer(tmp_path / "second", NOTIFY_APPLICATION_DATA=str(server.data))
+    line = refusal_of(second)
+    assert str(server.data) in line and "in use" in line
+    assert "Traceback" not in second.log
+    assert server.get("/healthz").status == 200
+
+
+def test_a_data_folder_that_is_a_file_is_one_clear_sentence(tmp_path: Path) -> None:
+    """Something else lies where the data should."""
+    (tmp_path / "data").write_text("mine")
+    server = RunningServer(tmp_path)
+    assert str(tmp_path / "data") in refusal_of(server)
+    assert "Traceback" not in server.log
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_it_ends_cleanly_at_a_signal(server: RunningServer, number: signal.Signals) -> None:
+    """Clients are told that the server goes away; the exit code is 0, and nothing is left in the log but that."""
+    async with SocketClient(server) as client:
+        await client.join("alice")
+        server.signal(number)
+        with pytest.raises(ConnectionClosed) as closed:
+            await client.frame()
+        assert closed.value.rcvd is not None and closed.value.rcvd.code == 1001
+    assert await asyncio.to_thread(server.wait) == 0
+    assert "Traceback" not in server.log and "ERROR" not in server.log
+
+
+# -- the walk ----------------------------------------------------------------------------------------------------------
+
+
+async def test_one_post_reaches_every_screen_of_every_user(server: RunningServer) -> None:
+    """Stored once for each user, pushed to each of their connections, and the count follows."""
+    async with SocketClient(server) as first, SocketClient(server) as second, SocketClient(server) as bob:
+        for client, user in ((first, "alice"), (second, "alice"), (bob, "bob")):
+            assert await client.join(user) == []
+        server.must_notify("alice", "bob", "carol", content="for all")
+        pushed = [(await client.next("notification"))[0] for client in (first, second, bob)]
+        assert [document["content"] for document in pushed] == ["for all"] * 3
+        assert pushed[0]["_id"] == pushed[1]["_id"] != pushed[2]["_id"]
+        assert pushed[0]["nid"] == pushed[2]["nid"]
+        assert [await client.next("count") for client in (first, second, bob)] == [{"unseen": 1}] * 3
+
+
+async def test_screens_are_kept_in_step(server: RunningServer) -> None:
+    """Seen on one, seen on all; deleted on one, deleted on all; another user hears nothing of it."""
+    server.must_notify("alice", content="1")
+    server.must_notify("alice", content="2")
+    async with SocketClient(server) as first, SocketClient(server) as second, SocketClient(server) as bob:
+        one, two = [document["_id"] for document in await first.join("alice")]
+        await second.join("alice")
+        await bob.join("bob")
+        await bob.send("seen", {"ids": [one]})
+        assert await bob.next("seen") == []
+        await first.send("seen", {"ids": [one]})
+        for client in (first, second):
+            assert await client.next("seen") == [one]
+            assert await client.next("count") == {"unseen": 1}
+        await second.send("delete", [two])
+        for client in (first, second):
+            assert await client.next("delete") == [two]
+            assert await client.next("count") == {"unseen": 0}
+        assert [document["_id"] for document in await first.content()] == [one]
+
+
+async def test_who_is_away_gets_a_mail_and_who_is_there_does_not(server: RunningServer) -> None:
+    """One message, the addresses in no header but that of the file; forced mail goes to everybody."""
+    users = [{"id": "alice", "email": "alice@example.test"}, {"id": "bob", "email": "bob@example.test"}]
+    async with SocketClient(server) as client:
+        await client.join("alice")
+        server.must_notify(*users, title="The title", content="<b>text</b>", email_send=True)
+        folder = server.data / "mail"
+        await asyncio.to_thread(wait_until, lambda: len(mails_in(folder)) == 1, "the mail")
+        (mail,) = mails_in(folder)
+        assert mail["X-Envelope-To"] == "bob@example.test"
+        assert mail["Subject"] == "The title"
+        assert mail.get_content().strip() == "<b>text</b>"
+        server.must_notify(*users, content="forced", email_subject="All", email_force=True)
+        await asyncio.to_thread(wait_until, lambda: len(mails_in(folder)) == 2, "the forced mail")
+        assert sorted(mails_in(folder)[1].get_all("X-Envelope-To", [])) == [
+            "alice@example.test",
+            "bob@example.test",
+        ]
+
+
+async def test_an_open_socket_with_nobody_behind_it_does_not_swallow_a_mail(tmp_path: Path) -> None:
+    """A client that gives no sign of life within two heartbeats after the push is mailed then."""
+    with RunningServer(tmp_path, NOTIFY_CONNECTIONS_HEARTBEAT_S="1") as server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(
+            b"GET /notification/websocket HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+        )
+        await reader.readuntil(b"\r\n\r\n")
+        join = json.dumps({"name": "join", "data": {"login": "alice", "password": "alice"}}).encode()
+        writer.write(bytes([0x81, 0x80 | len(join), 0, 0, 0, 0]) + join)
+        await reader.readuntil(b'"count"')
+        server.must_notify({"id": "alice", "email": "alice@example.test"}, content="x", email_send=True)
+        await reader.readuntil(b'"notification"')
+        await asyncio.to_thread(wait_until, lambda: bool(mails_in(server.data / "mail")), "the mail")
+        writer.close()
+
+
+async def test_mail_goes_out_by_smtp(tmp_path: Path) -> None:
+    """With a host configured the duty that was stored becomes one mail with the recipients in the envelope only."""
+    with SMTPSink() as sink:
+        settings = {"NOTIFY_EMAIL_HOST": f"127.0.0.1:{sink.port}", "NOTIFY_EMAIL_SENDER": "bell@example.test"}
+        with RunningServer(tmp_path, **settings, NOTIFY_EMAIL_TLS="false") as server:
+            users = [{"id": str(number), "email": f"u{number}@example.test"} for number in range(3)]
+            await asyncio.to_thread(lambda: server.must_notify(*users, content="Grüße", email_send=True))
+            await asyncio.to_thread(wait_until, lambda: len(sink.mails) == 1, "the mail")
+    (mail,) = sink.mails
+    assert sorted(mail.recipients) == [f"u{number}@example.test" for number in range(3)]
+    assert b"u1@example.test" not in mail.content
+
+
+# -- restarts and crashes ----------------------------------------------------------------------------------------------
+
+
+async def test_what_was_answered_with_200_survives_kill_9(server: RunningServer) -> None:
+    """The documents, what was seen of them, and the mail that is owed."""
+    for number in range(20):
+        server.must_notify("alice", content=str(number))
+    async with SocketClient(server) as client:
+        unseen = await client.join("alice")
+        await client.send("seen", {"ids": [unseen[0]["_id"]]})
+        await client.next("seen")
+    server.must_notify({"id": "bob", "email": "bob@example.test"}, content="x", email_send=True)
+    server.kill()
+    await asyncio.to_thread(server.start)
+    async with SocketClient(server) as client:
+        assert [document["content"] for document in await client.join("alice")] == [
+            str(n) for n in range(1, 20)
+        ]
+        assert len(await client.content(limit=100)) == 20
+    await asyncio.to_thread(
+        wait_until, lambda: len(mails_in(server.data / "mail")) == 1, "the mail that was owed"
+    )
+
+
+async def test_a_restart_brings_the_inbox_back(server: RunningServer) -> None:
+    """In order, and on the same port."""
+    server.must_notify("alice", content="before")
+    await asyncio.to_thread(server.restart)
+    async with SocketClient(server) as client:
+        assert [document["content"] for document in await client.join("alice")] == ["before"]
+
+
+async def test_a_store_that_goes_away_is_503_and_service_resumes_by_itself(
+    tmp_path: Path, own_mongod: Mongod
+) -> None:
+    """While MongoDB is down nothing is pushed that is not stored; who joins meanwhile is served when it is back."""
+    settings = {"NOTIFY_MONGODB_URL": own_mongod.url, "NOTIFY_MONGODB_TIMEOUT_S": "2"}
+    with RunningServer(tmp_path, **settings) as server:
+        async with SocketClient(server) as alice, SocketClient(server) as late:
+            await alice.join("alice")
+            await asyncio.to_thread(own_mongod.kill)
+            answer = await asyncio.to_thread(server.notify, "alice", content="lost?")
+            assert answer.status == 503
+            assert int(answer.headers["Retry-After"]) > 0
+            await late.send("join", {"login": "bob", "password": "bob"})
+            assert (await late.next("error"))["code"] == "store_unavailable"
+            assert server.get("/healthz").status == 200
+            await asyncio.to_thread(own_mongod.start)
+            assert await late.next("count") == {"unseen": 0}
+            await asyncio.to_thread(
+                wait_until, lambda: server.notify("alice", content="again").status == 200, "a 200"
+            )
+            assert (await alice.next("notification"))[0]["content"] in ("again", "lost?")
+
+
+async def test_it_waits_for_a_store_that_is_not_there_yet(tmp_path: Path, own_mongod: Mongod) -> None:
+    """It says so, takes SIGTERM meanwhile, and serves as soon as the store is there."""
+    await asyncio.to_thread(own_mongod.stop)
+    settings = {"NOTIFY_MONGODB_URL": own_mongod.url, "NOTIFY_MONGODB_TIMEOUT_S": "1"}
+    server = RunningServer(tmp_path, **settings)
+    starting = asyncio.create_task(asyncio.to_thread(server.start))
+    await asyncio.to_thread(wait_until, lambda: "waiting for the store" in server.log, "the warning")
+    await asyncio.to_thread(own_mongod.start)
+    await starting
+    assert server.notify("alice", content="x").status == 200
+    assert await asyncio.to_thread(server.stop) == 0

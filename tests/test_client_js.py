@@ -1,0 +1,518 @@
+"""static/example/notifications.js, the client for any page, in a real browser against the real server.
+
+Where the order of frames matters that a server cannot be made to send, a scripted socket takes the place of SockJS.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.async_api import Browser, Page
+
+from server.assets import example_folder
+from tests.support.browser import sockjs_client_js
+from tests.support.pages import Pages
+from tests.support.running_server import RunningServer
+
+# Each transport of sockjs-client that Chromium can use, and the last word of the path it is known by on the wire.
+TRANSPORTS = {
+    "websocket": "websocket",
+    "xhr-streaming": "xhr_streaming",
+    "eventsource": "eventsource",
+    "iframe-eventsource": "eventsource",
+    "htmlfile": "htmlfile",
+    "iframe-htmlfile": "htmlfile",
+    "xhr-polling": "xhr",
+    "iframe-xhr-polling": "xhr",
+    "jsonp-polling": "jsonp",
+}
+
+CONNECT = """async ({ base, withSockJS, options }) => {
+    const { Notifications } = await import(`${base}/client/notifications.js`);
+    const { FakeSocket, SockJS } = window;
+    const constructor = FakeSocket ?? (withSockJS ? SockJS : undefined);
+    window.inbox = new Notifications({
+        url: `${base}/notification`, login: "alice", password: "alice", SockJS: constructor, ...options });
+    window.events = [];
+    for (const name of ["notification", "seen", "delete", "count", "state", "error"]) {
+        inbox.on(name, (detail) => events.push([name, detail]));
+    }
+    inbox.on("list", ({ items, hasMore }) => (window.list = { titles: items.map(({ title }) => title), hasMore }));
+    inbox.connect();
+}"""
+
+# A socket whose other end is the test: `sockets.at(-1).frame("count", { unseen: 0 })`.
+FAKE_SOCKET = """() => {
+    window.sockets = [];
+    window.FakeSocket = class {
+        sent = [];
+        constructor() { sockets.push(this); }
+        send(text) { this.sent.push(JSON.parse(text)); }
+        close() { this.isClosed = true; }
+        frame(name, data) {
+            const inner = Array.isArray(data) ? JSON.stringify(data) : data;
+            this.onmessage?.({ data: { name, data: inner } });
+        }
+    };
+    window.doc = (number, rest) => ({
+        _id: String(number).padStart(24, "0"), title: `n${number}`, seen: true, rev: "0000000000000001",
+        createdAt: new Date(Date.UTC(2030, 0, 1) + number * 1000).toISOString(), ...rest });
+    window.docs = (from, to) => Array.from({ length: from - to + 1 }, (_, index) => doc(from - index));
+}"""
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RunningServer]:
+    with RunningServer(tmp_path) as server:
+        yield server
+
+
+@pytest.fixture
+async def pages(browser: Browser) -> AsyncIterator[Pages]:
+    async with Pages(browser) as pages:
+        yield pages
+
+
+async def connect(
+    pages: Pages, server: RunningServer, *, sockjs: bool = False, base: str = "", **options: Any
+) -> Page:
+    """A page without anything of its own, in which a client is connecting as `inbox`."""
+    page = await pages.bare(server.url)
+    if sockjs:
+        await page.add_script_tag(url=f"{server.url}/client/sockjs.min.js")
+    await page.evaluate(CONNECT, {"base": base or server.url, "withSockJS": sockjs, "options": options})
+    return page
+
+
+async def online(pages: Pages, server: RunningServer, **options: Any) -> Page:
+    page = await connect(pages, server, **options)
+    await page.wait_for_function("inbox.state === 'online'")
+    return page
+
+
+async def scripted(pages: Pages, server: RunningServer) -> Page:
+    """A page in which a client is connecting over a `FakeSocket`, and time is the test's."""
+    page = await pages.bare(server.url)
+    await page.clock.install()
+    await page.evaluate(FAKE_SOCKET)
+    await page.evaluate("Math.random = () => 1")
+    await page.evaluate(CONNECT, {"base": server.url, "withSockJS": False, "options": {"pageSize": 3}})
+    return page
+
+
+async def settle(page: Page, script: str) -> Any:
+    """What `script` returns once all that it set off has run."""
+    return await page.evaluate(f"async () => {{ {script}; for (let i = 0; i < 20; i++) await null; }}")
+
+
+async def titles(page: Page) -> list[str]:
+    found: list[str] = await page.evaluate("inbox.items.map(({ title }) => title)")
+    return found
+
+
+async def events(page: Page, name: str) -> list[Any]:
+    found: list[Any] = await page.evaluate(
+        "name => events.filter((event) => event[0] === name).map((event) => event[1])", name
+    )
+    return found
+
+
+# -- over each transport ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_every_transport(pages: Pages, server: RunningServer, transport: str) -> None:
+    """Joining, pushes, marking as seen and deleting work over each transport of sockjs-client."""
+    requests: list[str] = []
+    pages.forgive("document.domain")  # SockJS's iframe and htmlfile pages set it, as the protocol has it
+    server.must_notify("alice", title="waiting")
+    page = await pages.bare(server.url)
+    page.on("request", lambda request: requests.append(request.url))
+    page.on("websocket", lambda socket: requests.append(socket.url))
+    await page.add_script_tag(url=f"{server.url}/client/sockjs.min.js")
+    options = {"transports": [transport]}
+    await page.evaluate(CONNECT, {"base": server.url, "withSockJS": True, "options": options})
+    await page.wait_for_function("inbox.state === 'online'")
+    assert await titles(page) == ["waiting"]
+    assert any(url.split("?")[0].endswith(f"/{TRANSPORTS[transport]}") for url in requests)
+
+    server.must_notify("alice", title="pushed — ünïcode ✓ 🔔")
+    await page.wait_for_function("inbox.items.length === 2 && inbox.unseen === 2")
+    assert await titles(page) == ["pushed — ünïcode ✓ 🔔", "waiting"]
+    assert [event["notification"]["title"] for event in await events(page, "notification")] == [
+        "pushed — ünïcode ✓ 🔔"
+    ]
+
+    pushed = await page.evaluate("inbox.items[0]._id")
+    await page.evaluate("id => inbox.seen([id])", pushed)
+    await page.wait_for_function("inbox.unseen === 1 && inbox.items[0].seen")
+    assert await events(page, "seen") == [{"ids": [pushed]}]
+    await page.evaluate("id => inbox.delete([id])", pushed)
+    await page.wait_for_function("inbox.items.length === 1")
+    assert await events(page, "delete") == [{"ids": [pushed]}]
+    await page.evaluate("inbox.close()")
+
+
+async def test_plain_websocket(pages: Pages, server: RunningServer) -> None:
+    """Without SockJS the client speaks over a plain WebSocket."""
+    page = await online(pages, server)
+    server.must_notify("alice", title="hello")
+    await page.wait_for_function("inbox.items.length === 1")
+    assert await page.evaluate("'SockJS' in window") is False
+
+
+@pytest.mark.parametrize("sockjs", [False, True])
+async def test_page_of_another_origin(pages: Pages, server: RunningServer, sockjs: bool) -> None:
+    """A page from elsewhere can load the client from the server and use it."""
+    page = await pages.bare(f"http://localhost:{server.port}")
+    await page.add_script_tag(url=f"{server.url}/client/sockjs.min.js")
+    await page.evaluate(CONNECT, {"base": server.url, "withSockJS": sockjs, "options": {}})
+    await page.wait_for_function("inbox.state === 'online'")
+    server.must_notify("alice", title="hello")
+    await page.wait_for_function("inbox.items.length === 1")
+
+
+def test_vendored_sockjs_client() -> None:
+    """The SockJS client in the project is, byte by byte, the one that its makers publish."""
+    vendored = example_folder() / "vendor" / "sockjs.min.js"
+    assert vendored.read_bytes() == sockjs_client_js().read_bytes()
+
+
+# -- the list is the inbox -------------------------------------------------------------------------------------------
+
+
+async def test_paging_has_no_gaps(pages: Pages, server: RunningServer) -> None:
+    """Paging goes through the inbox without a gap or a repetition, though a join tells of all unseen at once."""
+    for number in range(130):
+        server.must_notify("alice", title=str(number))
+    page = await online(pages, server, pageSize=20)
+    expected = [str(number) for number in reversed(range(130))]
+    assert await titles(page) == expected[:20]
+    assert await page.evaluate("inbox.unseen") == 130
+    read = 20
+    while await page.evaluate("inbox.hasMore"):
+        answer = await page.evaluate("inbox.content().then((items) => items.map(({ title }) => title))")
+        assert answer == expected[read : read + 20]
+        read += len(answer)
+        assert await titles(page) == expected[:read]
+    assert read == 130
+
+
+async def test_content_from_an_item(pages: Pages, server: RunningServer) -> None:
+    """A page can begin at any item that is held, and at the newest."""
+    for number in range(5):
+        server.must_notify("alice", title=str(number))
+    page = await online(pages, server, pageSize=5)
+    third = await page.evaluate("inbox.items[2]._id")
+    ask = "page => inbox.content(page).then((items) => items.map(({ title }) => title))"
+    assert await page.evaluate(ask, {"before": third, "limit": 1}) == ["1"]
+    assert await page.evaluate(ask, {"before": None, "limit": 2}) == ["4", "3"]
+    assert len(await titles(page)) == 5
+    with pytest.raises(Exception, match="is not one of the items"):
+        await page.evaluate(ask, {"before": "0" * 24})
+
+
+async def test_all_seen(pages: Pages, server: RunningServer) -> None:
+    """Marking all as seen reaches what is not in the list, and all screens of the user, but nobody else's."""
+    for number in range(12):
+        server.must_notify("alice", "bob", title=str(number))
+    here = await online(pages, server, pageSize=5)
+    there = await online(pages, server, pageSize=5)
+    other = await online(pages, server, pageSize=5, login="bob", password="bob")
+    assert await here.evaluate("inbox.seenAll()") is True
+    for page in (here, there):
+        await page.wait_for_function("inbox.unseen === 0 && inbox.items.every(({ seen }) => seen)")
+    assert await other.evaluate("inbox.unseen") == 12
+
+
+async def test_after_a_break(pages: Pages, server: RunningServer) -> None:
+    """After a break the list is the inbox again, as far down as before: what is new, seen and deleted meanwhile."""
+    for number in range(8):
+        server.must_notify("alice", title=str(number))
+    page = await online(pages, server, pageSize=4)
+    await page.evaluate("inbox.content()")
+    await page.evaluate("Math.random = () => 1e6")  # it will not come back before it is told to
+    pages.forgive("WebSocket connection")
+    server.kill()
+    await page.wait_for_function("inbox.state === 'waiting'")
+    server.start()
+    other = await online(pages, server, pageSize=100)
+    by_title = await other.evaluate("Object.fromEntries(inbox.items.map(({ title, _id }) => [title, _id]))")
+    await other.evaluate("id => inbox.delete([id])", by_title["3"])
+    await other.evaluate("id => inbox.seen([id])", by_title["6"])
+    await other.wait_for_function("inbox.items.length === 7 && inbox.unseen === 6")
+    server.must_notify("alice", title="new")
+
+    await page.evaluate("window.dispatchEvent(new Event('online'))")
+    await page.wait_for_function("inbox.state === 'online'")
+    assert await titles(page) == ["new", "7", "6", "5", "4", "2", "1", "0"]
+    assert await page.evaluate("inbox.items.filter(({ seen }) => seen).map(({ title }) => title)") == ["6"]
+    assert await page.evaluate("inbox.unseen") == 7
+
+
+async def test_commands_without_a_connection(pages: Pages, server: RunningServer) -> None:
+    """What is marked and deleted without a connection is so as soon as there is one again."""
+    for title in ("keep", "see", "delete"):
+        server.must_notify("alice", title=title)
+    page = await online(pages, server)
+    await page.evaluate("Math.random = () => 1e6")
+    server.stop()
+    await page.wait_for_function("inbox.state === 'waiting'")
+    await page.evaluate("inbox.delete([inbox.items[0]._id]); inbox.seen([inbox.items[1]._id])")
+    assert await page.evaluate("inbox.seenAll()") is False
+    with pytest.raises(Exception, match="not connected"):
+        await page.evaluate("inbox.content()")
+    server.start()
+    await page.evaluate("inbox.connect()")
+    await page.wait_for_function("inbox.items.length === 2 && inbox.unseen === 1")
+    assert await page.evaluate("inbox.items.map(({ title, seen }) => [title, seen])") == [
+        ["see", True],
+        ["keep", False],
+    ]
+    pages.forgive("WebSocket connection")
+
+
+async def test_many_restarts(pages: Pages, server: RunningServer) -> None:
+    """By itself, without a word from the page, a client is back after each restart."""
+    page = await online(pages, server)
+    for number in range(3):
+        server.kill()
+        await page.wait_for_function("inbox.state !== 'online'")
+        server.start()
+        server.must_notify("alice", title=str(number))
+        await page.wait_for_function(
+            "count => inbox.state === 'online' && inbox.items.length === count", arg=number + 1
+        )
+    pages.forgive("WebSocket connection")
+
+
+# -- signing in ------------------------------------------------------------------------------------------------------
+
+
+async def test_wrong_password(pages: Pages, server: RunningServer) -> None:
+    """A refused sign-in is said once, and not tried again."""
+    page = await connect(pages, server, password="wrong")
+    await page.wait_for_function("inbox.state === 'closed'")
+    [error] = await events(page, "error")
+    assert error["code"] == "bad_credentials"
+    assert await page.evaluate("inbox.items") == []
+    await page.evaluate("window.dispatchEvent(new Event('online'))")
+    assert await page.evaluate("inbox.state") == "closed"
+
+
+async def test_close_and_connect_again(pages: Pages, server: RunningServer) -> None:
+    """Signing out forgets the inbox; the same client may sign in again."""
+    server.must_notify("alice", title="one")
+    page = await online(pages, server)
+    await page.evaluate("inbox.close()")
+    assert await page.evaluate("[inbox.state, inbox.items.length, inbox.unseen, inbox.hasMore]") == [
+        "closed",
+        0,
+        0,
+        False,
+    ]
+    await page.evaluate("inbox.connect()")
+    await page.wait_for_function("inbox.state === 'online' && inbox.items.length === 1")
+
+
+async def test_content_is_data(pages: Pages, server: RunningServer) -> None:
+    """What a notification holds arrives as it was sent, markup and `data`'s look-alikes included."""
+    hostile = '<img src=x onerror="window.hacked=1"> </script> \u2028 {"name":"delete"}'
+    server.must_notify("alice", title=hostile, content=hostile, url="javascript:alert(1)")
+    page = await online(pages, server)
+    item = json.loads(await page.evaluate("JSON.stringify(inbox.items[0])"))
+    assert (item["title"], item["content"], item["url"]) == (hostile, hostile, "javascript:alert(1)")
+
+
+# -- the order of frames, with a scripted socket ---------------------------------------------------------------------
+
+OPEN = "sockets.at(-1).onopen(); sockets.at(-1).frame('notification', []); "
+JOINED = OPEN + "sockets.at(-1).frame('count', { unseen: 0 }); "
+
+
+async def test_what_is_sent_at_the_start(pages: Pages, server: RunningServer) -> None:
+    """The first page is asked for right behind the join, so that hardly a push comes between their answers."""
+    page = await scripted(pages, server)
+    await settle(page, "sockets[0].onopen()")
+    assert await page.evaluate("sockets[0].sent") == [
+        {"name": "join", "data": {"login": "alice", "password": "alice"}},
+        {"name": "content", "data": {"before": None, "limit": 3}},
+    ]
+
+
+async def test_push_before_the_first_page(pages: Pages, server: RunningServer) -> None:
+    """A push that comes in place of the first page hides nothing of it, nor that there is more."""
+    page = await scripted(pages, server)
+    await settle(page, JOINED + "sockets[0].frame('notification', [doc(9)])")
+    await settle(page, "sockets[0].frame('notification', docs(9, 7))")
+    assert await page.evaluate("[inbox.state, list]") == [
+        "online",
+        {"titles": ["n9", "n8", "n7"], "hasMore": True},
+    ]
+
+
+async def test_push_before_an_older_page(pages: Pages, server: RunningServer) -> None:
+    """A push that comes before the answer to a question is not taken for the answer."""
+    page = await scripted(pages, server)
+    await settle(page, JOINED + "sockets[0].frame('notification', docs(6, 4))")
+    await settle(
+        page, "window.answer = null; inbox.content().then((items) => (answer = items.map((i) => i.title)))"
+    )
+    await settle(page, "sockets[0].frame('notification', [doc(7)])")
+    assert await page.evaluate("answer") is None
+    await settle(page, "sockets[0].frame('notification', [doc(3)])")
+    assert await page.evaluate("answer") == ["n3"]
+    assert await page.evaluate("list") == {"titles": ["n7", "n6", "n5", "n4", "n3"], "hasMore": False}
+    assert [event["notification"]["title"] for event in await events(page, "notification")] == ["n7"]
+
+
+async def test_empty_page(pages: Pages, server: RunningServer) -> None:
+    """A page without anything says that the inbox ends."""
+    page = await scripted(pages, server)
+    await settle(page, JOINED + "sockets[0].frame('notification', docs(3, 1))")
+    assert await page.evaluate("inbox.hasMore") is True
+    await settle(page, "inbox.content(); sockets[0].frame('notification', [])")
+    assert await page.evaluate("[inbox.hasMore, inbox.items.length]") == [False, 3]
+
+
+async def test_older_version(pages: Pages, server: RunningServer) -> None:
+    """Of two versions of a notification the one with the greater rev stays, in whichever order they come."""
+    page = await scripted(pages, server)
+    await settle(page, JOINED + "sockets[0].frame('notification', [doc(1, { rev: '0b', title: 'new' })])")
+    await settle(page, "sockets[0].frame('notification', [doc(1, { rev: '0a', title: 'old' })])")
+    assert await titles(page) == ["new"]
+    await settle(page, "sockets[0].frame('notification', [doc(1, { rev: '0c', title: 'newest' })])")
+    assert await titles(page) == ["newest"]
+
+
+async def test_changes_while_reading(pages: Pages, server: RunningServer) -> None:
+    """What is seen or deleted while the inbox is being read anew is so in what is shown then."""
+    page = await scripted(pages, server)
+    await settle(
+        page,
+        "sockets[0].onopen(); sockets[0].frame('notification', [doc(1, { seen: false }), doc(2, { seen: false })])",
+    )
+    await settle(page, "sockets[0].frame('seen', [doc(2)._id]); sockets[0].frame('delete', [doc(1)._id])")
+    await settle(page, "sockets[0].frame('count', { unseen: 0 }); sockets[0].frame('notification', [doc(2)])")
+    assert await page.evaluate("inbox.items.map(({ title, seen }) => [title, seen])") == [["n2", True]]
+
+
+async def test_late_document_beyond_the_end(pages: Pages, server: RunningServer) -> None:
+    """A push older than the end of the list is told of, and comes into the list with its page."""
+    page = await scripted(pages, server)
+    await settle(
+        page,
+        JOINED + "sockets[0].frame('notification', docs(6, 4)); sockets[0].frame('notification', [doc(1)])",
+    )
+    assert await titles(page) == ["n6", "n5", "n4"]
+    await settle(page, "inbox.content(); sockets[0].frame('notification', docs(3, 1))")
+    assert await titles(page) == ["n6", "n5", "n4", "n3", "n2", "n1"]
+
+
+async def test_error_answers_a_question(pages: Pages, server: RunningServer) -> None:
+    """A page that the server cannot read is refused to the asker, and the connection lives on."""
+    page = await scripted(pages, server)
+    await settle(page, JOINED + "sockets[0].frame('notification', docs(3, 1))")
+    await settle(page, "inbox.content().catch((error) => (window.refused = error.message))")
+    await settle(page, "sockets[0].frame('error', { code: 'store_unavailable', message: 'away' })")
+    assert await page.evaluate("[refused, inbox.state]") == ["away", "online"]
+
+
+async def test_store_away_at_the_join(pages: Pages, server: RunningServer) -> None:
+    """While its store is away the server keeps a join: the client waits for it, and does not ask again."""
+    page = await scripted(pages, server)
+    await settle(page, "sockets[0].onopen()")
+    for _ in range(5):
+        await page.clock.run_for(10_000)
+        await settle(page, "sockets[0].frame('error', { code: 'store_unavailable', message: 'away' })")
+    assert await page.evaluate("[inbox.state, sockets.length]") == ["connecting", 1]
+    await settle(page, "sockets[0].frame('notification', []); sockets[0].frame('count', { unseen: 0 })")
+    await settle(page, "sockets[0].frame('notification', [])")
+    assert await page.evaluate("inbox.state") == "online"
+
+
+# -- trying again ----------------------------------------------------------------------------------------------------
+
+
+async def test_delays_grow_to_a_limit(pages: Pages, server: RunningServer) -> None:
+    """Each failure doubles the span from which the next delay is drawn, up to half a minute."""
+    page = await scripted(pages, server)
+    for delay in (1000, 2000, 4000, 8000, 16000, 30000, 30000):
+        await settle(page, "sockets.at(-1).onclose()")
+        assert (await events(page, "state"))[-1] == {"state": "waiting", "retryInMs": delay}
+        sockets = await page.evaluate("sockets.length")
+        await page.clock.run_for(delay)
+        assert await page.evaluate("sockets.length") == sockets + 1
+    await page.evaluate("Math.random = () => 0.5")
+    await settle(page, "sockets.at(-1).onclose()")
+    assert (await events(page, "state"))[-1]["retryInMs"] == 15000
+
+
+@pytest.mark.parametrize(("lived_ms", "delay"), [(20_000, 1000), (500, 2000)])
+async def test_delays_start_anew(pages: Pages, server: RunningServer, lived_ms: int, delay: int) -> None:
+    """After a connection that lived for a while the delays start from the first; after a short one they go on."""
+    page = await scripted(pages, server)
+    await settle(page, "sockets[0].onclose()")
+    await page.clock.run_for(1000)
+    await settle(page, JOINED + "sockets[1].frame('notification', [])")
+    await page.clock.run_for(lived_ms)
+    await settle(page, "sockets[1].onclose()")
+    assert (await events(page, "state"))[-1] == {"state": "waiting", "retryInMs": delay}
+
+
+async def test_silence(pages: Pages, server: RunningServer) -> None:
+    """A connection that gives no answer counts as lost; one that nothing is asked of may be silent."""
+    page = await scripted(pages, server)
+    await settle(page, "sockets[0].onopen()")
+    await page.clock.run_for(20_000)
+    assert await page.evaluate("[inbox.state, sockets[0].isClosed]") == ["waiting", True]
+    await page.clock.run_for(1000)
+    await settle(page, JOINED + "sockets[1].frame('notification', docs(3, 1))")
+    await page.clock.run_for(600_000)
+    assert await page.evaluate("inbox.state") == "online"
+    await settle(page, "inbox.content().catch((error) => (window.refused = error.message))")
+    await page.clock.run_for(20_000)
+    assert await page.evaluate("[inbox.state, refused]") == ["waiting", "no answer"]
+
+
+async def test_back_in_the_foreground(pages: Pages, server: RunningServer) -> None:
+    """A page that becomes visible tries again at once; after a long sleep it makes sure that the connection lives."""
+    page = await scripted(pages, server)
+    await page.evaluate(
+        """() => {
+            let hidden = false;
+            Object.defineProperty(document, "hidden", { get: () => hidden });
+            window.setHidden = (value) => { hidden = value; document.dispatchEvent(new Event("visibilitychange")); };
+        }"""
+    )
+    await settle(page, "sockets[0].onclose(); setHidden(true); setHidden(false)")
+    assert await page.evaluate("[inbox.state, sockets.length]") == ["connecting", 2]
+    await settle(page, JOINED + "sockets[1].frame('notification', [])")
+    await settle(page, "setHidden(true); setHidden(false)")
+    asked = await page.evaluate("sockets[1].sent.length")
+    await settle(page, "setHidden(true)")
+    await page.clock.run_for(61_000)
+    await settle(page, "setHidden(false)")
+    assert await page.evaluate("sockets[1].sent.length") == asked + 1
+    await page.clock.run_for(20_000)
+    assert await page.evaluate("inbox.state") == "waiting"
+
+
+async def test_busy_at_the_join(pages: Pages, server: RunningServer) -> None:
+    """A server too busy for a sign-in is asked again, later."""
+    page = await scripted(pages, server)
+    await settle(page, "sockets[0].onopen(); sockets[0].frame('error', { code: 'busy', message: 'later' })")
+    assert await page.evaluate("[inbox.state, sockets[0].isClosed]") == ["waiting", True]
+
+
+async def test_nothing_of_an_old_connection(pages: Pages, server: RunningServer) -> None:
+    """After signing out nothing of the old connection reaches the page, and a new one is not disturbed by it."""
+    page = await scripted(pages, server)
+    await settle(page, "sockets[0].onopen(); inbox.close(); inbox.connect()")
+    await settle(page, "sockets[0].frame('notification', [doc(1)])")
+    await settle(page, JOINED + "sockets[1].frame('notification', [doc(2)])")
+    assert await page.evaluate("[inbox.state, sockets.length, list.titles]") == ["online", 2, ["n2"]]

@@ -1,0 +1,521 @@
+"""static/example/, the page that a newcomer sees first, in a real browser against the real server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.async_api import Browser, Locator, Page, expect
+
+from tests.support.pages import Pages
+from tests.support.running_server import RunningServer
+
+HOSTILE = '<img src=x onerror="window.hacked = true"><script>window.hacked = true</script>'
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RunningServer]:
+    with RunningServer(tmp_path) as server:
+        yield server
+
+
+@pytest.fixture
+async def pages(browser: Browser) -> AsyncIterator[Pages]:
+    async with Pages(browser) as pages:
+        yield pages
+
+
+async def signed_in(pages: Pages, server: RunningServer, user: str = "alice", **context: Any) -> Page:
+    """The page, with this user's inbox live."""
+    page = await pages.open(f"{server.url}/?as={user}", **context)
+    await expect(page.locator("#state-text")).to_have_text("Live")
+    return page
+
+
+def rows(page: Page) -> Locator:
+    return page.locator("#list > li")
+
+
+def row(page: Page, title: str) -> Locator:
+    return page.locator("#list > li", has=page.get_by_role("heading", name=title))
+
+
+async def shows(page: Page, headings: list[str]) -> None:
+    """The list comes to show these, from above."""
+    await expect(rows(page).get_by_role("heading")).to_have_text(headings, use_inner_text=True)
+
+
+async def overflow(page: Page) -> int:
+    """How many pixels wider than the window the page is."""
+    wider: int = await page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
+    return wider
+
+
+# -- signing in ------------------------------------------------------------------------------------------------
+
+
+async def test_sign_in_as_a_demo_user(pages: Pages, server: RunningServer) -> None:
+    """One click signs in a demo user, whom the address then names: loading it again needs no click."""
+    page = await pages.open(server.url)
+    await page.get_by_role("button", name="Sign in as alice").click()
+    await expect(page.locator("#state-text")).to_have_text("Live")
+    await expect(page.locator("#who")).to_have_text("alice")
+    await expect(page.get_by_text("All quiet.")).to_be_visible()
+    assert page.url == f"{server.url}/?as=alice"
+    await page.reload()
+    await expect(page.locator("#who")).to_have_text("alice")
+
+
+async def test_sign_in_with_the_keyboard(pages: Pages, server: RunningServer) -> None:
+    """A name and a password, typed and sent with Enter, sign in."""
+    page = await pages.open(server.url)
+    await page.get_by_label("Name").press_sequentially("bob")
+    await page.keyboard.press("Tab")
+    await page.keyboard.type("bob")
+    await page.keyboard.press("Enter")
+    await expect(page.locator("#who")).to_have_text("bob")
+
+
+async def test_wrong_password(pages: Pages, server: RunningServer) -> None:
+    """A wrong password is said beside the form, to assistive technology too, and the next try may be right."""
+    page = await pages.open(server.url)
+    await page.get_by_label("Name").fill("alice")
+    await page.get_by_label("Password").fill("wrong")
+    await page.get_by_role("button", name="Sign in", exact=True).click()
+    await expect(page.get_by_role("alert")).to_have_text("The name or the password is wrong.")
+    await expect(page.get_by_label("Password")).to_be_focused()
+    await page.get_by_label("Password").fill("alice")
+    await page.keyboard.press("Enter")
+    await expect(page.locator("#state-text")).to_have_text("Live")
+
+
+async def test_sign_out(pages: Pages, server: RunningServer) -> None:
+    """Signing out leaves nothing of the user on the page, and the next user sees their own."""
+    server.must_notify("alice", title="for alice")
+    server.must_notify("bob", title="for bob")
+    page = await signed_in(pages, server)
+    await expect(rows(page)).to_have_count(1)
+    await page.get_by_role("button", name="Sign out").click()
+    await expect(page.get_by_role("button", name="Sign in as bob")).to_be_visible()
+    assert "for alice" not in await page.content()
+    await page.get_by_role("button", name="Sign in as bob").click()
+    await shows(page, ["Unseen: for bob"])
+
+
+# -- what arrives ----------------------------------------------------------------------------------------------
+
+
+async def test_live(pages: Pages, server: RunningServer) -> None:
+    """A notification appears by itself, newest first, with all that it holds; the bell counts and it is said aloud."""
+    server.must_notify("alice", title="first")
+    page = await signed_in(pages, server)
+    server.must_notify(
+        "alice",
+        title="Build passed",
+        content="214 tests\nno warning",
+        type="build",
+        url="https://example.test/builds/1",
+        icon="✅",
+        image="/example/sample.svg",
+    )
+    await expect(rows(page)).to_have_count(2)
+    await shows(page, ["Unseen: Build passed", "Unseen: first"])
+    newest = rows(page).first
+    await expect(newest.locator(".item-text")).to_have_text("214 tests\nno warning")
+    await expect(newest.locator(".item-icon")).to_have_text("✅")
+    await expect(newest.locator(".type")).to_have_text("build")
+    await expect(newest.locator("time")).to_have_text("now")
+    await expect(newest.get_by_role("link")).to_have_attribute("href", "https://example.test/builds/1")
+    await expect(newest.get_by_role("link")).to_have_attribute("rel", "noopener noreferrer")
+    await expect(newest.locator(".item-image")).to_have_js_property("naturalWidth", 640)
+    await expect(page.locator("#badge")).to_have_text("2")
+    await expect(page.get_by_role("button", name="Notifications, 2 unseen")).to_be_visible()
+    await expect(page).to_have_title("(2) Notifications")
+    announcer = page.locator("[aria-live=polite]")
+    await expect(announcer).to_have_text("New notification: Build passed. 214 tests no warning")
+
+
+async def test_icons(pages: Pages, server: RunningServer) -> None:
+    """An icon is a picture, a short text, or an initial; what cannot be loaded or is no such thing is a bell."""
+    for icon in ("/example/favicon.svg", "🔔", "fa-user", "/missing.png", "javascript:alert(1)", ""):
+        server.must_notify("alice", title=f"icon {icon}", icon=icon)
+    pages.forgive("/missing.png")
+    page = await signed_in(pages, server)
+    tiles = page.locator(".item-icon")
+    await expect(tiles).to_have_text(["", "", "", "F", "🔔", ""])
+    await expect(tiles.nth(5).locator("img")).to_have_attribute("src", f"{server.url}/example/favicon.svg")
+    for index in (0, 1, 2):
+        await expect(tiles.nth(index).locator("svg")).to_have_count(1)
+
+
+async def test_missing_image(pages: Pages, server: RunningServer) -> None:
+    """An image that cannot be loaded leaves no hole."""
+    server.must_notify("alice", title="hole", image="/missing.png")
+    server.must_notify("alice", title="script", image="javascript:alert(1)")
+    pages.forgive("/missing.png")
+    page = await signed_in(pages, server)
+    await expect(rows(page)).to_have_count(2)
+    await expect(page.locator(".item-image")).to_have_count(0)
+
+
+async def test_hostile_content(pages: Pages, server: RunningServer) -> None:
+    """Markup is shown as the text that it is, and only an http address becomes a link."""
+    for url in (
+        "javascript:window.hacked=true",
+        "data:text/html,x",
+        " JavaScript:void 0",
+        "vbscript:x",
+        "//[",
+        "/ok",
+    ):
+        server.must_notify("alice", title=HOSTILE, content=HOSTILE, type=HOSTILE, url=url)
+    page = await signed_in(pages, server)
+    await expect(rows(page)).to_have_count(6)
+    for index in range(6):
+        await expect(rows(page).nth(index).get_by_role("heading")).to_have_text(f"Unseen: {HOSTILE}")
+        await expect(rows(page).nth(index).locator(".item-text")).to_have_text(HOSTILE)
+        await expect(rows(page).nth(index).locator(".type")).to_have_text(HOSTILE)
+    links = await page.locator("#list a").evaluate_all("(links) => links.map(({ href }) => href)")
+    assert links == [f"{server.url}/ok"]
+    assert await page.evaluate("window.hacked") is None
+    assert await page.locator("#list script, #list img").count() == 0
+
+
+async def test_paging(pages: Pages, server: RunningServer) -> None:
+    """The list begins with a page; further ones come at the press of a button until all are there."""
+    for number in range(65):
+        server.must_notify("alice", title=f"number {number}")
+    page = await signed_in(pages, server)
+    await expect(rows(page)).to_have_count(30)
+    await expect(page.locator("#badge")).to_have_text("65")
+    older = page.get_by_role("button", name="Show older")
+    for count in (60, 65):
+        await older.click()
+        await expect(rows(page)).to_have_count(count)
+    await expect(older).to_be_hidden()
+    await shows(page, [f"Unseen: number {number}" for number in reversed(range(65))])
+
+
+async def test_large_badge(pages: Pages, server: RunningServer) -> None:
+    """More than ninety-nine unseen are shown as such; the button's name has the number."""
+    for _ in range(101):
+        server.must_notify("alice", content="x")
+    page = await signed_in(pages, server)
+    await expect(page.locator("#badge")).to_have_text("99+")
+    await expect(page.get_by_role("button", name="Notifications, 101 unseen")).to_be_visible()
+
+
+# -- windows in step -------------------------------------------------------------------------------------------
+
+
+async def test_two_windows(pages: Pages, server: RunningServer) -> None:
+    """What is seen, deleted or all marked in one window is so in the user's other window, and in nobody else's."""
+    for title in ("one", "two", "three"):
+        server.must_notify("alice", "bob", title=title)
+    here, there = await signed_in(pages, server), await signed_in(pages, server)
+    other = await signed_in(pages, server, "bob")
+    await row(here, "two").get_by_role("button", name="Mark as seen").click()
+    for page in (here, there):
+        await expect(page.locator("#badge")).to_have_text("2")
+        await expect(page.locator("#list > li:not(.unseen)").get_by_role("heading")).to_have_text(
+            ["two"], use_inner_text=True
+        )
+    await row(there, "three").get_by_role("button", name="Delete").click()
+    for page in (here, there):
+        await shows(page, ["two", "Unseen: one"])
+    await here.get_by_role("button", name="Mark all as seen").click()
+    for page in (here, there):
+        await expect(page.locator("#badge")).to_be_hidden()
+        await expect(page.locator(".unseen")).to_have_count(0)
+        await expect(page.get_by_role("button", name="Mark all as seen")).to_be_disabled()
+    await expect(other.locator("#badge")).to_have_text("3")
+
+
+async def test_two_users(pages: Pages, server: RunningServer) -> None:
+    """The second window's link opens the other demo user, and what one sends the other receives."""
+    alice = await signed_in(pages, server)
+    link = alice.get_by_role("link", name="Second window: bob")
+    bob = await signed_in(pages, server, "bob")
+    assert await link.get_attribute("href") == "/?as=bob"
+    await alice.get_by_label("alice", exact=True).uncheck()
+    await alice.get_by_label("bob", exact=True).check()
+    await alice.get_by_label("Title").fill("Hello Bob")
+    await alice.get_by_role("button", name="Send").click()
+    await shows(bob, ["Unseen: Hello Bob"])
+    await expect(alice.locator("#send-result")).to_have_text("Stored for bob.")
+    await expect(rows(alice)).to_have_count(0)
+
+
+async def test_restart(pages: Pages, server: RunningServer) -> None:
+    """A restart of the server is shown, passes by itself, and what came meanwhile is there."""
+    server.must_notify("alice", title="before")
+    page = await signed_in(pages, server)
+    server.stop()
+    await expect(page.locator("#state-text")).to_contain_text("Offline, next try in")
+    await expect(page.get_by_role("button", name="Try now")).to_be_visible()
+    await expect(page.locator("[aria-live=polite]")).to_have_text("The connection is lost. Trying again.")
+    await expect(rows(page)).to_have_count(1)
+    server.start()
+    server.must_notify("alice", title="meanwhile")
+    await shows(page, ["Unseen: meanwhile", "Unseen: before"])
+    await expect(page.locator("#state-text")).to_have_text("Live")
+    await expect(page.locator("[aria-live=polite]")).to_have_text("Connected again.")
+    pages.forgive("ERR_CONNECTION")
+
+
+async def test_fallback_transport(pages: Pages, server: RunningServer) -> None:
+    """The page works where WebSockets do not get through."""
+    page = await pages.open(f"{server.url}/?as=alice&transport=xhr-polling")
+    await expect(page.locator("#state-text")).to_have_text("Live")
+    server.must_notify("alice", title="polled")
+    await expect(rows(page)).to_have_count(1)
+
+
+# -- sending ---------------------------------------------------------------------------------------------------
+
+
+async def test_send_all_fields(pages: Pages, server: RunningServer) -> None:
+    """The form sends every field of POST /notify, and the mail lies in the mailbox as it was written."""
+    page = await signed_in(pages, server)
+    for summary in await page.locator(".send summary").all():
+        await summary.click()
+    await page.get_by_label("Other users").fill("carol, dave <dave@example.test>")
+    fields = {
+        "title": "Títle",
+        "content": "Content ✓",
+        "url": "https://example.test/x",
+        "type": "kind",
+        "icon": "🔔",
+        "image": "/example/sample.svg",
+        "email_subject": "Súbject",
+        "email_content": f"{HOSTILE} ✓",
+        "email_type": "text/plain",
+        "email_mime": "1.0",
+        "apikey": "",
+    }
+    for name, value in fields.items():
+        await page.locator(f"#send-form [name={name}]").fill(value)
+    await page.get_by_label("to those who are away").check()
+    async with page.expect_request("**/notify") as sent:
+        await page.get_by_role("button", name="Send").click()
+    body = (await sent.value).post_data_json
+    assert body == {
+        **{name: value for name, value in fields.items() if value},
+        "email_send": True,
+        "users": [
+            {"id": "alice", "email": "alice@example.test"},
+            {"id": "carol"},
+            {"id": "dave", "email": "dave@example.test"},
+        ],
+    }
+    await expect(page.locator("#send-result")).to_have_text("Stored for alice, carol, dave.")
+    await expect(row(page, "Títle").locator(".type")).to_have_text("kind")
+
+    mail = page.locator("#mails > li")
+    await expect(mail).to_have_count(1, timeout=15_000)
+    await expect(mail.locator(".mail-subject")).to_have_text("Súbject")
+    await expect(mail.locator(".mail-to")).to_have_text("to dave@example.test")
+    await mail.locator("summary").click()
+    await expect(mail.locator("pre")).to_have_text(f"{HOSTILE} ✓")
+    await expect(mail.locator(".mail-facts")).to_contain_text("text/plain")
+    await expect(page.locator("#mailbox-count")).to_have_text("1 mail")
+
+
+async def test_send_forced_mail(pages: Pages, server: RunningServer) -> None:
+    """Mail to everybody reaches also those who are online."""
+    page = await signed_in(pages, server)
+    await page.get_by_text("Mail", exact=True).last.click()
+    await page.get_by_label("to everybody, also those who are online").check()
+    await page.get_by_label("Title").fill("Forced")
+    await page.get_by_role("button", name="Send").click()
+    await expect(page.locator("#mails .mail-to")).to_have_text(["to alice@example.test"], timeout=15_000)
+
+
+async def test_send_refused(pages: Pages, server: RunningServer) -> None:
+    """What the server refuses is said in its own words; nothing is sent to nobody."""
+    page = await signed_in(pages, server)
+    await page.get_by_label("alice", exact=True).uncheck()
+    await page.get_by_role("button", name="Send").click()
+    await expect(page.locator("#send-result")).to_have_text("Choose somebody to send it to.")
+    await page.get_by_label("alice", exact=True).check()
+    await page.get_by_label("Title").fill("x" * 3000)
+    await page.get_by_role("button", name="Send").click()
+    await expect(page.locator("#send-result")).to_contain_text("title")
+    await expect(page.locator("#send-result")).to_have_class("result error")
+    pages.forgive("/notify")
+
+
+async def test_curl(pages: Pages, server: RunningServer) -> None:
+    """The shown command does what the form does, quotes included."""
+    page = await signed_in(pages, server)
+    await page.get_by_label("Title").fill('It\'s "here" $HOME')
+    await page.get_by_text("The same with curl").click()
+    command = await page.locator("#curl").inner_text()
+    assert f"{server.url}/notify" in command
+    process = await asyncio.create_subprocess_exec("sh", "-c", command.replace("curl ", "curl -sSf ", 1))
+    assert await process.wait() == 0
+    await shows(page, ['Unseen: It\'s "here" $HOME'])
+
+
+async def test_examples(pages: Pages, server: RunningServer) -> None:
+    """An example fills the form, leaves the recipients, and can be sent as it is."""
+    page = await signed_in(pages, server)
+    for name in ("Build", "Comment", "Picture", "Mail"):
+        await page.locator("#presets").get_by_role("button", name=name).click()
+        await page.get_by_role("button", name="Send").click()
+        await expect(page.locator("#send-result")).to_have_text("Stored for alice.")
+        title = await page.get_by_label("Title").input_value()
+        await expect(row(page, title)).to_be_visible()
+    await expect(rows(page)).to_have_count(4)
+
+
+# -- for everybody ---------------------------------------------------------------------------------------------
+
+
+async def test_keyboard(pages: Pages, server: RunningServer) -> None:
+    """The list can be used with the keyboard alone, and the focus is never lost."""
+    for title in ("three", "two", "one"):
+        server.must_notify("alice", title=title, url=f"/example/favicon.svg?{title}")
+    page = await signed_in(pages, server)
+    await page.get_by_role("button", name="Notifications, 3 unseen").focus()
+    await page.keyboard.press("Enter")
+    await expect(row(page, "one")).to_be_focused()
+    await page.keyboard.press("ArrowDown")
+    await expect(row(page, "two")).to_be_focused()
+    await page.keyboard.press("s")
+    await expect(row(page, "two")).not_to_have_class("item unseen")
+    await expect(row(page, "two")).to_be_focused()
+    await page.keyboard.press("Delete")
+    await expect(row(page, "three")).to_be_focused()
+    await expect(rows(page)).to_have_count(2)
+    await page.keyboard.press("Home")
+    await expect(row(page, "one")).to_be_focused()
+    await page.keyboard.press("Tab")
+    await expect(row(page, "one").get_by_role("link")).to_be_focused()
+    await page.keyboard.press("Tab")
+    await page.keyboard.press("Enter")
+    await expect(row(page, "one")).not_to_have_class("item unseen")
+    await expect(row(page, "one")).to_be_focused()
+    await page.keyboard.press("End")
+    await page.keyboard.press("Delete")
+    await expect(row(page, "one")).to_be_focused()
+    await page.keyboard.press("Delete")
+    await expect(page.get_by_text("All quiet.")).to_be_visible()
+    await expect(page.locator("#inbox")).to_be_focused()
+
+
+async def test_names_and_roles(pages: Pages, server: RunningServer) -> None:
+    """Every control has a name, every field a label, and ids are not repeated."""
+    server.must_notify("alice", title="one")
+    page = await signed_in(pages, server)
+    await expect(rows(page)).to_have_count(1)
+    unnamed = await page.evaluate(
+        """() => [...document.querySelectorAll("button, a, input, textarea")].filter((control) => {
+            const text = control.textContent.trim() || control.getAttribute("aria-label")
+                || [...(control.labels ?? [])].map(({ textContent }) => textContent).join("");
+            return !text;
+        }).map(({ outerHTML }) => outerHTML)"""
+    )
+    assert unnamed == []
+    ids = await page.evaluate("[...document.querySelectorAll('[id]')].map(({ id }) => id)")
+    assert len(ids) == len(set(ids))
+    assert await page.evaluate("document.documentElement.lang") == "en"
+    buttons = row(page, "one").get_by_role("button")
+    await expect(buttons.first).to_have_accessible_description("Unseen: one")
+
+
+CONTRASTS = """() => {
+    const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+    const rgba = (color) => {
+        canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = color; canvas.fillRect(0, 0, 1, 1);
+        const [r, g, b, a] = canvas.getImageData(0, 0, 1, 1).data; return [r, g, b, a / 255];
+    };
+    const ground = (element) => {
+        const layers = [];
+        for (let e = element; e; e = e.parentElement) {
+            const color = rgba(getComputedStyle(e).backgroundColor);
+            const image = getComputedStyle(e).backgroundImage.match(/(rgba?|color|oklab)\\([^()]*\\)/);
+            if (image) layers.push(rgba(image[0]));
+            if (color[3] > 0) layers.push(color);
+            if (color[3] === 1) break;
+        }
+        return layers.reverse().reduce((under, [r, g, b, a]) =>
+            [r, g, b].map((c, i) => c * a + under[i] * (1 - a)), [255, 255, 255]);
+    };
+    const luminance = (rgb) => {
+        const [r, g, b] = rgb.map((c) => c / 255).map((c) => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+    };
+    const found = [], EXEMPT = ".visually-hidden, .skip, :disabled";
+    const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+    while (walker.nextNode()) {
+        const element = walker.currentNode.parentElement;
+        if (!walker.currentNode.data.trim() || !element.checkVisibility() || element.closest(EXEMPT)) continue;
+        const under = ground(element), [r, g, b] = rgba(getComputedStyle(element).color);
+        const [light, dark] = [luminance([r, g, b]), luminance(under)].sort((a, b) => b - a);
+        found.push([(light + 0.05) / (dark + 0.05), walker.currentNode.data.trim()]);
+    }
+    return found;
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_contrast(pages: Pages, server: RunningServer, scheme: str) -> None:
+    """Each text has a contrast of at least 4.5 to its ground (WCAG 2.2, 1.4.3), light and dark."""
+    server.must_notify("alice", title="seen", content="text", type="kind", url="https://example.test/")
+    page = await signed_in(pages, server, color_scheme=scheme)
+    await page.get_by_role("button", name="Mark all as seen").click()
+    await expect(page.locator("#badge")).to_be_hidden()
+    server.must_notify("alice", title="unseen", content="text", type="kind", url="https://example.test/")
+    await expect(page.locator(".item.unseen")).to_have_count(1)
+    await expect(page.locator(".item.fresh")).to_have_count(0)
+    background = await page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (int(background[4:].split(",")[0]) < 128) == (scheme == "dark")
+    found = await page.evaluate(CONTRASTS)
+    assert len(found) > 30
+    assert [text for contrast, text in found if contrast < 4.5] == []
+
+
+@pytest.mark.parametrize("width", [320, 360, 768, 1280])
+async def test_no_sideways_scrolling(pages: Pages, server: RunningServer, width: int) -> None:
+    """However narrow the window and however long the words, the page is never wider than it."""
+    server.must_notify(
+        "alice",
+        title="W" * 300,
+        content="c" * 900,
+        type="t" * 200,
+        url=f"https://example.test/{'u' * 500}",
+        icon="i" * 99,
+    )
+    viewport = {"width": width, "height": 700}
+    page = await signed_in(pages, server, viewport=viewport, is_mobile=width < 700, has_touch=width < 700)
+    await expect(rows(page)).to_have_count(1)
+    for summary in await page.locator(".send summary").all():
+        await summary.click()
+    await page.get_by_label("Title").fill("x" * 500)
+    assert await overflow(page) <= 0
+    await page.get_by_role("button", name="Sign out").click()
+    await expect(page.get_by_role("button", name="Sign in as alice")).to_be_visible()
+    assert await overflow(page) <= 0
+
+
+async def test_reduced_motion(pages: Pages, server: RunningServer) -> None:
+    """Nothing moves for those who asked for that."""
+    page = await signed_in(pages, server, reduced_motion="reduce")
+    server.must_notify("alice", title="one")
+    await expect(rows(page)).to_have_count(1)
+    assert await page.evaluate("document.getAnimations().length") == 0
+
+
+async def test_all_from_here(pages: Pages, server: RunningServer) -> None:
+    """The page loads nothing from elsewhere, and no script or style stands in it."""
+    hosts: set[str] = set()
+    page = await pages.open("about:blank")
+    page.on("request", lambda request: hosts.add(request.url.split("/")[2]))
+    await page.goto(f"{server.url}/?as=alice")
+    await expect(page.locator("#state-text")).to_have_text("Live")
+    assert hosts == {f"127.0.0.1:{server.port}"}
+    assert await page.locator("script:not([src]), style, [style], [onclick]").count() == 0

@@ -1,0 +1,196 @@
+"""A crash loses nothing that was acknowledged, stores nothing twice, and leaves nothing half stored.
+
+The crash is SIGKILL, of the process that writes or of the database server, under load and at a moment that differs
+from round to round; all rounds of a test go on with the same data.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+from bson import ObjectId
+
+from server.messages import Document, now
+from server.store import Store
+from tests.support.mongod import Mongod
+from tests.support.store_load import TIMEOUT_S, USERS, users_of
+from tests.support.stores import KINDS, MongoPlace, Place, fresh_place, whole_inbox
+
+ROOT = Path(__file__).resolve().parents[1]
+
+Acknowledged = dict[str, dict[str, str]]
+"""nid -> user -> id, as the load printed them."""
+
+
+@pytest.fixture(params=KINDS)
+def place(request: pytest.FixtureRequest) -> Iterator[Place]:
+    with fresh_place(request.param, request) as place:
+        yield place
+
+
+class Load:
+    """The process of tests.support.store_load."""
+
+    def __init__(self, process: Process, acknowledged: Acknowledged) -> None:
+        self._process = process
+        self._acknowledged = acknowledged
+
+    @classmethod
+    async def start(cls, place: Place, acknowledged: Acknowledged) -> Load:
+        argv = [sys.executable, "-m", "tests.support.store_load", *place.arguments()]
+        return cls(await asyncio.create_subprocess_exec(*argv, cwd=ROOT, stdout=PIPE), acknowledged)
+
+    async def acknowledges(self, count: int) -> None:
+        """Return after that many more adds."""
+        for _ in range(count):
+            line = await self._read_line()
+            assert line, "the load ended by itself"
+
+    async def acknowledges_what_came_after(self, instant: datetime) -> None:
+        """Return when an add that began after `instant` is acknowledged: what was before may still be in the pipe."""
+        while ObjectId(next(reversed(self._acknowledged))).generation_time <= instant:
+            await self.acknowledges(1)
+
+    async def kill(self) -> None:
+        """SIGKILL; what was acknowledged until then counts too."""
+        self._process.kill()
+        while await self._read_line():
+            pass
+        await self._process.wait()
+
+    async def _read_line(self) -> bool:
+        assert self._process.stdout is not None
+        line = (await self._process.stdout.readline()).decode()
+        if not line.endswith("\n"):
+            return False
+        nid, *pairs = line.split()
+        self._acknowledged[nid] = dict(pair.split(":") for pair in pairs)
+        return True
+
+
+async def stored(store: Store) -> dict[str, list[Document]]:
+    """nid -> its documents, of all users of the load."""
+    documents: dict[str, list[Document]] = {}
+    for number in range(USERS):
+        for document in await whole_inbox(store, f"user-{number}"):
+            documents.setdefault(document.notification.nid, []).append(document)
+    return documents
+
+
+def half_stored(notifications: dict[str, list[Document]]) -> list[str]:
+    """The nids that some of their recipients have, and others not."""
+    return [
+        nid
+        for nid, documents in notifications.items()
+        if len(documents) < len(users_of(documents[0].notification.content))
+    ]
+
+
+def count_owed(notifications: dict[str, list[Document]]) -> int:
+    """How many of the documents come with a mail that nobody has sent."""
+    documents = itertools.chain.from_iterable(notifications.values())
+    return sum(document.notification.data["owed"] for document in documents)
+
+
+async def completed(store: Store) -> dict[str, list[Document]]:
+    """What is stored once all that was begun is completed, with the mail that is owed for it: intents young enough for
+    an add under way are left alone."""
+    async with asyncio.timeout(60):
+        while True:
+            await store.complete_intents()
+            notifications = await stored(store)
+            is_whole = not half_stored(notifications)
+            # The duty to mail several users counts once the last of their documents is known to be there.
+            if is_whole and (await store.mail_counts()).due == count_owed(notifications):
+                return notifications
+            await asyncio.sleep(0.2)
+
+
+async def check(place: Place, acknowledged: Acknowledged) -> None:
+    """Open the store anew and compare."""
+    store = place.store(timeout_s=TIMEOUT_S)
+    await store.open()
+    try:
+        notifications = await completed(store)
+        lost = acknowledged.keys() - notifications.keys()
+        assert not lost
+        for nid, documents in notifications.items():
+            recipients = Counter(document.user_id for document in documents)
+            assert recipients == Counter(users_of(documents[0].notification.content))
+            if nid in acknowledged:
+                assert {document.user_id: document.id for document in documents} == acknowledged[nid]
+        unseen = await store.count_unseen("acme", [f"user-{number}" for number in range(USERS)])
+        assert sum(unseen.values()) == sum(map(len, notifications.values()))
+    finally:
+        await store.close()
+
+
+async def kill_the_writer(place: Place, rounds: int) -> None:
+    acknowledged: Acknowledged = {}
+    for _ in range(rounds):
+        load = await Load.start(place, acknowledged)
+        try:
+            await load.acknowledges(random.randint(1, 400))
+        finally:
+            await load.kill()
+        await check(place, acknowledged)
+
+
+async def test_killing_the_writer(place: Place) -> None:
+    """A process that is killed while it adds has stored all that it acknowledged, once and whole."""
+    await kill_the_writer(place, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+async def test_killing_the_writer_again_and_again(place: Place) -> None:
+    """The same over many rounds."""
+    await kill_the_writer(place, 12)
+
+
+@contextmanager
+def own_mongod(kind: str) -> Iterator[Mongod]:
+    with Mongod(replica_set="rs0" if kind == "replica-set" else None) as mongod:
+        yield mongod
+
+
+async def kill_the_database(kind: str, rounds: int) -> None:
+    acknowledged: Acknowledged = {}
+    with own_mongod(kind) as mongod:
+        place = MongoPlace(mongod.url, "test_crash")
+        for _ in range(rounds):
+            load = await Load.start(place, acknowledged)
+            try:
+                await load.acknowledges(random.randint(1, 200))
+                await asyncio.to_thread(mongod.kill)
+                await asyncio.to_thread(mongod.start)
+                async with asyncio.timeout(60):
+                    await load.acknowledges_what_came_after(now())
+                    await load.acknowledges(random.randint(1, 100))
+            finally:
+                await load.kill()
+            await check(place, acknowledged)
+
+
+@pytest.mark.parametrize("kind", ["standalone", "replica-set"])
+async def test_killing_the_database(kind: str) -> None:
+    """A mongod that is killed has kept all that was acknowledged, and the writer goes on by itself when it is back."""
+    await kill_the_database(kind, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("kind", ["standalone", "replica-set"])
+async def test_killing_the_database_again_and_again(kind: str) -> None:
+    """The same over many rounds."""
+    await kill_the_database(kind, 6)

@@ -1,0 +1,769 @@
+"""What the store on MongoDB promises beyond the contract of all stores (test_store_contract.py).
+
+How it opens, what it reads of the original's documents, its indexes and revs, and that a notification is stored as a
+whole whatever fails in between.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import re
+import time
+import warnings
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+from bson import ObjectId
+from pymongo import MongoClient
+from pymongo.database import Database
+from pymongo.errors import OperationFailure
+
+from server.errors import Busy, ServerError, StartupError, StoreUnavailable, TooLarge
+from server.messages import Document, EmailDuty, Mail, MailRecipient, Recipient, now
+from server.revs import RevClock
+from server.store import (
+    Change,
+    MailCounts,
+    MailOutcome,
+    RefusedMail,
+    mongo_adding,
+    mongo_batches,
+    mongo_connection,
+)
+from server.store.mongo import MongoStore
+from server.store.mongo_revs import StoredRevs
+from tests.conftest import MongoDatabase
+from tests.support.mongod import Mongod
+from tests.support.ports import free_port
+from tests.support.stores import make_notification, owe, put, put_many, whole_inbox
+
+USER = "alice"
+DEFAULT = "default"
+SAIGON = ZoneInfo("Asia/Ho_Chi_Minh")
+USERS = [f"user-{number}" for number in range(7)]
+RECIPIENTS = [Recipient(user, f"{user}@example.test") for user in USERS]
+
+
+@pytest.fixture
+def raw(mongo_database: MongoDatabase) -> Iterator[Database[dict[str, Any]]]:
+    """The database, beside the store."""
+    client: MongoClient[dict[str, Any]]
+    with MongoClient(mongo_database.url, tz_aware=True) as client:
+        yield client[mongo_database.name]
+
+
+@asynccontextmanager
+async def opened(database: MongoDatabase, **settings: Any) -> AsyncIterator[MongoStore]:
+    store = MongoStore(database.url, database.name, **settings)
+    await store.open()
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+@pytest.fixture
+async def store(mongo_database: MongoDatabase) -> AsyncIterator[MongoStore]:
+    async with opened(mongo_database) as store:
+        yield store
+
+
+def ids(documents: Sequence[Document]) -> list[str]:
+    return [document.id for document in documents]
+
+
+async def until_it_succeeds(verb: Callable[[], Awaitable[Any]], timeout_s: float = 30.0) -> Any:
+    """Call `verb` until it no longer raises StoreUnavailable."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            return await verb()
+        except StoreUnavailable:
+            if time.monotonic() > deadline:
+                raise
+            await asyncio.sleep(0.05)
+
+
+# -- opening -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_name_shows_no_credentials() -> None:
+    """Hosts and database, and nothing of user or password, whatever characters they hold."""
+    names = {
+        "mongodb://127.0.0.1:27017/": "MongoDB (127.0.0.1:27017, db inbox)",
+        "mongodb://bob:s3cret@a:1,b:2/?replicaSet=rs0": "MongoDB (a:1,b:2, db inbox)",
+        "mongodb://bob:s3/cr@t?@host": "MongoDB (host, db inbox)",
+        "mongodb+srv://bob:s3cret@cluster.example.test/admin": "MongoDB (cluster.example.test, db inbox)",
+    }
+    assert {url: MongoStore(url, "inbox").name for url in names} == names
+
+
+@pytest.mark.parametrize(
+    "url", ["mongodb://", "mongodb://u:s3/cret@127.0.0.1/", "mongodb://127.0.0.1:x/", "http://x"]
+)
+async def test_a_bad_address_cannot_start(url: str) -> None:
+    """One sentence that names the setting and gives away nothing of the address."""
+    with pytest.raises(StartupError, match=re.escape("[MONGODB] url")) as refused:
+        await MongoStore(url, "inbox").open()
+    assert "cret" not in str(refused.value)
+    assert refused.value.__cause__ is None and refused.value.__suppress_context__
+
+
+async def test_a_refused_login_cannot_start(mongo_database: MongoDatabase) -> None:
+    """Waiting would not help; the sentence is without the password."""
+    url = mongo_database.url.replace("mongodb://", "mongodb://bob:s3cret@")
+    with pytest.raises(StartupError, match="refuses the login") as refused:
+        await MongoStore(url, mongo_database.name).open()
+    assert "s3cret" not in str(refused.value)
+
+
+async def test_a_name_that_mongodb_does_not_take(mongo_database: MongoDatabase) -> None:
+    """Database and collection are named as what is wrong."""
+    with pytest.raises(StartupError, match="db or collection"):
+        await MongoStore(mongo_database.url, "a b").open()
+    with pytest.raises(StartupError, match="db or collection"):
+        await MongoStore(mongo_database.url, mongo_database.name, collection="a$b").open()
+
+
+async def test_too_old_a_server_cannot_start(
+    mongo_database: MongoDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sentence says which version is needed."""
+    monkeypatch.setattr(mongo_connection, "MIN_WIRE_VERSION", 1000)
+    with pytest.raises(StartupError, match=r"version \d.*; MongoDB 5.0 or later is needed"):
+        await MongoStore(mongo_database.url, mongo_database.name).open()
+
+
+@pytest.fixture
+def sockets_of_pymongo() -> Iterator[None]:
+    """pymongo 4.20 forgets the socket of an attempt to connect that its own close cancels. Let it be
+    collected here, without a warning in whatever test comes later."""
+    yield
+    with warnings.catch_warnings(action="ignore", category=ResourceWarning):
+        gc.collect()
+
+
+@pytest.mark.usefixtures("sockets_of_pymongo")
+async def test_a_server_that_is_not_there(mongo_database: MongoDatabase) -> None:
+    """Opening says so within the time limit, and every verb does until opening has succeeded."""
+    store = MongoStore(f"mongodb://127.0.0.1:{free_port()}/", mongo_database.name, timeout_s=0.3)
+    for _ in range(2):
+        with pytest.raises(StoreUnavailable, match=r"127\.0\.0\.1"):
+            await store.open()
+        with pytest.raises(StoreUnavailable):
+            await store.ping()
+    await store.close()
+
+
+async def test_several_nodes_open_at_once(
+    mongo_database: MongoDatabase, raw: Database[dict[str, Any]]
+) -> None:
+    """On a database that is empty, and on one that is not; each index is there once."""
+    raw["notifications"].insert_many([original(number) for number in range(1000)])
+    for _ in range(2):
+        stores = [MongoStore(mongo_database.url, mongo_database.name) for _ in range(4)]
+        await asyncio.gather(*(store.open() for store in stores))
+        await asyncio.gather(*(put(store) for store in stores))
+        for store in stores:
+            await store.close()
+    expected = {
+        "_id_",
+        "inbox",
+        "unseen",
+        "changes",
+        "notification",
+        "mail_due",
+        "mail_leased",
+        "mail_refused",
+    }
+    assert set(raw["notifications"].index_information()) == expected
+
+
+async def test_closing_waits_for_what_was_accepted(mongo_database: MongoDatabase) -> None:
+    """Adds under way are finished, for one user and for several; the next one is refused."""
+    store = MongoStore(mongo_database.url, mongo_database.name)
+    await store.open()
+    adding = [asyncio.create_task(put(store, content=str(number))) for number in range(20)]
+    adding += [asyncio.create_task(store.add(make_notification(), RECIPIENTS, None)) for _ in range(3)]
+    await asyncio.sleep(0)
+    await store.close()
+    await asyncio.gather(*adding)
+    with pytest.raises(StoreUnavailable):
+        await put(store)
+
+
+# -- what the original wrote -------------------------------------------------------------------------------------------
+
+
+def original(minutes: int = 0, **fields: Any) -> dict[str, Any]:
+    """A document as the original wrote it: naive local times, which MongoDB takes for UTC."""
+    at = datetime(2014, 5, 1, 12) + timedelta(minutes=minutes)
+    texts = {"type": "info", "title": "T", "content": f"old {minutes}", "url": "", "icon": "", "image": ""}
+    times = {"createdAt": at, "updatedAt": at, "deletedAt": None}
+    return {"_id": ObjectId(), **texts, "_userId": USER, **times, "delete": False, "seen": False, **fields}
+
+
+async def test_the_collection(mongo_database: MongoDatabase, raw: Database[dict[str, Any]]) -> None:
+    """The given one; else the original's, named like the database, if there is one; else `notifications`."""
+    async with opened(mongo_database, collection="given") as store:
+        await put(store)
+        assert raw["given"].count_documents({}) == 1
+    async with opened(mongo_database) as store:
+        await put(store)
+        assert raw["notifications"].count_documents({}) == 1
+    raw[mongo_database.name].insert_one(original())
+    async with opened(mongo_database) as store:
+        await put(store)
+        assert raw[mongo_database.name].count_documents({}) == 2
+
+
+async def test_documents_of_the_original(
+    mongo_database: MongoDatabase, raw: Database[dict[str, Any]]
+) -> None:
+    """They are the default tenant's, each a notification of its own, with rev 0 and times made from local ones."""
+    whole = original()
+    bare = original(1, seen=True)
+    for field in ("type", "title", "url", "icon", "image"):
+        del bare[field]
+    raw["notifications"].insert_many([whole, bare, original(2, delete=True)])
+    async with opened(mongo_database, legacy_timezone=SAIGON) as store:
+        newer, older = await store.newest(DEFAULT, USER, before=None, limit=10)
+        assert older.id == older.notification.nid == str(whole["_id"])
+        assert older.created_at == older.updated_at == datetime(2014, 5, 1, 5, tzinfo=UTC)
+        assert older.notification.created_at == older.created_at
+        assert older.notification.tenant == DEFAULT
+        assert (older.notification.type, older.notification.content) == ("info", "old 0")
+        assert (older.rev, older.seen, older.deleted, older.notification.data) == (0, False, False, None)
+        assert (newer.seen, newer.notification.type, newer.notification.title) == (True, "", "")
+        assert await store.newest("other", USER, before=None, limit=10) == []
+        assert await store.count_unseen(DEFAULT, [USER]) == {USER: 1}
+    async with opened(mongo_database) as store:
+        [first, _] = await store.page(DEFAULT, USER, page=0, limit=10)
+        assert first.created_at == datetime(2014, 5, 1, 12, tzinfo=UTC)
+
+
+async def test_changing_a_document_of_the_original(
+    mongo_database: MongoDatabase, raw: Database[dict[str, Any]]
+) -> None:
+    """It gets a rev and true times of the change; its createdAt stays as it was, and reads as before."""
+    seen, deleted, by_all = original(), original(1), original(2)
+    raw["notifications"].insert_many([seen, deleted, by_all])
+    async with opened(mongo_database, legacy_timezone=SAIGON) as store:
+        before = await store.newest(DEFAULT, USER, before=None, limit=10)
+        change = await store.mark_seen(DEFAULT, USER, [str(seen["_id"])])
+        assert change.changed == 1 and change.rev
+        gone = await store.delete(DEFAULT, USER, [str(deleted["_id"])])
+        assert (await store.mark_all_seen(DEFAULT, USER, limit=10)).ids == (str(by_all["_id"]),)
+        after = await store.newest(DEFAULT, USER, before=None, limit=10)
+        assert ids(after) == [before[0].id, before[2].id]
+        assert after[1].rev == change.rev
+        assert after[1].created_at == before[2].created_at
+        assert now() - after[1].updated_at < timedelta(minutes=5)
+        older = await store.newest(DEFAULT, USER, before=str(deleted["_id"]), limit=10)
+        assert ids(older) == [str(seen["_id"])]
+    stored = raw["notifications"].find_one({"_id": deleted["_id"]})
+    assert stored is not None
+    assert stored["createdAt"].replace(tzinfo=None) == deleted["createdAt"]
+    assert stored["rev"] == gone.rev
+    assert "tenant" not in stored
+
+
+@pytest.mark.parametrize("zone", [None, SAIGON, ZoneInfo("America/New_York")], ids=str)
+async def test_paging_through_old_and_new(
+    mongo_database: MongoDatabase, raw: Database[dict[str, Any]], zone: ZoneInfo | None
+) -> None:
+    """In all directions by true time, each document once, though the stored times of old and new overlap."""
+    local = datetime.now(zone or UTC).replace(tzinfo=None, microsecond=0)
+    old = [
+        original(createdAt=local - timedelta(minutes=minutes), content=f"{minutes}")
+        for minutes in range(0, 60, 5)
+    ]
+    raw["notifications"].insert_many(old)
+    async with opened(mongo_database, legacy_timezone=zone) as store:
+        for minutes in range(2, 60, 5):
+            created_at = now() - timedelta(minutes=minutes)
+            await put(store, tenant=DEFAULT, created_at=created_at, content=f"{minutes}")
+        expected = sorted((*range(0, 60, 5), *range(2, 60, 5)))
+        for limit in (1, 4, 30):
+            newest = await every(
+                lambda last: store.newest(DEFAULT, USER, before=last and last.id, limit=limit)
+            )
+            assert [int(each.notification.content) for each in newest] == expected
+            unseen = await every(lambda last: store.unseen(DEFAULT, USER, after=last, limit=limit))
+            assert unseen == newest[::-1]
+            pages = [await store.page(DEFAULT, USER, page=page, limit=limit) for page in range(25)]
+            assert sum(pages, []) == unseen
+
+
+async def every(read: Callable[[Document | None], Awaitable[list[Document]]]) -> list[Document]:
+    documents: list[Document] = []
+    while some := await read(documents[-1] if documents else None):
+        documents += some
+    return documents
+
+
+# -- indexes -----------------------------------------------------------------------------------------------------------
+
+
+async def test_every_query_uses_its_index(
+    mongo_database: MongoDatabase, raw: Database[dict[str, Any]]
+) -> None:
+    """No verb scans a collection or sorts in memory, and each reads what it returns and little more."""
+    documents = raw["notifications"]
+    documents.insert_many([original(number, _userId=f"user-{number % 10}") for number in range(2000)])
+    async with opened(mongo_database) as store:
+        for number in range(40):
+            await store.add(make_notification(DEFAULT, content=str(number)), RECIPIENTS, None)
+        notification = await owe(store, *(mail_to(user) for user in USERS), tenant=DEFAULT)
+        await owe(store, mail_to("solo"), tenant=DEFAULT)
+        profile = Profile(raw)
+
+        newest = await store.newest(DEFAULT, "user-3", before=None, limit=30)
+        profile.expect("inbox", most=30)
+        await store.newest(DEFAULT, "user-3", before=newest[-1].id, limit=30)
+        profile.expect("inbox", "_id", most=32)
+        await store.page(DEFAULT, "user-3", page=1, limit=30)
+        profile.expect("inbox", most=60)
+        oldest = await store.unseen(DEFAULT, "user-3", after=None, limit=30)
+        profile.expect("unseen", most=30)
+        await store.unseen(DEFAULT, "user-3", after=oldest[-1], limit=30)
+        profile.expect("unseen", most=32)
+        assert await store.count_unseen("other", ["user-3", "user-4"]) == {"user-3": 0, "user-4": 0}
+        profile.expect("unseen", most=0)
+        await store.mark_seen(DEFAULT, "user-3", ids(oldest[:3]))
+        profile.expect("_id", most=6)
+        await store.mark_all_seen(DEFAULT, "user-3", limit=5)
+        profile.expect("unseen", "_id", most=10)
+        await store.still_unseen(DEFAULT, notification.nid, USERS)
+        profile.expect("notification", most=len(USERS))
+        await store.next_mail_due()
+        profile.expect("mail_due", "mail_leased", most=2)
+        assert await store.mail_counts() == MailCounts(len(USERS) + 1, 0)
+        profile.expect("mail_due", "mail_refused", most=0)
+        assert len(await store.claim_mail(60, 10)) == 2
+        profile.expect("mail_due", "_id", most=4)
+
+
+class Profile:
+    """The profiler of MongoDB: what it did for each command, with the plan that it chose."""
+
+    def __init__(self, database: Database[dict[str, Any]]) -> None:
+        self._database = database
+        self._keys = {
+            self._key_of(index["key"]): name
+            for collection in ("notifications", "notifications_intents")
+            for name, index in database[collection].index_information().items()
+        }
+        database.command("profile", 2)
+        self._seen: set[datetime] = set()
+        self._count = 0
+
+    @staticmethod
+    def _key_of(key: Sequence[tuple[str, Any]]) -> str:
+        return ", ".join(f"{field}: {direction}" for field, direction in key)
+
+    def expect(self, *indexes: str, most: int) -> None:
+        """Since the last call these indexes were used, and `most` documents were looked at."""
+        self._database.command("profile", 0)
+        entries = list(self._database["system.profile"].find({"planSummary": {"$exists": True}}))
+        self._database["system.profile"].drop()
+        assert entries
+        assert not [entry for entry in entries if entry.get("hasSortStage")]
+        used = set()
+        for entry in entries:
+            for plan in entry["planSummary"].split("}, "):
+                key = re.fullmatch(r"(?:IXSCAN|COUNT_SCAN|DISTINCT_SCAN) \{ (.*?) ?\}?", plan)
+                assert key or plan in ("IDHACK", "EOF"), f"{entry['planSummary']}: {entry['command']}"
+                used.add(self._keys[key.group(1).strip()] if key else "_id")
+        assert {"_id" if name == "_id_" else name for name in used} == set(indexes)
+        assert sum(entry.get("docsExamined", 0) for entry in entries) <= most
+        self._database.command("profile", 2)
+
+
+# -- revs --------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_clock_that_stepped_back_repeats_no_rev(store: MongoStore) -> None:
+    """A node that starts with a wrong clock goes on above everything that was ever issued."""
+    meta = store._connection.meta
+    before = StoredRevs(RevClock(wall_clock_ms=lambda: 2_000_000_000_000))
+    await before.open(meta)
+    issued = [await before.next() for _ in range(3)]
+    after = StoredRevs(RevClock(wall_clock_ms=lambda: 1_000_000_000_000))
+    await after.open(meta)
+    issued += [await after.next() for _ in range(3)]
+    assert issued == sorted(set(issued))
+
+
+async def test_a_change_goes_above_the_revs_of_a_faster_clock(
+    store: MongoStore, raw: Database[dict[str, Any]]
+) -> None:
+    """The one rev of a change is greater than that of each document it changes, and is what they have."""
+    documents = await put_many(store, 3, tenant=DEFAULT)
+    ahead = documents[-1].rev + (3_600_000 << 16)
+    raw["notifications"].update_one({"_id": ObjectId(documents[1].id)}, {"$set": {"rev": ahead}})
+    for verb in (store.mark_seen, store.delete):
+        change = await verb(DEFAULT, USER, ids(documents))
+        assert change.rev is not None and change.rev > ahead
+        assert {each["rev"] for each in raw["notifications"].find()} == {change.rev}
+        ahead = change.rev
+
+
+async def test_losing_a_race_for_some(
+    mongo_database: MongoDatabase, store: MongoStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where another device was quicker, a change counts and names only what it changed itself."""
+    documents = await put_many(store, 6, tenant=DEFAULT)
+    async with opened(mongo_database) as other:
+        quicker = iter([ids(documents[1:3]), ids(documents[3:4]), ids(documents[:1])])
+        rev_above = store._rev_above
+
+        async def rev_after_the_other(found: Sequence[dict[str, Any]]) -> int:
+            await other.mark_seen(DEFAULT, USER, next(quicker))
+            return await rev_above(found)
+
+        monkeypatch.setattr(store, "_rev_above", rev_after_the_other)
+        change = await store.mark_all_seen(DEFAULT, USER, limit=4)
+        assert change.ids == tuple(ids([documents[0], *documents[3:6]]))
+        assert change.changed == 4
+        inbox = {document.id: document.rev for document in await whole_inbox(store, tenant=DEFAULT)}
+        assert {inbox[id_] for id_ in change.ids} == {change.rev}
+        assert await store.mark_all_seen(DEFAULT, USER, limit=4) == Change((), 0, None)
+
+        new = await put(store, tenant=DEFAULT)
+        quicker = iter([[new.id]])
+        assert await store.mark_seen(DEFAULT, USER, [new.id]) == Change((new.id,), 0, None)
+
+
+# -- one user: batches -------------------------------------------------------------------------------------------------
+
+
+async def test_concurrent_adds_share_round_trips(store: MongoStore, raw: Database[dict[str, Any]]) -> None:
+    """A hundred requests at once take a few inserts, not a hundred."""
+    raw.command("profile", 2)
+    await asyncio.gather(*(put(store, f"user-{number}") for number in range(100)))
+    raw.command("profile", 0)
+    assert raw["notifications"].count_documents({}) == 100
+    inserts = list(raw["system.profile"].find({"op": "insert", "ns": f"{raw.name}.notifications"}))
+    assert sum(insert["ninserted"] for insert in inserts) == 100
+    assert len(inserts) < 10
+
+
+async def test_an_error_in_a_batch_is_its_own_requests(
+    store: MongoStore, raw: Database[dict[str, Any]]
+) -> None:
+    """The other documents of the batch are stored."""
+    await put(store, content="first")
+    raw.command("collMod", "notifications", validator={"content": {"$ne": "bad"}})
+    results = await asyncio.gather(
+        *(put(store, content=content) for content in ("a", "bad", "b")), return_exceptions=True
+    )
+    assert isinstance(results[1], OperationFailure)
+    assert isinstance(results[0], Document) and isinstance(results[2], Document)
+    assert ids(await whole_inbox(store))[:2] == [results[2].id, results[0].id]
+
+
+async def test_too_many_waiting_is_busy(store: MongoStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is over the bound is refused at once; what came before it is stored."""
+    await put(store)
+    monkeypatch.setattr(mongo_batches, "MAX_WAITING_BYTES", 2000)
+    results = await asyncio.gather(
+        *(put(store, content="x" * 500) for _ in range(20)), return_exceptions=True
+    )
+    stored = [result for result in results if isinstance(result, Document)]
+    assert {type(result) for result in results} == {Document, Busy}
+    assert len(await whole_inbox(store)) == len(stored) + 1
+
+
+async def test_batches_are_bounded(store: MongoStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By documents and by bytes; a document above the bound goes alone."""
+    monkeypatch.setattr(mongo_batches, "MAX_BATCH_DOCUMENTS", 3)
+    monkeypatch.setattr(mongo_batches, "MAX_BATCH_BYTES", 2000)
+    await asyncio.gather(*(put(store, content="x" * size) for size in (10, 5000, 10, 10, 10, 10, 5000)))
+    assert len(await whole_inbox(store)) == 7
+
+
+@pytest.mark.parametrize("recipients", [RECIPIENTS[:1], RECIPIENTS], ids=["one", "several"])
+async def test_more_than_mongodb_takes(
+    store: MongoStore, raw: Database[dict[str, Any]], recipients: list[Recipient]
+) -> None:
+    """A clear refusal, and nothing is stored."""
+    with pytest.raises(TooLarge, match="MongoDB"):
+        await store.add(make_notification(data="x" * 17_000_000), recipients, None)
+    assert raw["notifications"].count_documents({}) == raw["notifications_intents"].count_documents({}) == 0
+
+
+async def test_an_answer_that_got_lost(store: MongoStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A document that was stored though its request was told otherwise is completed, once."""
+    insert_many = store._adding._batcher._insert_many
+
+    async def insert_and_lose_the_answer(batch: Any) -> Any:
+        await insert_many(batch)
+        raise StoreUnavailable()
+
+    monkeypatch.setattr(store._adding._batcher, "_insert_many", insert_and_lose_the_answer)
+    with pytest.raises(StoreUnavailable):
+        await put(store)
+    assert await store.complete_intents() == []
+    monkeypatch.setattr(store._adding, "_grace_s", 0.0)
+    assert await store.complete_intents() == await whole_inbox(store)
+    assert await store.complete_intents() == []
+
+
+# -- several users: intents --------------------------------------------------------------------------------------------
+
+
+def mail_to(user_id: str, due_at: datetime | None = None) -> MailRecipient:
+    return MailRecipient(user_id, f"{user_id}@example.test", due_at or now() - timedelta(minutes=1))
+
+
+def duty() -> EmailDuty:
+    return EmailDuty(Mail("subject", "content"), tuple(map(mail_to, USERS)))
+
+
+class Crash(Exception):
+    """The process ends here."""
+
+
+def grow_old(raw: Database[dict[str, Any]]) -> None:
+    """As if the open intents had been left long ago."""
+    raw["notifications_intents"].update_many(
+        {"openedAt": {"$exists": True}}, {"$set": {"openedAt": now() - timedelta(hours=1)}}
+    )
+
+
+async def inboxes(store: MongoStore) -> list[Document]:
+    return [document for user in USERS for document in await whole_inbox(store, user)]
+
+
+@pytest.mark.parametrize("owed", [None, duty()], ids=["no-mail", "mail"])
+@pytest.mark.parametrize("step", ["_insert_missing", "second _insert_missing", "_close_intent"])
+async def test_a_crash_in_the_middle_is_completed(
+    mongo_database: MongoDatabase,
+    store: MongoStore,
+    raw: Database[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
+    owed: EmailDuty | None,
+) -> None:
+    """At whatever step the writer ends: not before its time, then as a whole, once, and with the mail."""
+    monkeypatch.setattr(mongo_adding, "CHUNK_DOCUMENTS", 3)
+    number, name = (2, step.removeprefix("second ")) if "second" in step else (1, step)
+    crash_at(monkeypatch, store, name, number)
+    notification = make_notification(content="c", data={"a": 2**70})
+    with pytest.raises(Crash):
+        await store.add(notification, RECIPIENTS, owed)
+    assert await store.mail_counts() == MailCounts(0, 0)
+    assert await store.complete_intents() == []
+
+    grow_old(raw)
+    async with opened(mongo_database) as other:
+        completed = await other.complete_intents()
+        assert [document.user_id for document in completed] == USERS
+        assert {document.notification for document in map(hashable, completed)} == {
+            hashable(completed[0]).notification
+        }
+        assert completed[0].notification == notification
+        assert await inboxes(other) == completed
+        assert await other.complete_intents() == []
+        jobs = await other.claim_mail(60, 10)
+        assert [job.recipients for job in jobs] == ([owed.recipients] if owed else [])
+    assert raw["notifications_intents"].count_documents({}) == len(jobs)
+
+
+def hashable(document: Document) -> Document:
+    """The same without `data`."""
+    from dataclasses import replace
+
+    return replace(document, notification=replace(document.notification, data=None))
+
+
+def crash_at(monkeypatch: pytest.MonkeyPatch, store: MongoStore, name: str, number: int) -> None:
+    """The store's process ends at the `number`-th call of this step."""
+    step = getattr(store._adding, name)
+    calls = 0
+
+    async def crashing(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == number:
+            raise Crash
+        return await step(*arguments)
+
+    monkeypatch.setattr(store._adding, name, crashing)
+
+
+async def test_several_nodes_complete_at_once(
+    mongo_database: MongoDatabase,
+    store: MongoStore,
+    raw: Database[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each document is stored once and returned by one of them, and each mail is owed once."""
+    for _ in range(10):
+        with monkeypatch.context() as patch:
+            crash_at(patch, store, "_insert_missing", 1)
+            with pytest.raises(Crash):
+                await store.add(make_notification(), RECIPIENTS, duty())
+    grow_old(raw)
+    async with opened(mongo_database) as second, opened(mongo_database) as third:
+        nodes = (store, second, third)
+        completed = sum(await asyncio.gather(*(node.complete_intents() for node in nodes)), [])
+    assert sorted(ids(completed)) == sorted(ids(await inboxes(store)))
+    assert len(completed) == 10 * len(USERS)
+    assert await store.mail_counts() == MailCounts(10 * len(USERS), 0)
+
+
+async def test_a_writer_that_was_merely_slow(
+    mongo_database: MongoDatabase,
+    store: MongoStore,
+    raw: Database[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Completed by another node, and mailed, and seen by a user meanwhile: it adds nothing and owes nothing again."""
+    insert_missing = store._adding._insert_missing
+    goes_on, is_waiting = asyncio.Event(), asyncio.Event()
+
+    async def wait_and_insert(documents: Any) -> bool:
+        is_waiting.set()
+        await goes_on.wait()
+        return await insert_missing(documents)
+
+    monkeypatch.setattr(store._adding, "_insert_missing", wait_and_insert)
+    adding = asyncio.create_task(store.add(make_notification(), RECIPIENTS, duty()))
+    await is_waiting.wait()
+    grow_old(raw)
+    async with opened(mongo_database) as other:
+        completed = await other.complete_intents()
+        [job] = await other.claim_mail(60, 10)
+        assert await other.settle_mail(job, MailOutcome(sent=job.recipients))
+        await other.mark_seen("acme", USERS[0], [completed[0].id])
+    goes_on.set()
+    added = await adding
+    assert ids(added) == ids(completed)
+    assert added == await inboxes(store)
+    assert added[0].seen
+    assert await store.mail_counts() == MailCounts(0, 0)
+    assert raw["notifications_intents"].count_documents({}) == 0
+
+
+# -- mail --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("users", [USERS[:1], USERS[:2]], ids=["one", "several"])
+async def test_settled_mail_leaves_nothing_behind(
+    store: MongoStore, raw: Database[dict[str, Any]], users: list[str]
+) -> None:
+    """Neither in the document nor elsewhere."""
+    await owe(store, *map(mail_to, users))
+    [job] = await store.claim_mail(60, 10)
+    assert await store.settle_mail(job, MailOutcome(sent=job.recipients))
+    assert raw["notifications_intents"].count_documents({}) == 0
+    assert raw["notifications"].count_documents({"mail": {"$exists": True}}) == 0
+
+
+@pytest.mark.parametrize("users", [USERS[:1], USERS[:2]], ids=["one", "several"])
+async def test_refused_mail_keeps_its_reason(
+    store: MongoStore, raw: Database[dict[str, Any]], users: list[str]
+) -> None:
+    """Where an operator finds it, no longer claimable; the inbox is read without it."""
+    await owe(store, *map(mail_to, users))
+    [job] = await store.claim_mail(60, 10)
+    refused = tuple(RefusedMail(each.user_id, each.email, 550, "no such user") for each in job.recipients)
+    assert await store.settle_mail(job, MailOutcome(refused=refused))
+    place = raw["notifications" if len(users) == 1 else "notifications_intents"]
+    [found] = place.find({"mail": {"$exists": True}})
+    assert [(each["_userId"], each["code"], each["reason"]) for each in found["mail"]["refused"]] == [
+        (user, 550, "no such user") for user in users
+    ]
+    assert not {"due", "lease", "leasedUntil", "recipients"} & set(found["mail"])
+    assert await store.next_mail_due() is None
+
+
+# -- a server that fails -----------------------------------------------------------------------------------------------
+
+
+async def test_a_frozen_server(own_mongod: Mongod, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every verb gives up in time; an add that it caught in the middle is completed as a whole when it is back."""
+    database = MongoDatabase(own_mongod.url, "inbox")
+    async with opened(database, timeout_s=0.5) as store:
+        before = await put(store)
+        open_intent = store._adding._open_intent
+
+        async def open_and_freeze(*arguments: Any) -> Any:
+            intent = await open_intent(*arguments)
+            own_mongod.freeze()
+            return intent
+
+        monkeypatch.setattr(store._adding, "_open_intent", open_and_freeze)
+        with pytest.raises(StoreUnavailable):
+            await store.add(make_notification(), RECIPIENTS, duty())
+        for verb in (
+            store.ping(),
+            put(store, "frozen"),
+            store.count_unseen(DEFAULT, [USER]),
+            store.claim_mail(1, 1),
+        ):
+            with pytest.raises(StoreUnavailable):
+                await verb
+        own_mongod.thaw()
+
+        completed: list[Document] = []
+        while not [document for document in completed if document.user_id in USERS]:
+            completed += await until_it_succeeds(store.complete_intents)
+            await asyncio.sleep(0.05)
+        assert await inboxes(store) == [document for document in completed if document.user_id in USERS]
+        assert len(await inboxes(store)) == len(USERS)
+        assert await whole_inbox(store) == [before]
+        assert await store.mail_counts() == MailCounts(len(USERS), 0)
+
+
+async def test_killing_the_server_under_load(own_mongod: Mongod) -> None:
+    """What was acknowledged is there after its restart, each notification whole or not at all, and the store serves
+    again by itself."""
+    database = MongoDatabase(own_mongod.url, "inbox")
+    async with opened(database, timeout_s=3.0) as store:
+        for round_ in range(3):
+            acknowledged, failed = await kill_in_the_middle(store, own_mongod)
+            assert failed
+            own_mongod.start()
+            await until_it_succeeds(lambda: put(store, "again"))
+            with own_mongod.client() as client:
+                grow_old(client["inbox"])
+            completed = await store.complete_intents()
+            assert set(ids(completed)).isdisjoint(ids(acknowledged))
+            stored = await inboxes(store)
+            assert set(ids(acknowledged)) <= set(ids(stored)), f"round {round_}"
+            per_notification: dict[str, int] = {}
+            for document in stored:
+                nid = document.notification.nid
+                per_notification[nid] = per_notification.get(nid, 0) + 1
+            assert set(per_notification.values()) <= {1, len(USERS)}
+
+
+async def kill_in_the_middle(store: MongoStore, mongod: Mongod) -> tuple[list[Document], list[ServerError]]:
+    """The documents of the adds that succeeded, and the errors of those that did not."""
+    acknowledged: list[Document] = []
+    failed: list[ServerError] = []
+    has_some = asyncio.Event()
+
+    async def keep_adding(recipients: list[Recipient]) -> None:
+        while not failed:
+            try:
+                acknowledged.extend(await store.add(make_notification(), recipients, None))
+            except StoreUnavailable as exc:
+                failed.append(exc)
+            if len(acknowledged) > 100:
+                has_some.set()
+
+    adding = [asyncio.create_task(keep_adding([recipient])) for recipient in RECIPIENTS]
+    adding += [asyncio.create_task(keep_adding(RECIPIENTS)) for _ in range(4)]
+    await has_some.wait()
+    await asyncio.to_thread(mongod.kill)
+    await asyncio.gather(*adding)
+    return acknowledged, failed

@@ -1,0 +1,300 @@
+"""Any sequence of verbs leaves each store in the state of a simple model: lists in memory, written without any index,
+lease or lock."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any, cast
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
+
+from server.ids import new_id
+from server.messages import Document, EmailDuty, Mail, MailRecipient, Recipient, now
+from server.store import Change, MailJob, MailOutcome, RefusedMail, Store
+from tests.support.stores import KINDS, Place, fresh_place, make_notification
+
+START = now() - timedelta(hours=1)
+PAST, FUTURE = START, START + timedelta(days=365)
+USERS = ["a", "b", "c"]
+
+user = st.sampled_from(USERS)
+index = st.integers(0, 30)
+limit = st.sampled_from([1, 2, 3, 100])
+_tenants = itertools.count()
+
+
+@pytest.fixture(params=KINDS)
+def place(request: pytest.FixtureRequest) -> Iterator[Place]:
+    with fresh_place(request.param, request) as place:
+        yield place
+
+
+def position(document: Document) -> tuple[Any, str]:
+    return document.created_at, document.id
+
+
+class InboxMachine(RuleBasedStateMachine):
+    """Documents: what the store returns is what the model holds. Each run is a tenant of its own."""
+
+    def __init__(self, store: Store, run: Callable[[Coroutine[Any, Any, Any]], Any]) -> None:
+        super().__init__()
+        self.store, self.run = store, run
+        self.documents: list[Document] = []
+        self.last_rev = 0
+
+    @initialize()
+    def start(self) -> None:
+        self.tenant = f"tenant-{next(_tenants)}"
+
+    # -- the model ---------------------------------------------------------------------------------------------------
+    def inbox(self, user_id: str) -> list[Document]:
+        """Newest first."""
+        mine = [each for each in self.documents if each.user_id == user_id and not each.deleted]
+        return sorted(mine, key=position, reverse=True)
+
+    def unseen(self, user_id: str) -> list[Document]:
+        """Oldest first."""
+        return [each for each in self.inbox(user_id)[::-1] if not each.seen]
+
+    def some_ids(self, indexes: list[int]) -> list[str]:
+        """Ids of any user, and one that nobody has."""
+        known = [*(each.id for each in self.documents), new_id()]
+        return [known[number % len(known)] for number in indexes]
+
+    def expect(
+        self, change: Change, user_id: str, ids: list[str], changes: dict[str, dict[str, bool]]
+    ) -> None:
+        """`change` is right, and the model follows it: `changes` says what changes in which document."""
+        assert change.ids == tuple(ids)
+        assert change.changed == len(changes)
+        assert (change.rev is None) == (not changes)
+        if change.rev is None:
+            return
+        assert change.rev > self.last_rev
+        self.last_rev = change.rev
+        stored = {each.id: each for each in self.run(self.newest(user_id))}
+        for number, document in enumerate(self.documents):
+            if document.id in changes:
+                fields: dict[str, Any] = {**changes[document.id], "rev": change.rev}
+                if document.id in stored:  # the store's clock
+                    assert stored[document.id].updated_at >= document.updated_at
+                    fields["updated_at"] = stored[document.id].updated_at
+                self.documents[number] = replace(document, **fields)
+
+    async def newest(self, user_id: str) -> list[Document]:
+        return await self.store.newest(self.tenant, user_id, before=None, limit=1000)
+
+    # -- the verbs ---------------------------------------------------------------------------------------------------
+    @rule(users=st.lists(user, min_size=1, unique=True), age_ms=st.integers(0, 3))
+    def add(self, users: list[str], age_ms: int) -> None:
+        notification = make_notification(self.tenant, created_at=START - timedelta(milliseconds=age_ms))
+        added = self.run(self.store.add(notification, [Recipient(each) for each in users], None))
+        assert [each.user_id for each in added] == users
+        assert all(each.rev > self.last_rev for each in added)
+        self.last_rev = max(each.rev for each in added)
+        self.documents += added
+
+    @rule(user_id=user, indexes=st.lists(index, max_size=6))
+    def mark_seen(self, user_id: str, indexes: list[int]) -> None:
+        ids = self.some_ids(indexes)
+        change = self.run(self.store.mark_seen(self.tenant, user_id, ids))
+        mine = {each.id: each for each in self.inbox(user_id)}
+        found = [id_ for id_ in dict.fromkeys(ids) if id_ in mine]
+        self.expect(change, user_id, found, {id_: {"seen": True} for id_ in found if not mine[id_].seen})
+
+    @rule(user_id=user, limit=limit)
+    def mark_all_seen(self, user_id: str, limit: int) -> None:
+        change = self.run(self.store.mark_all_seen(self.tenant, user_id, limit=limit))
+        ids = [each.id for each in self.unseen(user_id)][:limit]
+        self.expect(change, user_id, ids, {id_: {"seen": True} for id_ in ids})
+
+    @rule(user_id=user, indexes=st.lists(index, max_size=3))
+    def delete(self, user_id: str, indexes: list[int]) -> None:
+        ids = self.some_ids(indexes)
+        change = self.run(self.store.delete(self.tenant, user_id, ids))
+        mine = {each.id for each in self.inbox(user_id)}
+        found = [id_ for id_ in dict.fromkeys(ids) if id_ in mine]
+        self.expect(change, user_id, found, {id_: {"deleted": True} for id_ in found})
+
+    # -- what is read ------------------------------------------------------------------------------------------------
+    @rule(user_id=user)
+    def read_all(self, user_id: str) -> None:
+        assert self.run(self.newest(user_id)) == self.inbox(user_id)
+
+    @rule(user_id=user, index=index, limit=limit)
+    def read_before(self, user_id: str, index: int, limit: int) -> None:
+        [id_] = self.some_ids([index])
+        marks = [each for each in self.documents if each.id == id_ and each.user_id == user_id]
+        read = self.run(self.store.newest(self.tenant, user_id, before=id_, limit=limit))
+        older = [each for mark in marks for each in self.inbox(user_id) if position(each) < position(mark)]
+        assert read == older[:limit]
+
+    @rule(user_id=user, page=st.integers(0, 3), limit=limit)
+    def read_page(self, user_id: str, page: int, limit: int) -> None:
+        read = self.run(self.store.page(self.tenant, user_id, page=page, limit=limit))
+        assert read == self.inbox(user_id)[::-1][page * limit : (page + 1) * limit]
+
+    @rule(user_id=user, index=index, limit=limit)
+    def read_unseen(self, user_id: str, index: int, limit: int) -> None:
+        marks = [None, *(each for each in self.documents if each.user_id == user_id)]
+        after = marks[index % len(marks)]
+        read = self.run(self.store.unseen(self.tenant, user_id, after=after, limit=limit))
+        newer = [each for each in self.unseen(user_id) if after is None or position(each) > position(after)]
+        assert read == newer[:limit]
+
+    @rule()
+    def read_counts(self) -> None:
+        counts = self.run(self.store.count_unseen(self.tenant, USERS))
+        assert counts == {each: len(self.unseen(each)) for each in USERS}
+
+    @rule(index=index)
+    def read_still_unseen(self, index: int) -> None:
+        if not self.documents:
+            return
+        nid = self.documents[index % len(self.documents)].notification.nid
+        mine = {each for each in USERS for document in self.unseen(each) if document.notification.nid == nid}
+        assert self.run(self.store.still_unseen(self.tenant, nid, USERS)) == mine
+
+
+class MailMachine(RuleBasedStateMachine):
+    """Mail: every recipient is due, leased, refused or done, and a job settles only while its lease is the last one."""
+
+    def __init__(self, store: Store, run: Callable[[Coroutine[Any, Any, Any]], Any]) -> None:
+        super().__init__()
+        self.store, self.run = store, run
+        self.owed: dict[tuple[str, str], Any] = {}  # (nid, user) -> when due
+        self.leases: dict[
+            tuple[str, str], tuple[str, bool]
+        ] = {}  # (nid, user) -> its last lease, whether it holds
+        self.attempts: dict[str, int] = {}
+        self.jobs: list[MailJob] = []
+        self.refused = 0
+
+    @initialize()
+    def start(self) -> None:
+        """Mail is not by tenant: settle what an earlier run has left."""
+        while jobs := self.run(self.store.claim_mail(600.0, 1000)):
+            for job in jobs:
+                assert self.run(self.store.settle_mail(job, MailOutcome(dropped=job.recipients)))
+        self.refused = self.run(self.store.mail_counts()).refused
+        self.left_over = self.run(self.store.mail_counts()).due
+
+    @rule(users=st.lists(user, min_size=1, unique=True), data=st.data())
+    def owe(self, users: list[str], data: st.DataObject) -> None:
+        notification = make_notification("mail")
+        due = {
+            each: data.draw(st.sampled_from([PAST, PAST + timedelta(seconds=1), FUTURE])) for each in users
+        }
+        recipients = tuple(MailRecipient(each, f"{each}@x.test", due[each]) for each in users)
+        self.run(
+            self.store.add(notification, [Recipient(e) for e in users], EmailDuty(Mail("s", "c"), recipients))
+        )
+        self.attempts[notification.nid] = 0
+        self.owed |= {(notification.nid, each): due[each] for each in users}
+
+    def is_free(self, key: tuple[str, str]) -> bool:
+        return self.owed[key] < FUTURE and not self.leases.get(key, ("", False))[1]
+
+    @rule(lasts=st.booleans(), limit=limit)
+    def claim(self, lasts: bool, limit: int) -> None:
+        jobs = self.run(self.store.claim_mail(600.0 if lasts else 0.0, limit))
+        free: dict[str, set[str]] = {}
+        due: dict[str, Any] = {}
+        for (nid, user_id), due_at in self.owed.items():
+            if self.is_free((nid, user_id)):
+                free.setdefault(nid, set()).add(user_id)
+                due[nid] = min(due.get(nid, due_at), due_at)
+        assert len(jobs) == min(limit, len(free))
+        claimed = [due[job.nid] for job in jobs]
+        assert claimed == sorted(due.values())[: len(jobs)]
+        for job in jobs:
+            assert {each.user_id for each in job.recipients} == free[job.nid]
+            assert len(job.recipients) == len(free[job.nid])
+            assert all(each.due_at == self.owed[job.nid, each.user_id] for each in job.recipients)
+            assert job.attempts == self.attempts[job.nid]
+            self.leases |= {(job.nid, each.user_id): (job.lease, lasts) for each in job.recipients}
+        self.jobs += jobs
+
+    @rule(index=index, data=st.data())
+    def settle(self, index: int, data: st.DataObject) -> None:
+        if not self.jobs:
+            return
+        job = self.jobs[index % len(self.jobs)]
+        fates = {
+            each: data.draw(st.sampled_from(["sent", "dropped", "refused", "retry"]))
+            for each in job.recipients
+        }
+        by_fate = {
+            fate: tuple(each for each in job.recipients if fates[each] == fate)
+            for fate in ("sent", "dropped", "refused", "retry")
+        }
+        refused = tuple(RefusedMail(each.user_id, each.email, 550, "no") for each in by_fate["refused"])
+        retry_at = data.draw(st.sampled_from([PAST, FUTURE])) if by_fate["retry"] else None
+        outcome = MailOutcome(by_fate["sent"], by_fate["dropped"], refused, by_fate["retry"], retry_at)
+        keys = [(job.nid, each.user_id) for each in job.recipients]
+        holds = all(self.leases.get(key, ("", False))[0] == job.lease for key in keys)
+        assert self.run(self.store.settle_mail(job, outcome)) == holds
+        if not holds:
+            return
+        for key in keys:
+            del self.leases[key]
+        self.owed = {key: due for key, due in self.owed.items() if key not in keys}
+        self.owed |= {(job.nid, each.user_id): retry_at for each in by_fate["retry"]}
+        self.attempts[job.nid] += bool(by_fate["retry"])
+        self.refused += len(refused)
+
+    @rule()
+    def count(self) -> None:
+        counts = self.run(self.store.mail_counts())
+        assert (counts.due - self.left_over, counts.refused) == (len(self.owed), self.refused)
+
+    @rule()
+    def next_due(self) -> None:
+        due_at = self.run(self.store.next_mail_due())
+        if any(self.is_free(key) for key in self.owed):
+            assert due_at is not None and due_at <= now()
+        elif self.owed:
+            assert due_at is not None and due_at > now()
+
+
+def run_machine(place: Place, machine: type[InboxMachine] | type[MailMachine], examples: int) -> None:
+    with asyncio.Runner() as runner:
+        store = place.store()
+        runner.run(store.open())
+        try:
+            run_state_machine_as_test(
+                cast(type[RuleBasedStateMachine], lambda: machine(store, runner.run)),  # it is only called
+                settings=settings(
+                    max_examples=examples,
+                    stateful_step_count=30,
+                    deadline=None,
+                    suppress_health_check=list(HealthCheck),
+                ),
+            )
+        finally:
+            runner.run(store.close())
+
+
+def test_any_sequence_of_changes_and_reads(place: Place) -> None:
+    """Documents, counts, orders and revs are those of the model."""
+    run_machine(place, InboxMachine, 25)
+
+
+def test_any_sequence_of_claims_and_settlements(place: Place) -> None:
+    """Who is owed, leased, refused and done is as in the model."""
+    run_machine(place, MailMachine, 25)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("machine", [InboxMachine, MailMachine])
+def test_many_more_sequences(place: Place, machine: type[InboxMachine] | type[MailMachine]) -> None:
+    """The same, longer."""
+    run_machine(place, machine, 150)

@@ -1,0 +1,533 @@
+"""What the embedded store does beyond the contract: its folder and file, its clock, its threads, and trouble with
+the disk."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import resource
+import sqlite3
+import stat
+import threading
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from server.errors import StartupError, StoreUnavailable
+from server.messages import MailRecipient, Recipient, now
+from server.store import MailOutcome, RefusedMail, sqlite_documents, sqlite_threads
+from server.store.sqlite import SQLiteStore
+from server.store.sqlite_threads import Readers, Writer
+from tests.support.stores import TENANT, USER, make_notification, owe, put, put_many, whole_inbox
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "data" / "notifications.sqlite3"
+
+
+@pytest.fixture
+async def store(path: Path) -> AsyncIterator[SQLiteStore]:
+    store = SQLiteStore(path)
+    await store.open()
+    yield store
+    await store.close()
+
+
+@contextlib.contextmanager
+def another_program(path: Path) -> Iterator[sqlite3.Connection]:
+    """A connection of somebody else's."""
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        yield connection
+
+
+async def create(path: Path) -> None:
+    store = SQLiteStore(path)
+    await store.open()
+    await store.close()
+
+
+# -- folder and file -------------------------------------------------------------------------------------------------
+
+
+async def test_it_is_named_by_its_file(path: Path) -> None:
+    """For the line that the server prints at start."""
+    assert SQLiteStore(path).name == f"embedded ({path})"
+
+
+async def test_only_the_owner_can_read_it(path: Path) -> None:
+    """The folder, the file and the log beside it hold mail addresses, even in a folder that was there before."""
+    path.parent.mkdir(mode=0o755)
+    store = SQLiteStore(path)
+    await store.open()
+    await put(store)
+    files = [file for file in path.parent.iterdir() if file.name.startswith(path.name)]
+    assert len(files) == 3
+    assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
+    await store.close()
+
+
+async def test_closing_leaves_one_file(path: Path, store: SQLiteStore) -> None:
+    """The log is copied into the database, so that a copy of that one file is a backup."""
+    await put(store)
+    await store.close()
+    assert sorted(file.name for file in path.parent.iterdir()) == ["lock", path.name]
+
+
+async def test_a_folder_in_use(path: Path, store: SQLiteStore) -> None:
+    """A second store in the folder does not start; the first one goes on."""
+    with pytest.raises(StartupError, match=f"data folder {path.parent} is in use"):
+        await SQLiteStore(path).open()
+    await put(store)
+
+
+async def test_a_failed_opening_holds_nothing(path: Path) -> None:
+    """Once the reason is gone, the same store opens."""
+    await create(path)
+    store = SQLiteStore(path)
+    with another_program(path) as other:
+        other.execute("PRAGMA user_version = 99")
+    with pytest.raises(StartupError, match=r"newer notification server \(its schema is 99"):
+        await store.open()
+    with another_program(path) as other:
+        other.execute("PRAGMA user_version = 1")
+    await store.open()
+    await put(store)
+    await store.close()
+
+
+async def test_a_file_that_is_no_database(path: Path) -> None:
+    """It is named, and left as it is."""
+    path.parent.mkdir()
+    path.write_bytes(b"precious" * 1000)
+    with pytest.raises(StartupError, match=f"{path} cannot be opened: file is not a database"):
+        await SQLiteStore(path).open()
+    assert path.read_bytes() == b"precious" * 1000
+
+
+async def test_a_folder_where_the_file_should_be(path: Path) -> None:
+    """It is named."""
+    path.mkdir(parents=True)
+    with pytest.raises(StartupError, match=f"{path} cannot be opened: .*"):
+        await SQLiteStore(path).open()
+
+
+async def test_somebody_elses_database(path: Path) -> None:
+    """It is named, and left as it is."""
+    path.parent.mkdir()
+    with another_program(path) as other:
+        other.execute("CREATE TABLE precious (x)")
+    before = path.read_bytes()
+    with pytest.raises(StartupError, match=f"{path} is a database, but not one of the notification server"):
+        await SQLiteStore(path).open()
+    assert path.read_bytes() == before
+
+
+async def test_opening_a_locked_file(path: Path) -> None:
+    """Another program has it to itself for the moment: not there yet."""
+    await create(path)
+    store = SQLiteStore(path, timeout_s=0.1)
+    with another_program(path) as other:
+        other.execute("PRAGMA locking_mode = EXCLUSIVE")
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(StoreUnavailable, match="locked by another program"):
+            await store.open()
+    await store.open()
+    await put(store)
+    await store.close()
+
+
+async def test_an_epoch_is_for_life(path: Path, tmp_path: Path) -> None:
+    """Each store has one of its own, and keeps it."""
+
+    async def epoch(path: Path) -> str:
+        await create(path)
+        with another_program(path) as other:
+            return str(other.execute("SELECT value FROM meta WHERE name = 'epoch'").fetchone()[0])
+
+    first = await epoch(path)
+    assert len(first) == 24
+    assert await epoch(path) == first
+    assert await epoch(tmp_path / "other" / "n.sqlite3") != first
+
+
+async def test_each_read_has_its_index(store: SQLiteStore, path: Path) -> None:
+    """No read sorts, and none walks through more than it returns, however much is stored."""
+    await put_many(store, 3)
+    with another_program(path) as other:
+
+        def plan(statement: str) -> list[str]:
+            values = [0] * statement.count("?")
+            return [row[3] for row in other.execute(f"EXPLAIN QUERY PLAN {statement}", values)]
+
+        search = "SEARCH d USING INDEX {} (user=? AND (created_at,id){}(?,?))"
+        assert search.format("inbox", "<") in plan(sqlite_documents.NEWEST)
+        assert search.format("unseen", ">") in plan(sqlite_documents.UNSEEN)
+        assert "SEARCH documents USING COVERING INDEX inbox (user=?)" in plan(sqlite_documents.PAGE)
+        assert "SEARCH d USING COVERING INDEX unseen (user=?)" in plan(sqlite_documents.COUNT)
+        for statement in (sqlite_documents.NEWEST, sqlite_documents.UNSEEN):
+            assert not [step for step in plan(statement) if step.startswith(("SCAN", "USE TEMP"))]
+
+
+# -- clock and revs --------------------------------------------------------------------------------------------------
+
+
+class Clock:
+    """Stands still unless set."""
+
+    def __init__(self) -> None:
+        self.at = datetime(2026, 1, 2, 3, 4, 5, 678000, UTC)
+
+    def __call__(self) -> datetime:
+        return self.at
+
+    def step(self, seconds: float) -> None:
+        self.at += timedelta(seconds=seconds)
+
+
+async def test_no_rev_repeats_when_the_clock_steps_back(path: Path) -> None:
+    """Not even across a restart, and not the rev of what was deleted."""
+    clock = Clock()
+    revs: list[int | None] = []
+    for step in (0, -3600, 0, -7200):
+        clock.step(step)
+        store = SQLiteStore(path, clock=clock)
+        await store.open()
+        document = await put(store)
+        revs += [document.rev, (await store.delete(TENANT, USER, [document.id])).rev]
+        await store.close()
+    numbers = [rev for rev in revs if rev is not None]
+    assert numbers == sorted(set(numbers))
+    assert len(numbers) == 8
+
+
+async def test_revs_tell_the_time(path: Path) -> None:
+    """Milliseconds above 16 bits of counter."""
+    clock = Clock()
+    store = SQLiteStore(path, clock=clock)
+    await store.open()
+    first, second = await put_many(store, 2)
+    assert first.rev == int(clock.at.timestamp() * 1000) << 16
+    assert second.rev == first.rev + 1
+    await store.close()
+
+
+async def test_changes_bear_the_stores_time(path: Path) -> None:
+    """`updated_at` is when it was changed, by the store's clock."""
+    clock = Clock()
+    store = SQLiteStore(path, clock=clock)
+    await store.open()
+    document = await put(store, created_at=clock())
+    clock.step(1.5)
+    await store.mark_seen(TENANT, USER, [document.id])
+    [seen] = await whole_inbox(store)
+    assert (seen.created_at, seen.updated_at) == (document.created_at, clock.at)
+    await store.close()
+
+
+async def test_due_and_lease_times_to_the_millisecond(path: Path) -> None:
+    """Due when the clock reaches the due time; free again when it reaches the end of the lease."""
+    clock = Clock()
+    store = SQLiteStore(path, clock=clock)
+    await store.open()
+    due_at = clock.at + timedelta(seconds=10)
+    await owe(store, MailRecipient("alice", "a@example.test", due_at))
+    clock.step(9.999)
+    assert await store.claim_mail(30.0, 1) == []
+    clock.step(0.001)
+    assert len(await store.claim_mail(30.0, 1)) == 1
+    assert await store.next_mail_due() == due_at + timedelta(seconds=30)
+    clock.step(29.999)
+    assert await store.claim_mail(30.0, 1) == []
+    clock.step(0.001)
+    [job] = await store.claim_mail(30.0, 1)
+    assert job.recipients[0].due_at == due_at
+    await store.close()
+
+
+async def test_a_lapsed_lease_beside_one_that_holds(path: Path) -> None:
+    """Recipients of one notification can be leased apart, and fall free apart."""
+    clock = Clock()
+    store = SQLiteStore(path, clock=clock)
+    await store.open()
+    recipients = [MailRecipient(str(n), f"{n}@x.test", clock.at + timedelta(seconds=n)) for n in range(2)]
+    await owe(store, *recipients)
+    [first] = await store.claim_mail(10.0, 10)
+    clock.step(1)
+    [second] = await store.claim_mail(10.0, 10)
+    assert (first.recipients, second.recipients) == ((recipients[0],), (recipients[1],))
+    clock.step(9)
+    assert await store.next_mail_due() == clock.at
+    [again] = await store.claim_mail(10.0, 10)
+    assert again.recipients == first.recipients
+    assert await store.settle_mail(second, MailOutcome(sent=second.recipients))
+    assert not await store.settle_mail(first, MailOutcome(sent=first.recipients))
+    assert await store.settle_mail(again, MailOutcome(sent=again.recipients))
+    assert await store.next_mail_due() is None
+    await store.close()
+
+
+async def test_a_refusal_is_kept_with_its_reason(store: SQLiteStore, path: Path) -> None:
+    """Who, what the mail server said, and when: an operator can look it up."""
+    started_at = now()
+    await owe(store, MailRecipient("alice", "a@example.test", started_at))
+    [job] = await store.claim_mail(30.0, 1)
+    refusal = RefusedMail("alice", "a@example.test", 550, "no such user")
+    assert await store.settle_mail(job, MailOutcome(refused=(refusal,)))
+    with another_program(path) as other:
+        [row] = other.execute("SELECT user_id, email, code, reason, refused_at FROM refused_mail")
+        assert other.execute("SELECT count(*) FROM mails").fetchone() == (0,)
+    assert row[:4] == ("alice", "a@example.test", 550, "no such user")
+    assert row[4] >= started_at.timestamp() * 1000
+
+
+# -- trouble ---------------------------------------------------------------------------------------------------------
+
+
+async def test_a_mistake_harms_only_its_own_request(store: SQLiteStore) -> None:
+    """Of requests that share a transaction, one fails and is undone; the others are stored."""
+    taken = (await put(store)).notification
+    recipients = [Recipient(USER)]
+    results = await asyncio.gather(
+        *(put(store) for _ in range(10)),
+        store.add(taken, recipients, None),
+        *(put(store) for _ in range(10)),
+        return_exceptions=True,
+    )
+    assert [type(result) for result in results if isinstance(result, Exception)] == [sqlite3.IntegrityError]
+    assert isinstance(results[10], sqlite3.IntegrityError)
+    assert len(await whole_inbox(store)) == 21
+
+
+async def test_half_an_add_is_undone(store: SQLiteStore) -> None:
+    """The documents before the one that failed are not there either."""
+    notification = make_notification()
+    twice = [Recipient("alice"), Recipient("bob"), Recipient("\ud800")]
+    with pytest.raises(UnicodeEncodeError):
+        await store.add(notification, twice, None)
+    assert await whole_inbox(store, "alice") == []
+    assert await store.count_unseen(TENANT, ["alice", "bob"]) == {"alice": 0, "bob": 0}
+    await store.add(notification, twice[:2], None)
+
+
+@contextlib.contextmanager
+def no_file_larger_than(limit: int) -> Iterator[None]:
+    """For this process, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+async def test_a_disk_that_takes_no_more(store: SQLiteStore) -> None:
+    """Says so; reads go on; writes do again as soon as there is space, with nothing lost and nothing half there."""
+    kept = []
+    with no_file_larger_than(2 * 1024 * 1024):
+        with pytest.raises(StoreUnavailable) as refusal:
+            for _ in range(100):
+                kept.append(await put(store, content="x" * 65536))
+        assert isinstance(refusal.value.__cause__, sqlite3.OperationalError)
+        results = await asyncio.gather(
+            *(put(store, content="x" * 65536) for _ in range(5)), return_exceptions=True
+        )
+        assert {type(result) for result in results} == {StoreUnavailable}
+        assert [document.id for document in await whole_inbox(store)] == [each.id for each in kept[::-1]]
+    kept.append(await put(store, content="x" * 65536))
+    await store.ping()
+    assert [document.id for document in await whole_inbox(store)] == [each.id for each in kept[::-1]]
+
+
+async def test_a_locked_file(path: Path) -> None:
+    """While another program writes, requests fail in time and are not stored later; afterwards all is well."""
+    store = SQLiteStore(path, timeout_s=0.2)
+    await store.open()
+    with another_program(path) as other:
+        other.execute("BEGIN IMMEDIATE")
+        results = await asyncio.gather(*(put(store) for _ in range(5)), store.ping(), return_exceptions=True)
+        assert {type(result) for result in results} == {StoreUnavailable}
+        assert await whole_inbox(store) == []
+    document = await put(store)
+    assert await whole_inbox(store) == [document]
+    await store.close()
+
+
+async def test_reads_do_not_wait_for_writes(store: SQLiteStore, path: Path) -> None:
+    """Another one's write, or a long one of our own, holds up no reader."""
+    document = await put(store)
+    with another_program(path) as other:
+        other.execute("BEGIN IMMEDIATE")
+        waiting = asyncio.create_task(put(store))
+        await asyncio.sleep(0)
+        assert await whole_inbox(store) == [document]
+        assert not waiting.done()
+        other.execute("ROLLBACK")
+    await waiting
+
+
+# -- threads ---------------------------------------------------------------------------------------------------------
+
+
+def memory() -> sqlite3.Connection:
+    return sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+
+
+@pytest.fixture
+async def writer() -> AsyncIterator[Writer]:
+    """A writer with a table `t`."""
+    writer = Writer(memory(), lambda _: None)
+    await writer.submit(lambda c: c.execute("CREATE TABLE t (x)"))
+    yield writer
+    await writer.close()
+
+
+class Blocker:
+    """A work that keeps its thread until it is let go."""
+
+    def __init__(self) -> None:
+        self._runs = threading.Event()
+        self._may_go = threading.Event()
+
+    def __call__(self, _: sqlite3.Connection) -> None:
+        self._runs.set()
+        assert self._may_go.wait(30)
+
+    async def runs(self) -> None:
+        assert await asyncio.to_thread(self._runs.wait, 30)
+
+    def let_go(self) -> None:
+        self._may_go.set()
+
+
+def insert(value: int) -> sqlite_threads.Work[None]:
+    def work(connection: sqlite3.Connection) -> None:
+        connection.execute("INSERT INTO t VALUES (?)", (value,))
+
+    return work
+
+
+def values(connection: sqlite3.Connection) -> list[int]:
+    return [row[0] for row in connection.execute("SELECT x FROM t ORDER BY rowid")]
+
+
+async def test_waiting_works_share_a_transaction(writer: Writer) -> None:
+    """What has come together while one was done is committed together, in order."""
+    commits: list[int] = []
+    counting = Writer(memory(), lambda c: commits.append(c.total_changes))
+    blocker = Blocker()
+    first = counting.submit(blocker)
+    await blocker.runs()
+    rest = [counting.submit(lambda c: c.execute("SELECT 1").fetchone()) for _ in range(20)]
+    blocker.let_go()
+    await asyncio.gather(first, *rest)
+    assert len(commits) <= 2  # the blocker may have taken longer than a transaction may last
+    await counting.close()
+
+
+async def test_a_work_nobody_waits_for_is_left_out(writer: Writer) -> None:
+    """If its caller gave up before it began; one that has begun is done."""
+    blocker = Blocker()
+    first = writer.submit(blocker)
+    await blocker.runs()
+    abandoned, kept = writer.submit(insert(1)), writer.submit(insert(2))
+    abandoned.cancel()
+    first.cancel()
+    blocker.let_go()
+    await kept
+    assert await writer.submit(values) == [2]
+
+
+async def test_a_full_writer_refuses(writer: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once, and takes more as soon as it has done some."""
+    monkeypatch.setattr(sqlite_threads, "MAX_WAITING", 3)
+    blocker = Blocker()
+    first = writer.submit(blocker)
+    await blocker.runs()
+    waiting = [writer.submit(insert(number)) for number in range(3)]
+    with pytest.raises(StoreUnavailable, match="too much to do"):
+        writer.submit(insert(3))
+    blocker.let_go()
+    await asyncio.gather(first, *waiting)
+    await writer.submit(insert(4))
+    assert await writer.submit(values) == [0, 1, 2, 4]
+
+
+async def test_a_transaction_that_cannot_be_committed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody in it is told that something was stored; the next one is a new chance."""
+    failures = [sqlite3.OperationalError("disk I/O error")]
+    failures[0].sqlite_errorcode = sqlite3.SQLITE_IOERR
+
+    def fail_once(connection: sqlite3.Connection) -> None:
+        if failures and connection.total_changes:
+            raise failures.pop()
+
+    writer = Writer(memory(), fail_once)
+    await writer.submit(lambda c: c.execute("CREATE TABLE t (x)"))
+    with pytest.raises(StoreUnavailable, match="disk I/O error"):
+        await writer.submit(insert(1))
+    await writer.submit(insert(2))
+    assert await writer.submit(values) == [2]
+    await writer.close()
+
+
+async def test_a_work_that_loses_the_transaction(writer: Writer) -> None:
+    """Some errors of the disk undo all: those who were in it are told, and the writer lives on."""
+
+    def lose(connection: sqlite3.Connection) -> None:
+        connection.execute("ROLLBACK")
+        raise ZeroDivisionError
+
+    blocker = Blocker()
+    blocked = writer.submit(blocker)
+    await blocker.runs()
+    works = [writer.submit(insert(1)), writer.submit(lose), writer.submit(insert(2))]
+    blocker.let_go()
+    results = await asyncio.gather(blocked, *works, return_exceptions=True)
+    stored = await writer.submit(values)
+    assert isinstance(results[2], ZeroDivisionError)
+    assert [isinstance(result, ZeroDivisionError) for result in results].count(True) >= 1
+    assert stored == [number for number, result in ((1, results[1]), (2, results[3])) if result is None]
+
+
+async def test_closing_a_writer_does_what_waits(writer: Writer) -> None:
+    """Then it takes nothing more."""
+    blocker = Blocker()
+    blocked = writer.submit(blocker)
+    await blocker.runs()
+    last = [writer.submit(insert(number)) for number in range(10)]
+    closing = asyncio.create_task(writer.close())
+    await asyncio.sleep(0)
+    with pytest.raises(StoreUnavailable, match="closed"):
+        writer.submit(insert(11))
+    blocker.let_go()
+    await closing
+    await asyncio.gather(blocked, *last)
+
+
+async def test_full_readers_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once, and take more as soon as they have done some."""
+    monkeypatch.setattr(sqlite_threads, "MAX_WAITING", 2)
+    readers = Readers([memory()])
+    blocker = Blocker()
+    first = readers.submit(blocker)
+    await blocker.runs()
+    second = readers.submit(lambda c: 2)
+    with pytest.raises(StoreUnavailable, match="too much to do"):
+        readers.submit(lambda c: 3)
+    blocker.let_go()
+    await first
+    assert await second == 2
+    assert await readers.submit(lambda c: 4) == 4
+    await readers.close()
+    with pytest.raises(StoreUnavailable, match="closed"):
+        readers.submit(lambda c: 5)
+
+
+async def test_readers_cannot_write(store: SQLiteStore) -> None:
+    """Their connections refuse."""
+    assert store._readers is not None
+    with pytest.raises(StoreUnavailable, match="readonly"):
+        await store._readers.submit(lambda c: c.execute("DELETE FROM documents"))
