@@ -426,6 +426,39 @@ async def test_a_closed_connection_takes_no_more() -> None:
         assert session.closed_count == 1
 
 
+@pytest.mark.parametrize("transport", POLLING)
+async def test_a_waiting_poll_is_answered_by_the_next_message(transport: str) -> None:
+    """What is sent while a poll waits goes out at once."""
+    method, suffix = POLLING[transport]
+    async with serving() as service, service.client() as client:
+        path = service.new_session_path()
+        await service.request(method, path + suffix)
+        session = await service.next_session()
+        before = session.connection.last_alive_at
+        await client.write_request(method, path + suffix)
+        async with asyncio.timeout(WAIT_S):
+            while session.connection.last_alive_at == before:  # noqa: ASYNC110  # the poll has not arrived
+                await asyncio.sleep(0)
+        session.connection.send(frame(5))
+        assert b"number" in (await client.read_answer())[2]
+
+
+async def test_a_session_that_fails_when_it_is_closed(caplog: pytest.LogCaptureFixture) -> None:
+    """That is logged, and the connection is over all the same."""
+
+    def fail() -> None:
+        raise RuntimeError("clumsy")
+
+    async with serving() as service, service.websocket("rawwebsocket") as client:
+        session = await service.next_session()
+        session.closed = fail  # type: ignore[method-assign]
+        session.connection.close(DONE)
+        with pytest.raises(ConnectionClosed):
+            await asyncio.wait_for(client.recv(), WAIT_S)
+        assert service.ends == [("rawwebsocket", DONE)]
+    assert "clumsy" in caplog.text
+
+
 async def test_the_caller_and_its_signs_of_life() -> None:
     """A connection knows where it comes from, and when its client was last heard of."""
     async with serving() as service, service.websocket("rawwebsocket") as client:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 
@@ -63,7 +64,7 @@ async def test_an_acknowledged_stream_is_a_sign_of_life(transport: str) -> None:
 async def test_a_stream_that_nobody_acknowledges_is_dead(transport: str) -> None:
     """A client that confirms nothing for two heartbeats is closed as timed out, though nothing waits in its queue."""
     method, suffix = STREAMING[transport]
-    async with serving(heartbeat_s=HEARTBEAT_S, disconnect_delay_s=WAIT_S) as service:
+    async with serving(heartbeat_s=3 * HEARTBEAT_S) as service:
         path = service.new_session_path()
         async with service.client(receive_buffer_bytes=4096) as client:
             await client.write_request(method, path + suffix)
@@ -79,7 +80,7 @@ async def test_a_stream_that_nobody_acknowledges_is_dead(transport: str) -> None
 async def test_each_poll_is_a_sign_of_life(transport: str) -> None:
     """A waiting poll is answered by `h`; who polls again stays, who does not is gone."""
     method, suffix = POLLING[transport]
-    async with serving(heartbeat_s=HEARTBEAT_S) as service:
+    async with serving(heartbeat_s=HEARTBEAT_S, disconnect_delay_s=2.0) as service:
         path = service.new_session_path()
         await service.request(method, path + suffix)
         session = await service.next_session()
@@ -90,6 +91,17 @@ async def test_each_poll_is_a_sign_of_life(transport: str) -> None:
             assert not session.connection.is_closed
         await asyncio.wait_for(session.over.wait(), WAIT_S)
         assert service.ends == [(transport, None)]
+
+
+async def test_a_server_that_stood_still_kills_nobody() -> None:
+    """Who was not asked cannot have failed to answer: after a long standstill of the server its clients live on."""
+    async with serving(heartbeat_s=HEARTBEAT_S) as service, service.websocket("websocket") as client:
+        session = await service.next_session()
+        for _ in range(3):
+            time.sleep(5 * HEARTBEAT_S)
+            while await asyncio.wait_for(client.recv(), WAIT_S) != "h":
+                pass
+        assert not session.connection.is_closed
 
 
 async def test_heartbeats_are_spread() -> None:

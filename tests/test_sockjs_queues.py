@@ -46,7 +46,7 @@ async def one_that_never_reads(
 @pytest.mark.parametrize("transport", CONNECTED)
 async def test_a_full_queue_closes_its_own_connection_only(transport: str) -> None:
     """A client that does not read is closed as slow when its queue is full; others get everything, in order."""
-    async with serving(disconnect_delay_s=WAIT_S) as service, service.websocket("rawwebsocket") as healthy:
+    async with serving() as service, service.websocket("rawwebsocket") as healthy:
         good = await service.next_session()
         async with one_that_never_reads(service, transport) as (slow, path):
             count = 0
@@ -72,7 +72,7 @@ async def test_a_full_queue_closes_its_own_connection_only(transport: str) -> No
 async def test_a_client_that_stops_polling_is_slow_when_its_queue_is_full(transport: str) -> None:
     """The queue of a polling client is bounded as well; the next poll is told why the connection is closed."""
     method, suffix = POLLING[transport]
-    async with serving(disconnect_delay_s=WAIT_S, max_queue_bytes=10_000) as service:
+    async with serving(max_queue_bytes=10_000) as service:
         path = service.new_session_path()
         await service.request(method, path + suffix)
         session = await service.next_session()
@@ -96,6 +96,26 @@ async def test_no_progress_closes_as_slow(transport: str) -> None:
             assert not session.connection.is_closed
             await asyncio.wait_for(session.over.wait(), WAIT_S)
             assert service.ends == [(transport, SLOW)]
+
+
+@pytest.mark.parametrize("transport", CONNECTED)
+async def test_slow_is_not_standing_still(transport: str) -> None:
+    """A client that takes a large frame bit by bit, for longer than one may stand still, is not closed; and that it
+    takes something is a sign of life."""
+    async with serving(slow_after_s=0.4) as service:
+        async with service.client(SMALL_BUFFER_BYTES) as client:
+            if transport in WEBSOCKETS:
+                await client.upgrade(WEBSOCKETS[transport])
+            else:
+                method, suffix = STREAMING[transport]
+                await client.write_request(method, service.new_session_path() + suffix)
+            session = await service.next_session()
+            opened_at = session.connection.last_alive_at
+            session.connection.send(frame(1, filler=20_000_000))
+            while session.connection.last_alive_at < opened_at + 3 * 0.4:
+                assert await asyncio.wait_for(client.reader.read(32768), WAIT_S)
+                await asyncio.sleep(0.002)
+            assert not session.connection.is_closed
 
 
 async def test_a_poll_whose_answer_is_not_read_is_slow() -> None:
@@ -123,7 +143,7 @@ async def test_answers_larger_than_the_queue(transport: str) -> None:
             session.connection.send(frame(-1))  # a push on top
             await session.connection.drained()
 
-    async with serving(disconnect_delay_s=WAIT_S) as service:
+    async with serving() as service:
         async with _reader(service, transport) as (session, read_all):
             answering = asyncio.create_task(answer(session))
             text = await asyncio.wait_for(read_all(count * (filler + 20)), WAIT_S)

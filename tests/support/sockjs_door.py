@@ -36,7 +36,7 @@ STREAMING = {
 POLLING = {"xhr": ("POST", "/xhr"), "jsonp": ("GET", "/jsonp?c=callback")}
 WEBSOCKETS = {"websocket": "/000/a/websocket", "rawwebsocket": "/websocket"}
 
-OPTIONS = SockJSOptions(client_url="/our/own/sockjs.js", prefix="/socket", disconnect_delay_s=0.2)
+OPTIONS = SockJSOptions(client_url="/our/own/sockjs.js", prefix="/socket", disconnect_delay_s=WAIT_S)
 
 
 def frame(number: int, filler: int = 0) -> Frame:

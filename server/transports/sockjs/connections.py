@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import logging
 import socket
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 from tornado.iostream import IOStream
 
 from server.callers import Caller
-from server.wire import FAILED, SLOW, CloseReason, Frame
+from server.wire import FAILED, SLOW, TIMED_OUT, CloseReason, Frame
 
 if TYPE_CHECKING:
     from server.transports.sockjs.door import SockJSDoor
@@ -25,6 +26,9 @@ LOG = logging.getLogger(__name__)
 SEND_BUFFER_BYTES = 64 * 1024
 """What the kernel holds for a client. Left alone it grows to megabytes, and a client that stopped reading would look
 well for as long as that takes."""
+
+UNANSWERED_HEARTBEATS = 2
+"""After how many a client is dead. Counted, not timed: a server that stood still for a while has asked nobody."""
 
 MESSAGES_PER_TURN = 64
 """How many messages of one client are handled before the others get their turn."""
@@ -48,11 +52,13 @@ class ClientConnection:
     """
 
     __slots__ = (
+        "_asked_at",
         "_door",
         "_limit_bytes",
         "_moved_at",
         "_moved_mark",
         "_session",
+        "_unanswered",
         "caller",
         "is_closed",
         "last_alive_at",
@@ -67,6 +73,8 @@ class ClientConnection:
         self._limit_bytes = 0
         self._moved_mark: object = None
         self._moved_at = 0.0
+        self._asked_at = 0.0
+        self._unanswered = 0
         self.transport = transport
         self.caller = caller
         self.is_closed = False
@@ -120,7 +128,7 @@ class ClientConnection:
                 handling = self._session.receive(text)
                 if handling is not None:
                     await handling
-                elif count % MESSAGES_PER_TURN == 0:
+                if count % MESSAGES_PER_TURN == 0:
                     await asyncio.sleep(0)
         except Exception:
             LOG.exception("a message from %s could not be handled", self.caller.address)
@@ -134,7 +142,18 @@ class ClientConnection:
         raise NotImplementedError
 
     def heartbeat(self, now: float) -> None:
-        """Send the client something to answer; close it if it has not for too long."""
+        """Send the client something to answer; close it if it has not answered for too long."""
+        if self.last_alive_at > self._asked_at:
+            self._unanswered = 0
+        if self._unanswered == UNANSWERED_HEARTBEATS:
+            self.close(TIMED_OUT)
+            return
+        self._unanswered += 1
+        self._asked_at = now
+        self._send_heartbeat()
+
+    def _send_heartbeat(self) -> None:
+        """… unless something is queued, which will do as well."""
         raise NotImplementedError
 
     def _queued_bytes(self) -> int:
@@ -178,12 +197,15 @@ class ClientConnection:
 # -- what tornado's streams do not say by themselves -----------------------------------------------------
 
 
-def tune_socket(stream: IOStream, dead_after_s: float) -> None:
+def tune_socket(stream: IOStream, give_up_after_s: float) -> None:
     """Small frames leave at once, the kernel's buffer stays small, a peer that acknowledges nothing is given up."""
-    stream.set_nodelay(True)
-    stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
-    if sys.platform == "linux" and stream.socket.family in (socket.AF_INET, socket.AF_INET6):
-        stream.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(dead_after_s * 1000))
+    if stream.closed():
+        return
+    with contextlib.suppress(OSError):  # the peer may be gone already, which is found out by reading
+        stream.set_nodelay(True)
+        stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+        if sys.platform == "linux" and stream.socket.family in (socket.AF_INET, socket.AF_INET6):
+            stream.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(give_up_after_s * 1000))
 
 
 def unwritten_bytes(stream: IOStream) -> int:

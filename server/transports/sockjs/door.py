@@ -101,8 +101,8 @@ class SockJSDoor(SockJSRouter):
         """Clients of which no request is waiting, and since when; the longest first."""
 
         tick_s = min(1.0, options.heartbeat_s / 8, options.disconnect_delay_s / 4, options.slow_after_s / 4)
-        self.dead_after_s = 2 * options.heartbeat_s - tick_s
-        """The age of a last sign of life that means death: no answer within two heartbeats."""
+        self.give_up_after_s = 4 * options.heartbeat_s
+        """When the kernel ends what heartbeats do not see: a connection that is closed, and whose peer is dead."""
         self._slices: list[set[ClientConnection]] = [
             set() for _ in range(round(options.heartbeat_s / tick_s))
         ]

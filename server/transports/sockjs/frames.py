@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from server.wire import CloseReason
 
@@ -17,7 +18,7 @@ HEARTBEAT = "h"
 
 Encode = Callable[[str], bytes]
 
-_json: Callable[[str], str] = json.JSONEncoder().encode
+_json: Callable[[Any], str] = json.JSONEncoder().encode
 
 
 def array_frame(texts: Iterable[str]) -> str:
@@ -27,6 +28,21 @@ def array_frame(texts: Iterable[str]) -> str:
 
 def close_frame(reason: CloseReason) -> str:
     return f"c[{reason.code},{_json(reason.reason)}]"
+
+
+def parse_messages(payload: str, *, may_be_single: bool = False) -> list[str] | None:
+    """The messages in what a client sent: an array of them, or a single one where that is allowed; None if it is
+    neither. SockJS clients send strings; any other value is taken for the JSON text it is. Raises ValueError: not JSON.
+    """
+    try:
+        value = json.loads(payload)
+        if may_be_single and not isinstance(value, list):
+            value = [value]
+        if not isinstance(value, list):
+            return None
+        return [item if isinstance(item, str) else _json(item) for item in value]
+    except RecursionError as exc:
+        raise ValueError("nested too deeply") from exc
 
 
 # -- WebSocket (RFC 6455 section 5.2), from server to client: not masked ---------------------------------

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from server.callers import Caller
 from server.transports.sockjs.connections import ClientConnection
 from server.transports.sockjs.frames import HEARTBEAT, OPEN, Encode, array_frame, close_frame
-from server.wire import TIMED_OUT, CloseReason, Frame
+from server.wire import CloseReason, Frame
 
 if TYPE_CHECKING:
     from server.transports.sockjs.door import SockJSDoor
@@ -168,15 +168,15 @@ class HttpConnection(ClientConnection):
             self._drained = None
 
     def heartbeat(self, now: float) -> None:
-        receiver = self._receiver
-        if receiver is None:
+        if self._receiver is None:
             return
-        if receiver.is_acknowledged:
+        if self._receiver.is_acknowledged:
             self.last_alive_at = now
-        if now - self.last_alive_at >= self._door.dead_after_s:
-            self.close(TIMED_OUT)
-        elif receiver.is_ready:
-            receiver.send_frame(HEARTBEAT)
+        super().heartbeat(now)
+
+    def _send_heartbeat(self) -> None:
+        if self._receiver is not None and self._receiver.is_ready:
+            self._receiver.send_frame(HEARTBEAT)
 
     # -- end ----------------------------------------------------------------------------------------------
     def close(self, reason: CloseReason) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 from typing import TYPE_CHECKING
 from urllib.parse import unquote_plus
@@ -18,12 +17,12 @@ from server.transports.sockjs.frames import (
     eventsource_bytes,
     htmlfile_bytes,
     jsonp_bytes,
+    parse_messages,
     xhr_bytes,
 )
 from server.transports.sockjs.handlers import Handler
 from server.transports.sockjs.http import HttpConnection, Receiver
 from server.transports.sockjs.stock import HTMLFILE_HEAD
-from server.transports.sockjs.websocket import message_texts
 
 if TYPE_CHECKING:
     from tornado.http1connection import HTTP1Connection
@@ -46,7 +45,7 @@ class ReceivingHandler(Handler, Receiver):
 
     async def _receive(self, session_id: str) -> None:
         """Take part in the session until the response is complete or the client is gone."""
-        tune_socket(self._stream, self.server.dead_after_s)
+        tune_socket(self._stream, self.server.give_up_after_s)
         caller = self.server.identify(self.request)
         connection = self.server.http_connection(session_id, self.transport, caller)
         self._connection = connection
@@ -287,15 +286,14 @@ class SendingHandler(Handler):
             return None
         try:
             payload = self._payload()
-            messages = json.loads(payload) if payload else None
-        except (ValueError, RecursionError):
+            texts = parse_messages(payload) if payload else None
+        except ValueError:
             LOG.info("broken JSON over HTTP from %s", self.request.remote_ip)
             self.finish_text("Broken JSON encoding.", 500)
             return None
-        if not isinstance(messages, list):
+        if texts is None:
             self.finish_text("Payload expected.", 500)
-            return None
-        return message_texts(messages)
+        return texts
 
     def _payload(self) -> str:
         """The JSON in the body. Raises ValueError if it is no text."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tornado.iostream import IOStream, SSLIOStream, StreamClosedError
 from tornado.websocket import WebSocketHandler, WebSocketProtocol
@@ -24,12 +23,13 @@ from server.transports.sockjs.frames import (
     PING_BYTES,
     Encode,
     close_frame,
+    parse_messages,
     raw_websocket_bytes,
     sockjs_websocket_bytes,
     text_frame_bytes,
 )
 from server.transports.sockjs.handlers import RefusingHandler
-from server.wire import TIMED_OUT, CloseReason, Frame
+from server.wire import CloseReason, Frame
 
 if TYPE_CHECKING:
     from server.transports.sockjs.door import SockJSDoor
@@ -75,7 +75,7 @@ class WebSocketConnection(ClientConnection):
 
     def _write(self, data: bytes) -> None:
         """Straight to the socket while nothing is queued: half the price of a stream's write. Never raises."""
-        if self._send_now is not None and not self._stream._write_buffer:
+        if self._send_now is not None and not self._stream.writing():
             try:
                 sent = self._send_now(data)
             except BlockingIOError:
@@ -109,10 +109,8 @@ class WebSocketConnection(ClientConnection):
         except StreamClosedError:
             pass
 
-    def heartbeat(self, now: float) -> None:
-        if now - self.last_alive_at >= self._door.dead_after_s:
-            self.close(TIMED_OUT)
-        elif not self._queued_bytes():
+    def _send_heartbeat(self) -> None:
+        if not self._queued_bytes():
             self._write(PING_BYTES if self.is_raw else HEARTBEAT_BYTES)
 
     # -- end ----------------------------------------------------------------------------------------------
@@ -152,7 +150,7 @@ class WebSocketTransport(RefusingHandler, WebSocketHandler):
 
     @property
     def ping_interval(self) -> float:
-        """None by tornado, which takes a task per connection for it: see `WebSocketConnection.heartbeat`."""
+        """None by tornado, which takes a task per connection for it: see `ClientConnection.heartbeat`."""
         return 0
 
     def check_origin(self, origin: str) -> bool:
@@ -162,14 +160,14 @@ class WebSocketTransport(RefusingHandler, WebSocketHandler):
     def open(self, *args: str, **kwargs: str) -> None:
         protocol: WebSocketProtocol = self.ws_connection  # type: ignore[assignment]  # is there by now
         stream: IOStream = protocol.stream  # type: ignore[assignment]  # as is this
-        tune_socket(stream, self.server.dead_after_s)
+        tune_socket(stream, self.server.give_up_after_s)
         caller = self.server.identify(self.request)
         self._connection = WebSocketConnection(self.server, self.transport, caller, protocol, stream)
         self._forget_request()
         self._connection.open()
 
     def _forget_request(self) -> None:
-        """Half of what a connection costs is a request that nobody will look at again."""
+        """Nobody will look at the request again, and it stays as long as the connection."""
         self.request.headers.clear()
         self.open_kwargs = {}
 
@@ -181,12 +179,12 @@ class WebSocketTransport(RefusingHandler, WebSocketHandler):
 
     async def _receive(self, message: str) -> None:
         try:
-            payload = json.loads(message)
-        except (ValueError, RecursionError):
+            texts = parse_messages(message, may_be_single=True)
+        except ValueError:
             LOG.info("broken JSON over WebSocket from %s", self._connection.caller.address)
             self._connection.abort()
             return
-        await self._connection.receive(message_texts(payload if isinstance(payload, list) else [payload]))
+        await self._connection.receive(texts or ())
 
     def on_pong(self, data: bytes) -> None:
         self._connection.last_alive_at = time.monotonic()
@@ -202,8 +200,3 @@ class RawWebSocketTransport(WebSocketTransport):
 
     async def _receive(self, message: str) -> None:
         await self._connection.receive([message])
-
-
-def message_texts(payload: list[Any]) -> list[str]:
-    """The messages of an array. SockJS clients send strings; any other value is taken for the JSON text it is."""
-    return [item if isinstance(item, str) else json.dumps(item) for item in payload]
