@@ -196,6 +196,7 @@ class Server:
                 completed = await self._notifier.complete()
                 if completed:
                     logger.info("completed %d documents that were left half stored", completed)
+                    self._outbox.wake()  # a mail may be owed with them
             except StoreUnavailable:
                 logger.debug("the sweep waits for the store")
             self._presence.forget()

@@ -58,6 +58,11 @@ class LocalBackplane:
         """Return when everything published so far has been handed to the connections."""
         await self._is_flushed.wait()
 
+    async def delivered(self, room: Room) -> None:
+        """Return when everything published for this user so far has been handed to the connections."""
+        while room in self._backlog:  # noqa: ASYNC110  # a slice a turn of the loop: no event could come sooner
+            await asyncio.sleep(0)
+
     def is_online(self, room: Room) -> bool:
         """Whether the user has a connection on any node."""
         return self._rooms.is_online(room)

@@ -42,26 +42,22 @@ class Inbox:
     async def mark_seen(self, room: Room, ids: tuple[str, ...]) -> Change:
         """Mark documents as seen, and tell all screens if that changed any. At most `CHANGES_PER_BATCH`
         ids."""
-        change = await self._store.mark_seen(*room, ids)
-        self._tell_seen(room, change)
-        return change
+        return await self._told(room, Seen, await self._store.mark_seen(*room, ids))
 
     async def mark_all_seen(self, room: Room) -> Change:
         """Mark the oldest `CHANGES_PER_BATCH` unseen documents as seen, and tell all screens. Call again
         until `changed` is less than that."""
-        change = await self._store.mark_all_seen(*room, limit=CHANGES_PER_BATCH)
-        self._tell_seen(room, change)
-        return change
+        return await self._told(room, Seen, await self._store.mark_all_seen(*room, limit=CHANGES_PER_BATCH))
 
     async def delete(self, room: Room, ids: tuple[str, ...]) -> Change:
-        """Delete documents, and tell all screens. At most `CHANGES_PER_BATCH` ids."""
-        change = await self._store.delete(*room, ids)
-        if change.rev is not None:
-            self._backplane.publish([(room, Deleted(change.ids, change.rev))])
-            dispatcher.send(INBOX_CHANGED, self, rooms=[room])
-        return change
+        """Delete documents, and tell all screens if that changed any. At most `CHANGES_PER_BATCH` ids."""
+        return await self._told(room, Deleted, await self._store.delete(*room, ids))
 
-    def _tell_seen(self, room: Room, change: Change) -> None:
+    async def _told(self, room: Room, event: type[Seen] | type[Deleted], change: Change) -> Change:
+        """`change`, when this node's screens have been told of it: to the asker that is the answer, and it comes
+        before the answer to what is asked next."""
         if change.rev is not None:
-            self._backplane.publish([(room, Seen(change.ids, change.rev))])
+            self._backplane.publish([(room, event(change.ids, change.rev))])
             dispatcher.send(INBOX_CHANGED, self, rooms=[room])
+            await self._backplane.delivered(room)
+        return change

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from server.callers import Caller
@@ -72,7 +73,7 @@ class Rooms:
         self._members: dict[Room, set[Listener]] = {}
         self._clock = clock
         self._last_alive: OrderedDict[Room, float] = OrderedDict()
-        self._changed: OrderedDict[str, tuple[int, float]] = OrderedDict()
+        self._changed: OrderedDict[str, tuple[Seen | Deleted, float]] = OrderedDict()
         self._frames = EventFrames()
 
     # -- membership --------------------------------------------------------------------------------
@@ -124,8 +125,10 @@ class Rooms:
     # -- fan-out ---------------------------------------------------------------------------------------------------
     def deliver(self, room: Room, events: Iterable[Event]) -> int:
         """Hand events to all of the user's local sessions, in this order; how many sessions there are. An `Added` that
-        was overtaken by a later change of its document is dropped: nobody's screen goes back in time."""
-        pushes = [(event, self._frames.frame(event)) for event in events if self._is_news(event)]
+        was overtaken by a later change of its document tells of what it has become, or nothing if it was deleted:
+        nobody's screen goes back in time, and none misses a document."""
+        current = (self._brought_up_to_date(event) for event in events)
+        pushes = [(event, self._frames.frame(event)) for event in current if event is not None]
         members = self._members.get(room)
         if not members:
             return 0
@@ -136,33 +139,35 @@ class Rooms:
                 listener.push(some, burst)
         return len(members)
 
-    def _is_news(self, event: Event) -> bool:
-        if isinstance(event, Added):
-            return not self._is_overtaken(event)
+    def _brought_up_to_date(self, event: Event) -> Event | None:
         if isinstance(event, Seen | Deleted):
             self._note_change(event)
-        return True
+        if not isinstance(event, Added):
+            return event
+        change, _ = self._changed.get(event.document.id, (None, 0.0))
+        if change is None or change.rev <= event.rev:
+            return event
+        if isinstance(change, Deleted):
+            return None
+        return Added(replace(event.document, seen=True, rev=change.rev))
 
     def _note_change(self, event: Seen | Deleted) -> None:
         now = self._clock()
         for id_ in event.ids:
-            self._changed.pop(id_, None)
-            self._changed[id_] = (event.rev, now)
-        while self._changed:
-            id_, (_, noted_at) = next(iter(self._changed.items()))
-            if now - noted_at <= REORDER_WINDOW_S:
-                return
-            del self._changed[id_]
-
-    def _is_overtaken(self, event: Added) -> bool:
-        changed = self._changed.get(event.document.id)
-        return changed is not None and changed[0] > event.rev
+            known, _ = self._changed.pop(id_, (event, now))
+            self._changed[id_] = (max(known, event, key=_rev), now)
+        while self._changed and now - next(iter(self._changed.values()))[1] > REORDER_WINDOW_S:
+            self._changed.popitem(last=False)
 
     def close_all(self, reason: CloseReason) -> None:
         """Close the connections of all members."""
         for members in tuple(self._members.values()):
             for listener in tuple(members):
                 listener.connection.close(reason)
+
+
+def _rev(change: Seen | Deleted) -> int:
+    return change.rev
 
 
 def _bursts(pushes: list[Push]) -> Iterator[list[Push]]:

@@ -318,8 +318,7 @@ class Session:
         await self.connection.drained()
 
     def _hold_pushes(self) -> None:
-        if self._held is None:
-            self._held = []
+        self._held = []
 
     def _release_held(self) -> None:
         held, self._held, self._held_bytes = self._held, None, 0

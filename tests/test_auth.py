@@ -26,12 +26,14 @@ class Slowly:
     """Holds up the verifying until it is let go."""
 
     def __init__(self, checks: PasswordChecks, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.has_begun = threading.Event()
         self.go_on = threading.Event()
         self.threads: list[str] = []
         verify = checks._verify
 
         def slowly(hashed: str, password: str) -> bool:
             self.threads.append(threading.current_thread().name)
+            self.has_begun.set()
             assert self.go_on.wait(30)
             return verify(hashed, password)
 
@@ -75,9 +77,7 @@ async def test_close_begins_no_further_check(checks: PasswordChecks, monkeypatch
     slowly = Slowly(checks, monkeypatch)
     running = asyncio.ensure_future(checks.verify(CAROL, "carol's sécret"))
     waiting = asyncio.ensure_future(checks.verify(CAROL, "carol's sécret"))
-    async with asyncio.timeout(30):
-        while not slowly.threads:
-            await asyncio.sleep(0.001)
+    assert await asyncio.to_thread(slowly.has_begun.wait, 30)
     checks.close()
     slowly.go_on.set()
     assert await running

@@ -17,6 +17,7 @@ from tests.support.recording import RecordingConnection
 
 ALICE: Room = ("acme", "alice")
 BOB: Room = ("acme", "bob")
+CAROL: Room = ("acme", "carol")
 
 
 class Member:
@@ -118,13 +119,29 @@ async def test_publishers_wait_while_the_backlog_is_over_its_bound(
     """And go on when it is within the bound again, not only when it is empty."""
     monkeypatch.setattr(module, "MAX_BACKLOG", 2)
     monkeypatch.setattr(module, "SLICE_S", 0.0)
-    backplane, bob = LocalBackplane(rooms), Member()
+    backplane, bob, carol = LocalBackplane(rooms), Member(), Member()
     rooms.join(BOB, bob)
+    rooms.join(CAROL, carol)
     backplane.publish([(ALICE, Unseen(0)), (ALICE, Unseen(1))])
     await backplane.has_space()
     assert alice.told == []
-    backplane.publish([(BOB, Unseen(2))])
+    backplane.publish([(BOB, Unseen(2)), (CAROL, Unseen(3)), (CAROL, Unseen(4))])
     await backplane.has_space()
-    assert (len(alice.told), len(bob.told)) == (2, 0)
+    assert [len(member.told) for member in (alice, bob, carol)] == [2, 1, 0]
     await backplane.flushed()
-    assert len(bob.told) == 1
+    assert len(carol.told) == 2
+
+
+async def test_a_publisher_can_wait_for_one_user_alone(
+    rooms: Rooms, alice: Member, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until this user has been told, whoever else still waits; at once if there is nothing to tell."""
+    monkeypatch.setattr(module, "SLICE_S", 0.0)
+    backplane, bob, carol = LocalBackplane(rooms), Member(), Member()
+    rooms.join(BOB, bob)
+    rooms.join(CAROL, carol)
+    backplane.publish((room, Unseen(1)) for room in (ALICE, BOB, CAROL))
+    await backplane.delivered(BOB)
+    assert [len(member.told) for member in (alice, bob, carol)] == [1, 1, 0]
+    await backplane.delivered(BOB)
+    await backplane.flushed()

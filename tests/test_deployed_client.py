@@ -1,8 +1,8 @@
 """The browser clients that are deployed with webservice-notification (CONTRACT C1), against our server.
 
-What stands here makes the same calls as its `socket.js` and `notification.js`, and reads frames as those do: the SockJS
-client gets `null` and an options object of its first version; a message is an object with `name` and `data`, where `data`
-is a JSON string; a lost connection is made again at once, and joined again.
+What stands here makes the same calls as its `socket.js` and `notification.js`, and reads frames as those do: the
+SockJS client gets `null` and an options object of its first version; a message is an object with `name` and `data`,
+where `data` is a JSON string; a lost connection is made again at once, and joined again.
 """
 
 from __future__ import annotations

@@ -173,16 +173,33 @@ def test_a_push_may_end_its_connection_and_no_other(rooms: Rooms) -> None:
     assert alive.events == [Unseen(1), Unseen(2)]
 
 
-@pytest.mark.parametrize("change", [Seen(("d0", "d1"), 20), Deleted(("d1",), 20)])
-def test_an_arrival_overtaken_by_a_later_change_is_dropped(rooms: Rooms, change: Seen | Deleted) -> None:
+def test_an_arrival_overtaken_by_its_deletion_is_dropped(rooms: Rooms) -> None:
     """No screen goes back in time; other documents, and what is newer, go out."""
     [alice] = _joined(rooms, ALICE)
+    change, newer, another = Deleted(("d0", "d1"), 20), _added("d1", rev=21), _added("d2", rev=1)
     rooms.deliver(ALICE, [change])
-    rooms.deliver(ALICE, [_added("d1", rev=19)])
-    newer, another = _added("d1", rev=21), _added("d2", rev=1)
-    rooms.deliver(ALICE, [newer])
-    rooms.deliver(ALICE, [another])
+    rooms.deliver(ALICE, [_added("d1", rev=19), newer, another])
     assert alice.events == [change, newer, another]
+
+
+def test_an_arrival_overtaken_by_its_being_seen_arrives_as_seen(rooms: Rooms) -> None:
+    """Marking all as seen may hit what is being stored just then: no screen misses it, and none shows it as new."""
+    [alice] = _joined(rooms, ALICE)
+    change, late, newer = Seen(("d0", "d1"), 20), _added("d1", rev=19), _added("d1", rev=20)
+    rooms.deliver(ALICE, [change])
+    rooms.deliver(ALICE, [late, newer])
+    assert alice.events == [change, Added(replace(late.document, seen=True, rev=20)), newer]
+    assert alice.messages[1].data[0]["seen"] is True
+
+
+@pytest.mark.parametrize("is_in_order", [True, False])
+def test_of_several_changes_the_latest_counts(rooms: Rooms, is_in_order: bool) -> None:
+    """By its rev, not by when it was heard of."""
+    [alice] = _joined(rooms, ALICE)
+    changes: list[Event] = [Seen(("d1",), 20), Deleted(("d1",), 30)]
+    rooms.deliver(ALICE, changes if is_in_order else changes[::-1])
+    rooms.deliver(ALICE, [_added("d1", rev=10)])
+    assert len(alice.events) == 2
 
 
 def test_a_change_overtakes_also_where_nobody_was_to_hear_of_it(rooms: Rooms) -> None:
@@ -196,11 +213,11 @@ def test_a_change_overtakes_also_where_nobody_was_to_hear_of_it(rooms: Rooms) ->
 def test_changes_are_remembered_only_while_a_push_may_be_late(rooms: Rooms, clock: Clock) -> None:
     """Memory does not grow with the changes ever made; one that is repeated counts from its last time."""
     [alice] = _joined(rooms, ALICE)
-    rooms.deliver(ALICE, [Seen(("d1", "d2"), 20)])
+    rooms.deliver(ALICE, [Deleted(("d1", "d2"), 20)])
     clock.now_s += REORDER_WINDOW_S
-    rooms.deliver(ALICE, [Seen(("d2",), 30)])
+    rooms.deliver(ALICE, [Deleted(("d2",), 30)])
     clock.now_s += 1
-    rooms.deliver(ALICE, [Seen(("d3",), 40)])
+    rooms.deliver(ALICE, [Deleted(("d3",), 40)])
     alice.told.clear()
     for id_ in ("d1", "d2", "d3"):
         rooms.deliver(ALICE, [_added(id_, rev=15)])

@@ -297,4 +297,4 @@ def test_any_sequence_of_claims_and_settlements(place: Place) -> None:
 @pytest.mark.parametrize("machine", [InboxMachine, MailMachine])
 def test_many_more_sequences(place: Place, machine: type[InboxMachine] | type[MailMachine]) -> None:
     """The same, longer."""
-    run_machine(place, machine, 150)
+    run_machine(place, machine, 100)

@@ -368,6 +368,32 @@ async def test_reads_do_not_wait_for_writes(store: SQLiteStore, path: Path) -> N
     await waiting
 
 
+async def test_an_add_that_came_through_after_its_time(
+    store: SQLiteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its documents are handed out once by `complete_intents`, so that their users hear of them."""
+    monkeypatch.setattr(sqlite_threads, "MAX_TRANSACTION_S", 60.0)
+    assert store._writer is not None
+    first, second = Blocker(), Blocker()
+    blocked = [store._writer.submit(first)]
+    await first.runs()
+    adding, never_begun = asyncio.create_task(put(store)), asyncio.create_task(put(store))
+    await asyncio.sleep(0)
+    never_begun.cancel()
+    blocked.append(store._writer.submit(second))
+    first.let_go()
+    await second.runs()
+    adding.cancel()
+    await asyncio.gather(adding, never_begun, return_exceptions=True)
+    assert await store.complete_intents() == []
+    second.let_go()
+    await asyncio.gather(*blocked)
+    documents = await store.complete_intents()
+    assert len(documents) == 1
+    assert await whole_inbox(store) == documents
+    assert await store.complete_intents() == []
+
+
 # -- threads ---------------------------------------------------------------------------------------------------------
 
 

@@ -409,7 +409,7 @@ def test_an_empty_encoding_is_remembered_too() -> None:
 
 
 def test_a_burst_is_its_frames_in_a_row() -> None:
-    """As bytes one after the other, each encoded once for itself and the burst; as text the elements of a JSON array."""
+    """As bytes one after the other, each encoded once in all; as text the elements of a JSON array."""
     calls: list[str] = []
 
     def framed(text: str) -> bytes:

@@ -140,7 +140,8 @@ class Store(Protocol):
     async def claim_mail(self, lease_s: float, limit: int) -> list[MailJob]:
         """Lease up to `limit` jobs that have due recipients, earliest due first; a job holds the due
         recipients only. Due and lease times go by the store's clock. A job not settled within `lease_s`
-        seconds may be claimed again, by any node: a crash delays or repeats mail, never loses it."""
+        seconds may be claimed again, by any node; where only one process can have the store open, also as soon as it is
+        opened again. So a crash delays or repeats mail, never loses it."""
 
     async def settle_mail(self, job: MailJob, outcome: MailOutcome) -> bool:
         """Write down what became of a job. False if the lease had run out and somebody else has claimed it

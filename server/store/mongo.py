@@ -61,8 +61,12 @@ class MongoStore:
 
     async def open(self) -> None:
         await self._connection.open(INBOX_INDEXES, INTENT_INDEXES)
-        with self._connection.operation():
-            await self._revs.open(self._connection.meta)
+        try:
+            with self._connection.operation():
+                await self._revs.open(self._connection.meta)
+        except BaseException:
+            await self._connection.disconnect()
+            raise
 
     async def close(self) -> None:
         await self._connection.drain()

@@ -38,8 +38,9 @@ INDEX_BUILD_LIMIT_S = 3600.0
 _AUTHENTICATION_CODES = frozenset({13, 18})  # Unauthorized, AuthenticationFailed
 
 # What a mongos answers when it is there but the shard is not: HostUnreachable, HostNotFound, NetworkTimeout,
-# FailedToSatisfyReadPreference, ExceededTimeLimit.
-_UNREACHABLE_CODES = frozenset({6, 7, 89, 133, 262})
+# FailedToSatisfyReadPreference, ExceededTimeLimit. And IllegalOperation: when a standalone server comes back, pymongo
+# 4.20 may retry a write in the way of replica sets, which the server does not do.
+_UNAVAILABLE_CODES = frozenset({6, 7, 89, 133, 262, 20})
 
 
 class Connection:
@@ -207,5 +208,5 @@ def _means_unavailable(exc: PyMongoError) -> bool:
     return (
         exc.timeout
         or isinstance(exc, ConnectionFailure | WriteConcernError)
-        or (isinstance(exc, OperationFailure) and exc.code in _UNREACHABLE_CODES)
+        or (isinstance(exc, OperationFailure) and exc.code in _UNAVAILABLE_CODES)
     )

@@ -80,6 +80,15 @@ def settle(connection: sqlite3.Connection, job: MailJob, outcome: MailOutcome, n
     return True
 
 
+def end_leases(connection: sqlite3.Connection, now: datetime) -> None:
+    """Make everything leased due at once: whoever held the leases has ended."""
+    now_ms = to_ms(now)
+    leased = connection.execute("SELECT notification FROM mails WHERE leased_until IS NOT NULL").fetchall()
+    connection.execute("UPDATE mail_recipients SET lease = NULL, leased_until = NULL WHERE lease IS NOT NULL")
+    for (key,) in leased:
+        _reschedule(connection, key, now_ms)
+
+
 def next_due(connection: sqlite3.Connection) -> datetime | None:
     """See `Store.next_mail_due`. What a lease holds becomes due when the lease ends."""
     due = connection.execute("SELECT (SELECT min(due_at) FROM mails), (SELECT min(leased_until) FROM mails)")

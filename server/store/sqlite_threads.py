@@ -57,21 +57,25 @@ def _as_store_error(error: Exception) -> Exception:
 class _Job:
     """A work and its answer. The answers of one transaction are given together, after its commit."""
 
-    __slots__ = ("answer", "error", "result", "work")
+    __slots__ = ("answer", "error", "result", "unheard", "work")
 
-    def __init__(self, work: Work[Any], answer: asyncio.Future[Any]) -> None:
+    def __init__(
+        self, work: Work[Any], answer: asyncio.Future[Any], unheard: Callable[[Any], None] | None
+    ) -> None:
         self.work = work
         self.answer = answer
+        self.unheard = unheard
         self.result: Any = None  # of whatever type the work returns
         self.error: Exception | None = None
 
     def give(self) -> None:
-        if self.answer.done():  # nobody waits any more
-            return
-        if self.error is None:
-            self.answer.set_result(self.result)
-        else:
-            self.answer.set_exception(self.error)
+        if not self.answer.done():
+            if self.error is None:
+                self.answer.set_result(self.result)
+            else:
+                self.answer.set_exception(self.error)
+        elif self.error is None and self.unheard is not None:
+            self.unheard(self.result)
 
 
 class Writer:
@@ -92,16 +96,16 @@ class Writer:
         # A daemon: a disk that hangs must not keep the process from ending.
         threading.Thread(target=self._run, name="sqlite-writer", daemon=True).start()
 
-    def submit(self, work: Work[T]) -> asyncio.Future[T]:
+    def submit(self, work: Work[T], unheard: Callable[[T], None] | None = None) -> asyncio.Future[T]:
         """Queue a work; its result is there when it is durable. What the work raises is undone and comes back, to its
         own caller only; if the transaction fails as a whole, all get `StoreUnavailable`. A work whose answer was
-        cancelled before it began is left out."""
+        cancelled before it began is left out; if it was cancelled later, `unheard` gets the durable result."""
         if self._is_closing:
             raise StoreUnavailable("the store is closed")
         if self._jobs.qsize() >= MAX_WAITING:
             raise StoreUnavailable("the store has too much to do; try again")
         answer: asyncio.Future[T] = self._loop.create_future()
-        self._jobs.put(_Job(work, answer))
+        self._jobs.put(_Job(work, answer, unheard))
         return answer
 
     async def close(self) -> None:
@@ -159,6 +163,7 @@ class Writer:
     def _do(self, job: _Job) -> None:
         """Raises only if the whole transaction is lost."""
         if job.answer.cancelled():
+            job.error = StoreUnavailable()
             return
         self._connection.execute("SAVEPOINT job")
         try:

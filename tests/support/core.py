@@ -64,6 +64,8 @@ class FragileStore:
         """What every verb raises instead of being carried out."""
         self.calls: list[str] = []
         """The verbs asked for, failed ones too."""
+        self.failed: asyncio.Queue[str] = asyncio.Queue()
+        """The verbs that failed."""
         self.delay: Callable[[], Awaitable[None]] | None = None
         """Awaited between the carrying out of a verb and its answer."""
         self._store = store
@@ -86,6 +88,7 @@ class FragileStore:
         async def call(*arguments: Any, **options: Any) -> Any:
             self.calls.append(verb)
             if self.failure is not None:
+                self.failed.put_nowait(verb)
                 raise self.failure
             answer = await carry_out(*arguments, **options)
             if verb in self._gates:

@@ -5,7 +5,11 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Any, Self
 
-from playwright.async_api import Browser, ConsoleMessage, Error, Page
+from playwright.async_api import Browser, ConsoleMessage, Error, Page, expect
+
+# Long enough for a busy machine: it is reached only by what never comes.
+_TIMEOUT_MS = 30_000
+expect.set_options(timeout=_TIMEOUT_MS)
 
 
 class Pages:
@@ -32,7 +36,7 @@ class Pages:
 
     async def _new_page(self, **context: Any) -> Page:
         page = await (await self._browser.new_context(**context)).new_page()
-        page.set_default_timeout(20_000)
+        page.set_default_timeout(_TIMEOUT_MS)
         page.on("console", self._on_console)
         page.on("pageerror", self._on_error)
         return page

@@ -81,11 +81,15 @@ class RecordingConnection:
             if self.session is not None:
                 self.session.closed()
 
-    async def read(self) -> list[Message]:
-        """Wait until something is in the queue, and take all of it."""
+    async def queued(self) -> None:
+        """Return when something is in the queue."""
         async with asyncio.timeout(_MESSAGE_TIMEOUT_S):
             while not self.queue:
                 await self._changed.wait()
+
+    async def read(self) -> list[Message]:
+        """Wait until something is in the queue, and take all of it."""
+        await self.queued()
         self._take()
         self._wake()
         return self.received()

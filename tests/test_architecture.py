@@ -1,0 +1,160 @@
+"""The plan of the house (docs/architecture.md), as rules that the imports are held against."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+LAYERS = {
+    "PURE": "errors ids revs messages parsers wire callers bus tasks assets mail_message config config.*",
+    "PORTS": "store",
+    "CORE 1": "auth rooms",
+    "CORE 2": "backplane presence",
+    "CORE 3": "notifier inbox counts outbox",
+    "CORE 4": "session",
+    "EDGES": "store.* folder_lock smtp mail_folder ingest ingest.* transports transports.* admin",
+    "ROOT": "__init__ __main__ app cli logs",
+}
+"""A module imports its own layer and those above it in this list."""
+
+EDGES = [
+    "store.sqlite* folder_lock",
+    "store.mongo*",
+    "smtp",
+    "mail_folder",
+    "ingest ingest.*",
+    "transports transports.*",
+    "admin",
+]
+"""An edge may be several modules; it never imports another edge."""
+
+HOMES = {
+    "argon2": "auth",
+    "bson": "ids store.mongo*",
+    "pymongo": "store.mongo*",
+    "aiosmtplib": "smtp",
+    "sockjs": "transports.sockjs*",
+    "tornado": "ingest.* transports.* admin app",
+    "pydispatch": "notifier inbox counts transports.* app",
+}
+"""Where each library from outside may be imported; pydispatch where signals are sent or heard. There are no others."""
+
+IO = {
+    "asyncio",
+    "concurrent",
+    "http",
+    "multiprocessing",
+    "selectors",
+    "socket",
+    "sqlite3",
+    "subprocess",
+    "threading",
+}
+WITHOUT_IO = "errors ids revs messages parsers wire callers bus mail_message"
+"""PURE but for the owner of tasks, and what looks for files and the name of the machine."""
+
+MAX_LINES = 400
+
+
+def _name(path: Path) -> str:
+    """`store.sqlite` for server/store/sqlite.py, `store` for server/store/__init__.py."""
+    parts = path.relative_to(ROOT / "server").with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts) or "__init__"
+
+
+MODULES = {_name(path): path for path in sorted((ROOT / "server").rglob("*.py"))}
+
+each_module = pytest.mark.parametrize("module", MODULES)
+
+
+def _is_in(module: str, patterns: str) -> bool:
+    return any(fnmatchcase(module, pattern) for pattern in patterns.split())
+
+
+def _layer(module: str) -> int:
+    [layer] = [number for number, patterns in enumerate(LAYERS.values()) if _is_in(module, patterns)]
+    return layer
+
+
+def _edge(module: str) -> int:
+    [edge] = [number for number, patterns in enumerate(EDGES) if _is_in(module, patterns)]
+    return edge
+
+
+def _imports(module: str) -> set[str]:
+    """The dotted names of all that a module imports, wherever in it that stands."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def _own_imports(module: str) -> set[str]:
+    """The modules of the server among them; a name in a module counts as the module."""
+    names = [name.removeprefix("server.") for name in _imports(module) if name.startswith("server.")]
+    return {name if name in MODULES else name.rpartition(".")[0] or "__init__" for name in names}
+
+
+def _libraries(module: str) -> set[str]:
+    return {name.partition(".")[0] for name in _imports(module)} - {"server"}
+
+
+@each_module
+def test_a_module_has_its_place(module: str) -> None:
+    """Each stands in exactly one layer, and each of the edges in exactly one edge."""
+    if list(LAYERS)[_layer(module)] == "EDGES":
+        _edge(module)
+
+
+@each_module
+def test_imports_point_up_only(module: str) -> None:
+    """To the own layer, or to one above it."""
+    below = {name for name in _own_imports(module) - {"__init__"} if _layer(name) > _layer(module)}
+    assert not below
+
+
+@each_module
+def test_edges_never_import_each_other(module: str) -> None:
+    """A store knows no transport, a door no mail server."""
+    edges = {name for name in {module} | _own_imports(module) if _is_in(name, LAYERS["EDGES"])}
+    if module in edges:
+        assert {_edge(name) for name in edges} == {_edge(module)}
+
+
+@each_module
+def test_each_library_has_one_home(module: str) -> None:
+    """What replaces a library replaces it there."""
+    foreign = _libraries(module) - sys.stdlib_module_names
+    assert {library for library in foreign if not _is_in(module, HOMES.get(library, ""))} == set()
+
+
+@pytest.mark.parametrize("module", WITHOUT_IO.split())
+def test_what_is_without_io_imports_none(module: str) -> None:
+    """It can be tested, and read, without anything running."""
+    assert not _libraries(module) & IO
+
+
+@each_module
+def test_a_module_says_what_it_is_for(module: str) -> None:
+    """In its first line, and in few enough lines altogether."""
+    text = MODULES[module].read_text()
+    assert ast.get_docstring(ast.parse(text))
+    assert len(text.splitlines()) <= MAX_LINES
+
+
+def test_the_rules_speak_of_what_there_is() -> None:
+    """A rule about a module or library that is gone is a mistake of these tables."""
+    for patterns in [*LAYERS.values(), *EDGES, *HOMES.values()]:
+        for pattern in patterns.split():
+            assert any(fnmatchcase(module, pattern) for module in MODULES), pattern
+    assert set(HOMES) <= set().union(*map(_libraries, MODULES))
