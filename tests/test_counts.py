@@ -129,6 +129,28 @@ async def test_many_users_are_counted_in_portions(
     assert core.store.calls == ["count_unseen"] * 4
 
 
+async def test_without_a_change_there_is_nothing_to_do(
+    core: Core, counts: UnseenCounts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One change, one round; then it sleeps, also if all who would be told are gone."""
+    rounds, tell = [], counts._tell
+
+    async def noted(rooms: set[Room]) -> None:
+        rounds.append(rooms)
+        await tell(rooms)
+
+    monkeypatch.setattr(counts, "_tell", noted)
+    alice = await core.join("alice")
+    _changed(ALICE)
+    _changed(BOB)
+    await _count(alice)
+    alice.go()
+    _changed(ALICE)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert rounds == [{ALICE}]
+
+
 async def test_after_close_nothing_is_heard_any_more(core: Core, counts: UnseenCounts) -> None:
     """The bus may outlive it."""
     alice = await core.join("alice")

@@ -461,6 +461,28 @@ async def test_many_ids_are_changed_in_batches(core: Core, name: str) -> None:
     assert await core.inbox.count_unseen(ALICE) == 0
 
 
+@pytest.mark.parametrize("all_of_them", [True, False])
+async def test_changes_of_many_are_told_as_fast_as_the_asker_reads(core: Core, all_of_them: bool) -> None:
+    """The next batch is made when the last one has left: a slow client is asked for patience, not cut off."""
+    ids = _ids(await core.fill("alice", 1500))
+    connection = core.connect()
+    await core.join("alice", connection)
+    connection.received()
+    connection.is_slow = True
+    waiting = command(connection, "seen", {"all": True} if all_of_them else ids)
+    told: list[str] = []
+    for batch in (1, 2, 3):
+        await connection.queued()
+        await core.store.ping()  # whatever was asked of the store before is done
+        assert core.store.calls.count("mark_all_seen" if all_of_them else "mark_seen") == batch
+        [message] = await connection.read()
+        told += message.data
+    if waiting is not None:
+        await waiting
+    assert told == ids
+    assert connection.reasons == []
+
+
 # -- reads and pushes ------------------------------------------------------------------------------
 async def test_a_push_that_arrives_during_a_read_waits_behind_its_answer(core: Core) -> None:
     """Also one for what the read could not see any more: in the end the client knows both."""
@@ -712,21 +734,23 @@ async def test_a_client_that_is_gone_is_not_listened_to(core: Core) -> None:
 # -- commands in a row -----------------------------------------------------------------------------
 async def test_who_sends_faster_than_is_carried_out_is_asked_to_wait(core: Core) -> None:
     """An awaitable, until there is room again: the door reads no further meanwhile."""
-    connection, gate = await core.join("alice"), core.store.hold("page")
+    connection, gate, next_gate = await core.join("alice"), core.store.hold("page"), core.store.hold("unseen")
     command(connection, "content", 0)
     await gate.reached()
     answers = [command(connection, "content", 0) for _ in range(MAX_PENDING)]
     assert answers[:-1] == [None] * (MAX_PENDING - 1)
-    first, second = answers[-1], command(connection, "content", 0)
+    first, second = answers[-1], command(connection, "unseen")
     assert first is not None
     assert second is not None
     waiting = [asyncio.ensure_future(first), asyncio.ensure_future(second)]
     await asyncio.sleep(0)
     assert not any(each.done() for each in waiting)
     gate.open()
+    await next_gate.reached()
     async with asyncio.timeout(30):
         await asyncio.gather(*waiting)
     assert command(connection, "content", 0) is None
+    next_gate.open()
     assert [message.name for message in await _is_done(connection)] == ["notification"] * (MAX_PENDING + 3)
 
 

@@ -136,6 +136,15 @@ async def test_a_store_that_never_opened_can_be_closed(place: Place) -> None:
     await place.store().close()
 
 
+async def test_a_store_that_is_not_open_yet_is_unavailable(place: Place) -> None:
+    """Reads and writes say so: a database that is not there at start is tried again later."""
+    store = place.store()
+    with pytest.raises(StoreUnavailable):
+        await newest(store)
+    with pytest.raises(StoreUnavailable):
+        await put(store)
+
+
 async def test_a_closed_store_is_unavailable(store: Store) -> None:
     """Every verb says so."""
     document = await put(store)

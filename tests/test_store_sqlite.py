@@ -76,6 +76,19 @@ async def test_closing_leaves_one_file(path: Path, store: SQLiteStore) -> None:
     assert sorted(file.name for file in path.parent.iterdir()) == ["lock", path.name]
 
 
+async def test_every_commit_reaches_the_disk(store: SQLiteStore) -> None:
+    """Not only the system's cache, which a power cut would empty: the log is synced at each commit."""
+    assert store._writer is not None
+
+    def settings(connection: sqlite3.Connection) -> list[object]:
+        return [
+            connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("journal_mode", "synchronous")
+        ]
+
+    full = 2
+    assert await store._writer.submit(settings) == ["wal", full]
+
+
 async def test_a_folder_in_use(path: Path, store: SQLiteStore) -> None:
     """A second store in the folder does not start; the first one goes on."""
     with pytest.raises(StartupError, match=f"data folder {path.parent} is in use"):
