@@ -59,6 +59,9 @@ class UnseenCounts:
                 self._changed |= changed
                 self._wake.set()
                 await asyncio.sleep(RETRY_INTERVAL_S)
+            except Exception:
+                # The next change brings the next count: a bug in one must not silence all that follow.
+                logger.exception("could not tell counts")
             await asyncio.sleep(MIN_INTERVAL_S)
 
     async def _tell(self, rooms: Collection[Room]) -> None:

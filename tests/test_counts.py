@@ -162,3 +162,17 @@ async def test_after_close_nothing_is_heard_any_more(core: Core, counts: UnseenC
     assert core.store.calls == []
     assert not alice.received()
     dispatcher.connect(counts._note, INBOX_CHANGED)  # for the fixture, which closes it again
+
+
+async def test_a_failed_count_silences_none_that_follow(
+    core: Core, counts: UnseenCounts, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What nobody foresaw is logged; the next change is counted."""
+    connection = await core.join("alice")
+    core.store.failure = ZeroDivisionError()
+    _changed(ALICE)
+    await core.store.failed.get()
+    core.store.is_back()
+    await core.notify("alice")
+    assert await _count(connection) == 1
+    assert "could not tell counts" in caplog.text
