@@ -57,12 +57,17 @@ class CallerPolicy:
             # A proxy that names nobody leaves its own address, which says nothing about the caller's.
             if hops:
                 address, forwarded = self._nearest_untrusted(hops), []
-        elsewhere = self._why_not_loopback(address, forwarded, headers)
+        elsewhere = self._why_not_loopback(remote_ip, address, forwarded, headers)
         return Caller(address, elsewhere or _why_foreign(headers), not elsewhere)
 
-    def _why_not_loopback(self, address: str, forwarded: Sequence[str], headers: Mapping[str, str]) -> str:
+    def _why_not_loopback(
+        self, remote_ip: str, address: str, forwarded: Sequence[str], headers: Mapping[str, str]
+    ) -> str:
         if not _is_loopback(address):
             return f"the address {address} is not loopback"
+        # What a proxy on another machine calls loopback is not this machine.
+        if not _is_loopback(remote_ip):
+            return f"the proxy at {remote_ip} is on another machine"
         if forwarded:
             return (
                 f"the header {forwarded[0]} says that a proxy passed the request on; name it in trusted_proxies, "

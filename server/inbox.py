@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
+
 from pydispatch import dispatcher
 
 from server.backplane import LocalBackplane
 from server.bus import INBOX_CHANGED
+from server.errors import StoreUnavailable
 from server.messages import Deleted, Document, Seen
 from server.rooms import Room
 from server.store import Change, Store
@@ -42,20 +45,28 @@ class Inbox:
     async def mark_seen(self, room: Room, ids: tuple[str, ...]) -> Change:
         """Mark documents as seen, and tell all screens if that changed any. At most `CHANGES_PER_BATCH`
         ids."""
-        return await self._told(room, Seen, await self._store.mark_seen(*room, ids))
+        return await self._change(room, Seen, self._store.mark_seen(*room, ids))
 
     async def mark_all_seen(self, room: Room) -> Change:
         """Mark the oldest `CHANGES_PER_BATCH` unseen documents as seen, and tell all screens. Call again
         until `changed` is less than that."""
-        return await self._told(room, Seen, await self._store.mark_all_seen(*room, limit=CHANGES_PER_BATCH))
+        return await self._change(room, Seen, self._store.mark_all_seen(*room, limit=CHANGES_PER_BATCH))
 
     async def delete(self, room: Room, ids: tuple[str, ...]) -> Change:
         """Delete documents, and tell all screens if that changed any. At most `CHANGES_PER_BATCH` ids."""
-        return await self._told(room, Deleted, await self._store.delete(*room, ids))
+        return await self._change(room, Deleted, self._store.delete(*room, ids))
 
-    async def _told(self, room: Room, event: type[Seen] | type[Deleted], change: Change) -> Change:
-        """`change`, when this node's screens have been told of it: to the asker that is the answer, and it comes
-        before the answer to what is asked next."""
+    async def _change(
+        self, room: Room, event: type[Seen] | type[Deleted], changing: Awaitable[Change]
+    ) -> Change:
+        """The change, when this node's screens have been told of it: to the asker that is the answer, and it
+        comes before the answer to what is asked next."""
+        try:
+            change = await changing
+        except StoreUnavailable:
+            # It may have come through all the same, or still do: count, when the store is back.
+            dispatcher.send(INBOX_CHANGED, self, rooms=[room])
+            raise
         if change.rev is not None:
             self._backplane.publish([(room, event(change.ids, change.rev))])
             dispatcher.send(INBOX_CHANGED, self, rooms=[room])

@@ -43,10 +43,14 @@ from server.wire import (
     error_frame,
     notification_frame,
     parse_command,
+    portions,
     seen_frame,
 )
 
 logger = logging.getLogger(__name__)
+
+STRANGER_PENDING_BYTES = 64 * 1024
+"""Of commands that may wait on a connection that has no user: a join and some more."""
 
 JOIN_RETRY_FIRST_S = 0.5
 JOIN_RETRY_MAX_S = 10.0
@@ -110,21 +114,17 @@ class Session:
         """Take a message; its command is carried out when its turn comes. Returns None, or an awaitable when
         enough is waiting: the door reads on after it. Beyond twice the bounds messages are refused with
         `busy`."""
-        services = self._services
         if self._is_closed:
             return None
         if self._pending is None:
             self._pending = deque()
-        if (
-            len(self._pending) >= 2 * services.max_pending
-            or self._pending_bytes >= 2 * services.max_pending_bytes
-        ):
+        if not self._has_space(2):
             self.connection.send(error_frame(Busy("too many commands at once; this one was not carried out")))
             return None
         self._pending.append(text)
         self._pending_bytes += len(text)
         if self._task is None:
-            self._task = services.tasks.start(self._work(), "session")
+            self._task = self._services.tasks.start(self._work(), "session")
         if self._has_space():
             return None
         if self._space is None:
@@ -137,13 +137,17 @@ class Session:
         if self._room is not None:
             self._services.rooms.leave(self._room, self)
 
-    def _has_space(self) -> bool:
+    def _has_space(self, times: int = 1) -> bool:
+        """Whether fewer commands wait than so many times the bounds."""
+        if self._pending is None:
+            return True
         services = self._services
-        return (
-            self._pending is None
-            or len(self._pending) < services.max_pending
-            and self._pending_bytes < services.max_pending_bytes
+        max_bytes = (
+            services.max_pending_bytes
+            if self._room
+            else min(STRANGER_PENDING_BYTES, services.max_pending_bytes)
         )
+        return len(self._pending) < times * services.max_pending and self._pending_bytes < times * max_bytes
 
     @staticmethod
     async def _wait_for_space(space: asyncio.Event) -> None:
@@ -162,7 +166,7 @@ class Session:
     def _hold(self, held: list[Push], pushes: Sequence[Push]) -> None:
         held.extend(pushes)
         self._held_bytes += sum(len(frame.text) for _, frame in pushes)
-        if self._held_bytes > self._services.max_queue_bytes:
+        if self._held_bytes > self._services.max_queue_bytes and len(held) > 1:
             self.connection.close(SLOW)
 
     def _send_news(self, pushes: Sequence[Push]) -> None:
@@ -274,7 +278,8 @@ class Session:
         while True:
             documents = await self._services.inbox.unseen(room, after=after, limit=MAX_DOCUMENTS_PER_FRAME)
             if documents or after is None:
-                await self._answer(documents)
+                for some in portions(documents):
+                    await self._answer(some)
             if len(documents) < MAX_DOCUMENTS_PER_FRAME or self._is_closed:
                 return
             after = documents[-1]
@@ -306,7 +311,7 @@ class Session:
             self._room = self._answered = None
 
     # -- answers and the pushes behind them --------------------------------------------------------
-    async def _answer(self, documents: list[Document]) -> None:
+    async def _answer(self, documents: Sequence[Document]) -> None:
         """Returns when the answer has left: what waits behind it finds an empty queue, however large it was."""
         self.connection.send(notification_frame(documents))
         self._remember({document.id: document.rev for document in documents})

@@ -10,7 +10,7 @@ again.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -22,6 +22,10 @@ from server.revs import to_wire
 
 MAX_DOCUMENTS_PER_FRAME = 100
 """No frame holds more, however many a user has: a frame is made, sent and parsed as one piece."""
+
+MAX_CONTENT_PER_FRAME = 64 * 1024
+"""Characters of content in a frame that lists unseen documents, if they are more than one: as much as the largest
+content there may be."""
 
 MAX_PAGE_SIZE = 100
 MAX_PAGE = 1_000_000
@@ -256,6 +260,17 @@ def notification_frame(documents: Sequence[Document]) -> Frame:
     return _frame("notification", [_document_fields(document) for document in documents])
 
 
+def portions(documents: Sequence[Document]) -> Iterator[Sequence[Document]]:
+    """`documents` in their order, in portions for a frame each: of one, or with at most `MAX_CONTENT_PER_FRAME`."""
+    start = size = 0
+    for index, document in enumerate(documents):
+        size += len(document.notification.content)
+        if index > start and size > MAX_CONTENT_PER_FRAME:
+            yield documents[start:index]
+            start, size = index, len(document.notification.content)
+    yield documents[start:]
+
+
 def seen_frame(ids: Sequence[str]) -> Frame:
     return _frame("seen", ids)
 
@@ -312,14 +327,16 @@ def _instant(instant: datetime | None) -> str | None:
     return None if instant is None else instant.replace(tzinfo=None).isoformat(timespec="milliseconds") + "Z"
 
 
+REMEMBERED_NOTIFICATIONS = 16
+"""Notifications on their way to many users at the same time, of which the encoded fields are kept."""
+
+
 class EventFrames:
-    """Frames for events. Remembers the notification it saw last: fresh documents of one notification differ
+    """Frames for events. Remembers the notifications it saw last: fresh documents of one notification differ
     only in `_id` and `_userId`, so for many users the rest is encoded once and those two are spliced in."""
 
     def __init__(self) -> None:
-        self._notification: Notification | None = None
-        self._rev = 0
-        self._rest = ""
+        self._rests: dict[tuple[str, int], tuple[Notification, str]] = {}
 
     def frame(self, event: Event) -> Frame:
         """The frame that tells a client of `event`."""
@@ -335,12 +352,19 @@ class EventFrames:
         is_fresh = document.updated_at == document.created_at == document.notification.created_at
         if document.seen or document.deleted or not is_fresh:
             return notification_frame([document])
-        if document.notification is not self._notification or document.rev != self._rev:
-            self._notification, self._rev = document.notification, document.rev
-            # the fields without their opening brace, as they stand inside a string
-            self._rest = _encode(_encode(_shared_fields(document))[1:])[1:-1]
         user_id = _encode(_encode(document.user_id))[1:-1]
         return Frame(
             '{"name":"notification","data":"[{\\"_id\\":\\"'
-            f'{document.id}\\",\\"_userId\\":{user_id},{self._rest}]"}}'
+            f'{document.id}\\",\\"_userId\\":{user_id},{self._rest(document)}]"}}'
         )
+
+    def _rest(self, document: Document) -> str:
+        """The shared fields without their opening brace, as they stand inside a string."""
+        key = (document.notification.nid, document.rev)
+        notification, rest = self._rests.get(key, (None, ""))
+        if notification is not document.notification:
+            if len(self._rests) >= REMEMBERED_NOTIFICATIONS:
+                del self._rests[next(iter(self._rests))]
+            rest = _encode(_encode(_shared_fields(document))[1:])[1:-1]
+            self._rests[key] = document.notification, rest
+        return rest

@@ -134,9 +134,16 @@ def test_a_trusted_proxy_names_the_caller() -> None:
     assert _identify(PROXIED, "127.0.0.1", X_Forwarded_For="203.0.113.9").address == "203.0.113.9"
     assert not _identify(PROXIED, "127.0.0.1", X_Forwarded_For="203.0.113.9").is_loopback
     local = _identify(
-        PROXIED, "10.1.2.3", X_Forwarded_For="127.0.0.1", X_Forwarded_Proto="https", Via="1.1 proxy"
+        PROXIED, "127.0.0.1", X_Forwarded_For="127.0.0.1", X_Forwarded_Proto="https", Via="1.1 proxy"
     )
     assert (local.address, local.is_local) == ("127.0.0.1", True)
+
+
+def test_a_proxy_on_another_machine_makes_nobody_local() -> None:
+    """Whatever it, or a caller through it, names: what is loopback there is not this machine."""
+    caller = _identify(PROXIED, "10.1.2.3", X_Forwarded_For="127.0.0.1")
+    assert (caller.is_local, caller.is_loopback) == (False, False)
+    assert "another machine" in caller.why_not_local
 
 
 @pytest.mark.parametrize("header", ["X_Real_Ip", "X_Forwarded_Proto", "Forwarded", "Via"])

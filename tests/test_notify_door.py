@@ -224,6 +224,16 @@ def test_a_broken_body_is_400(server: RunningServer, body: bytes, content_type: 
     problem(answer)
 
 
+@pytest.mark.parametrize("length", ["\u00b2", "-1", "x", "1,2", "99999999999999999999"])
+def test_an_impossible_content_length_is_the_callers_error(server: RunningServer, length: str) -> None:
+    """Also one of characters that only look like digits; nothing of it is an error of ours."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as stream:
+        head = f"POST /notify HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n"
+        stream.sendall(head.encode("latin-1"))
+        assert stream.recv(10) == b"HTTP/1.1 4"
+    assert "Traceback" not in server.log
+
+
 def test_options_is_204_with_the_cors_headers(server: RunningServer) -> None:
     """The preflight of a page of another origin succeeds; there are no credentials beside `*`."""
     answer = server.request("OPTIONS", "/notify")

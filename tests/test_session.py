@@ -172,6 +172,15 @@ async def test_all_unseen_follow_a_join_oldest_first(core: Core, count: int, siz
     assert await connection.next() == Message("count", {"unseen": count})
 
 
+async def test_long_unseen_come_in_smaller_frames(core: Core) -> None:
+    """So that no frame is much longer than the longest notification may be."""
+    for size in (40_000, 40_000, 10, 10):
+        await core.notify("alice", content="x" * size)
+    connection = core.connect()
+    _join(connection, "alice")
+    assert [len((await connection.next()).data) for _ in range(2)] == [1, 3]
+
+
 async def test_ten_thousand_unseen_come_one_frame_at_a_time(core: Core) -> None:
     """The next frame is made when the last one has left, however slow the client reads."""
     expected = _ids(await core.fill("alice", 10_000))
@@ -618,6 +627,17 @@ async def test_a_client_whose_waiting_pushes_are_too_many_is_slow(core: Core) ->
     assert core.rooms.deliver(ALICE, []) == 1
 
 
+async def test_one_push_may_wait_however_large(core: Core) -> None:
+    """An empty queue takes any one frame, also the queue behind an answer."""
+    connection, gate = await core.join("alice"), core.store.hold("page")
+    command(connection, "content", 0)
+    await gate.reached()
+    await core.notify("alice", content="x" * (2 * MAX_QUEUE_BYTES))
+    gate.open()
+    assert [message.name for message in await _is_done(connection)] == ["notification"] * 2
+    assert connection.reasons == []
+
+
 async def test_the_bound_of_waiting_pushes_holds_for_each_answer_anew(core: Core) -> None:
     """What waited behind an earlier answer has left."""
     connection = await core.join("alice")
@@ -765,6 +785,19 @@ async def test_large_commands_count_by_their_size(core: Core) -> None:
     async with asyncio.timeout(30):
         await waiting
     assert [message.name for message in await _is_done(connection)] == ["notification", "seen"]
+
+
+async def test_less_may_wait_for_who_has_not_joined(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stranger is asked to wait, and then refused, long before a user is."""
+    monkeypatch.setattr("server.session.STRANGER_PENDING_BYTES", MAX_PENDING_BYTES // 10)
+    connection = core.connect()
+    large = "0" * (MAX_PENDING_BYTES // 20)
+    waiting = [command(connection, "content", large) for _ in range(4)]
+    assert waiting[0] is None
+    assert waiting[1] is not None
+    assert command(connection, "content", large) is None
+    assert [message.data["code"] for message in connection.received()] == ["busy"]
+    await asyncio.gather(*(each for each in waiting if each is not None))
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -38,6 +39,7 @@ from server.wire import (
     error_frame,
     notification_frame,
     parse_command,
+    portions,
     seen_frame,
 )
 
@@ -368,6 +370,43 @@ def test_for_many_users_the_shared_fields_are_encoded_once(monkeypatch: pytest.M
     for number in range(1000):
         frames.frame(Added(_fresh(NOTIFICATION, f"user {number}")))
     assert calls == 1
+
+
+def test_notifications_that_go_out_at_the_same_time_are_each_encoded_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In whatever order the users' turns come; of the many that were, only the last are kept."""
+    from server import wire
+
+    shared_fields, calls = wire._shared_fields, 0
+
+    def counted(document: Document) -> dict[str, Any]:
+        nonlocal calls
+        calls += 1
+        return shared_fields(document)
+
+    monkeypatch.setattr(wire, "_shared_fields", counted)
+    frames = EventFrames()
+    some = [replace(NOTIFICATION, nid=f"{number:024x}") for number in range(wire.REMEMBERED_NOTIFICATIONS)]
+    for number in range(100):
+        for notification in some:
+            frames.frame(Added(_fresh(notification, f"user {number}")))
+    assert calls == len(some)
+    frames.frame(Added(_fresh(replace(NOTIFICATION, nid="f" * 24), "another")))
+    assert len(frames._rests) == wire.REMEMBERED_NOTIFICATIONS
+
+
+def _portion_sizes(*contents: int) -> list[int]:
+    documents = [_fresh(replace(NOTIFICATION, content="x" * size), "alice") for size in contents]
+    return [len(some) for some in portions(documents)]
+
+
+def test_documents_are_portioned_by_the_length_of_their_contents() -> None:
+    """Short ones stay together, long ones come alone, none is left out; no documents are one empty portion."""
+    assert _portion_sizes() == [0]
+    assert _portion_sizes(*[10] * 100) == [100]
+    assert _portion_sizes(65536, 65536, 1, 65535, 1) == [1, 1, 2, 1]
+    assert _portion_sizes(100_000, 1) == [1, 1]
 
 
 def test_the_other_events_have_their_frames() -> None:

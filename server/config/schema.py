@@ -154,7 +154,7 @@ class MongoDB:
     )
     db: str = setting("ws_notification", _DATABASE)
     collection: str | None = setting(None, _COLLECTION)
-    timeout_s: float = setting(10.0, values.seconds(0.1, 3600))
+    timeout_s: float = setting(10.0, values.seconds(0.1, 20))
     legacy_timezone: ZoneInfo | None = setting(None, values.TIME_ZONE)
 
 

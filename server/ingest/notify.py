@@ -73,7 +73,7 @@ class NotifyHandler(RequestHandler):
             # Tornado answers 400 to what is over its own limit; we count ourselves, and answer 413.
             self.request.connection.set_max_body_size(sys.maxsize)  # type: ignore[union-attr]  # HTTP/1 always has it
             declared = self.request.headers.get("Content-Length", "0")
-            self._check_size(int(declared) if declared.isdigit() else 0)
+            self._check_size(int(declared) if declared.isascii() and declared.isdigit() else 0)
         except ServerError as error:
             self._refuse(error)
 
