@@ -103,6 +103,8 @@ class HealthHandler(RequestHandler):
         self.set_header("Cache-Control", "no-store")
         self.write({"status": "ok"})
 
+    head = get  # Tornado sends no body then; load balancers ask like this
+
 
 def _refuse_foreign(handler: RequestHandler, pages: Pages) -> None:
     request = handler.request

@@ -100,7 +100,7 @@ def _why_foreign(headers: Mapping[str, str]) -> str:
     origin = headers.get("Origin")
     if origin is not None and _authority(origin) != headers.get("Host", "").lower():
         return "the Origin header names a foreign web page"
-    if headers.get("Sec-Fetch-Site", "") in ("cross-site", "same-site"):
+    if headers.get("Sec-Fetch-Site", "").lower() in ("cross-site", "same-site"):
         return "the Sec-Fetch-Site header names a foreign web page"
     return ""
 

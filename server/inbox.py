@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Awaitable
 
-from pydispatch import dispatcher
-
 from server.backplane import LocalBackplane
-from server.bus import INBOX_CHANGED
+from server.bus import INBOX_CHANGED, tell
 from server.errors import StoreUnavailable
 from server.messages import Deleted, Document, Seen
 from server.rooms import Room
@@ -65,10 +63,10 @@ class Inbox:
             change = await changing
         except StoreUnavailable:
             # It may have come through all the same, or still do: count, when the store is back.
-            dispatcher.send(INBOX_CHANGED, self, rooms=[room])
+            tell(INBOX_CHANGED, self, rooms=[room])
             raise
         if change.rev is not None:
             self._backplane.publish([(room, event(change.ids, change.rev))])
-            dispatcher.send(INBOX_CHANGED, self, rooms=[room])
+            tell(INBOX_CHANGED, self, rooms=[room])
             await self._backplane.delivered(room)
         return change

@@ -4,18 +4,19 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from datetime import timedelta
 
-from pydispatch import dispatcher
-
 from server.backplane import LocalBackplane
-from server.bus import INBOX_CHANGED, NOTIFICATION_STORED
-from server.errors import Busy
+from server.bus import INBOX_CHANGED, NOTIFICATION_STORED, tell
+from server.errors import Busy, StoreUnavailable
 from server.messages import Added, Document, EmailDuty, MailRecipient, Publication
 from server.presence import Presence
 from server.rooms import Room
 from server.store import Store
+
+logger = logging.getLogger(__name__)
 
 
 class Notifier:
@@ -25,6 +26,7 @@ class Notifier:
         self._store = store
         self._backplane = backplane
         self._presence = presence
+        self._is_store_away = False
         self._in_flight = 0
         self._is_open = True
         self._is_idle = asyncio.Event()
@@ -56,11 +58,14 @@ class Notifier:
     async def _walk(self, publication: Publication) -> list[Document]:
         await self._backplane.has_space()
         duty = self._duty(publication)
-        documents = await self._store.add(publication.notification, publication.recipients, duty)
+        try:
+            documents = await self._store.add(publication.notification, publication.recipients, duty)
+        except StoreUnavailable as error:
+            self._note_store(error)
+            raise
+        self._note_store(None)
         self._publish(documents)
-        dispatcher.send(
-            NOTIFICATION_STORED, self, notification=publication.notification, documents=documents, duty=duty
-        )
+        tell(NOTIFICATION_STORED, self, notification=publication.notification, documents=documents, duty=duty)
         return documents
 
     async def complete(self) -> int:
@@ -69,9 +74,17 @@ class Notifier:
         self._publish(documents)
         return len(documents)
 
+    def _note_store(self, error: StoreUnavailable | None) -> None:
+        """Tell the operator when notifications can no longer be stored, and when they can again; once each."""
+        if error is not None and not self._is_store_away:
+            logger.warning("notifications cannot be stored: %s", error)
+        elif error is None and self._is_store_away:
+            logger.warning("notifications are stored again")
+        self._is_store_away = error is not None
+
     def _publish(self, documents: Sequence[Document]) -> None:
         self._backplane.publish((_room(document), Added(document)) for document in documents)
-        dispatcher.send(INBOX_CHANGED, self, rooms=[_room(document) for document in documents])
+        tell(INBOX_CHANGED, self, rooms=[_room(document) for document in documents])
 
     def _duty(self, publication: Publication) -> EmailDuty | None:
         """Who is owed a mail: at once who is away (or all, if forced); later who is online, unless the push

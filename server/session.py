@@ -41,6 +41,7 @@ from server.wire import (
     count_frame,
     delete_frame,
     error_frame,
+    newest_frame,
     notification_frame,
     parse_command,
     portions,
@@ -83,6 +84,7 @@ class Session:
         "_held",
         "_held_bytes",
         "_is_closed",
+        "_listed_to",
         "_pending",
         "_pending_bytes",
         "_room",
@@ -105,6 +107,8 @@ class Session:
         # pushes waiting behind an answer; None while no answer is being made
         self._held: list[Push] | None = None
         self._held_bytes = 0
+        # while a listing of unseen documents waits to be read on: the last document it has shown
+        self._listed_to: Document | None = None
         # revs of recently changed documents that answers have shown; None if there are none
         self._answered: dict[str, int] | None = None
         self._forgetting: asyncio.TimerHandle | None = None
@@ -164,10 +168,19 @@ class Session:
             self._send_news(pushes)
 
     def _hold(self, held: list[Push], pushes: Sequence[Push]) -> None:
-        held.extend(pushes)
-        self._held_bytes += sum(len(frame.text) for _, frame in pushes)
+        kept = [push for push in pushes if not self._is_yet_to_be_listed(push[0])]
+        held.extend(kept)
+        self._held_bytes += sum(len(frame.text) for _, frame in kept)
         if self._held_bytes > self._services.max_queue_bytes and len(held) > 1:
             self.connection.close(SLOW)
+
+    def _is_yet_to_be_listed(self, event: Event) -> bool:
+        """Whether the listing of unseen documents under way is sure to come to the document that `event` brings."""
+        after = self._listed_to
+        if after is None or not isinstance(event, Added) or event.document.seen:
+            return False
+        document = event.document
+        return (document.created_at, document.id) > (after.created_at, after.id)
 
     def _send_news(self, pushes: Sequence[Push]) -> None:
         for event, frame in pushes:
@@ -191,6 +204,8 @@ class Session:
                 text = self._pending.popleft()
                 self._pending_bytes -= len(text)
                 await self._carry_out(text)
+                # What was asked for next finds an empty queue, however large the answer was.
+                await self.connection.drained()
                 if self._space is not None and self._has_space():
                     self._space.set()
                     self._space = None
@@ -266,23 +281,47 @@ class Session:
         if isinstance(command, ListUnseen):
             await self._list_unseen(room)
         elif isinstance(command, ListPage):
-            await self._answer(await services.inbox.page(room, page=command.page, limit=services.page_limit))
+            for some in portions(
+                await services.inbox.page(room, page=command.page, limit=services.page_limit)
+            ):
+                self._answer(notification_frame(some), some)
         else:
-            limit = command.limit or services.page_limit
-            await self._answer(await services.inbox.newest(room, before=command.before, limit=limit))
+            await self._list_newest(room, command.before, command.limit or services.page_limit)
+
+    async def _list_newest(self, room: Room, before: str | None, limit: int) -> None:
+        """In one frame, with fewer documents than asked for if they are long."""
+        documents = await self._services.inbox.newest(room, before=before, limit=limit)
+        some = next(portions(documents))
+        self._answer(newest_frame(some, before, len(some) < len(documents) or len(documents) == limit), some)
 
     async def _list_unseen(self, room: Room) -> None:
-        """In as many frames as it takes, each made when the one before has left; a single empty one if there
-        are none."""
-        after = None
-        while True:
-            documents = await self._services.inbox.unseen(room, after=after, limit=MAX_DOCUMENTS_PER_FRAME)
-            if documents or after is None:
-                for some in portions(documents):
-                    await self._answer(some)
-            if len(documents) < MAX_DOCUMENTS_PER_FRAME or self._is_closed:
+        """In as many frames as it takes, each made when the one before has left; a single empty one if there are none.
+
+        What is pushed between two reads and lies beyond the first is left to the second: a client on a slow line would
+        else be closed as slow for what it could not have been sent yet.
+        """
+        after: Document | None = None
+        limit = MAX_DOCUMENTS_PER_FRAME
+        while not self._is_closed:
+            documents = await self._services.inbox.unseen(room, after=after, limit=limit)
+            some = next(portions(documents))
+            if some or after is None:
+                self._answer(notification_frame(some), some)
+            if len(some) == len(documents) < limit:
                 return
-            after = documents[-1]
+            after = some[-1]
+            # Read little more than fits into a frame; the rest would be read again.
+            limit = min(2 * len(some), MAX_DOCUMENTS_PER_FRAME)
+            await self._drain_up_to(after)
+
+    async def _drain_up_to(self, after: Document) -> None:
+        self._listed_to = after
+        held, self._held, self._held_bytes = self._held or [], [], 0
+        self._hold(self._held, held)
+        try:
+            await self.connection.drained()
+        finally:
+            self._listed_to = None
 
     async def _mark_seen(self, room: Room, ids: tuple[str, ...] | None) -> None:
         """The answer is what all screens of the user are told; if nothing changed, the asker alone is
@@ -290,7 +329,8 @@ class Session:
         inbox = self._services.inbox
         if ids is not None:
             for batch in _batches(ids):
-                await self._answer_unchanged(seen_frame, await inbox.mark_seen(room, batch))
+                self._answer_unchanged(seen_frame, await inbox.mark_seen(room, batch))
+                await self.connection.drained()
             return
         has_changed = False
         while (change := await inbox.mark_all_seen(room)).changed:
@@ -303,7 +343,8 @@ class Session:
 
     async def _delete(self, room: Room, ids: tuple[str, ...]) -> None:
         for batch in _batches(ids):
-            await self._answer_unchanged(delete_frame, await self._services.inbox.delete(room, batch))
+            self._answer_unchanged(delete_frame, await self._services.inbox.delete(room, batch))
+            await self.connection.drained()
 
     def _leave(self) -> None:
         if self._room is not None:
@@ -311,16 +352,13 @@ class Session:
             self._room = self._answered = None
 
     # -- answers and the pushes behind them --------------------------------------------------------
-    async def _answer(self, documents: Sequence[Document]) -> None:
-        """Returns when the answer has left: what waits behind it finds an empty queue, however large it was."""
-        self.connection.send(notification_frame(documents))
+    def _answer(self, frame: Frame, documents: Sequence[Document]) -> None:
+        self.connection.send(frame)
         self._remember({document.id: document.rev for document in documents})
-        await self.connection.drained()
 
-    async def _answer_unchanged(self, frame_of: Callable[[tuple[str, ...]], Frame], change: Change) -> None:
+    def _answer_unchanged(self, frame_of: Callable[[tuple[str, ...]], Frame], change: Change) -> None:
         if change.rev is None:
             self.connection.send(frame_of(change.ids))
-        await self.connection.drained()
 
     def _hold_pushes(self) -> None:
         self._held = []

@@ -24,8 +24,8 @@ MAX_DOCUMENTS_PER_FRAME = 100
 """No frame holds more, however many a user has: a frame is made, sent and parsed as one piece."""
 
 MAX_CONTENT_PER_FRAME = 64 * 1024
-"""Characters of content in a frame that lists unseen documents, if they are more than one: as much as the largest
-content there may be."""
+"""Characters of content in a frame, if it holds more than one document: as much as the largest content there may be. A
+frame is encoded in one go, and the loop stands still meanwhile."""
 
 MAX_PAGE_SIZE = 100
 MAX_PAGE = 1_000_000
@@ -260,8 +260,17 @@ def notification_frame(documents: Sequence[Document]) -> Frame:
     return _frame("notification", [_document_fields(document) for document in documents])
 
 
+def newest_frame(documents: Sequence[Document], before: str | None, has_more: bool) -> Frame:
+    """The answer to `ListNewest`: a `notification` that says beside its data what it answers, and whether older
+    documents follow. Deployed clients look at neither."""
+    array = _encode(_encode([_document_fields(document) for document in documents]))
+    more = "true" if has_more else "false"
+    return Frame(f'{{"name":"notification","data":{array},"before":{_encode(before)},"more":{more}}}')
+
+
 def portions(documents: Sequence[Document]) -> Iterator[Sequence[Document]]:
-    """`documents` in their order, in portions for a frame each: of one, or with at most `MAX_CONTENT_PER_FRAME`."""
+    """`documents` in their order, in portions for a frame each: of one, or with at most `MAX_CONTENT_PER_FRAME`. A single
+    empty one if there are none."""
     start = size = 0
     for index, document in enumerate(documents):
         size += len(document.notification.content)

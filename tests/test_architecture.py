@@ -19,7 +19,7 @@ LAYERS = {
     "CORE 3": "notifier inbox counts outbox",
     "CORE 4": "session",
     "EDGES": "store.* folder_lock smtp mail_folder ingest ingest.* transports transports.* admin",
-    "ROOT": "__init__ __main__ app cli logs",
+    "ROOT": "__init__ __main__ app cli listening logs",
 }
 """A module imports its own layer and those above it in this list."""
 
@@ -41,9 +41,9 @@ HOMES = {
     "aiosmtplib": "smtp",
     "sockjs": "transports.sockjs*",
     "tornado": "ingest.* transports.* admin app",
-    "pydispatch": "notifier inbox counts transports.* app",
+    "pydispatch": "bus counts app",
 }
-"""Where each library from outside may be imported; pydispatch where signals are sent or heard. There are no others."""
+"""Where each library from outside may be imported; pydispatch where signals are heard. There are no others."""
 
 IO = {
     "asyncio",

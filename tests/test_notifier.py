@@ -236,3 +236,21 @@ async def test_a_failed_notification_does_not_keep_close_waiting(core: Core) -> 
         await core.notifier.notify(publication("alice"))
     async with asyncio.timeout(30):
         await core.notifier.close()
+
+
+async def test_the_operator_hears_once_that_nothing_can_be_stored(
+    core: Core, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And once that it can again, with the store's reason and without content."""
+    caplog.set_level("WARNING", "server.notifier")
+    core.store.failure = StoreUnavailable("database or disk is full")
+    for _ in range(3):
+        with pytest.raises(StoreUnavailable):
+            await core.notify("alice", content="secret")
+    core.store.is_back()
+    for _ in range(3):
+        await core.notify("alice", content="secret")
+    assert [record.getMessage() for record in caplog.records] == [
+        "notifications cannot be stored: database or disk is full",
+        "notifications are stored again",
+    ]

@@ -20,6 +20,18 @@ JSON = {"Content-Type": "application/json"}
 KEY_REFUSED = b"<html><body>API Key refused</body></html>"
 ALICE = '[{"id": "alice"}]'
 
+BROKEN = [
+    (b"{", "application/json"),
+    (b"[]", "application/json"),
+    (b'{"content": "\\ud800"}', "application/json"),
+    (b"[" * 100_000, "application/json"),
+    (b"\xff\xfe", "application/json"),
+    (b"content=%ff", "application/x-www-form-urlencoded"),
+    (b"--no", "multipart/form-data; boundary=edge"),
+    (b"content=x", "multipart/form-data"),
+    (b"&".join(b"a=b" for _ in range(5000)), "application/x-www-form-urlencoded"),
+]
+
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
@@ -203,20 +215,7 @@ def test_a_chunked_body_over_the_limit_is_refused(server: RunningServer) -> None
         assert stream.recv(12) == b"HTTP/1.1 413"
 
 
-@pytest.mark.parametrize(
-    ("body", "content_type"),
-    [
-        (b"{", "application/json"),
-        (b"[]", "application/json"),
-        (b'{"content": "\\ud800"}', "application/json"),
-        (b"[" * 100_000, "application/json"),
-        (b"\xff\xfe", "application/json"),
-        (b"content=%ff", "application/x-www-form-urlencoded"),
-        (b"--no", "multipart/form-data; boundary=edge"),
-        (b"content=x", "multipart/form-data"),
-        (b"&".join(b"a=b" for _ in range(5000)), "application/x-www-form-urlencoded"),
-    ],
-)
+@pytest.mark.parametrize(("body", "content_type"), BROKEN)
 def test_a_broken_body_is_400(server: RunningServer, body: bytes, content_type: str) -> None:
     """Whatever is in it, it is the caller's error."""
     answer = server.request("POST", "/notify", body, {"Content-Type": content_type})
@@ -232,6 +231,14 @@ def test_an_impossible_content_length_is_the_callers_error(server: RunningServer
         stream.sendall(head.encode("latin-1"))
         assert stream.recv(10) == b"HTTP/1.1 4"
     assert "Traceback" not in server.log
+
+
+@pytest.mark.parametrize(
+    "name", ["Application/X-WWW-Form-Urlencoded", "APPLICATION/x-www-form-urlencoded; charset=UTF-8"]
+)
+def test_media_types_have_no_letter_case(server: RunningServer, name: str) -> None:
+    """RFC 9110 section 8.3.1."""
+    assert server.request("POST", "/notify", b"content=x", {"Content-Type": name}).status == 200
 
 
 def test_options_is_204_with_the_cors_headers(server: RunningServer) -> None:
@@ -312,5 +319,13 @@ def test_with_a_key_a_wrong_or_missing_one_is_always_400(tmp_path: Path) -> None
             assert (answer.status, answer.body) == (400, KEY_REFUSED)
             assert answer.headers["Content-Type"].startswith("text/html")
         headers = {"Origin": "https://shop.example", "X_Forwarded_For": "203.0.113.9"}
-        assert post(server, {"content": "x", "apikey": "s3cret-é"}, **headers).status == 200
+        assert post(server, {"content": "x", "apikey": " s3cret-é "}, **headers).status == 200
+        for body, kind in BROKEN:
+            answer = server.request("POST", "/notify", body, {"Content-Type": kind})
+            assert (answer.status, answer.body) == (400, KEY_REFUSED)
+            answer = server.request(
+                "POST", f"/notify?{urlencode({'apikey': 's3cret-é'})}", body, {"Content-Type": kind}
+            )
+            assert answer.status == 400
+            problem(answer)
         assert "s3cret" not in server.log

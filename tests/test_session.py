@@ -178,7 +178,62 @@ async def test_long_unseen_come_in_smaller_frames(core: Core) -> None:
         await core.notify("alice", content="x" * size)
     connection = core.connect()
     _join(connection, "alice")
-    assert [len((await connection.next()).data) for _ in range(2)] == [1, 3]
+    frames = [await connection.next() for _ in range(3)]
+    assert [len(document["content"]) for frame in frames for document in frame.data] == [
+        40_000,
+        40_000,
+        10,
+        10,
+    ]
+    assert [len(frame.data) for frame in frames] == [1, 2, 1]
+    assert (await connection.next()).name == "count"
+
+
+async def test_the_newest_that_are_long_are_fewer_and_more_follow(core: Core) -> None:
+    """A frame says what it answers, and whether older ones follow: paging by `before` misses none."""
+    for number in range(5):
+        await core.notify("alice", content=str(number) * 40_000)
+    connection = await core.join("alice")
+    shown: list[str] = []
+    before, more = None, True
+    while more:
+        command(connection, "content", {"before": before, "limit": 3})
+        answer = await connection.next()
+        assert answer.beside["before"] == before
+        shown += [document["content"][0] for document in answer.data]
+        before, more = answer.ids[-1], answer.beside["more"]
+    assert shown == ["4", "3", "2", "1", "0"]
+
+
+async def test_a_page_of_long_ones_comes_in_several_frames(core: Core) -> None:
+    """The page holds what its number says."""
+    for size in (40_000, 40_000, 10):
+        await core.notify("alice", content="x" * size)
+    connection = await core.join("alice")
+    command(connection, "content", 0)
+    assert [len(message.data) for message in await _is_done(connection)] == [1, 2]
+
+
+async def test_a_slow_client_joins_while_it_is_pushed_more_than_may_wait(core: Core) -> None:
+    """What comes while a frame leaves is left to the next read of the listing: nothing is missing, nothing twice, and
+    nobody is closed for what could not have been sent yet."""
+    first = _ids(await core.fill("alice", 150))
+    connection = core.connect(RecordingConnection(is_slow=True))
+    _join(connection, "alice")
+    await connection.queued()
+    pushed = [
+        document.id
+        for _ in range(12)
+        for document in await core.notify("alice", content="x" * (MAX_QUEUE_BYTES // 4))
+    ]
+    shown: list[str] = []
+    while True:
+        frames = await connection.read()
+        shown += [id_ for frame in frames if frame.name == "notification" for id_ in frame.ids]
+        if any(frame.name == "count" for frame in frames):
+            break
+    assert shown == first + pushed
+    assert connection.reasons == []
 
 
 async def test_ten_thousand_unseen_come_one_frame_at_a_time(core: Core) -> None:
@@ -611,17 +666,18 @@ async def test_nothing_is_remembered_of_answers_about_old_documents(
 
 async def test_a_client_whose_waiting_pushes_are_too_many_is_slow(core: Core) -> None:
     """What waits behind an answer is bounded; another connection of the same user gets everything."""
-    await core.fill("alice", 1)
-    slow, other = core.connect(RecordingConnection(is_slow=True)), core.connect()
-    await core.join("alice", other)
-    _join(slow, "alice")
-    await slow.queued()
+    slow, other = await core.join("alice"), await core.join("alice")
+    gate = core.store.hold("page")
+    command(slow, "content", 0)
+    await gate.reached()
     count = 0
     while not slow.reasons:
         await core.notify("alice", content="x" * (MAX_QUEUE_BYTES // 4))
         count += 1
     assert set(slow.reasons) == {SLOW}
     assert 2 <= count <= 4
+    gate.open()
+    await core.backplane.flushed()
     assert [message.name for message in other.received()] == ["notification"] * count
     await core.notify("alice")
     assert core.rooms.deliver(ALICE, []) == 1

@@ -89,9 +89,7 @@ class NotifyHandler(RequestHandler):
     async def post(self) -> None:
         """Publish. The answer means: stored, and the mail that is owed with it."""
         try:
-            fields = self._fields()
-            self._check_key(fields)
-            publication = parse_notify(fields, DEFAULT_TENANT, self._door.limits)
+            publication = parse_notify(self._authorized_fields(), DEFAULT_TENANT, self._door.limits)
             await self._door.notifier.notify(publication)
         except BadCredentials:
             self.set_status(400)
@@ -120,10 +118,10 @@ class NotifyHandler(RequestHandler):
         expected = self._door.apikey
         if not expected:
             return
-        key = fields.get("apikey", "")
-        if not isinstance(key, str) or not hmac.compare_digest(
-            key.encode(errors="replace"), expected.encode()
-        ):
+        key = fields.get("apikey", b"")
+        if isinstance(key, str):
+            key = key.encode(errors="replace")
+        if not isinstance(key, bytes) or not hmac.compare_digest(key.strip(), expected.encode()):
             raise BadCredentials("API key refused")
 
     # -- reading the fields ------------------------------------------------------------------------------------
@@ -131,18 +129,31 @@ class NotifyHandler(RequestHandler):
         if size > self._door.max_body_bytes:
             raise TooLarge("", f"the body is over the {self._door.max_body_bytes} bytes allowed")
 
-    def _fields(self) -> dict[str, Any]:
-        """The fields of query and body; of several values the last one wins, the body's over the query's."""
-        query = _last_values(self.request.query_arguments)
-        content_type = self.request.headers.get("Content-Type", "")
-        if content_type.partition(";")[0].strip().lower() == "application/json":
-            return {**query, **self._json_fields()}
+    def _authorized_fields(self) -> dict[str, Any]:
+        """The fields of query and body; of several values the last one wins, the body's over the query's. Who has no
+        key learns nothing but that, whatever else is wrong."""
+        fields: dict[str, Any] = {name: values[-1] for name, values in self.request.query_arguments.items()}
+        try:
+            fields |= self._body_fields()
+        except InvalidNotification:
+            self._check_key(fields)
+            raise
+        self._check_key(fields)
+        return {name: _decoded(value, name) for name, value in fields.items()}
+
+    def _body_fields(self) -> dict[str, Any]:
+        """As bytes from a form, as JSON values from JSON."""
+        media_type, semicolon, parameters = self.request.headers.get("Content-Type", "").partition(";")
+        media_type = media_type.strip().lower()  # RFC 9110 section 8.3.1
+        if media_type == "application/json":
+            return self._json_fields()
         try:
             arguments: dict[str, list[bytes]] = {}
+            content_type = media_type + semicolon + parameters
             parse_body_arguments(content_type, bytes(self._body), arguments, {}, self.request.headers)
         except (HTTPInputError, ValueError) as exc:
             raise InvalidNotification("", "the body is not what its Content-Type says") from exc
-        return {**query, **_last_values(arguments)}
+        return {name: values[-1] for name, values in arguments.items()}
 
     def _json_fields(self) -> dict[str, Any]:
         try:
@@ -175,12 +186,10 @@ class NotifyHandler(RequestHandler):
             logger.debug("the caller did not wait for the answer")
 
 
-def _last_values(arguments: Mapping[str, list[bytes]]) -> dict[str, str]:
-    """The last value of each argument, which must be UTF-8."""
-    fields = {}
-    for name, values in arguments.items():
-        try:
-            fields[name] = values[-1].decode()
-        except UnicodeDecodeError as exc:
-            raise InvalidNotification(name, "not UTF-8") from exc
-    return fields
+def _decoded(value: Any, name: str) -> Any:
+    if not isinstance(value, bytes):
+        return value
+    try:
+        return value.decode()
+    except UnicodeDecodeError as exc:
+        raise InvalidNotification(name, "not UTF-8") from exc

@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from server.callers import Caller
@@ -24,10 +24,11 @@ _MESSAGE_TIMEOUT_S = 30.0
 
 @dataclass(frozen=True)
 class Message:
-    """A frame as a client reads it; `data` is parsed, also where it is JSON in a string."""
+    """A frame as a client reads it; `data` is parsed, also where it is JSON in a string. `beside`: its other keys."""
 
     name: str
     data: Any
+    beside: dict[str, Any] = field(default_factory=dict)
 
     @property
     def ids(self) -> list[str]:
@@ -119,6 +120,7 @@ def messages_of(frame: Frame) -> list[Message]:
         Message(
             message["name"],
             json.loads(message["data"]) if isinstance(message["data"], str) else message["data"],
+            {key: value for key, value in message.items() if key not in ("name", "data")},
         )
         for message in json.loads(f"[{frame.text}]")
     ]

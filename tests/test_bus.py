@@ -1,0 +1,52 @@
+"""Tests of server/bus.py."""
+
+from __future__ import annotations
+
+import pytest
+from pydispatch import dispatcher
+
+from server.bus import tell
+
+
+def test_receivers_get_what_they_ask_for() -> None:
+    """By the names of their parameters; the others of the signal are left out."""
+    heard: list[object] = []
+
+    def hear(rooms: list[str]) -> None:
+        heard.append(rooms)
+
+    dispatcher.connect(hear, "test.signal")
+    tell("test.signal", object(), rooms=["a"], more=1)
+    assert heard == [["a"]]
+
+
+def test_a_receiver_of_one_sender_hears_no_other() -> None:
+    """So two servers in one process keep apart."""
+    heard: list[object] = []
+
+    def hear(what: int) -> None:
+        heard.append(what)
+
+    first, second = object(), object()
+    dispatcher.connect(hear, "test.signal", sender=first)
+    tell("test.signal", first, what=1)
+    tell("test.signal", second, what=2)
+    assert heard == [1]
+
+
+def test_a_receiver_that_raises_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """The sender goes on, and so do the other receivers."""
+    heard: list[int] = []
+
+    def fail() -> None:
+        raise RuntimeError("broken")
+
+    def hear() -> None:
+        heard.append(1)
+
+    for receiver in (fail, hear):
+        dispatcher.connect(receiver, "test.signal")
+    tell("test.signal", None)
+    assert heard == [1]
+    [record] = caplog.records
+    assert "test.signal" in record.getMessage() and record.exc_info is not None
