@@ -10,6 +10,7 @@ import asyncio
 import gc
 import re
 import time
+import traceback
 import warnings
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
@@ -22,7 +23,14 @@ import pytest
 from bson import ObjectId
 from pymongo import MongoClient
 from pymongo.database import Database
-from pymongo.errors import AutoReconnect, ExecutionTimeout, OperationFailure, PyMongoError, WTimeoutError
+from pymongo.errors import (
+    AutoReconnect,
+    BulkWriteError,
+    ExecutionTimeout,
+    OperationFailure,
+    PyMongoError,
+    WTimeoutError,
+)
 
 from server.errors import Busy, ServerError, StartupError, StoreUnavailable, TooLarge
 from server.messages import Document, EmailDuty, Mail, MailRecipient, Recipient, now
@@ -419,6 +427,38 @@ async def test_a_change_goes_above_the_revs_of_a_faster_clock(
         ahead = change.rev
 
 
+@pytest.mark.parametrize("ahead", [0, 1], ids=["the same rev", "a higher rev"])
+async def test_deleting_what_another_device_changes(
+    store: MongoStore, raw: Database[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, ahead: int
+) -> None:
+    """Whatever rev it gives between reading and writing, twice, all tombstones have one above, that of the answer."""
+    old = original()
+    raw["notifications"].insert_one(old)
+    deleted = [str(old["_id"]), *ids(await put_many(store, 4, tenant=DEFAULT))]
+    quicker = iter([deleted[:1] + deleted[4:], deleted[4:]])
+    rev_above = store._rev_above
+    given = 0
+
+    async def rev_before_the_other(found: Sequence[dict[str, Any]]) -> int:
+        nonlocal given
+        rev = await rev_above(found)
+        if changed := next(quicker, None):
+            given = rev + ahead
+            quickly = {"_id": {"$in": [ObjectId(id_) for id_ in changed]}, "delete": False}
+            result = raw["notifications"].update_many(quickly, {"$set": {"seen": True, "rev": given}})
+            assert result.modified_count == len(changed)
+        return rev
+
+    monkeypatch.setattr(store, "_rev_above", rev_before_the_other)
+    change = await store.delete(DEFAULT, USER, deleted)
+    assert (change.ids, change.changed) == (tuple(deleted), 5)
+    assert change.rev is not None and change.rev > given > 0
+    tombstones = raw["notifications"].find({"delete": True})
+    assert [(each["rev"], each["seen"]) for each in tombstones.sort("_id")] == [
+        (change.rev, each in (deleted[0], deleted[4])) for each in sorted(deleted)
+    ]
+
+
 async def test_losing_a_race_for_some(
     mongo_database: MongoDatabase, store: MongoStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -469,8 +509,14 @@ async def test_an_error_in_a_batch_is_its_own_requests(
         *(put(store, content=content) for content in ("a", "bad", "b")), return_exceptions=True
     )
     assert isinstance(results[1], OperationFailure)
+    assert_shows_no_content(results[1], "bad")
     assert isinstance(results[0], Document) and isinstance(results[2], Document)
     assert ids(await whole_inbox(store))[:2] == [results[2].id, results[0].id]
+
+
+def assert_shows_no_content(error: BaseException, content: str) -> None:
+    """Not even its traceback."""
+    assert content not in "".join(traceback.format_exception(error))
 
 
 async def test_too_many_waiting_is_busy(store: MongoStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -645,6 +691,102 @@ async def test_a_writer_that_was_merely_slow(
     assert added[0].seen
     assert await store.mail_counts() == MailCounts(0, 0)
     assert raw["notifications_intents"].count_documents({}) == 0
+
+
+REFUSED = "c0ntent"
+"""A content that a validator of the operator's does not take."""
+
+
+def refuse(raw: Database[dict[str, Any]], **where: Any) -> None:
+    """From now on documents like that are refused; by default those with the content `REFUSED`."""
+    raw["notifications"].insert_one(
+        original(_userId="somebody", tenant="else")
+    )  # The collection must be there.
+    raw.command("collMod", "notifications", validator={"$nor": [where or {"content": REFUSED}]})
+
+
+async def leave_open(store: MongoStore, monkeypatch: pytest.MonkeyPatch, content: str) -> str:
+    """The intent of a writer that ended before its documents; the nid."""
+    notification = make_notification(content=content)
+    with monkeypatch.context() as patch:
+        crash_at(patch, store, "_insert_missing", 1)
+        with pytest.raises(Crash):
+            await store.add(notification, RECIPIENTS, duty())
+    return notification.nid
+
+
+async def test_a_refused_notification_leaves_nothing(
+    store: MongoStore, raw: Database[dict[str, Any]]
+) -> None:
+    """The caller has the error, without the content; there is nothing to complete."""
+    refuse(raw)
+    with pytest.raises(OperationFailure, match="refuses the document") as refused:
+        await store.add(make_notification(content=REFUSED), RECIPIENTS, duty())
+    assert_shows_no_content(refused.value, REFUSED)
+    assert raw["notifications_intents"].count_documents({}) == 0
+    assert await inboxes(store) == []
+
+
+async def test_a_notification_refused_for_some_is_set_aside(
+    store: MongoStore, raw: Database[dict[str, Any]]
+) -> None:
+    """Not forgotten, since some users have it, but not tried again; its mail is not sent."""
+    refuse(raw, _userId=USERS[3])
+    with pytest.raises(OperationFailure, match="refuses the document"):
+        await store.add(make_notification(), RECIPIENTS, duty())
+    [intent] = raw["notifications_intents"].find()
+    assert "openedAt" not in intent
+    assert now() - intent["failedAt"] < timedelta(minutes=5)
+    assert await store.claim_mail(60, 10) == []
+
+
+async def test_a_refused_intent_is_not_in_the_way(
+    store: MongoStore,
+    raw: Database[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Those behind it are completed; it is told once, by its nid, and kept: the operator can have it tried again."""
+    refused = await leave_open(store, monkeypatch, REFUSED)
+    good = [await leave_open(store, monkeypatch, "good") for _ in range(2)]
+    refuse(raw)
+    grow_old(raw)
+    completed = await store.complete_intents()
+    assert Counter(document.notification.nid for document in completed) == dict.fromkeys(good, len(USERS))
+    assert await store.complete_intents() == []
+    [record] = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert refused in record.getMessage() and "121" in record.getMessage()
+    assert REFUSED not in caplog.text
+    assert len(await store.claim_mail(60, 10)) == len(good)
+
+    raw.command("collMod", "notifications", validator={})
+    past = now() - timedelta(hours=1)
+    raw["notifications_intents"].update_one({"failedAt": {"$exists": True}}, {"$set": {"openedAt": past}})
+    assert [each.notification.nid for each in await store.complete_intents()] == [refused] * len(USERS)
+    assert len(await store.claim_mail(60, 10)) == 1
+    assert raw["notifications_intents"].count_documents({"failedAt": {"$exists": True}}) == 0
+
+
+@pytest.mark.parametrize("code", [91, 14031, 133])
+async def test_an_error_that_passes_is_no_refusal(
+    store: MongoStore, raw: Database[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """The intent stays open, though another document is refused: what may be stored later is."""
+    errors = [{"index": index, "code": each, "errmsg": ""} for index, each in enumerate((121, code, 11000))]
+    await leave_open(store, monkeypatch, "good")
+    grow_old(raw)
+
+    async def fail(*arguments: Any, **options: Any) -> None:
+        raise BulkWriteError({"writeErrors": errors, "writeConcernErrors": []})
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(store._connection.documents), "insert_many", fail)
+        with pytest.raises(StoreUnavailable):
+            await store.complete_intents()
+        with pytest.raises(StoreUnavailable):
+            await store.add(make_notification(), RECIPIENTS, None)
+    assert raw["notifications_intents"].count_documents({"openedAt": {"$exists": True}}) == 2
+    assert len(await store.complete_intents()) == len(USERS)
 
 
 # -- mail --------------------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 For every verb: a store that cannot be reached or does not answer within its timeout raises
 `StoreUnavailable`; ids that are unknown, malformed, deleted or another user's are silently none of the
-user's. Returned lists are new lists.
+user's. Returned lists are new lists. After `StoreUnavailable` the change may still be made.
 """
 
 from __future__ import annotations

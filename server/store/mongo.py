@@ -31,6 +31,9 @@ _KEYS = {"tenant": 1, "createdAt": 1, "rev": 1}
 _WHOLE = {"mail": 0}
 """All of a document but its mail duty."""
 
+_NOT_DELETED: Raw = {"delete": False}
+_UNSEEN: Raw = {"seen": False, "delete": False}
+
 Position = tuple[datetime, ObjectId]
 
 
@@ -178,14 +181,14 @@ class MongoStore:
         with self._connection.operation():
             found = await self._own(tenant, user_id, ids)
             unseen = [each for each in found if not each["seen"]]
-            changed, rev = await self._change(tenant, user_id, unseen, {"seen": False}, {"seen": True})
+            changed, rev = await self._change(tenant, user_id, unseen, _UNSEEN, {"seen": True})
             return Change(tuple(str(each["_id"]) for each in found), changed, rev)
 
     async def delete(self, tenant: str, user_id: str, ids: Sequence[str]) -> Change:
         with self._connection.operation():
             found = await self._own(tenant, user_id, ids)
             tombstone = {"delete": True, "deletedAt": self._clock()}
-            changed, rev = await self._change(tenant, user_id, found, {}, tombstone)
+            changed, rev = await self._change(tenant, user_id, found, _NOT_DELETED, tombstone)
             return Change(tuple(str(each["_id"]) for each in found), changed, rev)
 
     async def mark_all_seen(self, tenant: str, user_id: str, *, limit: int) -> Change:
@@ -195,21 +198,34 @@ class MongoStore:
     async def _own(self, tenant: str, user_id: str, ids: Sequence[str]) -> list[Raw]:
         """Of the documents with these ids those that are the user's and not deleted, in the order given, once each."""
         wanted = list(dict.fromkeys(ObjectId(id_) for id_ in ids if is_id(id_)))
-        if not wanted:
-            return []
-        own = {**of_tenant(tenant), "_userId": user_id, "_id": {"$in": wanted}, "delete": False}
-        found = await self._connection.documents.find(own, {"seen": 1, "rev": 1}).to_list()
+        return await self._among(tenant, user_id, wanted, _NOT_DELETED) if wanted else []
+
+    async def _among(self, tenant: str, user_id: str, ids: Sequence[ObjectId], where: Raw) -> list[Raw]:
+        """Of the user's documents with these ids those that match `where`, in this order: `_id`, `seen` and `rev`."""
+        query = {**of_tenant(tenant), "_userId": user_id, "_id": {"$in": ids}, **where}
+        found = await self._connection.documents.find(query, {"seen": 1, "rev": 1}).to_list()
         by_id = {each["_id"]: each for each in found}
-        return [by_id[id_] for id_ in wanted if id_ in by_id]
+        return [by_id[id_] for id_ in ids if id_ in by_id]
 
     async def _change(
         self, tenant: str, user_id: str, found: Sequence[Raw], still: Raw, to: Raw
     ) -> tuple[int, int | None]:
-        """Change those of the found documents that are `still` so; how many those were, and their new rev."""
-        if not found:
-            return 0, None
-        rev = await self._rev_above(found)
-        changed = await self._update(tenant, user_id, found, still, to, rev)
+        """Change those of the found documents that are `still` so; how many those were, and their new rev.
+
+        What another device changed after they were read may have a rev above. Then all go to a higher one, also those
+        changed already: they have one in common. Every round takes another change that came in between, so they end;
+        and the time limit of the verb bounds them.
+        """
+        ids = [each["_id"] for each in found]
+        where, left = still, found
+        changed, rev = 0, None
+        while left:
+            rev = await self._rev_above(left)
+            changed = await self._update(tenant, user_id, ids, where, to, rev)
+            if changed == len(ids):
+                break
+            left = await self._among(tenant, user_id, ids, still)
+            where = {"$or": [still, {"rev": rev}]}
         return changed, rev if changed else None
 
     async def _mark_oldest_seen(self, tenant: str, user_id: str, limit: int) -> Change:
@@ -225,11 +241,11 @@ class MongoStore:
             if rev is None:
                 rev = await self._rev_above(found)
             ids = [each["_id"] for each in found]
-            if await self._update(tenant, user_id, found, {"seen": False}, {"seen": True}, rev) == len(ids):
+            if await self._update(tenant, user_id, ids, _UNSEEN, {"seen": True}, rev) == len(ids):
                 changed += ids
                 break
             # Another device was quicker for some. Others take their place, or the caller would think none are left.
-            changed += await self._having_rev(tenant, user_id, ids, rev)
+            changed += [each["_id"] for each in await self._among(tenant, user_id, ids, {"rev": rev})]
             unseen = {"seen": False, "rev": {"$not": {"$gte": rev}}}
         return Change(tuple(map(str, changed)), len(changed), rev if changed else None)
 
@@ -238,25 +254,14 @@ class MongoStore:
         return await self._revs.next(above=max(each.get("rev", 0) for each in found))
 
     async def _update(
-        self, tenant: str, user_id: str, found: Sequence[Raw], still: Raw, to: Raw, rev: int
+        self, tenant: str, user_id: str, ids: Sequence[ObjectId], where: Raw, to: Raw, rev: int
     ) -> int:
-        """Give these documents the fields `to` and the rev, but for those deleted or no longer `still` so; how many.
-
-        Every change that another node could have made since they were read takes a document out of this filter, so none
-        of those that match has got a rev above; should that ever fail to hold, `$max` keeps revs from falling.
-        """
-        ids = [each["_id"] for each in found]
-        same = {**of_tenant(tenant), "_userId": user_id, "_id": {"$in": ids}, "delete": False, **still}
-        change = {"$set": {**to, "updatedAt": self._clock()}, "$max": {"rev": rev}}
+        """Give these documents the fields `to` and the rev, as far as they match `where` and have none as high;
+        how many."""
+        below: Raw = {"rev": {"$not": {"$gte": rev}}}  # Not $lt: the original's have none.
+        same = {**of_tenant(tenant), "_userId": user_id, "_id": {"$in": ids}, **below, **where}
+        change = {"$set": {**to, "updatedAt": self._clock(), "rev": rev}}
         return (await self._connection.documents.update_many(same, change)).modified_count
-
-    async def _having_rev(
-        self, tenant: str, user_id: str, ids: Sequence[ObjectId], rev: int
-    ) -> list[ObjectId]:
-        """Those of the ids, in their order, whose documents have this rev."""
-        query = {**of_tenant(tenant), "_userId": user_id, "_id": {"$in": ids}, "rev": rev}
-        found = {each["_id"] for each in await self._connection.documents.find(query, {"_id": 1}).to_list()}
-        return [id_ for id_ in ids if id_ in found]
 
     # -- mail ------------------------------------------------------------------------------------------------------
 

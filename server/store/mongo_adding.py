@@ -4,10 +4,14 @@ For one user: one document, which carries its own mail duty. For several: first 
 written, with preset ids), then the documents, then the intent is closed: it vanishes, or what is left of it is the
 mail duty, which nobody can claim earlier. An intent found open long after its writer must have ended is completed
 forward by any node. Whoever closes an intent has completed it, so two never do.
+
+An intent whose documents MongoDB refuses (a validator of the operator's, a limit) would never be completed. It is set
+aside: with `failedAt` and `failure` instead of `openedAt`. Giving it an `openedAt` again has it tried again.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -15,13 +19,13 @@ from dataclasses import dataclass
 
 from bson import ObjectId
 from bson.raw_bson import RawBSONDocument
-from pymongo.errors import BulkWriteError
+from pymongo.errors import BulkWriteError, PyMongoError
 
 from server.errors import StoreUnavailable
 from server.ids import new_id
 from server.messages import Document, EmailDuty, Notification, Recipient
 from server.store.mongo_batches import Batcher
-from server.store.mongo_connection import Connection
+from server.store.mongo_connection import Connection, DocumentRefused, document_error
 from server.store.mongo_documents import (
     DocumentReader,
     Raw,
@@ -32,6 +36,8 @@ from server.store.mongo_documents import (
     read_notification,
 )
 from server.store.mongo_revs import StoredRevs
+
+logger = logging.getLogger(__name__)
 
 CHUNK_DOCUMENTS = 500
 """How many documents of one notification are built and written at a time: the loop is free in between."""
@@ -80,7 +86,11 @@ class Adding:
             await self._add_one(documents[0], duty)
             return documents
         intent = await self._open_intent(documents, duty)
-        return (await self._write_documents(intent, documents))[0]
+        try:
+            return (await self._write_documents(intent, documents))[0]
+        except DocumentRefused as exc:
+            await self._withdraw(intent, documents, exc)
+            raise
 
     async def complete(self) -> list[Document]:
         """As `Store.complete_intents`. A single document whose insert timed out and came through is completed, too:
@@ -91,7 +101,7 @@ class Adding:
             try:
                 with self._connection.operation():
                     documents = await self._complete_next()
-            except StoreUnavailable:
+            except (StoreUnavailable, PyMongoError):
                 if not completed:
                     raise
                 break  # The users of those that are completed must hear of them.
@@ -111,7 +121,11 @@ class Adding:
             _new_document(notification, str(each["_id"]), each["_userId"], rev)
             for each in intent["recipients"]
         ]
-        written, is_ours = await self._write_documents(intent, documents)
+        try:
+            written, is_ours = await self._write_documents(intent, documents)
+        except DocumentRefused as exc:
+            await self._set_aside(intent, exc)
+            return []
         return [document for document in written if is_ours and not document.deleted]
 
     # -- one user --------------------------------------------------------------------------------------------------
@@ -179,33 +193,61 @@ class Adding:
         try:
             await self._connection.documents.insert_many(documents, ordered=False)
         except BulkWriteError as exc:
-            errors = exc.details["writeErrors"]
             if exc.details["writeConcernErrors"]:
                 raise StoreUnavailable() from exc
-            if any(error["code"] != _DUPLICATE_KEY for error in errors):
-                raise
+            errors = [
+                document_error(each) for each in exc.details["writeErrors"] if each["code"] != _DUPLICATE_KEY
+            ]
+            if errors:
+                # As long as some may be stored later, so may all. `exc` holds the documents, so it is not to be logged.
+                raise min(errors, key=lambda error: isinstance(error, DocumentRefused)) from None
             return True
         return False
 
     async def _close_intent(self, intent: Raw) -> bool:
         """False if somebody else has closed it before."""
-        is_open = {"_id": intent["_id"], "openedAt": {"$exists": True}}
+        is_open = _still_open(intent)
         if "mail" not in intent:
             return (await self._connection.intents.delete_one(is_open)).deleted_count == 1
         closed = await self._connection.intents.update_one(
             is_open,
             {
                 "$set": {"mail.due": intent["mailDue"]},
-                "$unset": {"openedAt": "", "recipients": "", "mailDue": ""},
+                "$unset": dict.fromkeys(("openedAt", "recipients", "mailDue", "failedAt", "failure"), ""),
             },
         )
         return closed.modified_count == 1
+
+    async def _withdraw(self, intent: Raw, documents: Sequence[Document], refusal: DocumentRefused) -> None:
+        """Remove an intent whose caller is told of the error, unless some of its documents are there."""
+        ids = [ObjectId(document.id) for document in documents]
+        if await self._connection.documents.find_one({"_id": {"$in": ids}}, {"_id": 1}) is None:
+            await self._connection.intents.delete_one(_still_open(intent))
+        else:
+            await self._set_aside(intent, refusal)
+
+    async def _set_aside(self, intent: Raw, refusal: DocumentRefused) -> None:
+        """Keep an intent for the operator, out of the way of the others."""
+        kept = await self._connection.intents.update_one(
+            _still_open(intent),
+            {
+                "$set": {"failure": str(refusal)},
+                "$currentDate": {"failedAt": True},
+                "$unset": {"openedAt": ""},
+            },
+        )
+        if kept.modified_count:
+            logger.error("notification %s is not stored for all its users: %s", intent["nid"], refusal)
 
     async def _read_stored(self, documents: Sequence[Document]) -> list[Document]:
         """These documents as they are now, without those that are not there."""
         place = {ObjectId(document.id): index for index, document in enumerate(documents)}
         stored = await self._connection.documents.find({"_id": {"$in": list(place)}}, {"mail": 0}).to_list()
         return [self._reader.read(found) for found in sorted(stored, key=lambda found: place[found["_id"]])]
+
+
+def _still_open(intent: Raw) -> Raw:
+    return {"_id": intent["_id"], "openedAt": {"$exists": True}}
 
 
 def _new_document(notification: Notification, id_: str, user_id: str, rev: int) -> Document:

@@ -8,10 +8,10 @@ from collections import deque
 from dataclasses import dataclass
 
 from bson.raw_bson import RawBSONDocument
-from pymongo.errors import BulkWriteError, OperationFailure, PyMongoError
+from pymongo.errors import BulkWriteError, PyMongoError
 
 from server.errors import Busy, StoreUnavailable
-from server.store.mongo_connection import Connection
+from server.store.mongo_connection import Connection, document_error
 
 MAX_BATCH_DOCUMENTS = 1000
 MAX_BATCH_BYTES = 4 * 1024 * 1024
@@ -88,8 +88,7 @@ class Batcher:
             except BulkWriteError as exc:
                 if exc.details["writeConcernErrors"]:
                     raise StoreUnavailable() from exc
-                failed = exc.details["writeErrors"]
-                return {e["index"]: OperationFailure(e["errmsg"], e["code"], e) for e in failed}
+                return {error["index"]: document_error(error) for error in exc.details["writeErrors"]}
         return {}
 
 

@@ -40,7 +40,17 @@ _AUTHENTICATION_CODES = frozenset({13, 18})  # Unauthorized, AuthenticationFaile
 # What a mongos answers when it is there but the shard is not: HostUnreachable, HostNotFound, NetworkTimeout,
 # FailedToSatisfyReadPreference, ExceededTimeLimit. And IllegalOperation: when a standalone server comes back, pymongo
 # 4.20 may retry a write in the way of replica sets, which the server does not do.
-_UNAVAILABLE_CODES = frozenset({6, 7, 89, 133, 262, 20})
+# And of a single document in a batch: MaxTimeMSExpired, ShutdownInProgress, PrimarySteppedDown, NotWritablePrimary,
+# InterruptedAtShutdown, InterruptedDueToReplStateChange, OutOfDiskSpace.
+_UNAVAILABLE_CODES = frozenset({6, 7, 89, 133, 262, 20, 50, 91, 189, 10107, 11600, 11602, 14031})
+
+
+class DocumentRefused(OperationFailure):
+    """MongoDB will never take this document. What it says beside the code may hold what the document holds, so it is
+    left out."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(f"MongoDB refuses the document (error {code})", code)
 
 
 class Connection:
@@ -188,6 +198,11 @@ class Connection:
         self.documents: Collection = database[name]
         self.intents: Collection = database[f"{name}_intents"]
         self.meta: Collection = database[f"{name}_meta"]
+
+
+def document_error(error: Raw) -> StoreUnavailable | DocumentRefused:
+    """What one of the `writeErrors` of a batch means to its document."""
+    return StoreUnavailable() if error["code"] in _UNAVAILABLE_CODES else DocumentRefused(error["code"])
 
 
 async def _make_indexes(collection: Collection, indexes: Sequence[IndexModel]) -> None:

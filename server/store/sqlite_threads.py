@@ -13,7 +13,6 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from server.errors import StoreUnavailable
@@ -68,7 +67,15 @@ class _Job:
         self.result: Any = None  # of whatever type the work returns
         self.error: Exception | None = None
 
+    def run(self, connection: sqlite3.Connection) -> None:
+        """Do the work and keep what becomes of it."""
+        try:
+            self.result = self.work(connection)
+        except Exception as exc:
+            self.error = _as_store_error(exc)
+
     def give(self) -> None:
+        """To be called on the loop."""
         if not self.answer.done():
             if self.error is None:
                 self.answer.set_result(self.result)
@@ -93,8 +100,7 @@ class Writer:
         self._is_closing = False
         self._has_ended = False  # the thread's own
         self._ended = asyncio.Event()
-        # A daemon: a disk that hangs must not keep the process from ending.
-        threading.Thread(target=self._run, name="sqlite-writer", daemon=True).start()
+        _start_thread(self._run, "sqlite-writer")
 
     def submit(self, work: Work[T], unheard: Callable[[T], None] | None = None) -> asyncio.Future[T]:
         """Queue a work; its result is there when it is durable. What the work raises is undone and comes back, to its
@@ -118,9 +124,9 @@ class Writer:
     # -- in the thread ---------------------------------------------------------------------------------------------
     def _run(self) -> None:
         while not self._has_ended:
-            self._loop.call_soon_threadsafe(_give_answers, self._transact())
+            _call_soon(self._loop, _give_answers, self._transact())
         self._connection.close()  # the last connection to close copies the log into the main file
-        self._loop.call_soon_threadsafe(self._ended.set)
+        _call_soon(self._loop, self._ended.set)
 
     def _transact(self) -> list[_Job]:
         """Wait for jobs and do all that there are in one transaction."""
@@ -166,12 +172,10 @@ class Writer:
             job.error = StoreUnavailable()
             return
         self._connection.execute("SAVEPOINT job")
-        try:
-            job.result = job.work(self._connection)
-        except Exception as exc:
-            job.error = _as_store_error(exc)
+        job.run(self._connection)
+        if job.error is not None:
             if not self._connection.in_transaction:  # as after some errors of the disk
-                raise
+                raise job.error
             self._connection.execute("ROLLBACK TO job")
         self._connection.execute("RELEASE job")
 
@@ -185,43 +189,73 @@ class Readers:
     """Runs works on connections that only read, one thread to a connection."""
 
     def __init__(self, connections: Sequence[sqlite3.Connection]) -> None:
-        """Takes over the connections."""
-        self._connections = tuple(connections)
-        self._free: queue.SimpleQueue[sqlite3.Connection] = queue.SimpleQueue()
+        """Takes over the connections. Made, used and closed on one loop."""
+        self._loop = asyncio.get_running_loop()
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._unfinished = 0
+        self._is_closing = False
+        self._running = len(connections)
+        self._ended = asyncio.Event()
         for connection in connections:
-            self._free.put(connection)
-        self._threads = ThreadPoolExecutor(len(connections), thread_name_prefix="sqlite-reader")
-        self._places = threading.Semaphore(MAX_WAITING)
-        self._is_closed = False
+            _start_thread(self._run, "sqlite-reader", connection)
 
     def submit(self, work: Work[T]) -> asyncio.Future[T]:
-        """Queue a work, for the answer that it returns or raises."""
-        if self._is_closed:
+        """Queue a work, for the answer that it returns or raises. One whose answer was cancelled before it began is
+        left out."""
+        if self._is_closing:
             raise StoreUnavailable("the store is closed")
-        if not self._places.acquire(blocking=False):
+        if self._unfinished >= MAX_WAITING:
             raise StoreUnavailable("the store has too much to do; try again")
-        answer = self._threads.submit(self._do, work)
-        answer.add_done_callback(self._release)
-        return asyncio.wrap_future(answer)
+        self._unfinished += 1
+        answer: asyncio.Future[T] = self._loop.create_future()
+        self._jobs.put(_Job(work, answer, None))
+        return answer
 
     async def close(self) -> None:
         """Return when all that was queued is done and the connections are closed."""
-        self._is_closed = True
-        await asyncio.to_thread(self._threads.shutdown)
-        for connection in self._connections:
-            connection.close()
+        if not self._is_closing:
+            self._is_closing = True
+            for _ in range(self._running):
+                self._jobs.put(None)
+        await self._ended.wait()
 
-    def _release(self, _: Future[Any]) -> None:
-        self._places.release()
+    def _give(self, job: _Job) -> None:
+        self._unfinished -= 1
+        job.give()
 
-    def _do(self, work: Work[T]) -> T:
-        connection = self._free.get_nowait()  # as many connections as threads
-        try:
-            return work(connection)
-        except Exception as exc:
-            error = _as_store_error(exc)
-            if error is exc:
-                raise
-            raise error from exc
-        finally:
-            self._free.put(connection)
+    def _end(self) -> None:
+        self._running -= 1
+        if not self._running:
+            self._ended.set()
+
+    # -- in the threads --------------------------------------------------------------------------------------------
+    def _run(self, connection: sqlite3.Connection) -> None:
+        while self._do_next(connection):
+            pass
+        connection.close()
+        _call_soon(self._loop, self._end)
+
+    def _do_next(self, connection: sqlite3.Connection) -> bool:
+        """False if there is no more to come."""
+        job = self._jobs.get()
+        if job is None:
+            return False
+        if not job.answer.cancelled():
+            job.run(connection)
+        _call_soon(self._loop, self._give, job)
+        return True
+
+
+# -- threads and their loop ------------------------------------------------------------------------------------------
+
+
+def _start_thread(run: Callable[..., None], name: str, *arguments: Any) -> None:
+    # A daemon: a disk that hangs must not keep the process from ending.
+    threading.Thread(target=run, name=name, args=arguments, daemon=True).start()
+
+
+def _call_soon(loop: asyncio.AbstractEventLoop, callback: Callable[..., None], *arguments: Any) -> None:
+    with contextlib.suppress(
+        RuntimeError
+    ):  # the loop was closed: its process ends, and nobody waits any more
+        loop.call_soon_threadsafe(callback, *arguments)
