@@ -102,6 +102,40 @@ async def test_the_iframe_stays_among_friends() -> None:
         assert "content-security-policy" not in headers
 
 
+@pytest.mark.parametrize("path", ["/iframe.html", "/000/a/htmlfile?c=x"])
+async def test_open_to_all_but_not_in_frames(path: str) -> None:
+    """While all pages may come in, those that may put ours into a frame can be limited; listed origins go before."""
+
+    async def policy(**options: object) -> str | None:
+        async with serving(**options) as service, service.client() as client:
+            await client.write_request("GET", path)
+            return (await client.read_head())[1].get("content-security-policy")
+
+    pages = ("'self'", "http://localhost:*")
+    assert await policy(frame_ancestors=pages) == "frame-ancestors 'self' http://localhost:*"
+    assert await policy(frame_ancestors=()) == "frame-ancestors 'none'"
+    assert await policy() is None
+    assert await policy(frame_ancestors=pages, **LISTED) == f"frame-ancestors 'self' {FRIEND}"
+
+
+async def test_a_script_of_a_foreign_page_gains_nothing() -> None:
+    """A page's script is fetched without saying from where, and looks like one of this machine; what the page then
+    sends says it, and is not taken in that session. A page of another port of this machine is no foreigner."""
+    async with serving() as service:
+        path = service.new_session_path()
+        await service.request("GET", path + "/jsonp?c=x")
+        session = await service.next_session()
+        assert session.connection.caller.is_loopback
+        for origin in ("https://foe.example", "null"):
+            for send in ("/xhr_send", "/jsonp_send"):
+                answer = await service.request("POST", path + send, b'["a"]', {"Origin": origin})
+                assert answer[0] == 404
+        assert session.received.empty()
+        local = {"Origin": "http://localhost:3000"}
+        assert (await service.request("POST", path + "/jsonp_send", b'["b"]', local))[0] == 200
+        assert session.received.get_nowait() == "b"
+
+
 async def test_open_to_all() -> None:
     """With `*` any page comes in; who has no origin is answered `*`, but never together with credentials."""
     async with serving() as service:

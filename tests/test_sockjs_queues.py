@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import json
 import ssl
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
+from server.transports.sockjs import connections
 from server.wire import SLOW
 from tests.support.smtp_sink import CertificateAuthority
 from tests.support.sockjs_door import (
@@ -88,7 +90,7 @@ async def test_a_client_that_stops_polling_is_slow_when_its_queue_is_full(transp
 
 @pytest.mark.parametrize("transport", CONNECTED)
 async def test_no_progress_closes_as_slow(transport: str) -> None:
-    """A client that takes nothing of what is queued for it is closed as slow after a while, however little that is."""
+    """A client that takes nothing of what is queued for it is closed as slow after a while."""
     async with serving(slow_after_s=0.2) as service:
         async with one_that_never_reads(service, transport) as (session, _):
             session.connection.send(frame(1, filler=5_000_000))
@@ -98,23 +100,86 @@ async def test_no_progress_closes_as_slow(transport: str) -> None:
             assert service.ends == [(transport, SLOW)]
 
 
+@contextlib.asynccontextmanager
+async def one_that_reads_slowly(
+    service: DoorService, transport: str
+) -> AsyncIterator[tuple[RecordingSession, Callable[[], Awaitable[bytes]]]]:
+    """The session of a client that answers no heartbeats, and a function by which it reads a bit more."""
+    async with service.client(SMALL_BUFFER_BYTES) as client:
+        if transport in WEBSOCKETS:
+            await client.upgrade(WEBSOCKETS[transport])
+        else:
+            method, suffix = STREAMING[transport]
+            await client.write_request(method, service.new_session_path() + suffix)
+
+        async def read() -> bytes:
+            await asyncio.sleep(0.002)
+            return await asyncio.wait_for(client.reader.read(32768), WAIT_S)
+
+        yield await service.next_session(), read
+
+
 @pytest.mark.parametrize("transport", CONNECTED)
-async def test_slow_is_not_standing_still(transport: str) -> None:
-    """A client that takes a large frame bit by bit, for longer than one may stand still, is not closed; and that it
-    takes something is a sign of life."""
-    async with serving(slow_after_s=0.4) as service:
-        async with service.client(SMALL_BUFFER_BYTES) as client:
-            if transport in WEBSOCKETS:
-                await client.upgrade(WEBSOCKETS[transport])
-            else:
-                method, suffix = STREAMING[transport]
-                await client.write_request(method, service.new_session_path() + suffix)
-            session = await service.next_session()
-            opened_at = session.connection.last_alive_at
+async def test_slow_but_steady_is_not_closed(transport: str) -> None:
+    """A client that takes a large frame bit by bit, for longer than it has for the least of it, is not closed, nor
+    asked for a heartbeat that would have to wait; but that our kernel takes it is no sign of life of the client."""
+    async with serving(slow_after_s=0.4, heartbeat_s=0.1) as service:
+        async with one_that_reads_slowly(service, transport) as (session, read):
             session.connection.send(frame(1, filler=20_000_000))
-            while session.connection.last_alive_at < opened_at + 3 * 0.4:
-                assert await asyncio.wait_for(client.reader.read(32768), WAIT_S)
-                await asyncio.sleep(0.002)
+            alive_at, until = session.connection.last_alive_at, time.monotonic() + 3 * 0.4
+            while time.monotonic() < until:
+                assert await read()
+            assert not session.connection.is_closed
+            assert session.connection.last_alive_at == alive_at
+
+
+@pytest.mark.parametrize("transport", CONNECTED)
+async def test_too_slow_is_closed(transport: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that takes something all the time, but less than the least, is closed as slow."""
+    monkeypatch.setattr(connections, "MIN_BYTES_PER_S", 50_000_000)
+    async with serving(slow_after_s=0.4) as service:
+        async with one_that_reads_slowly(service, transport) as (session, read):
+            session.connection.send(frame(1, filler=20_000_000))
+            read_bytes = 0
+            while not session.over.is_set() and read_bytes < 5_000_000:
+                read_bytes += len(await read())
+            assert read_bytes
+            assert service.ends == [(transport, SLOW)]
+
+
+@pytest.mark.parametrize("transport", WEBSOCKETS)
+async def test_pings_of_one_that_never_reads(transport: str) -> None:
+    """A client that floods the server with pings and reads no answer makes no queue grow, and is closed as slow."""
+    async with serving(slow_after_s=0.4, heartbeat_s=0.1) as service:
+        async with service.client(SMALL_BUFFER_BYTES) as client:
+            await client.upgrade(WEBSOCKETS[transport])
+            session = await service.next_session()
+            most_queued = 0
+            with contextlib.suppress(ConnectionError):
+                while not session.over.is_set():
+                    for _ in range(100):
+                        client.write_frame(0x9, b"p" * 125)
+                    await asyncio.wait_for(client.writer.drain(), WAIT_S)
+                    await asyncio.sleep(0)
+                    most_queued = max(most_queued, session.connection._queued_bytes())  # type: ignore[attr-defined]
+            await asyncio.wait_for(session.over.wait(), WAIT_S)
+        assert 0 < most_queued < 4096
+        assert service.ends == [(transport, SLOW)]
+
+
+@pytest.mark.parametrize("transport", WEBSOCKETS)
+async def test_any_frame_may_follow_a_queued_pong(transport: str) -> None:
+    """What is queued without having been sent takes nothing of a connection's bound."""
+    async with serving(max_queue_bytes=10_000) as service:
+        async with service.client(SMALL_BUFFER_BYTES) as client:
+            await client.upgrade(WEBSOCKETS[transport])
+            session = await service.next_session()
+            while not session.connection._queued_bytes():  # type: ignore[attr-defined]
+                for _ in range(100):
+                    client.write_frame(0x9, b"p" * 125)
+                await asyncio.wait_for(client.writer.drain(), WAIT_S)
+                await asyncio.sleep(0)
+            session.connection.send(frame(1, filler=5000))
             assert not session.connection.is_closed
 
 

@@ -188,11 +188,12 @@ class Connections:
     # What waits for one client; more means that it is slow. At 10,000 clients that is 2.5 GiB at the very
     # worst.
     queue_bytes: int = setting(256 * KIB, values.size(KIB, 64 * MIB))
-    # A client that takes nothing for so long is slow, however little waits for it.
+    # A client that takes less than 8 KiB/s of what waits for it, averaged over so long, is slow.
     slow_after_s: float = setting(30.0, values.seconds(0.1, 3600))
     # One message of a client. `seen` with 10,000 ids takes 270 KiB.
     message_bytes: int = setting(MIB, values.size(KIB, 16 * MIB))
-    # Commands of one client that wait for their turn; more closes the connection.
+    # Commands of one client that wait for their turn; with more its door reads no further, and with twice as many
+    # the next is refused as `busy`.
     pending_commands: int = setting(256, values.integer(1, 100_000))
 
 

@@ -30,6 +30,10 @@ well for as long as that takes."""
 UNANSWERED_HEARTBEATS = 2
 """After how many a client is dead. Counted, not timed: a server that stood still for a while has asked nobody."""
 
+MIN_BYTES_PER_S = 8 * 1024
+"""How fast a queue must leave, on average over `slow_after_s`: one that leaves more slowly is memory held for nothing.
+"""
+
 MESSAGES_PER_TURN = 64
 """How many messages of one client are handled before the others get their turn."""
 
@@ -55,10 +59,10 @@ class ClientConnection:
         "_asked_at",
         "_door",
         "_limit_bytes",
-        "_moved_at",
-        "_moved_mark",
         "_session",
         "_unanswered",
+        "_window_began_at",
+        "_window_mark",
         "caller",
         "is_closed",
         "last_alive_at",
@@ -70,9 +74,9 @@ class ClientConnection:
         """`transport` is its name in the protocol's URLs; of raw WebSocket: `rawwebsocket`."""
         self._door = door
         self._session: ClientSession | None = None
-        self._limit_bytes = 0
-        self._moved_mark: object = None
-        self._moved_at = 0.0
+        self._limit_bytes = door.options.max_queue_bytes
+        self._window_began_at = 0.0
+        self._window_mark = 0
         self._asked_at = 0.0
         self._unanswered = 0
         self.transport = transport
@@ -143,6 +147,9 @@ class ClientConnection:
 
     def heartbeat(self, now: float) -> None:
         """Send the client something to answer; close it if it has not answered for too long."""
+        if self._queued_bytes():
+            self._watch()  # it cannot be asked now: an answer would wait for what is queued
+            return
         if self.last_alive_at > self._asked_at:
             self._unanswered = 0
         if self._unanswered == UNANSWERED_HEARTBEATS:
@@ -153,15 +160,14 @@ class ClientConnection:
         self._send_heartbeat()
 
     def _send_heartbeat(self) -> None:
-        """… unless something is queued, which will do as well."""
         raise NotImplementedError
 
     def _queued_bytes(self) -> int:
         """How much waits here, and has not even reached the kernel."""
         raise NotImplementedError
 
-    def _mark(self) -> object:
-        """Something that changes whenever something left the queue."""
+    def _written_bytes(self) -> int:
+        """How much has reached the kernel so far. Where the count starts anew, so does the window."""
         raise NotImplementedError
 
     def _admit(self, size: int) -> bool:
@@ -177,21 +183,32 @@ class ClientConnection:
     def _begin_queue(self, size: int) -> None:
         """Note that a frame of this size is the first in an empty queue."""
         self._limit_bytes = size + self._door.options.max_queue_bytes
-        self._moved_at = time.monotonic()
-        self._moved_mark = self._mark()
         self._door.backlogged.add(self)
+        self._begin_window()
+
+    def _watch(self) -> None:
+        """Let `check_progress` see to what was queued past `_admit`: pongs, what surrounds frames."""
+        if self not in self._door.backlogged:
+            self._door.backlogged.add(self)
+            self._begin_window()
+
+    def _begin_window(self) -> None:
+        """Measure from now on how fast the queue leaves."""
+        self._window_began_at = time.monotonic()
+        self._window_mark = self._written_bytes()
 
     def check_progress(self, now: float) -> None:
-        """Close the connection as slow if nothing left its queue for too long."""
+        """Close the connection as slow if its queue leaves too slowly. No sign of life is taken from that: the kernel,
+        which takes it, is not the client."""
+        options = self._door.options
         if not self._queued_bytes():
             self._door.backlogged.discard(self)
-            return
-        mark = self._mark()
-        if mark != self._moved_mark:
-            # The kernel took more, so the client acknowledged something.
-            self._moved_mark, self._moved_at, self.last_alive_at = mark, now, now
-        elif now - self._moved_at >= self._door.options.slow_after_s:
-            self.close(SLOW)
+            self._limit_bytes = options.max_queue_bytes
+        elif now - self._window_began_at >= options.slow_after_s:
+            if self._written_bytes() - self._window_mark < MIN_BYTES_PER_S * options.slow_after_s:
+                self.close(SLOW)
+            else:
+                self._begin_window()
 
 
 # -- what tornado's streams do not say by themselves -----------------------------------------------------

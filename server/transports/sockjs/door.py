@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pydispatch import dispatcher
 from tornado.httputil import HTTPServerRequest
 from tornado.ioloop import PeriodicCallback
 from tornado.web import RequestHandler
@@ -43,6 +42,11 @@ _OURS: dict[type, type[RequestHandler]] = {
 """Whose place our handlers take in the table of sockjs-tornado. Not in it: `/chunking_test`, of SockJS 0.1."""
 
 
+MAX_SESSIONS_WITHOUT_REQUEST = 20_000
+"""How many sessions over HTTP may have no request waiting. Each of the others has a TCP connection, which are bounded
+elsewhere; of these any number could be opened over one."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SockJSOptions:
     """Where the door is, whom it lets in, and the limits of a connection."""
@@ -52,13 +56,17 @@ class SockJSOptions:
     prefix: str = "/notification"
     origins: tuple[str, ...] = ("*",)
     """See `Origins`."""
+    frame_ancestors: tuple[str, ...] | None = None
+    """While `origins` is `*`: the pages that may put those of this door into a frame, as sources of
+    Content-Security-Policy; None: all. What is asked from inside the frame seems to come from this server's own page.
+    """
     heartbeat_s: float = 25.0
     disconnect_delay_s: float = 5.0
     """How long a client over HTTP may have no request waiting."""
     max_queue_bytes: int = 256 * 1024
     """How much may wait behind the first frame in a connection's queue; more closes it as slow."""
     slow_after_s: float = 30.0
-    """For how long nothing may leave a queue that is not empty; longer closes the connection as slow."""
+    """Over how long a queue that is not empty must leave at `MIN_BYTES_PER_S`; slower closes the connection as slow."""
     max_message_bytes: int = 1024 * 1024
     """The size of one WebSocket message, or of one request that sends."""
     response_limit_bytes: int = 128 * 1024
@@ -90,7 +98,7 @@ class SockJSDoor(SockJSRouter):
         self.stats._callback.stop()
 
         self.options = options
-        self.origins = Origins(options.origins)
+        self.origins = Origins(options.origins, options.frame_ancestors)
         self.open_session = open_session
         self.backlogged: set[ClientConnection] = set()
         """The connections with something in their queue, and some that had a moment ago."""
@@ -140,14 +148,14 @@ class SockJSDoor(SockJSRouter):
         self._opened_count += 1
         self._slices[connection.slot].add(connection)
         self._counts[connection.transport] += 1
-        dispatcher.send(bus.CONNECTION_OPENED, transport=connection.transport)
+        bus.tell(bus.CONNECTION_OPENED, self, transport=connection.transport)
 
     def remove(self, connection: ClientConnection, reason: CloseReason | None) -> None:
         """A connection is over, by itself if `reason` is None."""
         self._slices[connection.slot].discard(connection)
         self.backlogged.discard(connection)
         self._counts[connection.transport] -= 1
-        dispatcher.send(bus.CONNECTION_CLOSED, transport=connection.transport, reason=reason)
+        bus.tell(bus.CONNECTION_CLOSED, self, transport=connection.transport, reason=reason)
 
     def close_all(self, reason: CloseReason) -> None:
         """Close all connections of clients, whatever their sessions are doing."""
@@ -160,10 +168,10 @@ class SockJSDoor(SockJSRouter):
         self._sweep.stop()
 
     # -- sessions over HTTP -------------------------------------------------------------------------------
-    def http_connection(self, session_id: str, transport: str, caller: Caller) -> HttpConnection:
-        """The connection of this session, or a new one, to be opened by its first receiver."""
+    def http_connection(self, session_id: str, transport: str, caller: Caller) -> HttpConnection | None:
+        """The connection of this session, or a new one, to be opened by its first receiver; None: too many."""
         connection = self._http_connections.get(session_id)
-        if connection is None:
+        if connection is None and len(self._expected) < MAX_SESSIONS_WITHOUT_REQUEST:
             connection = HttpConnection(self, transport, caller, session_id)
             self._http_connections[session_id] = connection
         return connection
@@ -171,7 +179,7 @@ class SockJSDoor(SockJSRouter):
     def open_http_connection(self, session_id: str, caller: Caller) -> HttpConnection | None:
         """The connection of this session if it is open and this caller's."""
         connection = self._http_connections.get(session_id)
-        if connection is None or connection.is_closed or connection.caller.address != caller.address:
+        if connection is None or connection.is_closed or not connection.is_of(caller):
             return None
         return connection
 

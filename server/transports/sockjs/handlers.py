@@ -94,6 +94,7 @@ class Handler(RefusingHandler, PreflightHandler):
 
     def on_connection_close(self) -> None:
         """The client went away before the answer was complete."""
+        RequestHandler.on_connection_close(self)  # past sockjs-tornado, as above
 
     def compute_etag(self) -> str | None:
         """What changes has none, or a client could be told 304."""
@@ -127,7 +128,7 @@ class Handler(RefusingHandler, PreflightHandler):
             self.set_header("Access-Control-Allow-Headers", requested)
 
     def limit_frames(self) -> None:
-        """Let only pages of allowed origins put this one into a frame."""
+        """Let only some pages put this one into a frame: see `Origins.frame_ancestors`."""
         if self.server.origins.frame_ancestors is not None:
             self.set_header("Content-Security-Policy", self.server.origins.frame_ancestors)
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from server.transports.sockjs.door import SockJSDoor
 
 STILL_OPEN = CloseReason(2010, "Another connection still open")
-OTHER_ADDRESS = CloseReason(2010, "Another address has this session")
+OTHER_CLIENT = CloseReason(2010, "Another client has this session")
 INTERRUPTED = CloseReason(1002, "Connection interrupted")
 
 
@@ -84,6 +84,12 @@ class HttpConnection(ClientConnection):
         self._drained: asyncio.Event | None = None
         self._end_frame = ""
 
+    def is_of(self, caller: Caller) -> bool:
+        """Whether a request of this caller may be part of the session. A foreign page can open one by a script, which
+        hides where it comes from; what it sends shows it."""
+        is_as_near = caller.is_loopback or not self.caller.is_loopback
+        return is_as_near and caller.address == self.caller.address
+
     # -- receivers ----------------------------------------------------------------------------------------
     def attach(self, receiver: Receiver, caller: Caller) -> bool:
         """Let a request receive what is sent to this client. False if it was only told why it cannot."""
@@ -94,6 +100,7 @@ class HttpConnection(ClientConnection):
             return False
         is_new = self._session is None
         self._receiver = receiver
+        self._begin_window()
         self._door.keep(self)
         self.last_alive_at = time.monotonic()
         if is_new:
@@ -103,8 +110,8 @@ class HttpConnection(ClientConnection):
         return True
 
     def _why_not(self, caller: Caller) -> str | None:
-        if caller.address != self.caller.address:
-            return close_frame(OTHER_ADDRESS)
+        if not self.is_of(caller):
+            return close_frame(OTHER_CLIENT)
         if self.is_closed:
             return self._end_frame
         if self._receiver is not None and self._receiver.is_answered:
@@ -115,6 +122,7 @@ class HttpConnection(ClientConnection):
         """The receiver has done its work, and the client is expected to send another one."""
         if self._receiver is receiver:
             self._receiver = None
+            self._begin_window()
             self._door.expect(self)
             self._note_drained()
 
@@ -152,9 +160,8 @@ class HttpConnection(ClientConnection):
     def _queued_bytes(self) -> int:
         return self._texts_bytes + (0 if self._receiver is None else self._receiver.unsent_bytes)
 
-    def _mark(self) -> object:
-        receiver = self._receiver
-        return None if receiver is None else (id(receiver), receiver.written_bytes)
+    def _written_bytes(self) -> int:
+        return 0 if self._receiver is None else self._receiver.written_bytes
 
     async def drained(self) -> None:
         while not self.is_closed and self._queued_bytes():

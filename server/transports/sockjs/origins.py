@@ -12,11 +12,15 @@ class Origins:
     """`allowed` are origins as browsers write them (`https://example.org`, or `null`), or `*` for all of them.
 
     The server's own origin is always allowed. What has no origin at all is no foreign web page, and allowed.
+
+    `framing_if_open` are the pages that may put our pages into a frame while all may come in, as sources of
+    Content-Security-Policy; None: all pages.
     """
 
-    def __init__(self, allowed: Collection[str]) -> None:
+    def __init__(self, allowed: Collection[str], framing_if_open: Collection[str] | None = None) -> None:
         self.is_open = "*" in allowed
         self._allowed = frozenset(_normal(origin) for origin in allowed)
+        self._framing_if_open = framing_if_open
 
     def allows(self, request: HTTPServerRequest) -> bool:
         if self.is_open:
@@ -28,13 +32,15 @@ class Origins:
 
     @property
     def frame_ancestors(self) -> str | None:
-        """The Content-Security-Policy for pages that work inside a frame of the allowed origins; None: no limit.
+        """The Content-Security-Policy for pages that work inside a frame of other pages; None: no limit.
 
         Without it any page could put the SockJS iframe in between, whose requests come from our own origin.
         """
-        if self.is_open:
+        if not self.is_open:
+            return " ".join(["frame-ancestors 'self'", *sorted(self._allowed - {"null"})])
+        if self._framing_if_open is None:
             return None
-        return " ".join(["frame-ancestors 'self'", *sorted(self._allowed - {"null"})])
+        return " ".join(["frame-ancestors", *(self._framing_if_open or ["'none'"])])
 
 
 def _normal(origin: str) -> str:

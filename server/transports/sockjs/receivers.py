@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
+import sys
 from typing import TYPE_CHECKING
 from urllib.parse import unquote_plus
 
 from tornado.concurrent import future_add_done_callback
+from tornado.web import stream_request_body
 
 from server.transports.sockjs import connections
 from server.transports.sockjs.connections import LOG, tune_socket
@@ -43,11 +46,17 @@ class ReceivingHandler(Handler, Receiver):
         self._stream: IOStream = self._http.stream
         self._over = asyncio.get_running_loop().create_future()
 
-    async def _receive(self, session_id: str) -> None:
+    async def _receive(self, session_id: str, prelude: bytes = b"") -> None:
         """Take part in the session until the response is complete or the client is gone."""
-        tune_socket(self._stream, self.server.give_up_after_s)
         caller = self.server.identify(self.request)
         connection = self.server.http_connection(session_id, self.transport, caller)
+        if connection is None:
+            self.finish_text("Too many sessions.", 503)
+            return
+        tune_socket(self._stream, self.server.give_up_after_s)
+        if prelude:
+            self.write(prelude)
+            self.flush()
         self._connection = connection
         connection.attach(self, caller)
         await self._over
@@ -166,9 +175,7 @@ class StreamingHandler(ReceivingHandler):
         self.disable_cache()
         self.set_header("Content-Type", content_type)
         self._left_bytes = self.server.options.response_limit_bytes
-        self.write(prelude)
-        self.flush()
-        await self._receive(session_id)
+        await self._receive(session_id, prelude)
 
     @property
     def is_ready(self) -> bool:
@@ -262,8 +269,26 @@ class HtmlFile(StreamingHandler):
 # -- sending ---------------------------------------------------------------------------------------------
 
 
+@stream_request_body
 class SendingHandler(Handler):
-    """A request that brings messages of the client."""
+    """A request that brings messages of the client. Reads its body itself, and no more of it than is allowed."""
+
+    def prepare(self) -> None:
+        super().prepare()
+        self._body = bytearray()
+        # Tornado answers 400 to what is over its own limit; we count ourselves, and answer 413.
+        self.request.connection.set_max_body_size(sys.maxsize)  # type: ignore[union-attr]  # HTTP/1 always has it
+        with contextlib.suppress(ValueError):  # no number, which the server will answer
+            self._check_size(int(self.request.headers.get("Content-Length", "0")))
+
+    def data_received(self, chunk: bytes) -> None:
+        self._body += chunk
+        self._check_size(len(self._body))
+
+    def _check_size(self, size: int) -> None:
+        if size > self.server.options.max_message_bytes:
+            self.preflight()
+            self.finish_text("Payload too big.", 413)
 
     async def post(self, session_id: str) -> None:
         self.preflight()
@@ -281,9 +306,6 @@ class SendingHandler(Handler):
 
     def _texts(self) -> list[str] | None:
         """The messages in the body; None if it holds none, which was answered then."""
-        if len(self.request.body) > self.server.options.max_message_bytes:
-            self.finish_text("Payload too big.", 413)
-            return None
         try:
             payload = self._payload()
             texts = parse_messages(payload) if payload else None
@@ -297,7 +319,7 @@ class SendingHandler(Handler):
 
     def _payload(self) -> str:
         """The JSON in the body. Raises ValueError if it is no text."""
-        return self.request.body.decode()
+        return self._body.decode()
 
     def _acknowledge(self) -> None:
         raise NotImplementedError
@@ -315,7 +337,8 @@ class XhrSend(SendingHandler):
 class JsonpSend(SendingHandler):
     def _payload(self) -> str:
         body = super()._payload()
-        if self.request.headers.get("Content-Type", "").lower() != "application/x-www-form-urlencoded":
+        media_type = self.request.headers.get("Content-Type", "").partition(";")[0]
+        if media_type.strip().lower() != "application/x-www-form-urlencoded":
             return body
         return unquote_plus(body[2:]) if body.startswith("d=") else ""
 

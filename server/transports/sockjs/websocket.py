@@ -98,7 +98,7 @@ class WebSocketConnection(ClientConnection):
     def _queued_bytes(self) -> int:
         return 0 if self._stream.closed() else unwritten_bytes(self._stream)
 
-    def _mark(self) -> object:
+    def _written_bytes(self) -> int:
         return written_bytes(self._stream)
 
     async def drained(self) -> None:
@@ -110,8 +110,7 @@ class WebSocketConnection(ClientConnection):
             pass
 
     def _send_heartbeat(self) -> None:
-        if not self._queued_bytes():
-            self._write(PING_BYTES if self.is_raw else HEARTBEAT_BYTES)
+        self._write(PING_BYTES if self.is_raw else HEARTBEAT_BYTES)
 
     # -- end ----------------------------------------------------------------------------------------------
     def close(self, reason: CloseReason) -> None:
@@ -169,15 +168,18 @@ class WebSocketTransport(RefusingHandler, WebSocketHandler):
     def _forget_request(self) -> None:
         """Nobody will look at the request again, and it stays as long as the connection."""
         self.request.headers.clear()
+        self.request.body = b""
         self.open_kwargs = {}
 
     async def on_message(self, message: str | bytes) -> None:
         if isinstance(message, bytes):
             self._connection.close(TEXT_ONLY)
-        elif message:
+        else:
             await self._receive(message)
 
     async def _receive(self, message: str) -> None:
+        if not message:
+            return  # protocol: empty frames are ignored
         try:
             texts = parse_messages(message, may_be_single=True)
         except ValueError:
