@@ -10,6 +10,7 @@ never overtakes a fresh push, nor a stale push a fresh read.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import time
@@ -80,6 +81,7 @@ class Session:
     __slots__ = (
         "__weakref__",
         "_answered",
+        "_end",
         "_forgetting",
         "_held",
         "_held_bytes",
@@ -99,6 +101,8 @@ class Session:
         self._services = services
         self._room: Room | None = None
         self._is_closed = False
+        # what a pause of ours watches; None if there was none
+        self._end: asyncio.Event | None = None
         # commands waiting for their turn; allocated while there are any
         self._pending: deque[str] | None = None
         self._pending_bytes = 0
@@ -138,6 +142,8 @@ class Session:
     def closed(self) -> None:
         """The connection is over. Changes that it asked for before are still made: people click and close."""
         self._is_closed = True
+        if self._end is not None:
+            self._end.set()
         if self._room is not None:
             self._services.rooms.leave(self._room, self)
 
@@ -273,8 +279,15 @@ class Session:
                 return
             except StoreUnavailable as error:
                 self.connection.send(error_frame(error))
-            await asyncio.sleep(delay_s * random.uniform(0.5, 1.0))  # noqa: S311  # apart from the others, no secret
+            await self._pause(delay_s * random.uniform(0.5, 1.0))  # noqa: S311  # apart from the others, no secret
             delay_s = min(2 * delay_s, JOIN_RETRY_MAX_S)
+
+    async def _pause(self, delay_s: float) -> None:
+        """Return after a while, or at the end of the connection."""
+        self._end = asyncio.Event()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(delay_s):
+                await self._end.wait()
 
     async def _list(self, room: Room, command: ListUnseen | ListPage | ListNewest) -> None:
         services = self._services
@@ -290,9 +303,9 @@ class Session:
 
     async def _list_newest(self, room: Room, before: str | None, limit: int) -> None:
         """In one frame, with fewer documents than asked for if they are long."""
-        documents = await self._services.inbox.newest(room, before=before, limit=limit)
-        some = next(portions(documents))
-        self._answer(newest_frame(some, before, len(some) < len(documents) or len(documents) == limit), some)
+        documents = await self._services.inbox.newest(room, before=before, limit=limit + 1)
+        some = next(portions(documents[:limit]))
+        self._answer(newest_frame(some, before, len(some) < len(documents)), some)
 
     async def _list_unseen(self, room: Room) -> None:
         """In as many frames as it takes, each made when the one before has left; a single empty one if there are none.

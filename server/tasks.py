@@ -29,11 +29,12 @@ class Tasks:
             logger.error("task %s failed", task.get_name(), exc_info=error)
 
     async def cancel(self) -> None:
-        """Cancel all tasks and await their end."""
+        """Cancel all tasks and await their end, which is when they have cleaned up."""
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        if tasks:
+            await asyncio.wait(tasks)
 
     async def finish(self, deadline_s: float) -> None:
         """Let the tasks end by themselves for so long, then cancel what is left."""

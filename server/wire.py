@@ -269,8 +269,8 @@ def newest_frame(documents: Sequence[Document], before: str | None, has_more: bo
 
 
 def portions(documents: Sequence[Document]) -> Iterator[Sequence[Document]]:
-    """`documents` in their order, in portions for a frame each: of one, or with at most `MAX_CONTENT_PER_FRAME`. A single
-    empty one if there are none."""
+    """`documents` in their order, in portions for a frame each: of one, or with at most `MAX_CONTENT_PER_FRAME`.
+    A single empty one if there are none."""
     start = size = 0
     for index, document in enumerate(documents):
         size += len(document.notification.content)

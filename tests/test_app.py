@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import email
 import email.policy
 import json
+import os
+import re
 import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pydispatch import dispatcher
 from websockets.exceptions import ConnectionClosed
 
+from server import app
+from server.bus import NOTIFICATION_STORED
+from server.config import load
 from tests.support.client import SocketClient
 from tests.support.mongod import Mongod
 from tests.support.processes import wait_until
 from tests.support.running_server import RunningServer
 from tests.support.smtp_sink import SMTPSink
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
@@ -39,6 +48,12 @@ def mails_in(folder: Path) -> list[email.message.EmailMessage]:
         email.message_from_bytes(path.read_bytes(), policy=email.policy.default)
         for path in sorted(folder.glob("*.eml"))
     ]
+
+
+def faulty(folder: Path, fault: str, **settings: str) -> RunningServer:
+    """A server with this code run in its process before anything else."""
+    (folder / "sitecustomize.py").write_text(fault)
+    return RunningServer(folder, **settings, PYTHONPATH=f"{folder}{os.pathsep}{ROOT}")
 
 
 # -- starting ----------------------------------------------------------------------------------------------------------
@@ -81,6 +96,17 @@ def test_a_data_folder_that_is_a_file_is_one_clear_sentence(tmp_path: Path) -> N
     assert "Traceback" not in server.log
 
 
+def test_any_free_port(tmp_path: Path) -> None:
+    """Port 0 is the system's choice, and the address that is printed is the one."""
+    server = RunningServer(tmp_path, NOTIFY_APPLICATION_PORT="0")
+    server.launch()
+    wait_until(lambda: "mail" in server.log, "the announcement")
+    [port] = re.findall(r"http://127\.0\.0\.1:(\d+)/", server.log)
+    server.port = int(port)
+    server.wait_until_ready()
+    assert server.stop() == 0
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_it_ends_cleanly_at_a_signal(server: RunningServer, number: signal.Signals) -> None:
     """Clients are told that the server goes away; the exit code is 0, and nothing is left in the log but that."""
@@ -92,6 +118,167 @@ async def test_it_ends_cleanly_at_a_signal(server: RunningServer, number: signal
         assert closed.value.rcvd is not None and closed.value.rcvd.code == 1001
     assert await asyncio.to_thread(server.wait) == 0
     assert "Traceback" not in server.log and "ERROR" not in server.log
+
+
+async def test_commands_taken_before_the_end_are_carried_out(tmp_path: Path) -> None:
+    """People click, and the server is restarted: what they saw stays seen."""
+    slow_changes = """
+import asyncio
+from server.inbox import Inbox
+mark_seen = Inbox.mark_seen
+async def slowly(*arguments):
+    await asyncio.sleep(0.05)
+    return await mark_seen(*arguments)
+Inbox.mark_seen = slowly
+"""
+    with faulty(tmp_path, slow_changes) as server:
+        for number in range(20):
+            server.must_notify("alice", content=str(number))
+        async with SocketClient(server) as client:
+            for document in await client.join("alice"):
+                await client.send("seen", {"ids": [document["_id"]]})
+            await (await client.socket.ping())  # answered when all before it has been read
+            server.signal(signal.SIGTERM)
+            assert await asyncio.to_thread(server.wait) == 0
+        await asyncio.to_thread(server.start)
+        async with SocketClient(server) as client:
+            assert await client.join("alice") == []
+
+
+def test_a_step_of_the_end_that_fails_or_is_late_holds_up_no_other(tmp_path: Path) -> None:
+    """The store is closed in any case."""
+    faults = """
+import asyncio
+from server import app
+app.SHUTDOWN_DEADLINE_S = 1.0
+app.LETTING_GO_S = 0.5
+async def hang(*_):
+    await asyncio.Event().wait()
+def fail(*_):
+    raise RuntimeError("broken")
+app.Notifier.close = hang
+app.SockJSDoor.close_all = fail
+app.OutboxWorker.stop = hang
+"""
+    with faulty(tmp_path, faults) as server:
+        server.must_notify("alice", content="x")
+        assert server.stop() == 0
+        assert "notifying: not ended in time" in server.log
+        assert "the clients: could not be ended" in server.log
+    assert not list(server.data.glob("*-wal")), "the store was not closed"
+
+
+@pytest.mark.parametrize("kind", ["_readers", "_writer"])
+def test_a_disk_that_hangs_does_not_keep_it_from_ending(tmp_path: Path, kind: str) -> None:
+    """Neither while it reads nor while it writes."""
+    fault = f"""
+import time
+from server import app
+from server.store.sqlite import SQLiteStore
+app.SHUTDOWN_DEADLINE_S = 1.0
+app.LETTING_GO_S = 0.5
+open_well = SQLiteStore.open
+async def open_and_hang(store):
+    await open_well(store)
+    store.{kind}.submit(lambda _: time.sleep(3600))
+SQLiteStore.open = open_and_hang
+"""
+    with faulty(tmp_path, fault) as server:
+        assert server.stop() == 0
+        assert "the store: not ended in time" in server.log
+
+
+def test_a_thread_that_hangs_does_not_keep_it_from_ending(tmp_path: Path) -> None:
+    """The interpreter would wait for it. It is said that this was not the orderly end."""
+    fault = """
+import asyncio, threading, time
+from server import app
+app.LAST_RESORT_S = 0.5
+async def hang(_):
+    asyncio.get_running_loop().run_in_executor(None, time.sleep, 3600)
+    await asyncio.Event().wait()
+app.UnseenCounts.run = hang
+"""
+    with faulty(tmp_path, fault) as server:
+        assert server.stop() == 1
+        assert "ended at once (something hangs)" in server.log
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_it_at_once(tmp_path: Path, number: signal.Signals) -> None:
+    """With one sentence, whatever is still to be done."""
+    fault = """
+import asyncio
+from server import app
+app.SHUTDOWN_DEADLINE_S = app.LAST_RESORT_S = 3600
+async def hang(*_):
+    print("is ending", flush=True)
+    await asyncio.Event().wait()
+app.Notifier.close = hang
+"""
+    with faulty(tmp_path, fault) as server:
+        server.signal(number)
+        wait_until(lambda: "is ending" in server.log, "the end beginning")
+        server.signal(number)
+        assert server.wait() == 1
+        assert "ended at once (a second signal)" in server.log.splitlines()[-1]
+        assert "Traceback" not in server.log
+
+
+# -- bounds ------------------------------------------------------------------------------------------------------------
+
+
+def test_more_connections_than_files(tmp_path: Path) -> None:
+    """Those that are too many wait or are closed, the log tells of it once, the rest of the server has the files it
+    needs, and new clients are served when the others are gone."""
+    few_files = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))"
+    with faulty(tmp_path, few_files) as server, contextlib.ExitStack() as idle:
+        for _ in range(90):
+            idle.enter_context(socket.create_connection(("127.0.0.1", server.port)))
+        wait_until(lambda: "ulimit" in server.log, "the complaint")
+        idle.close()
+        wait_until(lambda: server.notify("alice", content="x").status == 200, "service")
+        assert server.log.count("ERROR") == 1
+        assert "Traceback" not in server.log
+
+
+async def test_who_does_not_go_on_with_a_request_is_disconnected(tmp_path: Path) -> None:
+    """Whose body stalls, and who sends nothing. A WebSocket, and an answer that streams, live on."""
+    short_times = "from server import app; app.BODY_TIMEOUT_S = app.IDLE_TIMEOUT_S = 0.3"
+    with faulty(tmp_path, short_times) as server:
+        async with SocketClient(server) as client:
+            await client.join("alice")
+            streaming, sending = await asyncio.open_connection("127.0.0.1", server.port)
+            sending.write(
+                b"POST /notification/0/x/xhr_streaming HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n"
+            )
+            await asyncio.wait_for(streaming.readuntil(b"o\n"), 30)
+            for request in (
+                b"POST /notify HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{",
+                b"GET / HT",
+                b"",
+            ):
+                reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+                writer.write(request)
+                assert await asyncio.wait_for(reader.read(), 30) == b""
+                writer.close()
+            server.must_notify("alice", content="x")
+            assert (await client.next("notification"))[0]["content"] == "x"
+            assert not streaming.at_eof()
+            sending.close()
+
+
+def test_a_sweep_that_fails_is_not_the_last(tmp_path: Path) -> None:
+    """What goes wrong is logged each time."""
+    fault = """
+from server import app
+app.SWEEP_INTERVAL_S = 0.01
+async def fail(_):
+    raise RuntimeError("broken")
+app.Notifier.complete = fail
+"""
+    with faulty(tmp_path, fault) as server:
+        wait_until(lambda: server.log.count("the sweep failed") > 1, "a second sweep")
 
 
 # -- the walk ----------------------------------------------------------------------------------------------------------
@@ -238,13 +425,54 @@ async def test_a_store_that_goes_away_is_503_and_service_resumes_by_itself(
 
 
 async def test_it_waits_for_a_store_that_is_not_there_yet(tmp_path: Path, own_mongod: Mongod) -> None:
-    """It says so, takes SIGTERM meanwhile, and serves as soon as the store is there."""
+    """It says so, refuses connections meanwhile, and serves as soon as the store is there."""
     await asyncio.to_thread(own_mongod.stop)
     settings = {"NOTIFY_MONGODB_URL": own_mongod.url, "NOTIFY_MONGODB_TIMEOUT_S": "1"}
     server = RunningServer(tmp_path, **settings)
     starting = asyncio.create_task(asyncio.to_thread(server.start))
     await asyncio.to_thread(wait_until, lambda: "waiting for the store" in server.log, "the warning")
+    with pytest.raises(ConnectionRefusedError):
+        server.get("/healthz")
     await asyncio.to_thread(own_mongod.start)
     await starting
     assert server.notify("alice", content="x").status == 200
     assert await asyncio.to_thread(server.stop) == 0
+
+
+def test_it_can_be_ended_while_the_store_does_not_open(tmp_path: Path) -> None:
+    """Whatever that waits for."""
+    fault = """
+import asyncio
+from server.store.sqlite import SQLiteStore
+async def hang(_):
+    print("is opening", flush=True)
+    await asyncio.Event().wait()
+SQLiteStore.open = hang
+"""
+    server = faulty(tmp_path, fault)
+    server.launch()
+    wait_until(lambda: "is opening" in server.log, "the store being opened")
+    assert server.stop() == 0
+    assert "Traceback" not in server.log
+
+
+async def test_after_its_end_a_server_hears_of_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others may go on in the same process."""
+    monkeypatch.setattr(app, "_tune_gc", lambda: None)
+    connected = sorted(map(str, dispatcher.getAllReceivers(signal=NOTIFICATION_STORED)))
+    settings = {"NOTIFY_APPLICATION_PORT": "0", "NOTIFY_APPLICATION_DATA": str(tmp_path)}
+    server, stop = app.Server(load(None, settings)), asyncio.Event()
+    stop.set()
+    await server.run(stop)
+    assert not list(dispatcher.getReceivers(server._notifier, NOTIFICATION_STORED))
+    assert sorted(map(str, dispatcher.getAllReceivers(signal=NOTIFICATION_STORED))) == connected
+
+
+async def test_an_empty_message_is_answered_like_any_garbage(server: RunningServer) -> None:
+    """By an error; the connection lives on."""
+    async with SocketClient(server) as client:
+        await client.socket.send("")
+        assert (await client.next("error"))["code"] == "invalid"
+        assert await client.join("alice") == []

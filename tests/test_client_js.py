@@ -45,7 +45,7 @@ CONNECT = """async ({ base, withSockJS, options }) => {
     inbox.connect();
 }"""
 
-# A socket whose other end is the test: `sockets.at(-1).frame("count", { unseen: 0 })`.
+# A socket whose other end is the test: `sockets.at(-1).frame("count", { unseen: 0 })`, `sockets[0].page([], false)`.
 FAKE_SOCKET = """() => {
     window.sockets = [];
     window.FakeSocket = class {
@@ -53,9 +53,13 @@ FAKE_SOCKET = """() => {
         constructor() { sockets.push(this); }
         send(text) { this.sent.push(JSON.parse(text)); }
         close() { this.isClosed = true; }
-        frame(name, data) {
+        frame(name, data, rest) {
             const inner = Array.isArray(data) ? JSON.stringify(data) : data;
-            this.onmessage?.({ data: { name, data: inner } });
+            this.onmessage?.({ data: { name, data: inner, ...rest } });
+        }
+        // The answer to the last question, or to that about what is before `before`.
+        page(data, more, before = this.sent.findLast(({ name }) => name === "content").data.before) {
+            this.frame("notification", data, { before, more });
         }
     };
     window.doc = (number, rest) => ({
@@ -202,6 +206,29 @@ async def test_paging_has_no_gaps(pages: Pages, server: RunningServer) -> None:
     assert read == 130
 
 
+async def test_long_documents(pages: Pages, server: RunningServer) -> None:
+    """Documents too long for one frame are read in as many as it takes: each once, in order, and so after a break."""
+    for number in range(40):
+        server.must_notify("alice", title=str(number), content="x" * 20_000)
+    page = await online(pages, server, pageSize=15)
+    expected = [str(number) for number in reversed(range(40))]
+    assert await titles(page) == expected[:15]
+    for read in (15, 30):
+        answer = await page.evaluate("inbox.content().then((items) => items.map(({ title }) => title))")
+        assert answer == expected[read : read + 15]
+        assert await titles(page) == expected[: read + 15]
+    assert await page.evaluate("inbox.hasMore") is False
+    pages.forgive("WebSocket connection")
+    await page.evaluate("Math.random = () => 0.05")
+    server.restart()
+    await page.wait_for_function("events.filter(([name, { state }]) => state === 'online').length === 2")
+    assert await titles(page) == expected
+    assert await page.evaluate("inbox.unseen") == 40
+    assert await page.evaluate("inbox.content()") == []
+    assert await page.evaluate("inbox.hasMore") is False
+    assert await events(page, "notification") == []
+
+
 async def test_content_from_an_item(pages: Pages, server: RunningServer) -> None:
     """A page can begin at any item that is held, and at the newest."""
     for number in range(5):
@@ -336,7 +363,7 @@ JOINED = OPEN + "sockets.at(-1).frame('count', { unseen: 0 }); "
 
 
 async def test_what_is_sent_at_the_start(pages: Pages, server: RunningServer) -> None:
-    """The first page is asked for right behind the join, so that hardly a push comes between their answers."""
+    """The first page is asked for right behind the join, without waiting for its answer."""
     page = await scripted(pages, server)
     await settle(page, "sockets[0].onopen()")
     assert await page.evaluate("sockets[0].sent") == [
@@ -346,44 +373,93 @@ async def test_what_is_sent_at_the_start(pages: Pages, server: RunningServer) ->
 
 
 async def test_push_before_the_first_page(pages: Pages, server: RunningServer) -> None:
-    """A push that comes in place of the first page hides nothing of it, nor that there is more."""
+    """A push that comes before the first page is told of as one, and hides nothing of the page."""
     page = await scripted(pages, server)
     await settle(page, JOINED + "sockets[0].frame('notification', [doc(9)])")
-    await settle(page, "sockets[0].frame('notification', docs(9, 7))")
+    assert await page.evaluate("inbox.state") == "connecting"
+    await settle(page, "sockets[0].page(docs(9, 7), true)")
     assert await page.evaluate("[inbox.state, list]") == [
         "online",
         {"titles": ["n9", "n8", "n7"], "hasMore": True},
     ]
+    assert [event["notification"]["title"] for event in await events(page, "notification")] == ["n9"]
 
 
 async def test_push_before_an_older_page(pages: Pages, server: RunningServer) -> None:
-    """A push that comes before the answer to a question is not taken for the answer."""
+    """A push that comes before the answer to a question is not taken for the answer, however old it is."""
     page = await scripted(pages, server)
-    await settle(page, JOINED + "sockets[0].frame('notification', docs(6, 4))")
+    await settle(page, JOINED + "sockets[0].page(docs(6, 4), true)")
     await settle(
         page, "window.answer = null; inbox.content().then((items) => (answer = items.map((i) => i.title)))"
     )
-    await settle(page, "sockets[0].frame('notification', [doc(7)])")
+    await settle(
+        page, "sockets[0].frame('notification', [doc(7)]); sockets[0].frame('notification', [doc(1)])"
+    )
     assert await page.evaluate("answer") is None
-    await settle(page, "sockets[0].frame('notification', [doc(3)])")
+    await settle(page, "sockets[0].page([doc(3)], false)")
     assert await page.evaluate("answer") == ["n3"]
     assert await page.evaluate("list") == {"titles": ["n7", "n6", "n5", "n4", "n3"], "hasMore": False}
-    assert [event["notification"]["title"] for event in await events(page, "notification")] == ["n7"]
+    assert [event["notification"]["title"] for event in await events(page, "notification")] == ["n7", "n1"]
+
+
+async def test_answers_to_several_questions(pages: Pages, server: RunningServer) -> None:
+    """Each answer goes to the question that it names, also when the server refused another command meanwhile."""
+    page = await scripted(pages, server)
+    await settle(page, JOINED + "sockets[0].page(docs(6, 4), true)")
+    await settle(
+        page,
+        "window.answers = {}; for (const before of [null, doc(5)._id, doc(4)._id]) inbox.content({ before, limit: 1 })"
+        ".then((items) => (answers[before] = items.map((i) => i.title)), () => (answers[before] = 'refused'))",
+    )
+    await settle(page, "sockets[0].frame('error', { code: 'store_unavailable', message: 'a seen failed' })")
+    for before, number in (("null", 6), ("doc(5)._id", 4), ("doc(4)._id", 3)):
+        await settle(page, f"sockets[0].page([doc({number})], true, {before})")
+    assert await page.evaluate("Object.values(answers)") == ["refused", ["n4"], ["n3"]]
+    assert await titles(page) == ["n6", "n5", "n4", "n3"]
+    assert await events(page, "notification") == []
+
+
+async def test_short_pages(pages: Pages, server: RunningServer) -> None:
+    """A page with fewer than asked for, that older ones follow, is read on until all that was asked for is there."""
+    page = await scripted(pages, server)
+    await settle(page, JOINED + "sockets[0].page([doc(9)], true)")
+    assert await page.evaluate("[inbox.state, sockets[0].sent.at(-1).data.limit]") == ["connecting", 2]
+    await settle(page, "sockets[0].page(docs(8, 7), true)")
+    assert await page.evaluate("inbox.state") == "online"
+    await settle(page, "inbox.content().then((items) => (window.answer = items.map((i) => i.title)))")
+    await settle(page, "sockets[0].page(docs(6, 5), true)")
+    assert await page.evaluate("'answer' in window") is False
+    await settle(page, "sockets[0].page([], false)")
+    assert await page.evaluate("answer") == ["n6", "n5"]
+    assert await page.evaluate("list") == {"titles": ["n9", "n8", "n7", "n6", "n5"], "hasMore": False}
+
+
+async def test_closed_between_two_pages(pages: Pages, server: RunningServer) -> None:
+    """A client that is closed as it shows the first part of a page asks for no more, and can be used again."""
+    page = await scripted(pages, server)
+    await settle(page, JOINED + "sockets[0].page(docs(9, 7), true)")
+    await settle(page, "inbox.content().catch((error) => (window.refused = error.message))")
+    await settle(
+        page, "const off = inbox.on('list', () => { off(); inbox.close(); }); sockets[0].page([doc(6)], true)"
+    )
+    assert await page.evaluate("refused") == "the connection was closed"
+    await settle(page, "inbox.connect(); " + JOINED + "sockets[1].page([doc(9)], false)")
+    assert await page.evaluate("sockets[1].sent.map(({ name }) => name)") == ["join", "content"]
 
 
 async def test_empty_page(pages: Pages, server: RunningServer) -> None:
     """A page without anything says that the inbox ends."""
     page = await scripted(pages, server)
-    await settle(page, JOINED + "sockets[0].frame('notification', docs(3, 1))")
+    await settle(page, JOINED + "sockets[0].page(docs(3, 1), true)")
     assert await page.evaluate("inbox.hasMore") is True
-    await settle(page, "inbox.content(); sockets[0].frame('notification', [])")
+    await settle(page, "inbox.content(); sockets[0].page([], false)")
     assert await page.evaluate("[inbox.hasMore, inbox.items.length]") == [False, 3]
 
 
 async def test_older_version(pages: Pages, server: RunningServer) -> None:
     """Of two versions of a notification the one with the greater rev stays, in whichever order they come."""
     page = await scripted(pages, server)
-    await settle(page, JOINED + "sockets[0].frame('notification', [doc(1, { rev: '0b', title: 'new' })])")
+    await settle(page, JOINED + "sockets[0].page([doc(1, { rev: '0b', title: 'new' })], false)")
     await settle(page, "sockets[0].frame('notification', [doc(1, { rev: '0a', title: 'old' })])")
     assert await titles(page) == ["new"]
     await settle(page, "sockets[0].frame('notification', [doc(1, { rev: '0c', title: 'newest' })])")
@@ -398,7 +474,7 @@ async def test_changes_while_reading(pages: Pages, server: RunningServer) -> Non
         "sockets[0].onopen(); sockets[0].frame('notification', [doc(1, { seen: false }), doc(2, { seen: false })])",
     )
     await settle(page, "sockets[0].frame('seen', [doc(2)._id]); sockets[0].frame('delete', [doc(1)._id])")
-    await settle(page, "sockets[0].frame('count', { unseen: 0 }); sockets[0].frame('notification', [doc(2)])")
+    await settle(page, "sockets[0].frame('count', { unseen: 0 }); sockets[0].page([doc(2)], false)")
     assert await page.evaluate("inbox.items.map(({ title, seen }) => [title, seen])") == [["n2", True]]
 
 
@@ -407,17 +483,17 @@ async def test_late_document_beyond_the_end(pages: Pages, server: RunningServer)
     page = await scripted(pages, server)
     await settle(
         page,
-        JOINED + "sockets[0].frame('notification', docs(6, 4)); sockets[0].frame('notification', [doc(1)])",
+        JOINED + "sockets[0].page(docs(6, 4), true); sockets[0].frame('notification', [doc(1)])",
     )
     assert await titles(page) == ["n6", "n5", "n4"]
-    await settle(page, "inbox.content(); sockets[0].frame('notification', docs(3, 1))")
+    await settle(page, "inbox.content(); sockets[0].page(docs(3, 1), false)")
     assert await titles(page) == ["n6", "n5", "n4", "n3", "n2", "n1"]
 
 
 async def test_error_answers_a_question(pages: Pages, server: RunningServer) -> None:
     """A page that the server cannot read is refused to the asker, and the connection lives on."""
     page = await scripted(pages, server)
-    await settle(page, JOINED + "sockets[0].frame('notification', docs(3, 1))")
+    await settle(page, JOINED + "sockets[0].page(docs(3, 1), true)")
     await settle(page, "inbox.content().catch((error) => (window.refused = error.message))")
     await settle(page, "sockets[0].frame('error', { code: 'store_unavailable', message: 'away' })")
     assert await page.evaluate("[refused, inbox.state]") == ["away", "online"]
@@ -432,7 +508,7 @@ async def test_store_away_at_the_join(pages: Pages, server: RunningServer) -> No
         await settle(page, "sockets[0].frame('error', { code: 'store_unavailable', message: 'away' })")
     assert await page.evaluate("[inbox.state, sockets.length]") == ["connecting", 1]
     await settle(page, "sockets[0].frame('notification', []); sockets[0].frame('count', { unseen: 0 })")
-    await settle(page, "sockets[0].frame('notification', [])")
+    await settle(page, "sockets[0].page([], false)")
     assert await page.evaluate("inbox.state") == "online"
 
 
@@ -459,7 +535,7 @@ async def test_delays_start_anew(pages: Pages, server: RunningServer, lived_ms: 
     page = await scripted(pages, server)
     await settle(page, "sockets[0].onclose()")
     await page.clock.run_for(1000)
-    await settle(page, JOINED + "sockets[1].frame('notification', [])")
+    await settle(page, JOINED + "sockets[1].page([], false)")
     await page.clock.run_for(lived_ms)
     await settle(page, "sockets[1].onclose()")
     assert (await events(page, "state"))[-1] == {"state": "waiting", "retryInMs": delay}
@@ -472,7 +548,7 @@ async def test_silence(pages: Pages, server: RunningServer) -> None:
     await page.clock.run_for(20_000)
     assert await page.evaluate("[inbox.state, sockets[0].isClosed]") == ["waiting", True]
     await page.clock.run_for(1000)
-    await settle(page, JOINED + "sockets[1].frame('notification', docs(3, 1))")
+    await settle(page, JOINED + "sockets[1].page(docs(3, 1), true)")
     await page.clock.run_for(600_000)
     assert await page.evaluate("inbox.state") == "online"
     await settle(page, "inbox.content().catch((error) => (window.refused = error.message))")
@@ -492,7 +568,7 @@ async def test_back_in_the_foreground(pages: Pages, server: RunningServer) -> No
     )
     await settle(page, "sockets[0].onclose(); setHidden(true); setHidden(false)")
     assert await page.evaluate("[inbox.state, sockets.length]") == ["connecting", 2]
-    await settle(page, JOINED + "sockets[1].frame('notification', [])")
+    await settle(page, JOINED + "sockets[1].page([], false)")
     await settle(page, "setHidden(true); setHidden(false)")
     asked = await page.evaluate("sockets[1].sent.length")
     await settle(page, "setHidden(true)")
@@ -515,5 +591,5 @@ async def test_nothing_of_an_old_connection(pages: Pages, server: RunningServer)
     page = await scripted(pages, server)
     await settle(page, "sockets[0].onopen(); inbox.close(); inbox.connect()")
     await settle(page, "sockets[0].frame('notification', [doc(1)])")
-    await settle(page, JOINED + "sockets[1].frame('notification', [doc(2)])")
+    await settle(page, JOINED + "sockets[1].page([doc(2)], false)")
     assert await page.evaluate("[inbox.state, sockets.length, list.titles]") == ["online", 2, ["n2"]]

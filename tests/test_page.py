@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.async_api import Browser, Locator, Page, expect
+from playwright.async_api import Browser, Locator, Page, Route, expect
 
 from tests.support.pages import Pages
 from tests.support.running_server import RunningServer
@@ -71,13 +71,19 @@ async def test_sign_in_as_a_demo_user(pages: Pages, server: RunningServer) -> No
 
 
 async def test_sign_in_with_the_keyboard(pages: Pages, server: RunningServer) -> None:
-    """A name and a password, typed and sent with Enter, sign in."""
+    """A name and a password, typed and sent with Enter, sign in; the focus goes to the inbox."""
     page = await pages.open(server.url)
     await page.get_by_label("Name").press_sequentially("bob")
     await page.keyboard.press("Tab")
     await page.keyboard.type("bob")
     await page.keyboard.press("Enter")
     await expect(page.locator("#who")).to_have_text("bob")
+    await expect(page.locator("#inbox")).to_be_focused()
+    await page.get_by_role("button", name="Sign out").press("Enter")
+    await expect(page.get_by_label("Name")).to_be_focused()
+    await page.get_by_role("button", name="Sign in as alice").press("Enter")
+    await expect(page.locator("#who")).to_have_text("alice")
+    await expect(page.locator("#inbox")).to_be_focused()
 
 
 async def test_wrong_password(pages: Pages, server: RunningServer) -> None:
@@ -163,24 +169,42 @@ async def test_missing_image(pages: Pages, server: RunningServer) -> None:
 
 
 async def test_hostile_content(pages: Pages, server: RunningServer) -> None:
-    """Markup is shown as the text that it is, and only an http address becomes a link."""
+    """Markup is shown as the text that it is, and only an http address or a path becomes a link."""
     for url in (
         "javascript:window.hacked=true",
         "data:text/html,x",
         " JavaScript:void 0",
         "vbscript:x",
         "//[",
+        HOSTILE,
+        "no address",
+        "https:no-host",
         "/ok",
+        " ./ok",
+        "../ok?x",
+        "?ok",
+        "#ok",
+        "HTTPS://example.test/ok",
     ):
-        server.must_notify("alice", title=HOSTILE, content=HOSTILE, type=HOSTILE, url=url)
+        server.must_notify(
+            "alice", title=HOSTILE, content=HOSTILE, type=HOSTILE, url=url, image=HOSTILE, icon=HOSTILE
+        )
     page = await signed_in(pages, server)
-    await expect(rows(page)).to_have_count(6)
-    for index in range(6):
+    await expect(rows(page)).to_have_count(14)
+    for index in range(14):
         await expect(rows(page).nth(index).get_by_role("heading")).to_have_text(f"Unseen: {HOSTILE}")
         await expect(rows(page).nth(index).locator(".item-text")).to_have_text(HOSTILE)
         await expect(rows(page).nth(index).locator(".type")).to_have_text(HOSTILE)
     links = await page.locator("#list a").evaluate_all("(links) => links.map(({ href }) => href)")
-    assert links == [f"{server.url}/ok"]
+    here = f"{server.url}/?as=alice"
+    assert links == [
+        "https://example.test/ok",
+        f"{here}#ok",
+        f"{server.url}/?ok",
+        f"{server.url}/ok?x",
+        f"{server.url}/ok",
+        f"{server.url}/ok",
+    ]
     assert await page.evaluate("window.hacked") is None
     assert await page.locator("#list script, #list img").count() == 0
 
@@ -409,6 +433,108 @@ async def test_keyboard(pages: Pages, server: RunningServer) -> None:
     await expect(page.locator("#inbox")).to_be_focused()
 
 
+async def test_focus_at_show_older(pages: Pages, server: RunningServer) -> None:
+    """Showing older ones with the keyboard moves the focus to the first of them; if there are none, to the end."""
+    for number in range(61):
+        server.must_notify("alice", title=f"number {number:02}")
+    page, other = await signed_in(pages, server), await signed_in(pages, server)
+    older = page.get_by_role("button", name="Show older")
+    await older.press("Enter")
+    await expect(rows(page)).to_have_count(60)
+    await expect(row(page, "number 30")).to_be_focused()
+    for count in (60, 61):
+        await other.get_by_role("button", name="Show older").click()
+        await expect(rows(other)).to_have_count(count)
+    await row(other, "number 00").get_by_role("button", name="Delete").click()
+    await expect(page.locator("#badge")).to_have_text("60")
+    await older.press("Space")
+    await expect(older).to_be_hidden()
+    await expect(row(page, "number 01")).to_be_focused()
+
+
+async def test_focus_at_mark_all(pages: Pages, server: RunningServer) -> None:
+    """The button that marks all as seen keeps the focus though it has nothing to do then; pressing it does nothing."""
+    server.must_notify("alice", title="one")
+    page = await signed_in(pages, server)
+    button = page.get_by_role("button", name="Mark all as seen")
+    await button.press("Enter")
+    await expect(page.locator("#badge")).to_be_hidden()
+    await expect(button).to_be_disabled()
+    await expect(button).to_be_focused()
+    await page.evaluate(
+        """async () => {
+            const { Notifications } = await import("/client/notifications.js");
+            const { seenAll } = Notifications.prototype;
+            Notifications.prototype.seenAll = function () {
+                window.presses = (window.presses ?? 0) + 1;
+                return seenAll.call(this);
+            };
+        }"""
+    )
+    await page.keyboard.press("Enter")
+    assert await page.evaluate("window.presses") is None
+    server.must_notify("alice", title="two")
+    await expect(button).to_be_enabled()
+    await page.keyboard.press("Enter")
+    await expect(page.locator("#badge")).to_be_hidden()
+    assert await page.evaluate("window.presses") == 1
+
+
+async def test_focus_at_send(pages: Pages, server: RunningServer) -> None:
+    """The button that sends keeps the focus while it sends, and sends once however often it is pressed."""
+    page = await signed_in(pages, server)
+    answered, requests = asyncio.Event(), []
+
+    async def hold(route: Route) -> None:
+        requests.append(route.request)
+        await answered.wait()
+        await route.continue_()
+
+    await page.route("**/notify", hold)
+    await page.get_by_label("Title").fill("once")
+    button = page.get_by_role("button", name="Send")
+    async with page.expect_request("**/notify"):
+        await button.press("Enter")
+    await expect(button).to_be_disabled()
+    await expect(button).to_be_focused()
+    await page.keyboard.press("Enter")
+    answered.set()
+    await expect(page.locator("#send-result")).to_have_text("Stored for alice.")
+    await expect(button).to_be_enabled()
+    await expect(button).to_be_focused()
+    await expect(rows(page)).to_have_count(1)
+    assert len(requests) == 1
+
+
+async def test_focus_at_try_now(pages: Pages, server: RunningServer) -> None:
+    """The button that tries to connect leaves the focus in the inbox as it goes away."""
+    pages.forgive("ERR_CONNECTION")
+    page = await signed_in(pages, server)
+    await page.evaluate("Math.random = () => 1e6")  # it will not come back before it is told to
+    server.stop()
+    retry = page.get_by_role("button", name="Try now")
+    await retry.focus()
+    server.start()
+    await page.keyboard.press("Enter")
+    await expect(page.locator("#state-text")).to_have_text("Live")
+    await expect(retry).to_be_hidden()
+    await expect(page.locator("#inbox")).to_be_focused()
+
+
+async def test_focus_in_the_mailbox(pages: Pages, server: RunningServer) -> None:
+    """A mail that is being read keeps the focus when another one comes."""
+    page = await signed_in(pages, server)
+    carol = {"id": "carol", "email": "carol@example.test"}
+    server.must_notify(carol, title="first", email_send=True, email_content="text")
+    mails = page.locator("#mails > li")
+    await expect(mails).to_have_count(1)
+    await mails.locator("summary").press("Enter")
+    await mails.locator("pre").focus()
+    server.must_notify(carol, title="second", email_send=True)
+    await expect(mails.locator(".mail-subject")).to_have_text(["second", "first"])
+    await expect(mails.nth(1).locator("pre")).to_be_focused()
+
+
 async def test_names_and_roles(pages: Pages, server: RunningServer) -> None:
     """Every control has a name, every field a label, and ids are not repeated."""
     server.must_notify("alice", title="one")
@@ -451,7 +577,7 @@ CONTRASTS = """() => {
         const [r, g, b] = rgb.map((c) => c / 255).map((c) => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
         return 0.2126 * r + 0.7152 * g + 0.0722 * b;
     };
-    const found = [], EXEMPT = ".visually-hidden, .skip, :disabled";
+    const found = [], EXEMPT = ".visually-hidden, .skip, :disabled, [aria-disabled=true]";
     const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
     while (walker.nextNode()) {
         const element = walker.currentNode.parentElement;

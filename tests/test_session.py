@@ -914,13 +914,12 @@ async def test_tries_for_a_store_that_is_away_become_rarer(
 ) -> None:
     """Twice as long each time up to a limit, and never all clients at the same moment."""
     delays: list[float] = []
-    sleep = asyncio.sleep
 
-    async def noted(delay_s: float) -> None:
+    async def noted(session: Session, delay_s: float) -> None:
         delays.append(delay_s)
-        await sleep(0)
+        await asyncio.sleep(0)
 
-    monkeypatch.setattr(module.asyncio, "sleep", noted)
+    monkeypatch.setattr(Session, "_pause", noted)
     core.store.goes_away()
     connection = core.connect()
     _join(connection, "alice")
@@ -938,8 +937,8 @@ async def test_tries_for_a_store_that_is_away_become_rarer(
 async def test_a_client_that_goes_while_the_store_is_away_is_waited_for_no_longer(
     core: Core, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its session ends, and leaves nothing in any room."""
-    monkeypatch.setattr(module, "JOIN_RETRY_FIRST_S", 0.001)
+    """Its session ends at once, and leaves nothing in any room."""
+    monkeypatch.setattr(module, "JOIN_RETRY_FIRST_S", 3600.0)
     core.store.goes_away()
     connection = core.connect()
     _join(connection, "alice")

@@ -565,6 +565,56 @@ async def test_full_readers_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
         readers.submit(lambda c: 5)
 
 
+async def test_closing_readers_does_what_waits() -> None:
+    """Whichever of the threads are busy."""
+    readers = Readers([memory(), memory()])
+    blocker = Blocker()
+    blocked = readers.submit(blocker)
+    await blocker.runs()
+    last = [readers.submit(lambda c, number=number: number) for number in range(10)]
+    closing = asyncio.create_task(readers.close())
+    assert await asyncio.gather(*last) == list(range(10))
+    assert not closing.done()
+    blocker.let_go()
+    await closing
+    await blocked
+    await readers.close()
+
+
+async def test_a_read_nobody_waits_for_is_left_out() -> None:
+    """It was cancelled before it began."""
+    readers, done = Readers([memory()]), []
+    blocker = Blocker()
+    blocked = readers.submit(blocker)
+    await blocker.runs()
+    readers.submit(lambda _: done.append("cancelled")).cancel()
+    last = readers.submit(lambda _: done.append("last"))
+    blocker.let_go()
+    await asyncio.gather(blocked, last)
+    assert done == ["last"]
+    await readers.close()
+
+
+@pytest.mark.parametrize("kind", ["reader", "writer"])
+async def test_closing_can_be_given_up(path: Path, kind: str) -> None:
+    """While a thread hangs; it is none that the end of the process waits for."""
+    store = SQLiteStore(path)
+    await store.open()
+    assert store._readers is not None and store._writer is not None
+    blocker = Blocker()
+    blocked = (store._readers if kind == "reader" else store._writer).submit(blocker)
+    await blocker.runs()
+    closing = asyncio.create_task(store.close())
+    await asyncio.sleep(0)
+    closing.cancel()
+    await asyncio.wait([closing], timeout=5)
+    assert closing.cancelled()
+    assert all(thread.daemon for thread in threading.enumerate() if thread.name.startswith("sqlite-"))
+    blocker.let_go()
+    await blocked
+    await store.close()
+
+
 async def test_readers_cannot_write(store: SQLiteStore) -> None:
     """Their connections refuse."""
     assert store._readers is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 
@@ -78,6 +79,27 @@ async def test_cancel_awaits_the_end_of_all(caplog: pytest.LogCaptureFixture) ->
     assert all(task.cancelled() for task in started)
     assert not caplog.records
     await tasks.cancel()
+
+
+async def test_a_task_that_does_not_let_itself_be_cancelled_does_not_hold_up_who_waits_for_it() -> None:
+    """Awaiting the end of all can be given up."""
+    tasks, go_on = Tasks(), asyncio.Event()
+
+    async def run() -> None:
+        while not go_on.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await go_on.wait()
+
+    task = tasks.start(run(), "refuses")
+    await asyncio.sleep(0)
+    cancelling = asyncio.create_task(tasks.cancel())
+    await asyncio.sleep(0)
+    cancelling.cancel()
+    await asyncio.wait([cancelling], timeout=5)
+    assert cancelling.cancelled()
+    assert not task.done()
+    go_on.set()
+    await task
 
 
 async def test_finish_lets_tasks_end_by_themselves() -> None:

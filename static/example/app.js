@@ -4,7 +4,7 @@
  */
 
 import { Notifications } from "/client/notifications.js";
-import { announce, byId, make } from "./dom.js";
+import { announce, byId, isUsable, make, setShown, setUsable } from "./dom.js";
 import { InboxList } from "./inbox.js";
 import { Mailbox } from "./mailbox.js";
 import { SendForm } from "./send.js";
@@ -62,8 +62,10 @@ function enter(login) {
   if (!byId("app").hidden) return;
   const isDemo = demoUsers.some(({ id }) => id === login);
   history.replaceState(null, "", address(isDemo ? login : null));
+  const isByHand = !byId("signin").hidden;
   byId("signin").hidden = true;
   byId("app").hidden = false;
+  if (isByHand) byId("inbox").focus();
   byId("who").textContent = login;
   byId("avatar").textContent = login[0].toUpperCase();
   byId("avatar").dataset.hue = hue(login);
@@ -89,9 +91,8 @@ function address(user) {
 
 /** @param {boolean} isBusy */
 function setSigningIn(isBusy) {
-  const button = byId("signin-button");
-  button.disabled = isBusy;
-  button.textContent = isBusy ? "Signing in…" : "Sign in";
+  setUsable("signin-button", !isBusy);
+  byId("signin-button").textContent = isBusy ? "Signing in…" : "Sign in";
   if (isBusy) byId("signin-error").textContent = "";
 }
 
@@ -118,7 +119,7 @@ const sentence = (text) => text[0].toUpperCase() + text.slice(1) + ".";
 function showState({ state, retryInMs }, login) {
   const before = byId("state").dataset.state;
   byId("state").dataset.state = state;
-  byId("retry").hidden = state !== "waiting";
+  setShown("retry", state === "waiting");
   clearInterval(countdown);
   if (state === "online") {
     byId("state-text").textContent = "Live";
@@ -144,8 +145,8 @@ function showCountdown(end) {
 
 function setEnabled() {
   const isOnline = inbox?.state === "online";
-  byId("see-all").disabled = !isOnline || inbox?.unseen === 0;
-  byId("more").disabled = !isOnline;
+  setUsable("see-all", isOnline && inbox?.unseen !== 0);
+  setUsable("more", isOnline);
 }
 
 // -- the inbox --------------------------------------------------------------------------------------------------------
@@ -153,7 +154,7 @@ function setEnabled() {
 /** @param {import("./notifications.js").Events["list"]} event */
 function showList({ items, hasMore }) {
   list.show(items);
-  byId("more").hidden = !hasMore;
+  setShown("more", hasMore);
   byId("empty").hidden = items.length > 0 || inbox?.state !== "online";
   byId("keys").hidden = items.length === 0;
 }
@@ -187,10 +188,13 @@ function command(name, id) {
 }
 
 async function showOlder() {
-  const button = byId("more");
-  button.disabled = true;
+  if (!isUsable("more")) return;
+  setUsable("more", false);
   try {
     const page = await inbox?.content();
+    // To where they begin, or else to the end; unless the user has gone elsewhere meanwhile.
+    const isWaiting = [byId("more"), byId("inbox")].includes(document.activeElement);
+    if (isWaiting) list.focusOn((page?.[0] ?? inbox?.items.at(-1))?._id);
     announce(page?.length ? `${page.length} older notifications.` : "There are no older notifications.");
   } catch {
     announce("Older notifications could not be read.");
@@ -227,11 +231,11 @@ async function start() {
 
 byId("signin-form").addEventListener("submit", (event) => {
   event.preventDefault();
-  signIn(byId("login").value, byId("password").value);
+  if (isUsable("signin-button")) signIn(byId("login").value, byId("password").value);
 });
 byId("signout").addEventListener("click", signOut);
 byId("retry").addEventListener("click", () => inbox?.connect());
 byId("bell-button").addEventListener("click", () => list.focus());
-byId("see-all").addEventListener("click", () => inbox?.seenAll());
+byId("see-all").addEventListener("click", () => isUsable("see-all") && inbox?.seenAll());
 byId("more").addEventListener("click", showOlder);
 await start();

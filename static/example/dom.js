@@ -30,21 +30,41 @@ export function glyph(name) {
   return svg;
 }
 
-/** The address, absolute, if it is one that a click may follow; else null: `javascript:` and the like. @param {string} text */
+/** The address, absolute, if it is one that a click may follow: http or clearly a path; else null. @param {string} text */
 export function linkTo(text) {
-  return parsedUrl(text, (url) => url.protocol === "http:" || url.protocol === "https:");
+  return address(text, /^(https?:\/\/|\.{0,2}\/|[?#])/i);
 }
 
 /** The address, absolute, if it is one to load a picture from; else null. @param {string} text */
 export function pictureFrom(text) {
-  return parsedUrl(text, (url) => /^(https?:|data:image\/)/.test(url.href));
+  return address(text, /^(https?:\/\/|\.{0,2}\/|data:image\/)/i);
 }
 
-/** @param {string} text @param {(url: URL) => boolean} isAllowed */
-function parsedUrl(text, isAllowed) {
-  if (!text.trim() || !URL.canParse(text, location.href)) return null;
-  const url = new URL(text, location.href);
-  return isAllowed(url) ? url.href : null;
+/** @param {string} text @param {RegExp} allowed how it must begin */
+function address(text, allowed) {
+  const trimmed = text.trim();
+  if (!allowed.test(trimmed) || !URL.canParse(trimmed, location.href)) return null;
+  return new URL(trimmed, location.href).href;
+}
+
+/**
+ * Let a button be pressed, or not. It stays where the focus can be, unlike with `disabled`: a button that is disabled
+ * when it is pressed would send the keyboard's user back to the top of the page. @param {string} id @param {boolean} can
+ */
+export function setUsable(id, can) {
+  byId(id).setAttribute("aria-disabled", String(!can));
+}
+
+/** @param {string} id */
+export function isUsable(id) {
+  return byId(id).getAttribute("aria-disabled") !== "true";
+}
+
+/** Show or hide; what is hidden leaves the focus, if it has it, to the inbox. @param {string} id @param {boolean} isShown */
+export function setShown(id, isShown) {
+  const element = byId(id);
+  if (!isShown && element === document.activeElement) byId("inbox").focus({ preventScroll: true });
+  element.hidden = !isShown;
 }
 
 /** "now", "5 min ago", "yesterday", then the date. @param {Date} instant @param {number} [now] */

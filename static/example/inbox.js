@@ -46,6 +46,11 @@ export class InboxList {
     else byId("inbox").focus();
   }
 
+  /** Move the focus to this one. @param {string | undefined} id undefined, or not drawn: to the inbox */
+  focusOn(id) {
+    (this.#rows.get(id ?? "")?.element ?? byId("inbox")).focus();
+  }
+
   /** Drop the rows of all but these. The focus goes to a neighbour. @param {Set<string>} kept */
   #drop(kept) {
     for (const [id, { element }] of this.#rows) {
@@ -135,7 +140,7 @@ function rowOf(target) {
 /** A picture where the icon is an address, its text where it is short (an emoji), else an initial. @param {Notification} item */
 function iconOf(item) {
   const tile = make("div", { class: "item-icon", "aria-hidden": "true" });
-  const url = /^(https?:|data:|\.{0,2}\/)/i.test(item.icon) ? pictureFrom(item.icon) : null;
+  const url = pictureFrom(item.icon);
   if (url) {
     const picture = make("img", { src: url, alt: "", loading: "lazy" });
     picture.addEventListener("error", () => picture.replaceWith(glyph("bell")));

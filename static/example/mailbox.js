@@ -46,7 +46,12 @@ export class Mailbox {
       row.remove();
       this.#rows.delete(file);
     }
-    this.#list.replaceChildren(...mails.map((mail) => this.#row(mail)));
+    // Only new ones are put in: to be moved would cost a row the focus.
+    let place = this.#list.firstElementChild;
+    for (const row of mails.map((mail) => this.#row(mail))) {
+      if (row === place) place = place.nextElementSibling;
+      else this.#list.insertBefore(row, place);
+    }
   }
 
   /** @param {string} text @param {number} count */

@@ -62,10 +62,13 @@
  * @property {Notification | null} oldest null before anything was read
  * @property {boolean} isComplete there is nothing older
  *
+ * @typedef {object} Page An answer of the server: newest first; fewer than asked for if they are long.
+ * @property {Notification[]} items
+ * @property {boolean} more older ones follow
+ *
  * @typedef {object} Question A page asked for and not yet answered.
- * @property {Notification | null} before
- * @property {number} limit
- * @property {(items: Notification[]) => void} resolve
+ * @property {string | null} before the `_id` it was asked with
+ * @property {(page: Page) => void} resolve
  * @property {(error: Error) => void} reject
  */
 
@@ -99,7 +102,6 @@ export class Notifications extends EventTarget {
   #unseen = 0;
   /** The sign-in is answered: all unseen notifications and their count have come. */ #isJoined = false;
   /** @type {Question[]} */ #questions = [];
-  /** The question answered last. @type {Question | null} */ #answered = null;
   /** Commands given while there is no connection. @type {["seen" | "delete", string[]][]} */ #postponed = [];
   #failures = 0;
   #onlineSince = 0;
@@ -165,7 +167,7 @@ export class Notifications extends EventTarget {
 
   /**
    * Read a page; it joins `items`. `before`: the `_id` of one of `items`, null for the newest page; default: the next
-   * older page. Returns at most `limit` (up to 100), newest first; fewer: the inbox ends there. Rejects when the
+   * older page. Returns at most `limit`, newest first; fewer: the inbox ends there. Rejects when the
    * connection breaks or the server cannot answer.
    * @param {{ before?: string | null, limit?: number }} [page]
    */
@@ -173,7 +175,7 @@ export class Notifications extends EventTarget {
     if (this.#state !== "online") throw new Error("not connected");
     const start = before ? this.#view.items.get(before) : before === null ? null : this.#view.oldest;
     if (start === undefined) throw new Error(`${before} is not one of the items`);
-    return this.#ask(start, limit);
+    return this.#read(start, limit);
   }
 
   /** Mark as seen, on all screens of the user; without a connection: as soon as it is back. @param {string[]} ids */
@@ -213,7 +215,7 @@ export class Notifications extends EventTarget {
     const { login, password } = this.#options;
     this.#send("join", { login, password });
     const socket = this.#socket;
-    // Does not wait for the join's answer: so hardly a push can come between the two answers.
+    // Does not wait for the join's answer: that saves a round trip.
     this.#load().catch(() => socket === this.#socket && this.#lost("the inbox could not be read"));
   }
 
@@ -221,10 +223,7 @@ export class Notifications extends EventTarget {
   async #load() {
     const { pageSize } = this.#options;
     const next = /** @type {View} */ (this.#next);
-    let missing = Math.min(Math.max(this.#view.items.size, pageSize), MAX_RELOADED);
-    while (missing > 0 && !next.isComplete) {
-      missing -= (await this.#ask(next.oldest, Math.min(Math.max(missing, pageSize), MAX_PAGE_SIZE))).length;
-    }
+    await this.#read(null, Math.min(Math.max(this.#view.items.size, pageSize), MAX_RELOADED));
     if (next !== this.#next) return;
     // The join told of all that is unseen; what lies further down comes again by paging, then without gaps.
     for (const [id, item] of next.items) if (isBeyond(next, item)) next.items.delete(id);
@@ -261,7 +260,7 @@ export class Notifications extends EventTarget {
   #disconnect(why) {
     clearTimeout(this.#answerTimer);
     const socket = this.#socket;
-    this.#socket = this.#next = this.#answered = null;
+    this.#socket = this.#next = null;
     for (const { reject } of this.#questions.splice(0)) reject(new Error(why));
     if (!socket) return;
     socket.onopen = socket.onmessage = socket.onclose = null;
@@ -280,7 +279,7 @@ export class Notifications extends EventTarget {
     this.#retryNow();
     const isDoubtful = performance.now() - this.#hiddenSince > DOUBTFUL_AFTER_MS;
     // A dead connection is found out by its not answering.
-    if (isDoubtful && this.#state === "online") this.#ask(null, this.#options.pageSize).catch(() => {});
+    if (isDoubtful && this.#state === "online") this.#ask(null, 1).catch(() => {});
   };
 
   #watch() {
@@ -302,11 +301,26 @@ export class Notifications extends EventTarget {
     else this.#postponed.push([name, ids]);
   }
 
-  /** @param {Notification | null} before @param {number} limit @returns {Promise<Notification[]>} */
+  /** Read so many, in as many pages as it takes. @param {Notification | null} before @param {number} count */
+  async #read(before, count) {
+    const socket = this.#socket;
+    const items = [];
+    for (let more = true; more && items.length < count; ) {
+      // A listener may have closed the connection when it was shown the page before.
+      if (socket !== this.#socket) throw new Error("the connection was closed");
+      const page = await this.#ask(before && before._id, Math.min(count - items.length, MAX_PAGE_SIZE));
+      items.push(...page.items);
+      before = page.items.at(-1) ?? before;
+      more = page.more;
+    }
+    return items;
+  }
+
+  /** @param {string | null} before @param {number} limit @returns {Promise<Page>} */
   #ask(before, limit) {
     return new Promise((resolve, reject) => {
-      this.#questions.push({ before, limit, resolve, reject });
-      this.#send("content", { before: before && before._id, limit });
+      this.#questions.push({ before, resolve, reject });
+      this.#send("content", { before, limit });
       this.#watch();
     });
   }
@@ -315,9 +329,11 @@ export class Notifications extends EventTarget {
 
   /** @param {unknown} message a frame as text, or as SockJS has parsed it */
   #receive(message) {
-    const { name, data } = typeof message === "string" ? JSON.parse(message) : /** @type {any} */ (message);
+    const frame = typeof message === "string" ? JSON.parse(message) : /** @type {any} */ (message);
+    const { name, data, before, more } = frame;
     const value = typeof data === "string" ? JSON.parse(data) : data;
-    if (name === "notification") this.#onNotifications(value);
+    if (name === "notification" && "before" in frame) this.#onPage({ items: value, more }, before);
+    else if (name === "notification") this.#onNotifications(value);
     else if (name === "seen") this.#onSeen(value);
     else if (name === "delete") this.#onDelete(value);
     else if (name === "count") this.#onCount(value);
@@ -325,34 +341,29 @@ export class Notifications extends EventTarget {
     if (this.#socket) this.#watch();
   }
 
-  /** @param {Notification[]} items the answer to the join, or to a question, or a push */
+  /** @param {Page} page @param {string | null} before that of the question it answers */
+  #onPage(page, before) {
+    extend(this.#next ?? this.#view, page);
+    this.#put(page.items);
+    const index = this.#questions.findIndex((question) => question.before === before);
+    // None: an error, which does not say what it answers, was taken for the answer.
+    if (index >= 0) this.#questions.splice(index, 1)[0].resolve(page);
+  }
+
+  /** @param {Notification[]} items part of the answer to the join, or pushed */
   #onNotifications(items) {
+    this.#put(items);
+    if (this.#isJoined) for (const notification of items) this.#emit("notification", { notification });
+  }
+
+  /** @param {Notification[]} items */
+  #put(items) {
     const view = this.#next ?? this.#view;
-    const question = this.#isJoined ? this.#questionOf(items) : null;
-    if (question) extend(view, items, question.limit);
     for (const item of items) {
       const known = view.items.get(item._id);
       if (!isBeyond(view, item) && !(known && known.rev > item.rev)) view.items.set(item._id, item);
     }
     this.#listChanged();
-    if (question) question.resolve(items);
-    else if (this.#isJoined) for (const notification of items) this.#emit("notification", { notification });
-  }
-
-  /**
-   * The question that these answer; null if they were pushed. Nothing in the frame says so, but answers come in the
-   * order of their questions, and a push is one notification that is not older than those already read.
-   * @param {Notification[]} items
-   */
-  #questionOf(items) {
-    const question = this.#questions[0];
-    if (question && (items.length !== 1 || !question.before || byAge(items[0], question.before) > 0)) {
-      this.#answered = question;
-      this.#questions.shift();
-      return question;
-    }
-    // Several are never a push: so one that came just before them was taken for the answer that they are.
-    return items.length > 1 ? this.#answered : null;
   }
 
   /** @param {string[]} ids */
@@ -426,12 +437,11 @@ export class Notifications extends EventTarget {
   }
 }
 
-/** Let a view reach down to the end of a page that begins in it. @param {View} view @param {Notification[]} page @param {number} limit */
-function extend(view, page, limit) {
-  const last = page.at(-1);
-  if (page.length < limit) view.isComplete = true;
-  else if (last && view.oldest && byAge(last, view.oldest) <= 0) return;
-  else view.isComplete = false;
+/** Let a view reach down to the end of a page that begins in it. @param {View} view @param {Page} page */
+function extend(view, { items, more }) {
+  const last = items.at(-1);
+  if (more && last && view.oldest && byAge(last, view.oldest) <= 0) return;
+  view.isComplete = !more;
   view.oldest = last ?? view.oldest;
 }
 

@@ -1,6 +1,6 @@
 /** The form that sends a notification: all fields of `POST /notify`, and the same request as a command for a shell. */
 
-import { byId, make } from "./dom.js";
+import { byId, isUsable, make, setUsable } from "./dom.js";
 
 /** Something to begin with. */
 const EXAMPLES = {
@@ -31,7 +31,7 @@ export class SendForm {
     this.listener = listener;
     this.#form.addEventListener("submit", (event) => {
       event.preventDefault();
-      this.#send();
+      if (isUsable("send-button")) this.#send();
     });
     this.#form.addEventListener("input", () => this.#showCommand());
     byId("copy").addEventListener("click", () => this.#copy());
@@ -93,8 +93,7 @@ export class SendForm {
       this.#report("Choose somebody to send it to.", false);
       return;
     }
-    const button = byId("send-button");
-    button.disabled = true;
+    setUsable("send-button", false);
     try {
       const answer = await fetch("/notify", {
         method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(fields),
@@ -106,7 +105,7 @@ export class SendForm {
     } catch {
       this.#report("The server does not answer.", false);
     } finally {
-      button.disabled = false;
+      setUsable("send-button", true);
     }
   }
 

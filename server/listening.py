@@ -1,0 +1,178 @@
+"""The listening sockets: bound early, opened to clients late, and accepting no more than the process has files for."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import resource
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from server.errors import StartupError
+from server.tasks import Tasks
+
+logger = logging.getLogger(__name__)
+
+BACKLOG = 4096
+"""Connections that the kernel keeps waiting: a restart brings all clients back at once."""
+
+RESERVED_FILES = 100
+"""Not for connections: the store, the logs, mail and name look-ups must go on however many clients there are."""
+
+ACCEPTED_PER_TURN = 64
+"""Connections that are taken in before the others get their turn of the loop."""
+
+PAUSE_S = 1.0
+"""After a connection that could not be taken in. Who comes meanwhile waits in the kernel's backlog."""
+
+REPORT_EVERY_S = 60.0
+
+Serve = Callable[[socket.socket, Any], None]
+"""Takes over a connection, and the address of its peer."""
+
+
+class TCPListener:
+    """All addresses that a host name and a port stand for."""
+
+    def __init__(self, host: str, port: int) -> None:
+        """Bind; clients are still refused. Port 0 is any free one. Raises `StartupError`."""
+        self._where = f"port {port} on {host}"
+        self._tasks = Tasks()
+        self._reported_at = -REPORT_EVERY_S
+        with self._explained():
+            self._sockets = _bind(host, port)
+
+    @property
+    def port(self) -> int:
+        port: int = self._sockets[0].getsockname()[1]
+        return port
+
+    def start(self, serve: Serve) -> None:
+        """Accept connections from now on. What `serve` raises is logged. Raises `StartupError`."""
+        # Two servers can be bound to one port as long as none of them listens.
+        with self._explained():
+            for listening in self._sockets:
+                listening.listen(BACKLOG)
+        for listening in self._sockets:
+            self._tasks.start(self._accept(listening, serve, max_connection_files()), "accept")
+
+    async def close(self) -> None:
+        """Refuse all that come from now on. Idempotent."""
+        await self._tasks.cancel()
+        for listening in self._sockets:
+            listening.close()
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as exc:
+            if exc.errno == errno.EADDRINUSE:
+                raise StartupError(
+                    f"{self._where} is in use by another program: stop it, or set port under [APPLICATION]"
+                ) from exc
+            raise StartupError(f"cannot listen on {self._where}: {exc.strerror or exc}") from exc
+
+    async def _accept(self, listening: socket.socket, serve: Serve, max_files: int) -> None:
+        loop = asyncio.get_running_loop()
+        accepted = 0
+        while True:
+            try:
+                connection, address = await loop.sock_accept(listening)
+            except ConnectionAbortedError:  # gone before its turn came
+                continue
+            except OSError as exc:
+                await self._pause(exc.strerror or str(exc))
+                continue
+            # The kernel gives the lowest free number: all below are in use, whoever opened them.
+            if connection.fileno() >= max_files:
+                connection.close()
+                await self._pause(f"{max_files} files are open (ulimit -n)")
+                continue
+            _hand_over(connection, address, serve)
+            accepted += 1
+            if accepted % ACCEPTED_PER_TURN == 0:
+                await asyncio.sleep(0)
+
+    async def _pause(self, reason: str) -> None:
+        now = time.monotonic()
+        if now - self._reported_at >= REPORT_EVERY_S:
+            self._reported_at = now
+            logger.error("no more connections can be taken in: %s; new ones wait", reason)
+        await asyncio.sleep(PAUSE_S)
+
+
+def _hand_over(connection: socket.socket, address: Any, serve: Serve) -> None:
+    try:
+        serve(connection, address)
+    except Exception:
+        logger.exception("a connection could not be served")
+        connection.close()
+
+
+def max_connection_files() -> int:
+    """The file number from which on a connection is one too many."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if limit == resource.RLIM_INFINITY:
+        return sys.maxsize
+    return max(limit - RESERVED_FILES, limit // 2)
+
+
+def allow_many_files() -> None:
+    """Every connection is a file: take as many as this process may have."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):  # macOS refuses "unlimited"
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+# -- binding -----------------------------------------------------------------------------------------------------------
+
+
+def _bind(host: str, port: int) -> list[socket.socket]:
+    """One socket for each address of the host ("": of all interfaces), all on one port. Raises OSError."""
+    family = socket.AF_UNSPEC if socket.has_ipv6 else socket.AF_INET
+    found = socket.getaddrinfo(host or None, port, family, socket.SOCK_STREAM, 0, socket.AI_PASSIVE)
+    sockets: list[socket.socket] = []
+    with contextlib.ExitStack() as undo:
+        for kind, _, _, _, address in sorted(set(found)):
+            if port == 0 and sockets:
+                address = (address[0], sockets[0].getsockname()[1], *address[2:])
+            bound = _bind_one(host, kind, address)
+            if bound is not None:
+                undo.callback(bound.close)
+                sockets.append(bound)
+        if not sockets:
+            raise OSError(errno.EADDRNOTAVAIL, "no such address on this machine")
+        undo.pop_all()
+    return sockets
+
+
+def _bind_one(host: str, family: int, address: tuple[Any, ...]) -> socket.socket | None:
+    """None for an address that the resolver knows and this machine does not have."""
+    is_local_v6 = host == "localhost" and family == socket.AF_INET6
+    if is_local_v6 and address[3]:  # macOS: fe80::1 on lo0, about which its firewall asks
+        return None
+    bound = None
+    try:
+        bound = socket.socket(family, socket.SOCK_STREAM)
+        bound.setblocking(False)
+        bound.setsockopt(
+            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+        )  # not to wait for connections of the last run
+        if family == socket.AF_INET6:
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # IPv4 has a socket of its own
+        bound.bind(address)
+    except OSError as exc:
+        if bound is not None:
+            bound.close()
+        # A kernel without IPv6, or a container without ::1.
+        if exc.errno == errno.EAFNOSUPPORT or (is_local_v6 and exc.errno == errno.EADDRNOTAVAIL):
+            return None
+        raise
+    return bound

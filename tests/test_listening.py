@@ -1,0 +1,243 @@
+"""Tests of server/listening.py."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import resource
+import socket
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+
+from server import listening
+from server.errors import StartupError
+from server.listening import RESERVED_FILES, TCPListener, max_connection_files
+
+
+@pytest.fixture
+async def listener() -> AsyncIterator[TCPListener]:
+    listener = TCPListener("127.0.0.1", 0)
+    yield listener
+    await listener.close()
+
+
+@pytest.fixture
+def client() -> Iterator[socket.socket]:
+    with socket.socket() as client:
+        client.setblocking(False)
+        yield client
+
+
+class Served:
+    """Who was let in."""
+
+    def __init__(self) -> None:
+        self.peers: asyncio.Queue[Any] = asyncio.Queue()
+
+    def __call__(self, connection: socket.socket, address: Any) -> None:
+        connection.close()
+        self.peers.put_nowait(address)
+
+
+async def connect(client: socket.socket, listener: TCPListener) -> None:
+    await asyncio.get_running_loop().sock_connect(client, ("127.0.0.1", listener.port))
+
+
+class Full:
+    """`accept` fails as it does when there is no file left, until there is room."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.refused = 0
+        self.refused_often = asyncio.Event()
+        self.has_room = False
+        accept = socket.socket.accept
+
+        def accept_or_fail(listening: socket.socket) -> Any:
+            if self.has_room:
+                return accept(listening)
+            self.refused += 1
+            if self.refused == 10:
+                self.refused_often.set()
+            raise OSError(errno.EMFILE, "Too many open files")
+
+        monkeypatch.setattr(socket.socket, "accept", accept_or_fail)
+
+
+# -- binding -----------------------------------------------------------------------------------------------------------
+
+
+async def test_clients_are_refused_until_it_starts(listener: TCPListener, client: socket.socket) -> None:
+    """Bound is not listening: nobody is let in to wait for a server that is not ready."""
+    with pytest.raises(ConnectionRefusedError):
+        await connect(client, listener)
+
+
+async def test_clients_are_served_with_their_address(listener: TCPListener, client: socket.socket) -> None:
+    """From its start on."""
+    served = Served()
+    listener.start(served)
+    await connect(client, listener)
+    assert await asyncio.wait_for(served.peers.get(), 30) == client.getsockname()
+
+
+async def test_clients_are_refused_after_its_end(listener: TCPListener, client: socket.socket) -> None:
+    """It may be ended twice."""
+    listener.start(Served())
+    port = listener.port
+    await listener.close()
+    await listener.close()
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.get_running_loop().sock_connect(client, ("127.0.0.1", port))
+
+
+async def test_a_host_name_stands_for_all_its_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """IPv4 and IPv6 on one port; what this machine does not have is left out."""
+    known = [
+        (family, socket.SOCK_STREAM, 6, "", address)
+        for family, address in [
+            (socket.AF_INET6, ("::1", 0, 0, 0)),
+            (socket.AF_INET, ("127.0.0.1", 0)),
+            (socket.AF_INET, ("127.0.0.1", 0)),
+        ]
+    ]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_: known)
+    listener = TCPListener("localhost", 0)
+    ports = {each.getsockname()[1] for each in listener._sockets}
+    families = [each.family for each in listener._sockets]
+    await listener.close()
+    assert len(ports) == 1
+    assert families in ([socket.AF_INET, socket.AF_INET6], [socket.AF_INET])
+
+
+async def test_every_interface(client: socket.socket) -> None:
+    """An empty host is all of them, on both protocols without one keeping the other out."""
+    listener = TCPListener("", 0)
+    served = Served()
+    listener.start(served)
+    await connect(client, listener)
+    assert (await asyncio.wait_for(served.peers.get(), 30))[:2] == client.getsockname()
+    await listener.close()
+
+
+async def test_a_port_that_somebody_listens_on() -> None:
+    """Is told at once, with what to do."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(StartupError, match=rf"port {port} on 127\.0\.0\.1 is in use"):
+            TCPListener("127.0.0.1", port)
+
+
+async def test_a_port_that_somebody_took_meanwhile(listener: TCPListener) -> None:
+    """Both were bound before either listened: the second is told then."""
+    second = TCPListener("127.0.0.1", listener.port)
+    listener.start(Served())
+    with pytest.raises(StartupError, match="is in use"):
+        second.start(Served())
+    await second.close()
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid"])
+async def test_an_address_that_is_not_ours(host: str) -> None:
+    """One sentence that names it."""
+    with pytest.raises(StartupError, match=f"cannot listen on port 0 on {host}: "):
+        TCPListener(host, 0)
+
+
+# -- no room -----------------------------------------------------------------------------------------------------------
+
+
+async def test_out_of_files_it_does_not_ask_again_at_once(
+    listener: TCPListener, client: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who waits in the backlog makes the socket readable all the time."""
+    monkeypatch.setattr(listening, "PAUSE_S", 3600)
+    full = Full(monkeypatch)
+    listener.start(Served())
+    await connect(client, listener)
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert full.refused == 1
+
+
+async def test_out_of_files_it_goes_on_by_itself_and_says_so_once(
+    listener: TCPListener,
+    client: socket.socket,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Who waits is served as soon as there is room."""
+    monkeypatch.setattr(listening, "PAUSE_S", 0)
+    full, served = Full(monkeypatch), Served()
+    listener.start(served)
+    await connect(client, listener)
+    async with asyncio.timeout(30):
+        await full.refused_often.wait()
+        full.has_room = True
+        await served.peers.get()
+    [record] = caplog.records
+    assert "Too many open files" in record.getMessage()
+
+
+async def test_above_the_bound_a_connection_is_closed(
+    listener: TCPListener,
+    client: socket.socket,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It is not served, and those behind it wait."""
+    monkeypatch.setattr(listening, "max_connection_files", lambda: 0)
+    served = Served()
+    listener.start(served)
+    await connect(client, listener)
+    async with asyncio.timeout(30):
+        assert await asyncio.get_running_loop().sock_recv(client, 1) == b""
+    assert served.peers.empty()
+    [record] = caplog.records
+    assert "ulimit" in record.getMessage()
+
+
+@pytest.mark.parametrize(
+    ("limit", "for_connections"),
+    [(1024, 1024 - RESERVED_FILES), (64, 32), (1_000_000, 1_000_000 - RESERVED_FILES)],
+)
+def test_some_files_are_kept_for_other_things(
+    limit: int, for_connections: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hundred, or half of them if they are few."""
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (limit, limit))
+    assert max_connection_files() == for_connections
+
+
+def test_without_a_limit_there_is_no_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As some systems have it."""
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert max_connection_files() > 1_000_000_000
+
+
+# -- serving -----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_connection_that_cannot_be_served_is_closed_and_the_next_one_served(
+    listener: TCPListener, client: socket.socket, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The failure is logged."""
+    served = Served()
+
+    def fail_once(connection: socket.socket, address: Any) -> None:
+        if not caplog.records:
+            raise RuntimeError("broken")
+        served(connection, address)
+
+    with caplog.at_level(logging.ERROR), socket.socket() as second:
+        second.setblocking(False)
+        listener.start(fail_once)
+        await connect(client, listener)
+        async with asyncio.timeout(30):
+            assert await asyncio.get_running_loop().sock_recv(client, 1) == b""
+            await connect(second, listener)
+            assert await served.peers.get() == second.getsockname()
+    [record] = caplog.records
+    assert record.exc_info is not None
