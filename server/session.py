@@ -2,9 +2,8 @@
 inbox.
 
 Order, per connection: commands are carried out one after the other, and answered in that order, each answer
-when the one before has left. The room is joined before anything is read, and pushes that arrive during a read
-wait behind its answer. A push that tells of a state older than what was answered is dropped. So a stale read
-never overtakes a fresh push, nor a stale push a fresh read.
+when the one before has left. The room is joined before anything is read; what pushes and answers have to do
+with each other is the business of the `screen`.
 """
 
 from __future__ import annotations
@@ -13,23 +12,21 @@ import asyncio
 import contextlib
 import logging
 import random
-import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from server.auth import Authenticator
 from server.errors import Busy, NotJoined, ServerError, StoreUnavailable
 from server.inbox import CHANGES_PER_BATCH, Inbox
-from server.messages import Added, Deleted, Document, Event, Seen
-from server.revs import COUNTER_BITS
-from server.rooms import REORDER_WINDOW_S, Connection, Push, Room, Rooms
+from server.messages import Document
+from server.rooms import Connection, Room, Rooms
+from server.screen import Screen
 from server.store import Change
 from server.tasks import Tasks
 from server.wire import (
     FAILED,
     MAX_DOCUMENTS_PER_FRAME,
-    SLOW,
     Command,
     Delete,
     Frame,
@@ -80,16 +77,12 @@ class Session:
 
     __slots__ = (
         "__weakref__",
-        "_answered",
         "_end",
-        "_forgetting",
-        "_held",
-        "_held_bytes",
         "_is_closed",
-        "_listed_to",
         "_pending",
         "_pending_bytes",
         "_room",
+        "_screen",
         "_services",
         "_space",
         "_task",
@@ -99,6 +92,7 @@ class Session:
     def __init__(self, connection: Connection, services: SessionServices) -> None:
         self.connection = connection
         self._services = services
+        self._screen = Screen(connection, services.max_queue_bytes)
         self._room: Room | None = None
         self._is_closed = False
         # what a pause of ours watches; None if there was none
@@ -108,14 +102,6 @@ class Session:
         self._pending_bytes = 0
         self._space: asyncio.Event | None = None
         self._task: asyncio.Task[None] | None = None
-        # pushes waiting behind an answer; None while no answer is being made
-        self._held: list[Push] | None = None
-        self._held_bytes = 0
-        # while a listing of unseen documents waits to be read on: the last document it has shown
-        self._listed_to: Document | None = None
-        # revs of recently changed documents that answers have shown; None if there are none
-        self._answered: dict[str, int] | None = None
-        self._forgetting: asyncio.TimerHandle | None = None
 
     # -- the transport's side ----------------------------------------------------------------------
     def receive(self, text: str) -> Awaitable[None] | None:
@@ -145,7 +131,7 @@ class Session:
         if self._end is not None:
             self._end.set()
         if self._room is not None:
-            self._services.rooms.leave(self._room, self)
+            self._services.rooms.leave(self._room, self._screen)
 
     def _has_space(self, times: int = 1) -> bool:
         """Whether fewer commands wait than so many times the bounds."""
@@ -162,46 +148,6 @@ class Session:
     @staticmethod
     async def _wait_for_space(space: asyncio.Event) -> None:
         await space.wait()
-
-    # -- the room's side ---------------------------------------------------------------------------
-    def push(self, pushes: Sequence[Push], burst: Frame) -> None:
-        """Send what these pushes tell, behind the answer that is being made if there is one."""
-        if self._held is not None:
-            self._hold(self._held, pushes)
-        elif self._answered is None:
-            self.connection.send(burst)
-        else:
-            self._send_news(pushes)
-
-    def _hold(self, held: list[Push], pushes: Sequence[Push]) -> None:
-        kept = [push for push in pushes if not self._is_yet_to_be_listed(push[0])]
-        held.extend(kept)
-        self._held_bytes += sum(len(frame.text) for _, frame in kept)
-        if self._held_bytes > self._services.max_queue_bytes and len(held) > 1:
-            self.connection.close(SLOW)
-
-    def _is_yet_to_be_listed(self, event: Event) -> bool:
-        """Whether the listing of unseen documents under way is sure to come to the document that `event` brings."""
-        after = self._listed_to
-        if after is None or not isinstance(event, Added) or event.document.seen:
-            return False
-        document = event.document
-        return (document.created_at, document.id) > (after.created_at, after.id)
-
-    def _send_news(self, pushes: Sequence[Push]) -> None:
-        for event, frame in pushes:
-            if not self._is_answered(event):
-                self.connection.send(frame)
-
-    def _is_answered(self, event: Event) -> bool:
-        """Whether answers have already shown what `event` tells, or something later."""
-        if self._answered is None:
-            return False
-        if isinstance(event, Added):
-            return self._answered.get(event.document.id, -1) >= event.rev
-        if isinstance(event, Seen | Deleted):
-            return all(self._answered.get(id_, -1) >= event.rev for id_ in event.ids)
-        return False
 
     # -- carrying out commands ---------------------------------------------------------------------
     async def _work(self) -> None:
@@ -231,7 +177,7 @@ class Session:
             logger.exception("a command failed")
             self.connection.close(FAILED)
         finally:
-            self._release_held()
+            self._screen.end_answer()
 
     async def _perform(self, command: Command) -> None:
         if self._is_closed and not isinstance(command, MarkSeen | Delete):
@@ -250,7 +196,7 @@ class Session:
         elif isinstance(command, Delete):
             await self._delete(self._room, command.ids)
         else:
-            self._hold_pushes()
+            self._screen.begin_answer()
             await self._list(self._room, command)
 
     async def _join(self, command: Join) -> None:
@@ -265,8 +211,8 @@ class Session:
             return
         self._leave()
         self._room = (identity.tenant, identity.user_id)
-        self._hold_pushes()
-        services.rooms.join(self._room, self)
+        self._screen.begin_answer()
+        services.rooms.join(self._room, self._screen)
         await self._welcome(self._room)
 
     async def _welcome(self, room: Room) -> None:
@@ -297,7 +243,7 @@ class Session:
             for some in portions(
                 await services.inbox.page(room, page=command.page, limit=services.page_limit)
             ):
-                self._answer(notification_frame(some), some)
+                self._screen.answer(notification_frame(some), some)
         else:
             await self._list_newest(room, command.before, command.limit or services.page_limit)
 
@@ -305,36 +251,24 @@ class Session:
         """In one frame, with fewer documents than asked for if they are long."""
         documents = await self._services.inbox.newest(room, before=before, limit=limit + 1)
         some = next(portions(documents[:limit]))
-        self._answer(newest_frame(some, before, len(some) < len(documents)), some)
+        self._screen.answer(newest_frame(some, before, len(some) < len(documents)), some)
 
     async def _list_unseen(self, room: Room) -> None:
-        """In as many frames as it takes, each made when the one before has left; a single empty one if there are none.
-
-        What is pushed between two reads and lies beyond the first is left to the second: a client on a slow line would
-        else be closed as slow for what it could not have been sent yet.
-        """
+        """In as many frames as it takes, each made when the one before has left; a single empty one if there are
+        none."""
         after: Document | None = None
         limit = MAX_DOCUMENTS_PER_FRAME
         while not self._is_closed:
             documents = await self._services.inbox.unseen(room, after=after, limit=limit)
             some = next(portions(documents))
             if some or after is None:
-                self._answer(notification_frame(some), some)
+                self._screen.answer(notification_frame(some), some)
             if len(some) == len(documents) < limit:
                 return
             after = some[-1]
             # Read little more than fits into a frame; the rest would be read again.
             limit = min(2 * len(some), MAX_DOCUMENTS_PER_FRAME)
-            await self._drain_up_to(after)
-
-    async def _drain_up_to(self, after: Document) -> None:
-        self._listed_to = after
-        held, self._held, self._held_bytes = self._held or [], [], 0
-        self._hold(self._held, held)
-        try:
-            await self.connection.drained()
-        finally:
-            self._listed_to = None
+            await self._screen.drained_within_listing(after)
 
     async def _mark_seen(self, room: Room, ids: tuple[str, ...] | None) -> None:
         """The answer is what all screens of the user are told; if nothing changed, the asker alone is
@@ -361,38 +295,13 @@ class Session:
 
     def _leave(self) -> None:
         if self._room is not None:
-            self._services.rooms.leave(self._room, self)
-            self._room = self._answered = None
-
-    # -- answers and the pushes behind them --------------------------------------------------------
-    def _answer(self, frame: Frame, documents: Sequence[Document]) -> None:
-        self.connection.send(frame)
-        self._remember({document.id: document.rev for document in documents})
+            self._services.rooms.leave(self._room, self._screen)
+            self._room = None
+            self._screen.forget()
 
     def _answer_unchanged(self, frame_of: Callable[[tuple[str, ...]], Frame], change: Change) -> None:
         if change.rev is None:
             self.connection.send(frame_of(change.ids))
-
-    def _hold_pushes(self) -> None:
-        self._held = []
-
-    def _release_held(self) -> None:
-        held, self._held, self._held_bytes = self._held, None, 0
-        self._send_news(held or ())
-
-    def _remember(self, revs: Mapping[str, int]) -> None:
-        """Keep the revs (by id) that a push still under way could be behind: those of the last seconds."""
-        oldest = int((time.time() - REORDER_WINDOW_S) * 1000) << COUNTER_BITS
-        recent = {id_: rev for id_, rev in revs.items() if rev > oldest}
-        if not recent:
-            return
-        self._answered = recent if self._answered is None else self._answered | recent
-        if self._forgetting is None:
-            self._forgetting = asyncio.get_running_loop().call_later(REORDER_WINDOW_S, self._forget)
-
-    def _forget(self) -> None:
-        answered, self._answered, self._forgetting = self._answered, None, None
-        self._remember(answered or {})
 
 
 def _batches(ids: tuple[str, ...]) -> list[tuple[str, ...]]:

@@ -17,7 +17,7 @@ LAYERS = {
     "CORE 1": "auth rooms",
     "CORE 2": "backplane presence",
     "CORE 3": "notifier inbox counts outbox",
-    "CORE 4": "session",
+    "CORE 4": "screen session",
     "EDGES": "store.* folder_lock smtp mail_folder ingest ingest.* transports transports.* admin",
     "ROOT": "__init__ __main__ app cli listening logs",
 }

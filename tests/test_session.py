@@ -1,4 +1,4 @@
-"""Tests of server/session.py, on the real core and store; only the transport is left out."""
+"""Tests of server/session.py and server/screen.py, on the real core and store; only the transport is left out."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def _push(session: Session, *events: Event) -> None:
     frames = EventFrames()
     for event in events:
         frame = frames.frame(event)
-        session.push([(event, frame)], frame)
+        session._screen.push([(event, frame)], frame)
 
 
 def _session(connection: RecordingConnection) -> Session:
@@ -642,13 +642,13 @@ async def test_what_was_answered_is_remembered_while_a_push_could_be_under_way(
     session = _session(connection)
 
     for passed, expected in ((0.0, []), (0.5, [first.id]), (1.1, [first.id, second.id])):
-        monkeypatch.setattr(module.time, "time", lambda passed=passed: answer_at + passed * REORDER_WINDOW_S)
-        if session._forgetting is not None:
-            session._forgetting.cancel()
-            session._forget()  # as the timer does
+        monkeypatch.setattr(time, "time", lambda passed=passed: answer_at + passed * REORDER_WINDOW_S)
+        if session._screen._forgetting is not None:
+            session._screen._forgetting.cancel()
+            session._screen._prune()  # as the timer does
         _push(session, *(Added(document) for document in documents))
         assert [id_ for message in await _is_done(connection) for id_ in message.ids] == expected
-    assert session._forgetting is None
+    assert session._screen._forgetting is None
 
 
 async def test_nothing_is_remembered_of_answers_about_old_documents(
@@ -658,10 +658,10 @@ async def test_nothing_is_remembered_of_answers_about_old_documents(
     connection = await core.join("alice")
     await core.fill("alice", 3)
     late = time.time() + 2 * REORDER_WINDOW_S
-    monkeypatch.setattr(module.time, "time", lambda: late)
+    monkeypatch.setattr(time, "time", lambda: late)
     command(connection, "content", 0)
     assert len((await connection.next()).data) == 3
-    assert _session(connection)._answered is None
+    assert _session(connection)._screen._answered is None
 
 
 async def test_a_client_whose_waiting_pushes_are_too_many_is_slow(core: Core) -> None:

@@ -1,0 +1,129 @@
+"""What one connection is shown, in the right order: answers to what it asked, and pushes from its user's room.
+
+Pushes that arrive while an answer is being made wait behind it. A push that tells of a state older than what an answer
+has shown is dropped. So a stale read never overtakes a fresh push, nor a stale push a fresh read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+
+from server.messages import Added, Deleted, Document, Event, Seen
+from server.revs import COUNTER_BITS
+from server.rooms import REORDER_WINDOW_S, Connection, Push
+from server.wire import SLOW, Frame
+
+
+class Screen:
+    """The member of a room (`rooms.Listener`) behind one connection. `max_held_bytes`: of pushes that wait."""
+
+    __slots__ = (
+        "__weakref__",
+        "_answered",
+        "_forgetting",
+        "_held",
+        "_held_bytes",
+        "_listed_to",
+        "_max_held_bytes",
+        "connection",
+    )
+
+    def __init__(self, connection: Connection, max_held_bytes: int) -> None:
+        self.connection = connection
+        self._max_held_bytes = max_held_bytes
+        # pushes waiting behind an answer; None while no answer is being made
+        self._held: list[Push] | None = None
+        self._held_bytes = 0
+        # while a listing of unseen documents waits to be read on: the last document it has shown
+        self._listed_to: Document | None = None
+        # revs of recently changed documents that answers have shown; None if there are none
+        self._answered: dict[str, int] | None = None
+        self._forgetting: asyncio.TimerHandle | None = None
+
+    # -- pushes ----------------------------------------------------------------------------------------------------
+    def push(self, pushes: Sequence[Push], burst: Frame) -> None:
+        """Send what these pushes tell, behind the answer that is being made if there is one. More waiting than may
+        wait closes the connection as slow."""
+        if self._held is not None:
+            self._hold(self._held, pushes)
+        elif self._answered is None:
+            self.connection.send(burst)
+        else:
+            self._send_news(pushes)
+
+    def _hold(self, held: list[Push], pushes: Sequence[Push]) -> None:
+        kept = [push for push in pushes if not self._is_yet_to_be_listed(push[0])]
+        held.extend(kept)
+        self._held_bytes += sum(len(frame.text) for _, frame in kept)
+        if self._held_bytes > self._max_held_bytes and len(held) > 1:
+            self.connection.close(SLOW)
+
+    def _is_yet_to_be_listed(self, event: Event) -> bool:
+        """Whether the listing of unseen documents under way is sure to come to the document that `event` brings."""
+        after = self._listed_to
+        if after is None or not isinstance(event, Added) or event.document.seen:
+            return False
+        document = event.document
+        return (document.created_at, document.id) > (after.created_at, after.id)
+
+    def _send_news(self, pushes: Sequence[Push]) -> None:
+        for event, frame in pushes:
+            if not self._is_answered(event):
+                self.connection.send(frame)
+
+    def _is_answered(self, event: Event) -> bool:
+        """Whether answers have already shown what `event` tells, or something later."""
+        if self._answered is None:
+            return False
+        if isinstance(event, Added):
+            return self._answered.get(event.document.id, -1) >= event.rev
+        if isinstance(event, Seen | Deleted):
+            return all(self._answered.get(id_, -1) >= event.rev for id_ in event.ids)
+        return False
+
+    # -- answers ---------------------------------------------------------------------------------------------------
+    def begin_answer(self) -> None:
+        """From now on pushes wait: call it before joining a room, and before reading."""
+        self._held = []
+
+    def end_answer(self) -> None:
+        """Send the pushes that waited, without those that the answer has made old."""
+        held, self._held, self._held_bytes = self._held, None, 0
+        self._send_news(held or ())
+
+    def answer(self, frame: Frame, documents: Sequence[Document] = ()) -> None:
+        """Send a frame that answers, and shows these documents."""
+        self.connection.send(frame)
+        self._remember({document.id: document.rev for document in documents})
+
+    async def drained_within_listing(self, after: Document) -> None:
+        """Return when everything sent has left. What is pushed before the listing of unseen documents reads on, and
+        lies beyond `after`, is left to that listing: a client on a slow line would else be closed as slow for what it
+        could not have been sent yet."""
+        self._listed_to = after
+        held, self._held, self._held_bytes = self._held or [], [], 0
+        self._hold(self._held, held)
+        try:
+            await self.connection.drained()
+        finally:
+            self._listed_to = None
+
+    def forget(self) -> None:
+        """What was shown was another user's."""
+        self._answered = None
+
+    def _remember(self, revs: Mapping[str, int]) -> None:
+        """Keep the revs (by id) that a push still under way could be behind: those of the last seconds."""
+        oldest = int((time.time() - REORDER_WINDOW_S) * 1000) << COUNTER_BITS
+        recent = {id_: rev for id_, rev in revs.items() if rev > oldest}
+        if not recent:
+            return
+        self._answered = recent if self._answered is None else self._answered | recent
+        if self._forgetting is None:
+            self._forgetting = asyncio.get_running_loop().call_later(REORDER_WINDOW_S, self._prune)
+
+    def _prune(self) -> None:
+        answered, self._answered, self._forgetting = self._answered, None, None
+        self._remember(answered or {})
