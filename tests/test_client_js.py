@@ -132,7 +132,6 @@ async def events(page: Page, name: str) -> list[Any]:
 async def test_every_transport(pages: Pages, server: RunningServer, transport: str) -> None:
     """Joining, pushes, marking as seen and deleting work over each transport of sockjs-client."""
     requests: list[str] = []
-    pages.forgive("document.domain")  # SockJS's iframe and htmlfile pages set it, as the protocol has it
     server.must_notify("alice", title="waiting")
     page = await pages.bare(server.url)
     page.on("request", lambda request: requests.append(request.url))
