@@ -13,6 +13,7 @@ from server.callers import Caller
 from server.transports.sockjs.connections import (
     LOG,
     ClientConnection,
+    pending_writes,
     tune_socket,
     unwritten_bytes,
     written_bytes,
@@ -40,7 +41,7 @@ TEXT_ONLY = CloseReason(1003, "text frames only")
 class WebSocketConnection(ClientConnection):
     """A client over WebSocket. Its queue is that of its stream."""
 
-    __slots__ = ("_encode", "_protocol", "_send_now", "_stream")
+    __slots__ = ("_encode", "_pending", "_protocol", "_send_now", "_stream")
 
     def __init__(
         self,
@@ -53,6 +54,7 @@ class WebSocketConnection(ClientConnection):
         super().__init__(door, transport, caller)
         self._protocol = protocol
         self._stream = stream
+        self._pending = pending_writes(stream)
         self._encode: Encode = raw_websocket_bytes if self.is_raw else sockjs_websocket_bytes
         # Under TLS what is written is not what is sent.
         self._send_now: Callable[[bytes], int] | None = (
@@ -75,7 +77,7 @@ class WebSocketConnection(ClientConnection):
 
     def _write(self, data: bytes) -> None:
         """Straight to the socket while nothing is queued: half the price of a stream's write. Never raises."""
-        if self._send_now is not None and not self._stream.writing():
+        if self._send_now is not None and not self._pending:
             try:
                 sent = self._send_now(data)
             except BlockingIOError:
