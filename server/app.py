@@ -116,8 +116,7 @@ class Server:
         )
         dispatcher.connect(self._wake_outbox, NOTIFICATION_STORED, sender=self._notifier)
 
-    # -- wiring
-    # ----------------------------------------------------------------------------------------------------
+    # -- wiring ----------------------------------------------------------------------------------------------
     def _make_door(self) -> SockJSDoor:
         config = self.config
         services = SessionServices(
@@ -168,8 +167,7 @@ class Server:
             routes += admin.demo_routes(admin.Pages(folder, self._callers, list_mails))
         return Application([*routes, *self._door.routes])
 
-    # -- life
-    # ------------------------------------------------------------------------------------------------------
+    # -- life ------------------------------------------------------------------------------------------------
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until `stop` is set, then end in order. Raises `StartupError`."""
         application = self.config.application

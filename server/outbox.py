@@ -47,7 +47,7 @@ REPORT_OUTAGE_EVERY_S = 60.0
 DAY_S = 86_400.0
 
 
-# -- the transport's side --------------------------------------------------------------------------------------------
+# -- the transport's side ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ class SignsOfLife(Protocol):
         """Whether a connection of the user gave a sign of life after `instant`; False also if that is unknown."""
 
 
-# -- the worker ------------------------------------------------------------------------------------------------------
+# -- the worker ----------------------------------------------------------------------------------------------
 
 
 class OutboxWorker:
@@ -134,7 +134,7 @@ class OutboxWorker:
         self._paused_until = 0.0
         self._outage_reported_at = -REPORT_OUTAGE_EVERY_S
 
-    # -- life --------------------------------------------------------------------------------------------------------
+    # -- life ------------------------------------------------------------------------------------------------
     async def run(self) -> None:
         """Work until `stop`. Nothing that a mail, the mail server or the store does ends it."""
         self._idle.clear()
@@ -163,7 +163,7 @@ class OutboxWorker:
                 await self._idle.wait()
         await self._tasks.finish(max(0.0, ends_at - time.monotonic()))
 
-    # -- claiming ----------------------------------------------------------------------------------------------------
+    # -- claiming --------------------------------------------------------------------------------------------
     async def _round(self) -> float:
         """Claim what is due and free hands are there for; the seconds until the next look, unless woken."""
         pause_s = self._paused_until - time.monotonic()
@@ -201,7 +201,7 @@ class OutboxWorker:
             return MAX_SLEEP_S
         return min(max((due_at - self._clock()).total_seconds(), MIN_SLEEP_S), MAX_SLEEP_S)
 
-    # -- one job -----------------------------------------------------------------------------------------------------
+    # -- one job ---------------------------------------------------------------------------------------------
     async def _handle(self, job: MailJob, lease_ends_at: float) -> None:
         try:
             await self._settle(job, await self._attempt(job, lease_ends_at), lease_ends_at)
@@ -327,7 +327,7 @@ class OutboxWorker:
             *counts,
         )
 
-    # -- when things fail --------------------------------------------------------------------------------------------
+    # -- when things fail ------------------------------------------------------------------------------------
     def _note(self, outage: Outage | None) -> None:
         """Pause after an outage, longer each time, and say so now and then; go on when a mail went through."""
         if outage is None:

@@ -85,7 +85,7 @@ def _boolean(fields: Mapping[str, Any], name: str) -> bool:
     raise InvalidNotification(name, "neither a boolean nor a text")
 
 
-# -- recipients ------------------------------------------------------------------------------------------------
+# -- recipients ----------------------------------------------------------------------------------------------
 
 
 def _recipients(value: Any, limits: FieldLimits) -> tuple[Recipient, ...]:
@@ -142,7 +142,7 @@ def _email(value: Any, path: str) -> str | None:
     return address
 
 
-# -- mail ------------------------------------------------------------------------------------------------------
+# -- mail ----------------------------------------------------------------------------------------------------
 
 
 def _mail(fields: Mapping[str, Any], notification: Notification, limits: FieldLimits) -> Mail | None:

@@ -76,7 +76,7 @@ class Rooms:
         self._changed: OrderedDict[str, tuple[Seen | Deleted, float]] = OrderedDict()
         self._frames = EventFrames()
 
-    # -- membership --------------------------------------------------------------------------------
+    # -- membership ------------------------------------------------------------------------------------------
     def join(self, room: Room, listener: Listener) -> None:
         """Add a listener to a user's room."""
         self._members.setdefault(room, set()).add(listener)
@@ -122,7 +122,7 @@ class Rooms:
                 return
             del self._last_alive[room]
 
-    # -- fan-out ---------------------------------------------------------------------------------------------------
+    # -- fan-out ---------------------------------------------------------------------------------------------
     def deliver(self, room: Room, events: Iterable[Event]) -> int:
         """Hand events to all of the user's local sessions, in this order; how many sessions there are. An `Added` that
         was overtaken by a later change of its document tells of what it has become, or nothing if it was deleted:

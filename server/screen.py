@@ -42,7 +42,7 @@ class Screen:
         self._answered: dict[str, int] | None = None
         self._forgetting: asyncio.TimerHandle | None = None
 
-    # -- pushes ----------------------------------------------------------------------------------------------------
+    # -- pushes ----------------------------------------------------------------------------------------------
     def push(self, pushes: Sequence[Push], burst: Frame) -> None:
         """Send what these pushes tell, behind the answer that is being made if there is one. More waiting than may
         wait closes the connection as slow."""
@@ -83,7 +83,7 @@ class Screen:
             return all(self._answered.get(id_, -1) >= event.rev for id_ in event.ids)
         return False
 
-    # -- answers ---------------------------------------------------------------------------------------------------
+    # -- answers ---------------------------------------------------------------------------------------------
     def begin_answer(self) -> None:
         """From now on pushes wait: call it before joining a room, and before reading."""
         self._held = []

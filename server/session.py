@@ -103,7 +103,7 @@ class Session:
         self._space: asyncio.Event | None = None
         self._task: asyncio.Task[None] | None = None
 
-    # -- the transport's side ----------------------------------------------------------------------
+    # -- the transport's side --------------------------------------------------------------------------------
     def receive(self, text: str) -> Awaitable[None] | None:
         """Take a message; its command is carried out when its turn comes. Returns None, or an awaitable when
         enough is waiting: the door reads on after it. Beyond twice the bounds messages are refused with
@@ -149,7 +149,7 @@ class Session:
     async def _wait_for_space(space: asyncio.Event) -> None:
         await space.wait()
 
-    # -- carrying out commands ---------------------------------------------------------------------
+    # -- carrying out commands -------------------------------------------------------------------------------
     async def _work(self) -> None:
         try:
             while self._pending:

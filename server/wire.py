@@ -37,7 +37,7 @@ MAX_CREDENTIAL_CHARS = 1024
 _encode: Callable[[Any], str] = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
-# -- commands: what a client asks ------------------------------------------------------------------
+# -- commands: what a client asks ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +198,7 @@ _COMMANDS: dict[str, Callable[[Any], Command]] = {
 }
 
 
-# -- frames: what a client is told -----------------------------------------------------------------
+# -- frames: what a client is told ---------------------------------------------------------------------------
 
 
 class Frame:

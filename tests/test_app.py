@@ -56,7 +56,7 @@ def faulty(folder: Path, fault: str, **settings: str) -> RunningServer:
     return RunningServer(folder, **settings, PYTHONPATH=f"{folder}{os.pathsep}{ROOT}")
 
 
-# -- starting ----------------------------------------------------------------------------------------------------------
+# -- starting ------------------------------------------------------------------------------------------------
 
 
 def test_it_says_what_a_newcomer_needs_to_know(server: RunningServer) -> None:
@@ -225,7 +225,7 @@ app.Notifier.close = hang
         assert "Traceback" not in server.log
 
 
-# -- bounds ------------------------------------------------------------------------------------------------------------
+# -- bounds --------------------------------------------------------------------------------------------------
 
 
 def test_more_connections_than_files(tmp_path: Path) -> None:
@@ -281,7 +281,7 @@ app.Notifier.complete = fail
         wait_until(lambda: server.log.count("the sweep failed") > 1, "a second sweep")
 
 
-# -- the walk ----------------------------------------------------------------------------------------------------------
+# -- the walk ------------------------------------------------------------------------------------------------
 
 
 async def test_one_post_reaches_every_screen_of_every_user(server: RunningServer) -> None:
@@ -369,7 +369,7 @@ async def test_mail_goes_out_by_smtp(tmp_path: Path) -> None:
     assert b"u1@example.test" not in mail.content
 
 
-# -- restarts and crashes ----------------------------------------------------------------------------------------------
+# -- restarts and crashes ------------------------------------------------------------------------------------
 
 
 async def test_what_was_answered_with_200_survives_kill_9(server: RunningServer) -> None:

@@ -40,7 +40,7 @@ class Slowly:
         monkeypatch.setattr(checks, "_verify", slowly)
 
 
-# -- passwords -------------------------------------------------------------------------------------
+# -- passwords -----------------------------------------------------------------------------------------------
 async def test_a_password_matches_its_own_hash_only(checks: PasswordChecks) -> None:
     """Argon2id, salted: the same password hashes differently each time."""
     assert CAROL.startswith("$argon2id$")
@@ -85,7 +85,7 @@ async def test_close_begins_no_further_check(checks: PasswordChecks, monkeypatch
         await waiting
 
 
-# -- users -----------------------------------------------------------------------------------------
+# -- users ---------------------------------------------------------------------------------------------------
 def _authenticator(checks: PasswordChecks, *, has_demo: bool = True, **users: str) -> Authenticator:
     return Authenticator(users or {"carol": CAROL}, has_demo, checks)
 

@@ -26,7 +26,7 @@ def _identify(policy: CallerPolicy, remote_ip: str, host: str = "localhost:8587"
     )
 
 
-# -- callers without a proxy -----------------------------------------------------------------------
+# -- callers without a proxy ---------------------------------------------------------------------------------
 @pytest.mark.parametrize("address", ["127.0.0.1", "127.8.9.10", "::1", "::ffff:127.0.0.1"])
 @pytest.mark.parametrize("host", ["localhost", "LocalHost:8587", "127.0.0.1:8587", "[::1]", "[::1]:8587"])
 def test_a_program_on_this_machine_is_local(address: str, host: str) -> None:
@@ -68,7 +68,7 @@ def test_names_from_the_configuration_are_ours() -> None:
         assert _identify(PROXIED, "127.0.0.1", host).is_local
 
 
-# -- web pages -------------------------------------------------------------------------------------
+# -- web pages -----------------------------------------------------------------------------------------------
 def test_our_own_page_is_local() -> None:
     """The browser names the very host and port that it calls."""
     caller = _identify(DIRECT, "127.0.0.1", Origin="http://LOCALHOST:8587", Sec_Fetch_Site="same-origin")
@@ -106,7 +106,7 @@ def test_a_browser_that_says_so_is_believed(site: str, is_local: bool) -> None:
     assert ("Sec-Fetch-Site" in caller.why_not_local) is not is_local
 
 
-# -- proxies ---------------------------------------------------------------------------------------
+# -- proxies -------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     "header",
     [

@@ -125,7 +125,7 @@ async def events(page: Page, name: str) -> list[Any]:
     return found
 
 
-# -- over each transport ---------------------------------------------------------------------------------------------
+# -- over each transport -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
@@ -185,7 +185,7 @@ def test_vendored_sockjs_client() -> None:
     assert vendored.read_bytes() == sockjs_client_js().read_bytes()
 
 
-# -- the list is the inbox -------------------------------------------------------------------------------------------
+# -- the list is the inbox -----------------------------------------------------------------------------------
 
 
 async def test_paging_has_no_gaps(pages: Pages, server: RunningServer) -> None:
@@ -317,7 +317,7 @@ async def test_many_restarts(pages: Pages, server: RunningServer) -> None:
         )
 
 
-# -- signing in ------------------------------------------------------------------------------------------------------
+# -- signing in ----------------------------------------------------------------------------------------------
 
 
 async def test_wrong_password(pages: Pages, server: RunningServer) -> None:
@@ -355,7 +355,7 @@ async def test_content_is_data(pages: Pages, server: RunningServer) -> None:
     assert (item["title"], item["content"], item["url"]) == (hostile, hostile, "javascript:alert(1)")
 
 
-# -- the order of frames, with a scripted socket ---------------------------------------------------------------------
+# -- the order of frames, with a scripted socket -------------------------------------------------------------
 
 OPEN = "sockets.at(-1).onopen(); sockets.at(-1).frame('notification', []); "
 JOINED = OPEN + "sockets.at(-1).frame('count', { unseen: 0 }); "
@@ -511,7 +511,7 @@ async def test_store_away_at_the_join(pages: Pages, server: RunningServer) -> No
     assert await page.evaluate("inbox.state") == "online"
 
 
-# -- trying again ----------------------------------------------------------------------------------------------------
+# -- trying again --------------------------------------------------------------------------------------------
 
 
 async def test_delays_grow_to_a_limit(pages: Pages, server: RunningServer) -> None:

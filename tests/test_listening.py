@@ -66,7 +66,7 @@ class Full:
         monkeypatch.setattr(socket.socket, "accept", accept_or_fail)
 
 
-# -- binding -----------------------------------------------------------------------------------------------------------
+# -- binding -------------------------------------------------------------------------------------------------
 
 
 async def test_clients_are_refused_until_it_starts(listener: TCPListener, client: socket.socket) -> None:
@@ -146,7 +146,7 @@ async def test_an_address_that_is_not_ours(host: str) -> None:
         TCPListener(host, 0)
 
 
-# -- no room -----------------------------------------------------------------------------------------------------------
+# -- no room -------------------------------------------------------------------------------------------------
 
 
 async def test_out_of_files_it_does_not_ask_again_at_once(
@@ -217,7 +217,7 @@ def test_without_a_limit_there_is_no_bound(monkeypatch: pytest.MonkeyPatch) -> N
     assert max_connection_files() > 1_000_000_000
 
 
-# -- serving -----------------------------------------------------------------------------------------------------------
+# -- serving -------------------------------------------------------------------------------------------------
 
 
 async def test_a_connection_that_cannot_be_served_is_closed_and_the_next_one_served(

@@ -146,7 +146,7 @@ def test_lone_surrogates() -> None:
     assert parsed.get_content().strip() == "c\ufffdd"
 
 
-# -- the sender ------------------------------------------------------------------------------------------------------
+# -- the sender ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_any_sender_name(name: str) -> None:
     assert parse(message)["From"].addresses[0].addr_spec == "a@example.org"
 
 
-# -- addresses -------------------------------------------------------------------------------------------------------
+# -- addresses -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

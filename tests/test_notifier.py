@@ -122,7 +122,7 @@ async def test_new_notifications_wait_while_fan_out_is_behind(
     assert len(await waiting) == 1
 
 
-# -- the duty to mail ------------------------------------------------------------------------------
+# -- the duty to mail ----------------------------------------------------------------------------------------
 PRESENT = Recipient("alice", "alice@example.test")
 ABSENT = Recipient("bob", "bob@example.test")
 WITHOUT_ADDRESS = Recipient("carol")
@@ -184,7 +184,7 @@ async def test_no_duty_where_nobody_is_to_be_mailed(
     assert await _claimable(core) == []
 
 
-# -- completing, closing ---------------------------------------------------------------------------
+# -- completing, closing -------------------------------------------------------------------------------------
 async def test_what_a_crash_left_half_stored_is_completed_and_pushed(
     core: Core, ear: Ear, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -58,7 +58,7 @@ def problem(response: Response) -> dict[str, Any]:
     return answer
 
 
-# -- what is accepted ------------------------------------------------------------------------------------------------
+# -- what is accepted ----------------------------------------------------------------------------------------
 
 
 async def test_a_form_is_stored_with_all_its_fields(server: RunningServer) -> None:
@@ -150,7 +150,7 @@ def test_ten_thousand_users_in_one_request(server: RunningServer) -> None:
     assert problem(answer)["field"] == "users"
 
 
-# -- what is refused -------------------------------------------------------------------------------------------------
+# -- what is refused -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -257,7 +257,7 @@ def test_other_methods_are_405(server: RunningServer) -> None:
     assert server.get("/notify?content=x&users=" + quote(ALICE)).status == 405
 
 
-# -- without a key: from this machine only -----------------------------------------------------------------------------
+# -- without a key: from this machine only -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -308,7 +308,7 @@ def test_in_release_publishing_without_a_key_must_be_switched_on(tmp_path: Path)
         assert post(server, {"content": "x"}).status == 200
 
 
-# -- with a key --------------------------------------------------------------------------------------------------------
+# -- with a key ----------------------------------------------------------------------------------------------
 
 
 def test_with_a_key_a_wrong_or_missing_one_is_always_400(tmp_path: Path) -> None:

@@ -171,7 +171,7 @@ async def document_of(store: Store, user_id: str) -> str:
     return document.id
 
 
-# -- who gets it -----------------------------------------------------------------------------------------------------
+# -- who gets it ---------------------------------------------------------------------------------------------
 
 
 async def test_everybody_away_gets_one_message(store: Store, sink: SMTPSink, clock: Clock) -> None:
@@ -243,7 +243,7 @@ async def test_shared_address(store: Store, sink: SMTPSink, clock: Clock) -> Non
     assert len(outcome.sent) == 2
 
 
-# -- when it is due --------------------------------------------------------------------------------------------------
+# -- when it is due ------------------------------------------------------------------------------------------
 
 
 async def test_woken(store: Store, sink: SMTPSink, clock: Clock) -> None:
@@ -274,7 +274,7 @@ async def test_left_by_another_worker(
         await sink.next_mail()
 
 
-# -- refusals --------------------------------------------------------------------------------------------------------
+# -- refusals ------------------------------------------------------------------------------------------------
 
 
 async def test_refused_for_good(store: Store, sink: SMTPSink, clock: Clock) -> None:
@@ -366,7 +366,7 @@ async def test_an_old_mail_gets_its_chance(store: Store, sink: SMTPSink, clock: 
         assert (await store.outcome()).retry
 
 
-# -- when something breaks -------------------------------------------------------------------------------------------
+# -- when something breaks -----------------------------------------------------------------------------------
 
 
 async def test_outage(store: Store, clock: Clock, caplog: pytest.LogCaptureFixture, no_pauses: None) -> None:
@@ -462,7 +462,7 @@ async def test_no_more_hands_than_configured(store: Store, sink: SMTPSink, clock
             await sink.next_mail()
 
 
-# -- crashes and restarts --------------------------------------------------------------------------------------------
+# -- crashes and restarts ------------------------------------------------------------------------------------
 
 
 async def test_crash_between_sending_and_settling(store: Store, sink: SMTPSink, clock: Clock) -> None:
@@ -573,7 +573,7 @@ async def test_store_away_when_asked_who_is_left(
         await sink.next_mail()
 
 
-# -- stopping --------------------------------------------------------------------------------------------------------
+# -- stopping ------------------------------------------------------------------------------------------------
 
 
 async def test_stop_lets_the_mail_in_hand_be_settled(store: Store, sink: SMTPSink, clock: Clock) -> None:
@@ -614,7 +614,7 @@ async def test_stop_before_the_start(store: Store, sink: SMTPSink, clock: Clock)
     assert store.claims == 0
 
 
-# -- the rest --------------------------------------------------------------------------------------------------------
+# -- the rest ------------------------------------------------------------------------------------------------
 
 
 async def test_into_the_folder(store: Store, clock: Clock, tmp_path: Path) -> None:

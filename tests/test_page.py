@@ -55,7 +55,7 @@ async def overflow(page: Page) -> int:
     return wider
 
 
-# -- signing in ------------------------------------------------------------------------------------------------
+# -- signing in ----------------------------------------------------------------------------------------------
 
 
 async def test_sign_in_as_a_demo_user(pages: Pages, server: RunningServer) -> None:
@@ -112,7 +112,7 @@ async def test_sign_out(pages: Pages, server: RunningServer) -> None:
     await shows(page, ["Unseen: for bob"])
 
 
-# -- what arrives ----------------------------------------------------------------------------------------------
+# -- what arrives --------------------------------------------------------------------------------------------
 
 
 async def test_live(pages: Pages, server: RunningServer) -> None:
@@ -233,7 +233,7 @@ async def test_large_badge(pages: Pages, server: RunningServer) -> None:
     await expect(page.get_by_role("button", name="Notifications, 101 unseen")).to_be_visible()
 
 
-# -- windows in step -------------------------------------------------------------------------------------------
+# -- windows in step -----------------------------------------------------------------------------------------
 
 
 async def test_two_windows(pages: Pages, server: RunningServer) -> None:
@@ -300,7 +300,7 @@ async def test_fallback_transport(pages: Pages, server: RunningServer) -> None:
     await expect(rows(page)).to_have_count(1)
 
 
-# -- sending ---------------------------------------------------------------------------------------------------
+# -- sending -------------------------------------------------------------------------------------------------
 
 
 async def test_send_all_fields(pages: Pages, server: RunningServer) -> None:
@@ -398,7 +398,7 @@ async def test_examples(pages: Pages, server: RunningServer) -> None:
     await expect(rows(page)).to_have_count(4)
 
 
-# -- for everybody ---------------------------------------------------------------------------------------------
+# -- for everybody -------------------------------------------------------------------------------------------
 
 
 async def test_keyboard(pages: Pages, server: RunningServer) -> None:

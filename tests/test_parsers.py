@@ -50,7 +50,7 @@ def _mail(**fields: Any) -> Mail:
     return mail
 
 
-# -- the notification ------------------------------------------------------------------------------
+# -- the notification ----------------------------------------------------------------------------------------
 def test_the_least_is_content_alone() -> None:
     """Everything else has its default: empty texts, no users, no mail, no data; id and instant are ours."""
     before = now()
@@ -144,7 +144,7 @@ def test_whatever_the_fields_hold_only_the_two_refusals_come_out(fields: dict[st
         assert recipient.email is None or len(recipient.email.encode()) <= MAX_EMAIL_BYTES
 
 
-# -- recipients ------------------------------------------------------------------------------------
+# -- recipients ----------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("nobody", [None, "", "  ", "[]", "null", []], ids=repr)
 def test_nobody_is_a_list_too(nobody: Any) -> None:
     """No users is no error: nothing will be stored."""
@@ -272,7 +272,7 @@ def test_the_limits_are_those_of_the_issue() -> None:
     assert (limits.users, limits.content_bytes, limits.field_bytes) == (10_000, 65_536, 2_048)
 
 
-# -- mail ------------------------------------------------------------------------------------------
+# -- mail ----------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("value", ["1", "true", "True", "yes", "Yes", " 1 ", True, 1], ids=repr)
 def test_what_is_true(value: Any) -> None:
     """C1's five texts, and what JSON has for them."""

@@ -71,7 +71,7 @@ def _added(id_: str = "d1", rev: int = 10) -> Added:
     return Added(Document(id_, "alice", Notification("n", "acme", at, "content"), at, at, rev))
 
 
-# -- membership ------------------------------------------------------------------------------------
+# -- membership ----------------------------------------------------------------------------------------------
 def test_a_room_exists_while_somebody_is_in_it(rooms: Rooms) -> None:
     """Online from the first join to the last leave, however many connections there are between."""
     first, second = _joined(rooms, ALICE, ALICE)
@@ -111,7 +111,7 @@ def test_joining_twice_is_being_there_once(rooms: Rooms) -> None:
     assert alice.events == [Unseen(1)]
 
 
-# -- signs of life ---------------------------------------------------------------------------------
+# -- signs of life -------------------------------------------------------------------------------------------
 def test_the_last_sign_of_life_is_that_of_any_connection(rooms: Rooms) -> None:
     """Of those that are there and of those that were; unknown if there was none."""
     assert rooms.last_alive_at(ALICE) is None
@@ -140,7 +140,7 @@ def test_old_signs_of_life_are_forgotten(rooms: Rooms) -> None:
     rooms.forget_signs_of_life(before=200.0)
 
 
-# -- fan-out ---------------------------------------------------------------------------------------
+# -- fan-out -------------------------------------------------------------------------------------------------
 def test_an_event_reaches_all_of_the_users_connections_and_nobody_elses(rooms: Rooms) -> None:
     """With one frame for all, made once."""
     first, second, bob, other = _joined(rooms, ALICE, ALICE, BOB, ALICE_OF_ANOTHER_TENANT)

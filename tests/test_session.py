@@ -83,7 +83,7 @@ def _session(connection: RecordingConnection) -> Session:
     return connection.session
 
 
-# -- before a join ---------------------------------------------------------------------------------
+# -- before a join -------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("name", "data"),
     [
@@ -145,7 +145,7 @@ async def test_garbage_is_answered_by_an_error_that_names_the_field(
         await core.join("alice", connection)
 
 
-# -- joining ---------------------------------------------------------------------------------------
+# -- joining -------------------------------------------------------------------------------------------------
 async def test_a_join_with_nothing_unseen_is_answered_by_an_empty_list_and_the_count(core: Core) -> None:
     """`[]` is an old client's only sign of a good join."""
     connection = core.connect()
@@ -328,7 +328,7 @@ async def test_one_user_on_many_screens(core: Core) -> None:
     assert not first.received()
 
 
-# -- reading ---------------------------------------------------------------------------------------
+# -- reading -------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("form", [{"page": 1}, 1, "1", {"page": "1"}], ids=repr)
 async def test_a_page_is_asked_for_in_either_form(core: Core, form: Any) -> None:
     """As many as configured, oldest first."""
@@ -436,7 +436,7 @@ async def test_each_answer_leaves_before_the_next_is_made(core: Core) -> None:
     assert connection.most_queued <= 2
 
 
-# -- changing --------------------------------------------------------------------------------------
+# -- changing ------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", ["seen", "delete"])
 @pytest.mark.parametrize("form", [lambda ids: {"ids": ids}, lambda ids: ids], ids=["object", "bare"])
 async def test_a_change_reaches_all_connections_of_the_user_once(core: Core, name: str, form: Any) -> None:
@@ -547,7 +547,7 @@ async def test_changes_of_many_are_told_as_fast_as_the_asker_reads(core: Core, a
     assert connection.reasons == []
 
 
-# -- reads and pushes ------------------------------------------------------------------------------
+# -- reads and pushes ----------------------------------------------------------------------------------------
 async def test_a_push_that_arrives_during_a_read_waits_behind_its_answer(core: Core) -> None:
     """Also one for what the read could not see any more: in the end the client knows both."""
     [old] = await core.fill("alice", 1)
@@ -719,7 +719,7 @@ async def test_a_burst_goes_out_as_one_if_nothing_was_answered_lately(core: Core
     assert sent[0].text.count('"notification"') == 3
 
 
-# -- a client that is gone -------------------------------------------------------------------------
+# -- a client that is gone -----------------------------------------------------------------------------------
 async def test_changes_asked_for_right_before_the_end_are_still_made(core: Core) -> None:
     """People click and close; what would only be shown is not read any more."""
     first, second, third = await core.fill("alice", 3)
@@ -807,7 +807,7 @@ async def test_a_client_that_is_gone_is_not_listened_to(core: Core) -> None:
     _session(connection).closed()
 
 
-# -- commands in a row -----------------------------------------------------------------------------
+# -- commands in a row ---------------------------------------------------------------------------------------
 async def test_who_sends_faster_than_is_carried_out_is_asked_to_wait(core: Core) -> None:
     """An awaitable, until there is room again: the door reads no further meanwhile."""
     connection, gate, next_gate = await core.join("alice"), core.store.hold("page"), core.store.hold("unseen")
@@ -887,7 +887,7 @@ async def test_who_waits_when_the_server_stops_is_let_go(core: Core) -> None:
         await asyncio.gather(*waiting)
 
 
-# -- failures --------------------------------------------------------------------------------------
+# -- failures ------------------------------------------------------------------------------------------------
 async def test_a_join_while_the_store_is_away_is_welcomed_when_it_is_back(
     core: Core, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -994,7 +994,7 @@ async def test_a_mistake_of_ours_ends_the_connection_and_is_logged_without_conte
     assert (await other.next()).ids == [document.id]
 
 
-# -- the whole -------------------------------------------------------------------------------------
+# -- the whole -----------------------------------------------------------------------------------------------
 class Screen:
     """A client that believes every frame as it comes, as deployed clients do: no revs, no second thoughts."""
 

@@ -54,7 +54,7 @@ def refusals(handover: Handover) -> dict[str, tuple[int, bool]]:
     return {address: (refusal.code, refusal.is_temporary) for address, refusal in handover.refused.items()}
 
 
-# -- what arrives ----------------------------------------------------------------------------------------------------
+# -- what arrives --------------------------------------------------------------------------------------------
 
 
 async def test_recipients_only_in_the_envelope(sink: SMTPSink) -> None:
@@ -106,7 +106,7 @@ async def test_size_is_declared(sink: SMTPSink) -> None:
     assert f"SIZE={len(message().content)}" in sink.mails[0].options
 
 
-# -- some are refused ------------------------------------------------------------------------------------------------
+# -- some are refused ----------------------------------------------------------------------------------------
 
 
 async def test_some_recipients_refused(sink: SMTPSink) -> None:
@@ -155,7 +155,7 @@ async def test_long_answers_are_cut(sink: SMTPSink) -> None:
     assert reason.startswith("first xxx") and len(reason) == MAX_REASON_LENGTH
 
 
-# -- limits on recipients --------------------------------------------------------------------------------------------
+# -- limits on recipients ------------------------------------------------------------------------------------
 
 
 async def test_split_by_our_limit(sink: SMTPSink) -> None:
@@ -183,7 +183,7 @@ async def test_full_mailbox_is_not_a_limit(sink: SMTPSink) -> None:
     assert [mail.recipients for mail in sink.mails] == [[BEN]]
 
 
-# -- addresses in other scripts --------------------------------------------------------------------------------------
+# -- addresses in other scripts ------------------------------------------------------------------------------
 
 
 async def test_international_address(sink: SMTPSink) -> None:
@@ -204,7 +204,7 @@ async def test_international_address_without_smtputf8() -> None:
     assert sink.mails[0].recipients == [ANN]
 
 
-# -- TLS and login ---------------------------------------------------------------------------------------------------
+# -- TLS and login -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
@@ -307,7 +307,7 @@ def test_name(security: Any, name: str) -> None:
     assert SMTPTransport(settings).name == name
 
 
-# -- when the connection breaks --------------------------------------------------------------------------------------
+# -- when the connection breaks ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("stage", ["EHLO", "MAIL", "RCPT", "DATA", "content"])

@@ -368,7 +368,7 @@ def test_importing_warns_of_nothing(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-# -- what is over, and for whom ----------------------------------------------------------------------
+# -- what is over, and for whom ------------------------------------------------------------------------------
 
 
 async def test_close_all() -> None:
@@ -529,7 +529,7 @@ async def test_the_bus_hears_of_connections() -> None:
         assert service.door.connection_counts == {}
 
 
-# -- garbage, huge and rapid input -------------------------------------------------------------------
+# -- garbage, huge and rapid input ---------------------------------------------------------------------------
 
 GARBAGE = {
     "binary": (0x2, b'["a"]', 0x80),

@@ -59,7 +59,7 @@ async def count(store: Store, user_id: str = USER, tenant: str = TENANT) -> int:
     return (await store.count_unseen(tenant, [user_id]))[user_id]
 
 
-# -- opening and closing ---------------------------------------------------------------------------------------------
+# -- opening and closing -------------------------------------------------------------------------------------
 
 
 async def test_an_open_store_takes_writes(store: Store) -> None:
@@ -170,7 +170,7 @@ async def test_a_closed_store_is_unavailable(store: Store) -> None:
             await verb
 
 
-# -- adding ----------------------------------------------------------------------------------------------------------
+# -- adding --------------------------------------------------------------------------------------------------
 
 
 async def test_a_fresh_document(store: Store) -> None:
@@ -346,7 +346,7 @@ async def test_user_ids_are_compared_exactly(store: Store) -> None:
     assert await store.count_unseen(TENANT, users) == dict.fromkeys(users, 1)
 
 
-# -- reading ---------------------------------------------------------------------------------------------------------
+# -- reading -------------------------------------------------------------------------------------------------
 
 
 async def put_with_ties(store: Store) -> list[Document]:
@@ -457,7 +457,7 @@ async def test_counts_are_exact_after_concurrent_changes(store: Store) -> None:
     assert await count(store) == 0
 
 
-# -- changing --------------------------------------------------------------------------------------------------------
+# -- changing ------------------------------------------------------------------------------------------------
 
 
 async def test_marking_as_seen(store: Store) -> None:
@@ -601,7 +601,7 @@ async def test_each_change_has_a_greater_rev(store: Store) -> None:
     assert numbers[-1] < 2**63
 
 
-# -- who has not seen a notification ---------------------------------------------------------------------------------
+# -- who has not seen a notification -------------------------------------------------------------------------
 
 
 async def test_who_has_a_notification_unseen(store: Store) -> None:

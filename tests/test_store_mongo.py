@@ -98,7 +98,7 @@ async def until_it_succeeds(verb: Callable[[], Awaitable[Any]], timeout_s: float
             await asyncio.sleep(0.05)
 
 
-# -- opening -----------------------------------------------------------------------------------------------------------
+# -- opening -------------------------------------------------------------------------------------------------
 
 
 def test_the_name_shows_no_credentials() -> None:
@@ -206,7 +206,7 @@ async def test_closing_waits_for_what_was_accepted(mongo_database: MongoDatabase
         await put(store)
 
 
-# -- what the original wrote -------------------------------------------------------------------------------------------
+# -- what the original wrote ---------------------------------------------------------------------------------
 
 
 def original(minutes: int = 0, **fields: Any) -> dict[str, Any]:
@@ -320,7 +320,7 @@ async def unseen_in_steps(store: MongoStore, limit: int) -> list[Document]:
     return documents
 
 
-# -- indexes -----------------------------------------------------------------------------------------------------------
+# -- indexes -------------------------------------------------------------------------------------------------
 
 
 async def test_every_query_uses_its_index(
@@ -398,7 +398,7 @@ class Profile:
         self._database.command("profile", 2)
 
 
-# -- revs --------------------------------------------------------------------------------------------------------------
+# -- revs ----------------------------------------------------------------------------------------------------
 
 
 async def test_a_clock_that_stepped_back_repeats_no_rev(store: MongoStore) -> None:
@@ -485,7 +485,7 @@ async def test_losing_a_race_for_some(
         assert await store.mark_seen(DEFAULT, USER, [new.id]) == Change((new.id,), 0, None)
 
 
-# -- one user: batches -------------------------------------------------------------------------------------------------
+# -- one user: batches ---------------------------------------------------------------------------------------
 
 
 async def test_concurrent_adds_share_round_trips(store: MongoStore, raw: Database[dict[str, Any]]) -> None:
@@ -566,7 +566,7 @@ async def test_an_answer_that_got_lost(store: MongoStore, monkeypatch: pytest.Mo
     assert await store.complete_intents() == []
 
 
-# -- several users: intents --------------------------------------------------------------------------------------------
+# -- several users: intents ----------------------------------------------------------------------------------
 
 
 def mail_to(user_id: str, due_at: datetime | None = None) -> MailRecipient:
@@ -789,7 +789,7 @@ async def test_an_error_that_passes_is_no_refusal(
     assert len(await store.complete_intents()) == len(USERS)
 
 
-# -- mail --------------------------------------------------------------------------------------------------------------
+# -- mail ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("users", [USERS[:1], USERS[:2]], ids=["one", "several"])
@@ -822,7 +822,7 @@ async def test_refused_mail_keeps_its_reason(
     assert await store.next_mail_due() is None
 
 
-# -- a server that fails -----------------------------------------------------------------------------------------------
+# -- a server that fails -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

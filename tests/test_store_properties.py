@@ -53,7 +53,7 @@ class InboxMachine(RuleBasedStateMachine):
     def start(self) -> None:
         self.tenant = f"tenant-{next(_tenants)}"
 
-    # -- the model ---------------------------------------------------------------------------------------------------
+    # -- the model -------------------------------------------------------------------------------------------
     def inbox(self, user_id: str) -> list[Document]:
         """Newest first."""
         mine = [each for each in self.documents if each.user_id == user_id and not each.deleted]
@@ -91,7 +91,7 @@ class InboxMachine(RuleBasedStateMachine):
     async def newest(self, user_id: str) -> list[Document]:
         return await self.store.newest(self.tenant, user_id, before=None, limit=1000)
 
-    # -- the verbs ---------------------------------------------------------------------------------------------------
+    # -- the verbs -------------------------------------------------------------------------------------------
     @rule(users=st.lists(user, min_size=1, unique=True), age_ms=st.integers(0, 3))
     def add(self, users: list[str], age_ms: int) -> None:
         notification = make_notification(self.tenant, created_at=START - timedelta(milliseconds=age_ms))
@@ -123,7 +123,7 @@ class InboxMachine(RuleBasedStateMachine):
         found = [id_ for id_ in dict.fromkeys(ids) if id_ in mine]
         self.expect(change, user_id, found, {id_: {"deleted": True} for id_ in found})
 
-    # -- what is read ------------------------------------------------------------------------------------------------
+    # -- what is read ----------------------------------------------------------------------------------------
     @rule(user_id=user)
     def read_all(self, user_id: str) -> None:
         assert self.run(self.newest(user_id)) == self.inbox(user_id)

@@ -49,7 +49,7 @@ async def create(path: Path) -> None:
     await store.close()
 
 
-# -- folder and file -------------------------------------------------------------------------------------------------
+# -- folder and file -----------------------------------------------------------------------------------------
 
 
 async def test_it_is_named_by_its_file(path: Path) -> None:
@@ -184,7 +184,7 @@ async def test_each_read_has_its_index(store: SQLiteStore, path: Path) -> None:
             assert not [step for step in plan(statement) if step.startswith(("SCAN", "USE TEMP"))]
 
 
-# -- clock and revs --------------------------------------------------------------------------------------------------
+# -- clock and revs ------------------------------------------------------------------------------------------
 
 
 class Clock:
@@ -296,7 +296,7 @@ async def test_a_refusal_is_kept_with_its_reason(store: SQLiteStore, path: Path)
     assert row[4] >= started_at.timestamp() * 1000
 
 
-# -- trouble ---------------------------------------------------------------------------------------------------------
+# -- trouble -------------------------------------------------------------------------------------------------
 
 
 async def test_a_mistake_harms_only_its_own_request(store: SQLiteStore) -> None:
@@ -407,7 +407,7 @@ async def test_an_add_that_came_through_after_its_time(
     assert await store.complete_intents() == []
 
 
-# -- threads ---------------------------------------------------------------------------------------------------------
+# -- threads -------------------------------------------------------------------------------------------------
 
 
 def memory() -> sqlite3.Connection:

@@ -114,7 +114,7 @@ def _refusal(text: str) -> InvalidCommand:
     return caught.value
 
 
-# -- commands --------------------------------------------------------------------------------------
+# -- commands ------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("name", "data", "command"),
     [
@@ -259,7 +259,7 @@ def test_any_data_makes_a_command_or_is_refused(name: str, data: Any) -> None:
         assert command.limit is None or 1 <= command.limit <= MAX_PAGE_SIZE
 
 
-# -- frames ----------------------------------------------------------------------------------------
+# -- frames --------------------------------------------------------------------------------------------------
 AT = datetime(2026, 3, 4, 5, 6, 7, 89_000, tzinfo=UTC)
 NOTIFICATION = Notification(OTHER_ID, "default", AT, "C", "info", "T", "http://u", "i.png", "m.png")
 

@@ -101,7 +101,7 @@ class NotifyHandler(RequestHandler):
         """The preflight of a page of another origin."""
         self.set_status(204)
 
-    # -- who may publish ---------------------------------------------------------------------------------------
+    # -- who may publish -------------------------------------------------------------------------------------
     def _check_is_local(self) -> None:
         if not self._door.publish_without_key:
             raise Refused(
@@ -124,7 +124,7 @@ class NotifyHandler(RequestHandler):
         if not isinstance(key, bytes) or not hmac.compare_digest(key.strip(), expected.encode()):
             raise BadCredentials("API key refused")
 
-    # -- reading the fields ------------------------------------------------------------------------------------
+    # -- reading the fields ----------------------------------------------------------------------------------
     def _check_size(self, size: int) -> None:
         if size > self._door.max_body_bytes:
             raise TooLarge("", f"the body is over the {self._door.max_body_bytes} bytes allowed")
@@ -164,7 +164,7 @@ class NotifyHandler(RequestHandler):
             raise InvalidNotification("", "the body is not a JSON object")
         return fields
 
-    # -- answering ---------------------------------------------------------------------------------------------
+    # -- answering -------------------------------------------------------------------------------------------
     def _refuse(self, error: ServerError) -> None:
         """Answer with what is wrong, as RFC 9457 has it."""
         logger.info("refused POST /notify: %s", error.code)

@@ -91,8 +91,7 @@ class Store(Protocol):
     async def ping(self) -> None:
         """Return if the store would take a write now."""
 
-    # -- storing
-    # ---------------------------------------------------------------------------------------------------
+    # -- storing ---------------------------------------------------------------------------------------------
     async def add(
         self, notification: Notification, recipients: Sequence[Recipient], duty: EmailDuty | None
     ) -> list[Document]:
@@ -105,8 +104,7 @@ class Store(Protocol):
         """Complete what a crash or a time-out left half done, longer ago than any store timeout. Returns the
         documents completed by this call, [] if there was nothing. Several nodes may call it at once."""
 
-    # -- reading (never returns deleted documents)
-    # -----------------------------------------------------------------
+    # -- reading (never returns deleted documents) -----------------------------------------------------------
     async def newest(self, tenant: str, user_id: str, *, before: str | None, limit: int) -> list[Document]:
         """Newest first by (created_at, id). `before`: only documents older than that of this id (which may be
         deleted); None: from the newest. An id that is not the user's: []."""
@@ -123,8 +121,7 @@ class Store(Protocol):
     async def count_unseen(self, tenant: str, user_ids: Collection[str]) -> dict[str, int]:
         """The exact number of unseen documents of each user; every given user is in the answer."""
 
-    # -- changing
-    # --------------------------------------------------------------------------------------------------
+    # -- changing --------------------------------------------------------------------------------------------
     async def mark_seen(self, tenant: str, user_id: str, ids: Sequence[str]) -> Change:
         """Mark these documents seen, all that are the user's and not deleted."""
 
@@ -135,8 +132,7 @@ class Store(Protocol):
     async def delete(self, tenant: str, user_id: str, ids: Sequence[str]) -> Change:
         """Turn these documents into tombstones."""
 
-    # -- mail
-    # ------------------------------------------------------------------------------------------------------
+    # -- mail ------------------------------------------------------------------------------------------------
     async def claim_mail(self, lease_s: float, limit: int) -> list[MailJob]:
         """Lease up to `limit` jobs that have due recipients, earliest due first; a job holds the due
         recipients only. Due and lease times go by the store's clock. A job not settled within `lease_s`

@@ -79,7 +79,7 @@ class MongoStore:
     async def ping(self) -> None:
         await self._connection.ping()
 
-    # -- storing ---------------------------------------------------------------------------------------------------
+    # -- storing ---------------------------------------------------------------------------------------------
 
     async def add(
         self, notification: Notification, recipients: Sequence[Recipient], duty: EmailDuty | None
@@ -90,7 +90,7 @@ class MongoStore:
     async def complete_intents(self) -> list[Document]:
         return await self._adding.complete()
 
-    # -- reading ---------------------------------------------------------------------------------------------------
+    # -- reading ---------------------------------------------------------------------------------------------
 
     async def newest(self, tenant: str, user_id: str, *, before: str | None, limit: int) -> list[Document]:
         with self._connection.operation():
@@ -175,7 +175,7 @@ class MongoStore:
         found = await self._connection.documents.find(page, _WHOLE).to_list()
         return sorted(found, key=self._reader.position)
 
-    # -- changing --------------------------------------------------------------------------------------------------
+    # -- changing --------------------------------------------------------------------------------------------
 
     async def mark_seen(self, tenant: str, user_id: str, ids: Sequence[str]) -> Change:
         with self._connection.operation():
@@ -263,7 +263,7 @@ class MongoStore:
         change = {"$set": {**to, "updatedAt": self._clock(), "rev": rev}}
         return (await self._connection.documents.update_many(same, change)).modified_count
 
-    # -- mail ------------------------------------------------------------------------------------------------------
+    # -- mail ------------------------------------------------------------------------------------------------
 
     async def claim_mail(self, lease_s: float, limit: int) -> list[MailJob]:
         with self._connection.operation():

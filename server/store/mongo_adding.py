@@ -128,7 +128,7 @@ class Adding:
             return []
         return [document for document in written if is_ours and not document.deleted]
 
-    # -- one user --------------------------------------------------------------------------------------------------
+    # -- one user --------------------------------------------------------------------------------------------
 
     async def _add_one(self, document: Document, duty: EmailDuty | None) -> None:
         fields = document_fields(document, notification_fields(document.notification))
@@ -150,7 +150,7 @@ class Adding:
             self._uncertain.popleft()
         return [document for document in landed if not document.deleted]
 
-    # -- several users ---------------------------------------------------------------------------------------------
+    # -- several users ---------------------------------------------------------------------------------------
 
     async def _open_intent(self, documents: Sequence[Document], duty: EmailDuty | None) -> Raw:
         """Store the intent; from then on the notification is sure to be completed."""

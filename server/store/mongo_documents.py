@@ -62,7 +62,7 @@ INBOX_INDEXES = (
 INTENT_INDEXES = (_index("open", "openedAt", only={"openedAt": {"$exists": True}}), *MAIL_INDEXES)
 
 
-# -- writing ---------------------------------------------------------------------------------------------------------
+# -- writing -------------------------------------------------------------------------------------------------
 
 
 def notification_fields(notification: Notification) -> Raw:
@@ -128,7 +128,7 @@ def encode(fields: Raw) -> RawBSONDocument:
     return RawBSONDocument(encoded)
 
 
-# -- reading ---------------------------------------------------------------------------------------------------------
+# -- reading -------------------------------------------------------------------------------------------------
 
 
 def read_notification(found: Raw, created_at: datetime) -> Notification:

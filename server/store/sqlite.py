@@ -73,7 +73,7 @@ class SQLiteStore:
         # It must change something: SQLite does not write, nor sync, what stays as it is.
         await self._write(lambda c: c.execute("UPDATE meta SET value = value + 1 WHERE name = 'pings'"))
 
-    # -- storing ---------------------------------------------------------------------------------------------------
+    # -- storing ---------------------------------------------------------------------------------------------
     async def add(
         self, notification: Notification, recipients: Sequence[Recipient], duty: EmailDuty | None
     ) -> list[Document]:
@@ -94,7 +94,7 @@ class SQLiteStore:
         self._unheard.clear()
         return documents
 
-    # -- reading ---------------------------------------------------------------------------------------------------
+    # -- reading ---------------------------------------------------------------------------------------------
     async def newest(self, tenant: str, user_id: str, *, before: str | None, limit: int) -> list[Document]:
         """See `Store.newest`."""
         return await self._read(lambda c: documents.newest(c, tenant, user_id, before, limit))
@@ -113,7 +113,7 @@ class SQLiteStore:
         """See `Store.count_unseen`."""
         return await self._read(lambda c: documents.count_unseen(c, tenant, user_ids))
 
-    # -- changing --------------------------------------------------------------------------------------------------
+    # -- changing --------------------------------------------------------------------------------------------
     async def mark_seen(self, tenant: str, user_id: str, ids: Sequence[str]) -> Change:
         """See `Store.mark_seen`."""
         return await self._write(
@@ -132,7 +132,7 @@ class SQLiteStore:
             lambda c: documents.delete(c, tenant, user_id, ids, self._clock(), self._revs.next)
         )
 
-    # -- mail ------------------------------------------------------------------------------------------------------
+    # -- mail ------------------------------------------------------------------------------------------------
     async def claim_mail(self, lease_s: float, limit: int) -> list[MailJob]:
         """See `Store.claim_mail`."""
         return await self._write(lambda c: mail.claim(c, self._clock(), lease_s, limit))
@@ -153,7 +153,7 @@ class SQLiteStore:
         """See `Store.mail_counts`."""
         return await self._read(mail.counts)
 
-    # -- the connections -------------------------------------------------------------------------------------------
+    # -- the connections -------------------------------------------------------------------------------------
     def _connect(self) -> tuple[sqlite3.Connection, list[sqlite3.Connection]]:
         """The connection that writes and those that read."""
         busy_timeout_s = self._timeout_s / 2  # so that a lock is what is reported, not the time-out

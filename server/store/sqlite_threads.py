@@ -121,7 +121,7 @@ class Writer:
             self._jobs.put(None)
         await self._ended.wait()
 
-    # -- in the thread ---------------------------------------------------------------------------------------------
+    # -- in the thread ---------------------------------------------------------------------------------------
     def _run(self) -> None:
         while not self._has_ended:
             _call_soon(self._loop, _give_answers, self._transact())
@@ -228,7 +228,7 @@ class Readers:
         if not self._running:
             self._ended.set()
 
-    # -- in the threads --------------------------------------------------------------------------------------------
+    # -- in the threads --------------------------------------------------------------------------------------
     def _run(self, connection: sqlite3.Connection) -> None:
         while self._do_next(connection):
             pass
@@ -246,7 +246,7 @@ class Readers:
         return True
 
 
-# -- threads and their loop ------------------------------------------------------------------------------------------
+# -- threads and their loop ----------------------------------------------------------------------------------
 
 
 def _start_thread(run: Callable[..., None], name: str, *arguments: Any) -> None:

@@ -142,7 +142,7 @@ class _Unbuffered:
         return self._reader.readline(limit)
 
 
-# -- what answers have in common ---------------------------------------------------------------------------
+# -- what answers have in common -----------------------------------------------------------------------------
 
 
 def assert_allows(answer: Answer | Stream, origin: str | None) -> None:

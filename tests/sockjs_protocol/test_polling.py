@@ -11,7 +11,7 @@ from tests.sockjs_protocol.client import FORM, Service, assert_allows, assert_ne
 
 ORIGIN = {"Origin": "http://page.example"}
 
-# -- XhrPolling --------------------------------------------------------------------------------------------
+# -- XhrPolling ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", ["/xhr", "/xhr_send"])
@@ -89,7 +89,7 @@ def test_xhr_empty_frame(echo: Service) -> None:
     assert echo.post(session + "/xhr").body == 'a["a"]\n'
 
 
-# -- JsonpPolling ------------------------------------------------------------------------------------------
+# -- JsonpPolling --------------------------------------------------------------------------------------------
 
 
 def test_jsonp_transport(echo: Service) -> None:
@@ -165,7 +165,7 @@ def test_jsonp_empty_frame(echo: Service) -> None:
     assert echo.get(session + "/jsonp?c=x").body == '/**/x("a[\\"x\\"]");\r\n'
 
 
-# -- JSON Unicode Encoding ---------------------------------------------------------------------------------
+# -- JSON Unicode Encoding -----------------------------------------------------------------------------------
 
 # What some browser or transport garbles unless the server escapes it.
 GARBLED = [*range(0x200C, 0x2010), *range(0x2028, 0x2030), *range(0x2060, 0x2070), *range(0xFFF0, 0x10000)]

@@ -12,7 +12,7 @@ STILL_OPEN = 'c[2010,"Another connection still open"]\n'
 GO_AWAY = 'c[3000,"Go away!"]\n'
 PRELUDE = "h" * 2048 + "\n"
 
-# -- Session URLs: /<server>/<session> ---------------------------------------------------------------------
+# -- Session URLs: /<server>/<session> -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("pattern", ["/a/{}", "/_/_{}", "/1/{}", "/abcdefgh_i-j%20/abcdefg_i-j%20{}"])
@@ -37,7 +37,7 @@ def test_server_id_is_ignored(echo: Service) -> None:
     assert echo.post(f"/999/{session}/xhr").body == 'a["a"]\n'
 
 
-# -- Protocol and framing ----------------------------------------------------------------------------------
+# -- Protocol and framing ------------------------------------------------------------------------------------
 
 
 def test_simple_session(echo: Service) -> None:
@@ -83,7 +83,7 @@ def test_close_session(closing: Service) -> None:
         assert (answer.status, answer.body) == (200, GO_AWAY)
 
 
-# -- Handling close ----------------------------------------------------------------------------------------
+# -- Handling close ------------------------------------------------------------------------------------------
 
 
 def test_close_frame(closing: Service) -> None:

@@ -15,7 +15,7 @@ from tests.sockjs_protocol.client import (
     assert_preflight,
 )
 
-# -- Greeting url: / ---------------------------------------------------------------------------------------
+# -- Greeting url: / -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", ["", "/"])
@@ -33,7 +33,7 @@ def test_unknown_urls(echo: Service, path: str) -> None:
     assert echo.get(path).status == 404
 
 
-# -- IFrame page: /iframe*.html ----------------------------------------------------------------------------
+# -- IFrame page: /iframe*.html ------------------------------------------------------------------------------
 
 IFRAME_PAGE = re.compile(
     r"<!DOCTYPE html>\s*<html>\s*<head>\s*"
@@ -90,7 +90,7 @@ def test_iframe_cacheability(echo: Service) -> None:
     assert (answer.status, answer.body, answer.content_type) == (304, "", None)
 
 
-# -- Info test: /info --------------------------------------------------------------------------------------
+# -- Info test: /info ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("origin", ["http://page.example", None])

@@ -15,7 +15,7 @@ from tests.sockjs_protocol.client import (
 ORIGIN = {"Origin": "http://page.example"}
 PRELUDE = "h" * 2048 + "\n"
 
-# -- XhrStreaming: /*/*/xhr_streaming ----------------------------------------------------------------------
+# -- XhrStreaming: /*/*/xhr_streaming ------------------------------------------------------------------------
 
 
 def test_xhr_options(echo: Service) -> None:
@@ -51,7 +51,7 @@ def test_xhr_response_limit(echo: Service) -> None:
         assert stream.lines(2) == PRELUDE + 'a["next"]\n'
 
 
-# -- EventSource: /*/*/eventsource -------------------------------------------------------------------------
+# -- EventSource: /*/*/eventsource ---------------------------------------------------------------------------
 
 
 def test_eventsource_transport(echo: Service) -> None:
@@ -78,7 +78,7 @@ def test_eventsource_response_limit(echo: Service) -> None:
         assert stream.read_to_end() == f"data: a{message}\r\n\r\n"
 
 
-# -- HtmlFile: /*/*/htmlfile -------------------------------------------------------------------------------
+# -- HtmlFile: /*/*/htmlfile ---------------------------------------------------------------------------------
 
 HTMLFILE_HEAD = """<!doctype html>
 <html><head>
@@ -136,7 +136,7 @@ def test_htmlfile_response_limit(echo: Service) -> None:
         assert stream.read_to_end() == f'<script>\np("a[\\"{"x" * 4096}\\"]");\n</script>\r\n'
 
 
-# -- HTTP 1.0 and 1.1 --------------------------------------------------------------------------------------
+# -- HTTP 1.0 and 1.1 ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("version", ["1.0", "1.1"])

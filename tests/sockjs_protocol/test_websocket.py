@@ -7,7 +7,7 @@ from websockets.exceptions import ConnectionClosed
 
 from tests.sockjs_protocol.client import TIMEOUT_S, Service, read_head
 
-# -- WebSocket protocols: /*/*/websocket -------------------------------------------------------------------
+# -- WebSocket protocols: /*/*/websocket ---------------------------------------------------------------------
 
 
 def test_http_method(echo: Service) -> None:
@@ -108,7 +108,7 @@ def test_broken_json(echo: Service) -> None:
 # The official suite also has the handshake of draft Hixie-76 through haproxy, which browsers left behind in 2011.
 
 
-# -- Raw WebSocket url: /websocket -------------------------------------------------------------------------
+# -- Raw WebSocket url: /websocket ---------------------------------------------------------------------------
 
 
 def test_raw_transport(echo: Service) -> None:

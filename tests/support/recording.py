@@ -55,7 +55,7 @@ class RecordingConnection:
         self._read: asyncio.Queue[Message] = asyncio.Queue()
         self._changed = asyncio.Event()
 
-    # -- the server's side -------------------------------------------------------------------------
+    # -- the server's side -----------------------------------------------------------------------------------
     def send(self, frame: Frame) -> None:
         if self.is_closed:
             return
@@ -73,7 +73,7 @@ class RecordingConnection:
         self.reasons.append(reason)
         self.go()
 
-    # -- the client's side -------------------------------------------------------------------------
+    # -- the client's side -----------------------------------------------------------------------------------
     def go(self) -> None:
         """End the connection, as a client does that closes its page."""
         if not self.is_closed:

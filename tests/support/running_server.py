@@ -57,7 +57,7 @@ class RunningServer:
             },
         )
 
-    # -- the process -------------------------------------------------------------------------------------------
+    # -- the process -----------------------------------------------------------------------------------------
     def start(self) -> None:
         """Start, and block until `/healthz` answers 200. Raises RuntimeError with the log if it ends instead."""
         self.launch()
@@ -125,7 +125,7 @@ class RunningServer:
         if self.is_running:
             self.stop()
 
-    # -- its addresses -----------------------------------------------------------------------------------------
+    # -- its addresses ---------------------------------------------------------------------------------------
     @property
     def url(self) -> str:
         """The base of all HTTP addresses, without a slash at its end."""
@@ -136,7 +136,7 @@ class RunningServer:
         """The raw WebSocket."""
         return f"ws://127.0.0.1:{self.port}/notification/websocket"
 
-    # -- requests ----------------------------------------------------------------------------------------------
+    # -- requests --------------------------------------------------------------------------------------------
     def request(
         self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
     ) -> Response:

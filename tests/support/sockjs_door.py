@@ -105,7 +105,7 @@ class DoorService:
     def new_session_path(self) -> str:
         return f"/000/{uuid.uuid4()}"
 
-    # -- clients -------------------------------------------------------------------------------------
+    # -- clients ---------------------------------------------------------------------------------------------
     async def request(
         self, method: str, path: str, body: bytes = b"", headers: Mapping[str, str] | None = None
     ) -> tuple[int, dict[str, str], bytes]:

@@ -86,7 +86,7 @@ class ClientConnection:
         self.slot = 0
         """The slice of the door's heartbeats that this connection is in."""
 
-    # -- life ---------------------------------------------------------------------------------------------
+    # -- life ------------------------------------------------------------------------------------------------
     def open(self) -> None:
         """Open a session for this client; what that raises closes the connection."""
         self._door.add(self)
@@ -121,7 +121,7 @@ class ClientConnection:
         except Exception:
             LOG.exception("a session failed when its connection was closed")
 
-    # -- in -----------------------------------------------------------------------------------------------
+    # -- in --------------------------------------------------------------------------------------------------
     async def receive(self, texts: Iterable[str]) -> None:
         """Hand messages to the session, one after the other."""
         self.last_alive_at = time.monotonic()
@@ -138,7 +138,7 @@ class ClientConnection:
             LOG.exception("a message from %s could not be handled", self.caller.address)
             self.close(FAILED)
 
-    # -- out ----------------------------------------------------------------------------------------------
+    # -- out -------------------------------------------------------------------------------------------------
     def send(self, frame: Frame) -> None:
         raise NotImplementedError
 
@@ -211,7 +211,7 @@ class ClientConnection:
                 self._begin_window()
 
 
-# -- what tornado's streams do not say by themselves -----------------------------------------------------
+# -- what tornado's streams do not say by themselves ---------------------------------------------------------
 
 
 def tune_socket(stream: IOStream, give_up_after_s: float) -> None:

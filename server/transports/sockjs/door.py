@@ -130,7 +130,7 @@ class SockJSDoor(SockJSRouter):
     def identify(self, request: HTTPServerRequest) -> Caller:
         return self._identify(request.remote_ip or "", request.headers)
 
-    # -- connections --------------------------------------------------------------------------------------
+    # -- connections -----------------------------------------------------------------------------------------
     @property
     def connection_count(self) -> int:
         return self._counts.total()
@@ -167,7 +167,7 @@ class SockJSDoor(SockJSRouter):
         """End the heartbeats. Idempotent."""
         self._sweep.stop()
 
-    # -- sessions over HTTP -------------------------------------------------------------------------------
+    # -- sessions over HTTP ----------------------------------------------------------------------------------
     def http_connection(self, session_id: str, transport: str, caller: Caller) -> HttpConnection | None:
         """The connection of this session, or a new one, to be opened by its first receiver; None: too many."""
         connection = self._http_connections.get(session_id)
@@ -201,7 +201,7 @@ class SockJSDoor(SockJSRouter):
             self._expected.pop(connection, None)
             self._http_connections.pop(connection.session_id, None)
 
-    # -- heartbeats ---------------------------------------------------------------------------------------
+    # -- heartbeats ------------------------------------------------------------------------------------------
     def _tick(self) -> None:
         """One timer for all connections: each is looked at once per heartbeat, a slice of them at a time."""
         now = time.monotonic()

@@ -45,7 +45,7 @@ def parse_messages(payload: str, *, may_be_single: bool = False) -> list[str] | 
         raise ValueError("nested too deeply") from exc
 
 
-# -- WebSocket (RFC 6455 section 5.2), from server to client: not masked ---------------------------------
+# -- WebSocket (RFC 6455 section 5.2), from server to client: not masked -------------------------------------
 
 
 def text_frame_bytes(payload: str) -> bytes:
@@ -74,7 +74,7 @@ def raw_websocket_bytes(text: str) -> bytes:
     return text_frame_bytes(text)
 
 
-# -- streaming -------------------------------------------------------------------------------------------
+# -- streaming -----------------------------------------------------------------------------------------------
 
 
 def xhr_bytes(frame: str) -> bytes:

@@ -90,7 +90,7 @@ class HttpConnection(ClientConnection):
         is_as_near = caller.is_loopback or not self.caller.is_loopback
         return is_as_near and caller.address == self.caller.address
 
-    # -- receivers ----------------------------------------------------------------------------------------
+    # -- receivers -------------------------------------------------------------------------------------------
     def attach(self, receiver: Receiver, caller: Caller) -> bool:
         """Let a request receive what is sent to this client. False if it was only told why it cannot."""
         refusal = self._why_not(caller)
@@ -132,7 +132,7 @@ class HttpConnection(ClientConnection):
             self._receiver = None
             self._finish(INTERRUPTED, reported=None)
 
-    # -- out ----------------------------------------------------------------------------------------------
+    # -- out -------------------------------------------------------------------------------------------------
     def send(self, frame: Frame) -> None:
         if self.is_closed:
             return
@@ -185,7 +185,7 @@ class HttpConnection(ClientConnection):
         if self._receiver is not None and self._receiver.is_ready:
             self._receiver.send_frame(HEARTBEAT)
 
-    # -- end ----------------------------------------------------------------------------------------------
+    # -- end -------------------------------------------------------------------------------------------------
     def close(self, reason: CloseReason) -> None:
         receiver, self._receiver = self._receiver, None
         if not self._finish(reason, reported=reason) or receiver is None:

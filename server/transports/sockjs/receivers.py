@@ -99,7 +99,7 @@ class ReceivingHandler(Handler, Receiver):
         return None
 
 
-# -- polling: one frame per request ----------------------------------------------------------------------
+# -- polling: one frame per request --------------------------------------------------------------------------
 
 
 class PollingHandler(ReceivingHandler):
@@ -159,7 +159,7 @@ class JsonpPolling(PollingHandler):
         return jsonp_bytes(self._name, frame)
 
 
-# -- streaming: frames in one long response --------------------------------------------------------------
+# -- streaming: frames in one long response ------------------------------------------------------------------
 
 
 class StreamingHandler(ReceivingHandler):
@@ -266,7 +266,7 @@ class HtmlFile(StreamingHandler):
             )
 
 
-# -- sending ---------------------------------------------------------------------------------------------
+# -- sending -------------------------------------------------------------------------------------------------
 
 
 @stream_request_body

@@ -70,7 +70,7 @@ class WebSocketConnection(ClientConnection):
             self._write(text_frame_bytes(OPEN))
         super().open()
 
-    # -- out ----------------------------------------------------------------------------------------------
+    # -- out -------------------------------------------------------------------------------------------------
     def send(self, frame: Frame) -> None:
         if not self.is_closed:
             self._write(frame.encoded(self._encode))
@@ -114,7 +114,7 @@ class WebSocketConnection(ClientConnection):
     def _send_heartbeat(self) -> None:
         self._write(PING_BYTES if self.is_raw else HEARTBEAT_BYTES)
 
-    # -- end ----------------------------------------------------------------------------------------------
+    # -- end -------------------------------------------------------------------------------------------------
     def close(self, reason: CloseReason) -> None:
         if not self._end(reason) or self._stream.closed():
             return
