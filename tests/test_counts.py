@@ -121,7 +121,7 @@ async def test_many_users_are_counted_in_portions(
     for room, connection in zip(rooms, connections, strict=True):
         core.connect(connection)
         assert connection.session is not None
-        core.rooms.join(room, connection.session)
+        core.rooms.join(room, connection.session._screen)
     await core.fill(MANY[0], 2)
     core.store.calls.clear()
     _changed(*rooms)
