@@ -106,3 +106,30 @@ ensure_node_modules() {
         lacks node "npm could not install the packages of tests/node (see .cache/setup.log); it needs the network once."
     fi
 }
+
+# Where Debian keeps servers that are not in everybody's PATH. The same places as in tests/support/servers.py.
+server_folders='/usr/sbin /usr/local/sbin /usr/lib/postgresql/*/bin'
+
+find_servers() {
+    for name; do
+        command -v "$name" >/dev/null && continue
+        for folder in $server_folders; do
+            if [ -x "$folder/$name" ]; then continue 2; fi
+        done
+        return 1
+    done
+}
+
+# MariaDB, PostgreSQL and nginx, by one call of apt-get. The tests start servers of their own from them.
+ensure_servers() {
+    set --
+    find_servers mariadbd mariadb-install-db || set -- "$@" mariadb-server
+    find_servers postgres initdb || set -- "$@" postgresql
+    find_servers nginx || set -- "$@" nginx
+    if [ $# -gt 0 ]; then apt_install "$@" || :; fi
+    find_servers mariadbd mariadb-install-db ||
+        lacks mariadb "there is no MariaDB; install it (Debian: apt install mariadb-server) or put it in the PATH."
+    find_servers postgres initdb ||
+        lacks postgres "there is no PostgreSQL; install it (Debian: apt install postgresql) or put it in the PATH."
+    find_servers nginx || lacks nginx "there is no nginx; install it (Debian: apt install nginx) or put it in the PATH."
+}

@@ -1,20 +1,19 @@
-"""What is neither publishing nor listening: the example page, the client files, the demo's mailbox, and
-health.
+"""Pages: the example page, the client files, and the demo's mailbox.
 
 The page and the demo exist in DEBUG only, and answer callers on this machine only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tornado.web import HTTPError, RedirectHandler, RequestHandler, StaticFileHandler
 
-from server.auth import DEMO_USERS
-from server.callers import CallerPolicy
+from server.callers import Caller
+from server.users import DEMO_USERS
 
 CONTENT_SECURITY_POLICY = (
     "default-src 'self'; img-src 'self' data: https: http:; connect-src 'self' ws: wss:; "
@@ -32,11 +31,11 @@ ListMails = Callable[[int], Awaitable[list[dict[str, Any]]]]
 
 @dataclass(frozen=True, slots=True)
 class Pages:
-    """What the handlers need. `list_mails` is None where mail goes out by SMTP: then there is no mailbox to
-    show."""
+    """What the handlers need. `identify`: see `callers.CallerPolicy`. `list_mails` is None where mail goes out by SMTP:
+    then there is no mailbox to show."""
 
     folder: Path
-    callers: CallerPolicy
+    identify: Callable[[str, Mapping[str, str]], Caller]
     list_mails: ListMails | None
 
 
@@ -96,19 +95,9 @@ class ClientFileHandler(StaticFileHandler):
         self.set_header("Cache-Control", "public, max-age=3600")
 
 
-class HealthHandler(RequestHandler):
-    """`GET /healthz`: the process is alive and its loop turns."""
-
-    def get(self) -> None:
-        self.set_header("Cache-Control", "no-store")
-        self.write({"status": "ok"})
-
-    head = get  # Tornado sends no body then; load balancers ask like this
-
-
 def _refuse_foreign(handler: RequestHandler, pages: Pages) -> None:
     request = handler.request
-    caller = pages.callers.identify(request.remote_ip or "", request.headers)
+    caller = pages.identify(request.remote_ip or "", request.headers)
     if not caller.is_loopback:
         raise HTTPError(403, reason="The demo answers callers on this machine only")
 
@@ -116,7 +105,6 @@ def _refuse_foreign(handler: RequestHandler, pages: Pages) -> None:
 def routes(folder: Path) -> list[tuple[Any, ...]]:
     """What every server answers."""
     return [
-        (r"/healthz", HealthHandler),
         (r"/client/(notifications\.js)", ClientFileHandler, {"path": str(folder)}),
         (r"/client/(sockjs\.min\.js)", ClientFileHandler, {"path": str(folder / "vendor")}),
     ]

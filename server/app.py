@@ -1,49 +1,46 @@
-"""The root: opens the store, wires the parts, mounts the doors, owns the long-lived tasks, and shuts down in
-order."""
+"""The root: opens the store, wires the parts, owns the long-lived tasks, takes over a changed configuration, and shuts
+down in order."""
 
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
-import os
-import signal
 import socket
-import sys
-import threading
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from pydispatch import dispatcher
 from tornado.httpserver import HTTPServer
-from tornado.iostream import IOStream
-from tornado.web import Application
 
-from server import __version__, admin
-from server.assets import example_folder
-from server.auth import Authenticator, PasswordChecks
+from server import __version__, logs, tls
 from server.backplane import LocalBackplane
-from server.bus import NOTIFICATION_STORED
-from server.callers import Caller, CallerPolicy
+from server.bus import ACCESS_CHANGED, NOTIFICATION_STORED
+from server.checks import Checks, State, Trouble
 from server.config import Config
+from server.config.changes import changed_keys, with_live_keys
 from server.counts import UnseenCounts
-from server.errors import StoreUnavailable
+from server.doors import Doors
+from server.errors import InvalidConfig, StartupError, StoreUnavailable
+from server.grants import SignOut
 from server.inbox import Inbox
-from server.ingest.notify import NotifyDoor, NotifyHandler
-from server.listening import TCPListener, allow_many_files
+from server.limits import Limits
+from server.listening import Peers, TCPListener
 from server.mail_folder import MailFolder
 from server.messages import EmailDuty
+from server.metrics import Metrics, Sources
 from server.notifier import Notifier
 from server.outbox import MailTransport, OutboxWorker
-from server.parsers import FieldLimits
 from server.presence import Presence
-from server.rooms import Connection, Rooms
-from server.session import Session, SessionServices
+from server.publishers import Publishers
+from server.rooms import Listener, Room, Rooms
+from server.session import SessionServices
+from server.sign_in import SignIn
 from server.smtp import SMTPTransport
-from server.store import Store
+from server.streams import open_stream
 from server.tasks import Tasks
-from server.transports.sockjs import SockJSDoor, SockJSOptions
-from server.wire import GOING_AWAY
+from server.tenants import Tenants
+from server.wire import SIGNED_OUT, CloseReason
+from server.wiring import make_store, publisher_rules
 
 logger = logging.getLogger(__name__)
 
@@ -54,14 +51,8 @@ LETTING_GO_S = 2.0
 """Of these seconds, those that are kept, however long the work under way took: half of them for cutting off what is
 left, half for closing the store."""
 
-LAST_RESORT_S = SHUTDOWN_DEADLINE_S + 2.0
-"""After a signal: when the process ends whatever still hangs."""
-
 SWEEP_INTERVAL_S = 15.0
 """Between looks for intents to complete and for what may be forgotten."""
-
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-"""The first asks for the orderly end, the second for an end at once."""
 
 STORE_RETRY_S = 2.0
 """Between tries to open a store that is not there yet."""
@@ -76,51 +67,61 @@ IDLE_TIMEOUT_S = 75.0
 """For the headers of a request, and so between two on one connection: above the 60 s for which common proxies keep
 theirs, so that it is they who close it. Neither time runs during an answer or on a WebSocket."""
 
-GC_THRESHOLDS = (20_000, 20, 50)
-"""Half of the cost of a push was the cyclic garbage collector looking through long-lived connections again
-and again."""
-
-DEMO_FRAME_ANCESTORS = (
-    "'self'",
-    *(f"{scheme}://{host}:*" for scheme in ("http", "https") for host in ("localhost", "127.0.0.1")),
-)
-"""The pages that may frame SockJS's iframe where there are demo users: what is in it speaks with our own origin."""
-
-EMBEDDED_FILE = "notifications.sqlite3"
-
 
 class Server:
-    """One node."""
+    """One node; to be made where a loop runs. Raises `StartupError`."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
         self._loops = Tasks()
+        self._reloads = Tasks()
         self._sessions = Tasks()
-        self._callers = CallerPolicy(config.application.trusted_proxies, config.application.hosts)
+        self._tls = tls.make_context(config.tls) if config.tls is not None else None
         self._store = make_store(config)
+        self._tenants = Tenants(lambda: self._store.directory)
+        self._sign_in = SignIn(config, self._tenants)
+        self._publishers = Publishers(self._tenants, publisher_rules(config), self._sign_in.service_tokens)
+        self._limits = Limits(config.limits)
         self._rooms = Rooms()
         self._backplane = LocalBackplane(self._rooms)
         self._presence = Presence(self._rooms, self._backplane, config.connections.heartbeat_s)
         self._notifier = Notifier(self._store, self._backplane, self._presence)
         self._counts = UnseenCounts(self._store, self._rooms, self._backplane)
-        self._checks = PasswordChecks(config.limits.password_checks, config.limits.password_queue)
         self._mail_folder = None if config.email.host else MailFolder(config.application.data / "mail")
         self._mail: MailTransport = self._mail_folder or SMTPTransport(config.email)
         self._outbox = OutboxWorker(self._store, self._mail, self._presence, config.email)
-        self._door = self._make_door()
+        self._metrics = Metrics({"version": __version__, "store": self._store.name.partition(" ")[0]})
+        self._checks = self._make_checks()
+        self._peers = Peers(lambda: self._limits.sockets_per_address, self._is_exempt)
+        self._doors = Doors(
+            config,
+            sessions=self._session_services(),
+            notifier=self._notifier,
+            publishers=self._publishers,
+            tenants=self._tenants,
+            limits=self._limits,
+            own_tokens=self._sign_in.own_tokens,
+            metrics=self._metrics,
+            checks=self._checks,
+            mail_folder=self._mail_folder,
+        )
         self._http = HTTPServer(
-            self._application(),
+            self._doors.application(),
             max_body_size=MAX_BODY_BYTES,
             body_timeout=BODY_TIMEOUT_S,
             idle_connection_timeout=IDLE_TIMEOUT_S,
         )
+        self._sign_outs: frozenset[SignOut] = frozenset()
         dispatcher.connect(self._wake_outbox, NOTIFICATION_STORED, sender=self._notifier)
+        dispatcher.connect(self._follow_access, ACCESS_CHANGED, sender=self._tenants)
 
     # -- wiring ----------------------------------------------------------------------------------------------
-    def _make_door(self) -> SockJSDoor:
+    def _session_services(self) -> SessionServices:
         config = self.config
-        services = SessionServices(
-            authenticator=Authenticator(config.users, not config.release, self._checks),
+        return SessionServices(
+            authenticator=self._sign_in.authenticator,
+            tenants=self._tenants,
+            limits=self._limits,
             inbox=Inbox(self._store, self._backplane),
             rooms=self._rooms,
             tasks=self._sessions,
@@ -130,61 +131,44 @@ class Server:
             max_pending_bytes=config.connections.message_bytes,
         )
 
-        def open_session(connection: Connection) -> Session:
-            return Session(connection, services)
+    def _make_checks(self) -> Checks:
+        checks = Checks(self._metrics.note_check)
+        checks.add("store", self._store.ping, is_vital=True)
+        checks.add("mail", self._check_mail, is_vital=False)
+        for name, probe in self._sign_in.probes.items():
+            checks.add(name, probe, is_vital=False)
+        return checks
 
-        def identify(remote_ip: str, headers: Mapping[str, str]) -> Caller:
-            return self._callers.identify(remote_ip, headers)
+    async def _check_mail(self) -> None:
+        if self._outbox.has_outage:
+            raise Trouble("mail cannot be handed over; it is kept, and tried again")
 
-        options = SockJSOptions(
-            client_url="/client/sockjs.min.js",
-            origins=config.application.origins,
-            heartbeat_s=config.connections.heartbeat_s,
-            disconnect_delay_s=config.connections.disconnect_delay_s,
-            max_queue_bytes=config.connections.queue_bytes,
-            slow_after_s=config.connections.slow_after_s,
-            max_message_bytes=config.connections.message_bytes,
-            frame_ancestors=None if config.release else DEMO_FRAME_ANCESTORS,
-        )
-        return SockJSDoor(open_session, identify, options)
-
-    def _application(self) -> Application:
-        config, folder = self.config, example_folder()
-        limits = FieldLimits(
-            config.limits.content_bytes, config.limits.field_bytes, config.limits.users_per_request
-        )
-        notify = NotifyDoor(
-            self._notifier,
-            self._callers,
-            config.application.apikey,
-            config.application.publish_without_key,
-            config.limits.body_bytes,
-            limits,
-        )
-        routes = [(r"/notify", NotifyHandler, {"door": notify}), *admin.routes(folder)]
-        if not config.release:
-            list_mails = self._mail_folder.list_newest if self._mail_folder else None
-            routes += admin.demo_routes(admin.Pages(folder, self._callers, list_mails))
-        return Application([*routes, *self._door.routes])
+    def _is_exempt(self, address: str) -> bool:
+        """Behind a trusted proxy are many; what is on this machine is not kept out by counting."""
+        return self._doors.callers.stands_for_many(address)
 
     # -- life ------------------------------------------------------------------------------------------------
-    async def run(self, stop: asyncio.Event) -> None:
-        """Serve until `stop` is set, then end in order. Raises `StartupError`."""
+    async def run(self, stop: asyncio.Event, started: Callable[[], None] = lambda: None) -> None:
+        """Serve until `stop` is set, then end in order; `started` is called when all is up. Raises `StartupError`."""
         application = self.config.application
-        listener = TCPListener(application.address, application.port)
+        listener = TCPListener(application.address, application.port, self._peers)
         try:
             if not await self._open_store(stop):
                 return
+            self._start_instruments(listener)
             self._start_tasks()
             listener.start(self._serve_connection)
+            self._checks.state = State.SERVING
             self._announce(listener.port)
-            _tune_gc()
+            started()
             await stop.wait()
         finally:
             await self._shut_down(listener)
 
-    def _serve_connection(self, connection: socket.socket, address: Any) -> None:
-        self._http.handle_stream(IOStream(connection), address)
+    def _serve_connection(self, connection: socket.socket, address: Any, left: Callable[[], None]) -> None:
+        stream = open_stream(connection, left, self._tls)
+        if stream is not None:
+            self._http.handle_stream(stream, address)
 
     async def _open_store(self, stop: asyncio.Event) -> bool:
         """Open the store, waiting for one that is not there yet; False if told to stop meanwhile."""
@@ -199,16 +183,46 @@ class Server:
         return False
 
     async def _keep_opening(self) -> None:
+        is_open = False
         while True:
             try:
-                return await self._store.open()
+                if not is_open:
+                    await self._store.open()
+                    is_open = True
+                return await self._tenants.open()
             except StoreUnavailable as error:
                 logger.warning("waiting for the store, %s: %s", self._store.name, error)
             await asyncio.sleep(STORE_RETRY_S)
 
+    def _start_instruments(self, listener: TCPListener) -> None:
+        self._metrics.hear(
+            self._notifier,
+            self._outbox,
+            self._limits,
+            self._doors.gate,
+            self._doors.sockjs,
+            self._sign_in.authenticator,
+            listener,
+        )
+        self._metrics.watch(
+            Sources(
+                connections=lambda: self._doors.sockjs.connection_counts,
+                joined=lambda: self._rooms.joined_by_tenant,
+                users=lambda: self._rooms.users_by_tenant,
+                queues={
+                    "fan_out": lambda: self._backplane.waiting,
+                    "commands": lambda: len(self._sessions),
+                    "sockets": lambda: len(self._peers),
+                },
+                mail_counts=self._store.mail_counts,
+            )
+        )
+
     def _start_tasks(self) -> None:
         self._loops.start(self._counts.run(), "counts")
         self._loops.start(self._outbox.run(), "outbox")
+        self._loops.start(self._tenants.run(), "tenants")
+        self._loops.start(self._metrics.run(), "metrics")
         self._loops.start(self._sweep(), "sweep")
 
     def _wake_outbox(self, duty: EmailDuty | None) -> None:
@@ -233,7 +247,8 @@ class Server:
     def _announce(self, port: int) -> None:
         """Tell the person who started us what they need to know."""
         config = self.config
-        address = f"http://{_url_host(config.application.address)}:{port}/"
+        scheme = "http" if config.tls is None else "https"
+        address = f"{scheme}://{_url_host(config.application.address)}:{port}/"
         lines = [
             f"notification-server {__version__} ({'RELEASE' if config.release else 'DEBUG'})",
             f"  {'address' if config.release else 'page   '}  {address}",
@@ -245,31 +260,92 @@ class Server:
         for warning in config.warnings:
             logger.warning("%s", warning)
 
+    # -- changes while running -------------------------------------------------------------------------------
+    def _follow_access(self, tenants: Tenants) -> None:
+        """Tenants, keys or sign-outs have changed: who may no longer be here is closed, and forgotten."""
+        self._sign_in.own_tokens.use(tenants.secrets)
+        sign_outs = frozenset(tenants.sign_outs)
+        self._sign_in.forget(sign_outs - self._sign_outs)
+        self._sign_outs = sign_outs
+
+        def why(room: Room, listener: Listener) -> CloseReason | None:
+            return None if listener.sign_in is None else tenants.why_over(room, listener.sign_in)
+
+        closed = self._rooms.close_where(why)
+        if closed:
+            logger.info("closed %d connections whose access has ended", closed)
+
+    def reload_soon(self, reread: Callable[[], Config]) -> None:
+        """Take over what can be changed without a restart, of the configuration that `reread` returns."""
+        self._reloads.start(self._reload(reread), "reload")
+
+    async def _reload(self, reread: Callable[[], Config]) -> None:
+        old = self.config
+        try:
+            new = reread()
+            config = with_live_keys(old, new)
+            prepared = self._sign_in.prepare(config)
+            if self._tls is not None and config.tls is not None:
+                tls.load_certificate(self._tls, config.tls)
+            logs.setup(config.log)
+        except InvalidConfig as error:
+            logger.error("the configuration is wrong, so nothing was changed: %s", "; ".join(error.problems))
+            return
+        except StartupError as error:
+            logger.error("the configuration cannot be used, so nothing was changed: %s", error)
+            return
+        self.config = config
+        await self._sign_in.apply(config, prepared)
+        self._publishers.apply(publisher_rules(config), self._sign_in.service_tokens)
+        self._limits.apply(config.limits)
+        self._doors.apply(config)
+        self._sign_out_changed(old, config)
+        changes = changed_keys(old, new)
+        logger.info("the configuration was reread; changed: %s", ", ".join(changes.live) or "nothing")
+        if changes.at_restart:
+            logger.warning("these wait for a restart: %s", ", ".join(changes.at_restart))
+
+    def _sign_out_changed(self, old: Config, new: Config) -> None:
+        """Who has another password, or is no user any more, has to come back with what is right now."""
+        changed = {name for name, hashed in old.users.items() if new.users.get(name) != hashed}
+        tenant = old.application.default_tenant
+        self._rooms.close_where(
+            lambda room, _: SIGNED_OUT if room[0] == tenant and room[1] in changed else None
+        )
+
+    # -- the end ---------------------------------------------------------------------------------------------
     async def _shut_down(self, listener: TCPListener) -> None:
         """The order is such that nothing accepted is dropped, and nobody is told of what is not stored. A step that
         fails or is late holds up none of those behind it."""
         now = asyncio.get_running_loop().time
         ends_at = now() + SHUTDOWN_DEADLINE_S
         cut_at, work_ends_at = ends_at - LETTING_GO_S / 2, ends_at - LETTING_GO_S
+        self._checks.state = State.STOPPING
         await _step("listening", listener.close, cut_at)
+        await _step("reloading", self._reloads.cancel, cut_at)
         await _step("notifying", self._notifier.close, work_ends_at)
         await _step("fan-out", self._backplane.flushed, work_ends_at)
-        await _step("the clients", self._close_door, cut_at)
+        await _step("the clients", self._doors.close, cut_at)
         await _step("commands", lambda: self._sessions.finish(max(0.0, work_ends_at - now())), cut_at)
         await _step("the mail", lambda: self._outbox.stop(max(0.0, work_ends_at - now())), cut_at)
         await _step("the background tasks", self._loops.cancel, cut_at)
+        await _step("what was used", self._write_use, cut_at)
         await _step("the signals", self._hear_no_more, cut_at)
         await _step("the connections", self._http.close_all_connections, cut_at)
-        await _step("checking passwords", self._checks.close, cut_at)
+        await _step("signing in", self._sign_in.close, cut_at)
         await _step("the store", self._store.close, ends_at)
 
-    def _close_door(self) -> None:
-        self._door.close_all(GOING_AWAY)
-        self._door.stop()
+    async def _write_use(self) -> None:
+        try:
+            await self._tenants.write_down()
+        except StoreUnavailable as error:
+            logger.warning("when keys were last used is not written down: %s", error)
 
     def _hear_no_more(self) -> None:
         dispatcher.disconnect(self._wake_outbox, NOTIFICATION_STORED, sender=self._notifier)
+        dispatcher.disconnect(self._follow_access, ACCESS_CHANGED, sender=self._tenants)
         self._counts.close()
+        self._metrics.close()
 
 
 async def _step(what: str, end: Callable[[], Awaitable[None] | None], until: float) -> None:
@@ -283,66 +359,6 @@ async def _step(what: str, end: Callable[[], Awaitable[None] | None], until: flo
         logger.warning("%s: not ended in time", what)
     except Exception:
         logger.exception("%s: could not be ended", what)
-
-
-def make_store(config: Config) -> Store:
-    """The store that the configuration names. Imported here, so that nobody pays for the other one."""
-    mongodb = config.mongodb
-    if mongodb.url is None:
-        from server.store.sqlite import SQLiteStore
-
-        return SQLiteStore(config.application.data / EMBEDDED_FILE)
-    from server.store.mongo import MongoStore
-
-    return MongoStore(
-        mongodb.url,
-        mongodb.db,
-        collection=mongodb.collection,
-        timeout_s=mongodb.timeout_s,
-        legacy_timezone=mongodb.legacy_timezone,
-    )
-
-
-def serve(config: Config) -> int:
-    """Run a node until SIGTERM or SIGINT; the exit code. Raises `StartupError`."""
-    allow_many_files()
-    asyncio.run(_serve(config))
-    return 0
-
-
-async def _serve(config: Config) -> None:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-
-    def end() -> None:
-        stop.set()
-        for number in STOP_SIGNALS:
-            loop.remove_signal_handler(number)
-            # Not by the loop, which may be what hangs.
-            signal.signal(number, lambda *_: _leave("a second signal"))
-        last_resort = threading.Timer(LAST_RESORT_S, _leave, ["something hangs"])
-        last_resort.daemon = True
-        last_resort.start()
-
-    for number in STOP_SIGNALS:
-        loop.add_signal_handler(number, end)
-    await Server(config).run(stop)
-
-
-def _leave(why: str) -> None:
-    """End without what asyncio and the interpreter do at their end: they wait for each thread, as long as it may hang
-    on a disk or a name look-up. Log records have been written, each when it was made."""
-    sentence = (
-        f"notification-server: ended at once ({why}); what was under way is completed after the next start\n"
-    )
-    os.write(sys.stderr.fileno(), sentence.encode())
-    os._exit(1)
-
-
-def _tune_gc() -> None:
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*GC_THRESHOLDS)
 
 
 def _url_host(address: str) -> str:

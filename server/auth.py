@@ -1,98 +1,286 @@
-"""Which user is listening: from a login and a password to an identity.
+"""Which user is listening: asks the configured methods in their order, and says who somebody is, or that they are not.
 
-Verifying a password costs some 50 ms of a core by design (argon2, RFC 9106): it runs in threads of its own,
-few at a time, and those who wait for it are bounded.
+What a method finds out is a `Proof`; which tenant that means, and whether it still counts, is decided here.
 """
 
 from __future__ import annotations
 
-import asyncio
-import hmac
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from typing import Protocol
 
-import argon2
-from argon2.exceptions import InvalidHashError, VerificationError
-
+from server.bus import SIGN_IN_FAILED, SIGNED_IN, tell
 from server.callers import Caller
-from server.errors import BadCredentials, Busy
+from server.claims import TOKEN_WRONG
+from server.credentials import CredentialCache
+from server.errors import AuthUnavailable, BadCredentials, ServerError, TokenExpired
+from server.flights import SingleFlight
+from server.guessing import Brake
+from server.messages import now
+from server.wire import Join, JoinByToken
 
-DEFAULT_TENANT = "default"
+logger = logging.getLogger(__name__)
 
-DEMO_USERS = ("alice", "bob")
-"""Users of the example page: the password is the name. They exist in DEBUG, for callers on this machine."""
+MAX_USER_ID_CHARS = 1024
+
+UNAVAILABLE = "what decides about this sign-in cannot be asked now; try again"
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What a method found out. `tenant` None: it said none. Instants: aware UTC. `expires_at` None: it does not end by
+    itself; `issued_at` None: it was made just now. `key_id`: of the API key that it was made with, None: none."""
+
+    user_id: str
+    tenant: str | None = None
+    issued_at: datetime | None = None
+    expires_at: datetime | None = None
+    key_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who a client turned out to be."""
+    """Who a client turned out to be, and until when (None: as long as they like)."""
 
     tenant: str
     user_id: str
+    issued_at: datetime | None = None
+    expires_at: datetime | None = None
+    key_id: str | None = None
 
 
-def hash_password(password: str) -> str:
-    """An argon2id hash in the PHC string format, as `[USERS-…]` holds them. Takes some 50 ms of a core."""
-    return argon2.PasswordHasher().hash(password)
+class PasswordMethod(Protocol):
+    """A way to check a login and a password."""
+
+    name: str
+
+    async def check_password(self, login: str, password: str, caller: Caller) -> Proof | None:
+        """The proof; None if the login is unknown or the password wrong, which takes about as long as a right one.
+        Raises `Busy` when too many checks wait, `AuthUnavailable` when what decides cannot be asked."""
 
 
-class PasswordChecks:
-    """Verifies passwords in `workers` threads; at most `max_waiting` checks wait for one."""
+class TokenMethod(Protocol):
+    """A way to check a token."""
 
-    def __init__(self, workers: int, max_waiting: int) -> None:
-        self._hasher = argon2.PasswordHasher()
-        self._executor = ThreadPoolExecutor(workers, thread_name_prefix="password")
-        self._max_unfinished = workers + max_waiting
-        self._unfinished = 0
+    name: str
 
-    async def verify(self, hashed: str, password: str) -> bool:
-        """Whether the password has this hash. Raises `Busy` when too many checks wait already."""
-        if self._unfinished >= self._max_unfinished:
-            raise Busy("too many sign-ins at this moment; try again")
-        self._unfinished += 1
-        try:
-            return await asyncio.get_running_loop().run_in_executor(
-                self._executor, self._verify, hashed, password
-            )
-        finally:
-            self._unfinished -= 1
+    async def check_token(self, token: str, caller: Caller) -> Proof | None:
+        """The proof; None if the token is none that this method could ever take (so that the next one is asked).
+        Raises `BadCredentials` if it is one and is wrong, `TokenExpired`, `AuthUnavailable`."""
 
-    def _verify(self, hashed: str, password: str) -> bool:
-        try:
-            return self._hasher.verify(hashed, password)
-        except (VerificationError, InvalidHashError):
-            return False
 
-    def close(self) -> None:
-        """Begin no further check; those that run end by themselves."""
-        self._executor.shutdown(wait=False, cancel_futures=True)
+class TenantsView(Protocol):
+    """What is asked about tenants. Answers from memory."""
+
+    def is_active(self, tenant: str) -> bool:
+        """Whether the tenant is there and not removed."""
+
+    def signed_out_at(self, tenant: str, user_id: str) -> datetime | None:
+        """When the user was last signed out everywhere; None: not lately."""
+
+    def has_key(self, key_id: str) -> bool:
+        """Whether the API key with this id opens anything now."""
+
+
+class Memory(Protocol):
+    """A method that remembers users by itself."""
+
+    def forget(self, tenant: str, user_id: str) -> None:
+        """Ask anew who this user is."""
+
+    def clear(self) -> None:
+        """Ask anew who anybody is."""
+
+
+_Check = Callable[[], Awaitable[Proof | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A proof, and the name of the method that it is from."""
+
+    method: str
+    proof: Proof
+    is_token: bool
 
 
 class Authenticator:
-    """Knows the users of config.ini (`users`: name -> argon2 hash) and, if `has_demo`, the demo users."""
+    """One for each node. The methods are asked in this order; the first proof counts. `default_tenant`: whose the users
+    are that come without a tenant; None: those are refused. `cache`: remembers which method took which password, so
+    that it is asked first; the same as that of the `PasswordChecks`. `brake`: slows guessing. `memories`: methods that
+    remember users beside that."""
 
-    def __init__(self, users: Mapping[str, str], has_demo: bool, checks: PasswordChecks) -> None:
-        self._users = users
-        self._has_demo = has_demo
-        self._checks = checks
-        # What unknown logins are checked against, so that they take as long as known ones.
-        self._nobodys_hash = next(iter(users.values()), "") or hash_password("")
+    def __init__(
+        self,
+        password_methods: Sequence[PasswordMethod],
+        token_methods: Sequence[TokenMethod],
+        tenants: TenantsView,
+        *,
+        default_tenant: str | None,
+        cache: CredentialCache,
+        brake: Brake,
+        memories: Sequence[Memory] = (),
+        clock: Callable[[], datetime] = now,
+    ) -> None:
+        self._password_methods = tuple(password_methods)
+        self._token_methods = tuple(token_methods)
+        self._tenants = tenants
+        self._default_tenant = default_tenant
+        self._cache = cache
+        self._brake = brake
+        self._memories = tuple(memories)
+        self._clock = clock
+        self._flights: SingleFlight[tuple[Join, Caller], _Found] = SingleFlight("sign-in")
 
-    async def authenticate(self, login: str, password: str, caller: Caller) -> Identity:
-        """The identity behind a login. Raises `BadCredentials`, or `Busy`."""
-        hashed = self._users.get(login)
-        if hashed is None and self._is_demo_user(login, password, caller):
-            return Identity(DEFAULT_TENANT, login)
-        is_right = await self._checks.verify(hashed or self._nobodys_hash, password)
-        if hashed is None or not is_right:
-            raise BadCredentials()
-        return Identity(DEFAULT_TENANT, login)
+    async def authenticate(self, command: Join | JoinByToken, caller: Caller) -> Identity:
+        """Who the caller is. Equal joins at the same moment, as of several tabs, are one attempt. An attempt is carried
+        to its end even if the caller goes away.
 
-    def _is_demo_user(self, login: str, password: str, caller: Caller) -> bool:
-        return (
-            self._has_demo
-            and caller.is_loopback
-            and login in DEMO_USERS
-            and hmac.compare_digest(login.encode(), password.encode())
+        Raises `BadCredentials`, `TokenExpired`, `AuthUnavailable` (nobody took it, and not everybody could be asked),
+        `RateLimited` and `Busy` (too many attempts at this moment)."""
+        started_at = time.perf_counter()
+        try:
+            found = await self._prove(command, caller)
+            identity = self._identity(found)
+        except ServerError as error:
+            tell(SIGN_IN_FAILED, self, code=error.code, took_s=time.perf_counter() - started_at)
+            raise
+        took_s = time.perf_counter() - started_at
+        tell(SIGNED_IN, self, method=found.method, tenant=identity.tenant, took_s=took_s)
+        return identity
+
+    def apply(self, *, default_tenant: str | None, cache_s: float) -> None:
+        """Go by changed settings, and remember nothing from before."""
+        self._default_tenant = default_tenant
+        self._cache.cache_s = cache_s
+        self.forget_all()
+
+    def forget(self, tenant: str, user_id: str) -> None:
+        """A user was signed out, or their password changed: they are checked anew when they come back. So is a namesake
+        of another tenant, whom it costs no more than a moment."""
+        self._cache.forget(user_id)
+        for memory in self._memories:
+            memory.forget(tenant, user_id)
+
+    def forget_all(self) -> None:
+        """Everybody is checked anew when they come back."""
+        self._cache.clear()
+        for memory in self._memories:
+            memory.clear()
+
+    async def close(self) -> None:
+        """End the attempts under way; who waits for one is cancelled. Idempotent."""
+        await self._flights.close()
+
+    # -- asking the methods ----------------------------------------------------------------------------------
+    async def _prove(self, command: Join | JoinByToken, caller: Caller) -> _Found:
+        if isinstance(command, JoinByToken):
+            return await self._by_token(command.token, caller)
+        # The attempt is a task of its own: who does not wait for a slowed one has made it all the same.
+        return await self._flights.do((command, caller), lambda: self._by_password(command, caller))
+
+    async def _by_password(self, join: Join, caller: Caller) -> _Found:
+        found = await self._brake.guard(
+            join.login, caller.address, lambda: self._check_password(join, caller)
         )
+        if found is None:
+            raise BadCredentials()
+        return found
+
+    async def _check_password(self, join: Join, caller: Caller) -> _Found | None:
+        found = await self._ask(
+            [
+                (method.name, partial(method.check_password, join.login, join.password, caller))
+                for method in self._by_likelihood(join)
+            ],
+            caller,
+        )
+        if found is not None:
+            self._cache.put(
+                "method", join.login, join.password, value=found.method, user_id=found.proof.user_id
+            )
+        return found
+
+    def _by_likelihood(self, join: Join) -> list[PasswordMethod]:
+        """The method that took this password lately comes first: the others would check it in vain, and at a price."""
+        likely = self._cache.get("method", join.login, join.password)
+        return sorted(self._password_methods, key=lambda method: method.name != likely)
+
+    async def _by_token(self, token: str, caller: Caller) -> _Found:
+        found = await self._ask(
+            [(method.name, partial(method.check_token, token, caller)) for method in self._token_methods],
+            caller,
+            is_token=True,
+        )
+        if found is None:
+            raise BadCredentials(TOKEN_WRONG)
+        return found
+
+    async def _ask(
+        self, checks: Sequence[tuple[str, _Check]], caller: Caller, *, is_token: bool = False
+    ) -> _Found | None:
+        """The first proof; None if all say no. Raises `AuthUnavailable` if none proves it and one could not say, and
+        what else a check raises."""
+        outcomes: dict[str, str] = {}
+        for method, check in checks:
+            try:
+                proof = await check()
+            except AuthUnavailable as error:
+                outcomes[method] = error.code
+            except ServerError as error:
+                _log_failure(caller, {**outcomes, method: error.code})
+                raise
+            else:
+                if proof is not None:
+                    return _Found(method, proof, is_token)
+                outcomes[method] = "no"
+        _log_failure(caller, outcomes)
+        if AuthUnavailable.code in outcomes.values():
+            raise AuthUnavailable(UNAVAILABLE)
+        return None
+
+    # -- what a proof is worth -------------------------------------------------------------------------------
+    def _identity(self, found: _Found) -> Identity:
+        proof = found.proof
+        if proof.expires_at is not None and proof.expires_at <= self._clock():
+            raise TokenExpired
+        tenant = self._default_tenant if proof.tenant is None else proof.tenant
+        reason = self._why_not(found, tenant)
+        if tenant is None or reason:
+            logger.info("a sign-in by the method %s is refused though proved: %s", found.method, reason)
+            raise BadCredentials(TOKEN_WRONG) if found.is_token else BadCredentials()
+        return Identity(tenant, proof.user_id, proof.issued_at, proof.expires_at, proof.key_id)
+
+    def _why_not(self, found: _Found, tenant: str | None) -> str:
+        """Why the proof does not count; "" if it does."""
+        proof = found.proof
+        if tenant is None:
+            return "it does not say of which tenant the user is, and there is no default_tenant"
+        if not 0 < len(proof.user_id) <= MAX_USER_ID_CHARS:
+            return f"the user id is empty, or longer than {MAX_USER_ID_CHARS} characters"
+        if not self._tenants.is_active(tenant):
+            return f"the tenant {tenant!r} is not there"
+        if proof.key_id is not None and not self._tenants.has_key(proof.key_id):
+            return "the key that it was made with is revoked, or has expired"
+        if self._is_over(found, tenant):
+            return "the user has been signed out since"
+        return ""
+
+    def _is_over(self, found: _Found, tenant: str) -> bool:
+        """Whether the proof is from before the user's last sign-out, as far as it says."""
+        signed_out_at = self._tenants.signed_out_at(tenant, found.proof.user_id)
+        if signed_out_at is None:
+            return False
+        issued_at = found.proof.issued_at
+        # A password was proved just now. A token may be of any age.
+        return found.is_token if issued_at is None else issued_at <= signed_out_at
+
+
+def _log_failure(caller: Caller, outcomes: Mapping[str, str]) -> None:
+    # Never the login: people type their password there.
+    said = ", ".join(f"{method}: {outcome}" for method, outcome in outcomes.items())
+    logger.info("a sign-in from %s failed (%s)", caller.address, said or "no method is configured")

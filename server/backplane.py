@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Callable, Iterable
 
 from server.messages import Event
 from server.rooms import Room, Rooms
@@ -31,19 +32,31 @@ class LocalBackplane:
         self._rooms = rooms
         self._backlog: dict[Room, list[Event]] = {}
         self._waiting = 0
+        self._delivered_rooms = 0
+        # who is to be told, with what, after how many rooms have been delivered to
+        self._handovers: deque[tuple[int, int, Callable[[int], None]]] = deque()
         self._has_space = asyncio.Event()
         self._has_space.set()
         self._is_flushed = asyncio.Event()
         self._is_flushed.set()
 
-    def publish(self, events: Iterable[tuple[Room, Event]]) -> None:
+    def publish(
+        self, events: Iterable[tuple[Room, Event]], handed_over: Callable[[int], None] | None = None
+    ) -> None:
         """Queue events for the screens of their users, here and on every other node. Never blocks or
-        raises."""
+        raises. `handed_over` is called once they have been handed to the connections of this node, at the end of that
+        slice, with how many frames that made; not at all if there are none."""
+        frames = 0
         # Who is offline now reads the inbox at join: the store has the change already.
         for room, event in events:
-            if self._rooms.is_online(room):
+            members = self._rooms.size(room)
+            if members:
                 self._backlog.setdefault(room, []).append(event)
                 self._waiting += 1
+                frames += members
+        if frames and handed_over is not None:
+            # Rooms are delivered to in the order of the backlog, and ours are among those in it now.
+            self._handovers.append((self._delivered_rooms + len(self._backlog), frames, handed_over))
         if self._waiting > MAX_BACKLOG:
             self._has_space.clear()
         if self._backlog and self._is_flushed.is_set():
@@ -63,6 +76,11 @@ class LocalBackplane:
         while room in self._backlog:  # noqa: ASYNC110  # a slice a turn of the loop: no event could come sooner
             await asyncio.sleep(0)
 
+    @property
+    def waiting(self) -> int:
+        """How many events wait for fan-out."""
+        return self._waiting
+
     def is_online(self, room: Room) -> bool:
         """Whether the user has a connection on any node."""
         return self._rooms.is_online(room)
@@ -73,6 +91,7 @@ class LocalBackplane:
             room = next(iter(self._backlog))
             events = self._backlog.pop(room)
             self._waiting -= len(events)
+            self._delivered_rooms += 1
             try:
                 self._rooms.deliver(room, events)
             except Exception:
@@ -85,3 +104,6 @@ class LocalBackplane:
             asyncio.get_running_loop().call_soon(self._deliver_slice)
         else:
             self._is_flushed.set()
+        while self._handovers and self._handovers[0][0] <= self._delivered_rooms:
+            _, frames, handed_over = self._handovers.popleft()
+            handed_over(frames)

@@ -14,8 +14,34 @@ from pydispatch import robust
 logger = logging.getLogger(__name__)
 
 NOTIFICATION_STORED = "notification.stored"
-"""After a notification and its mail duty are durable: `notification: Notification`, `documents: list[Document]`,
-`duty: EmailDuty | None`."""
+"""After a notification and its mail duty are durable: `publication: Publication`, `documents: list[Document]`,
+`duty: EmailDuty | None`, `store_s: float` (how long the store took)."""
+
+NOTIFICATION_FAILED = "notification.failed"
+"""A notification could not be stored: `publication: Publication`, `code: str` (that of the error)."""
+
+NOTIFICATION_PUSHED = "notification.pushed"
+"""A notification has been handed to all connections of its users on this node; not sent where there are none:
+`publication: Publication`, `connections: int`, `push_s: float` (since it was stored), `total_s: float | None` (since
+its request came in; None: not known)."""
+
+REFUSED = "refused"
+"""A door turned a caller away: `door: str`, `code: str` (that of the error), `tenant: str | None` (None: not known)."""
+
+SIGNED_IN = "signed.in"
+"""Somebody proved who they are: `method: str`, `tenant: str`, `took_s: float`."""
+
+SIGN_IN_FAILED = "sign-in.failed"
+"""Somebody did not: `code: str` (that of the error), `took_s: float`."""
+
+ACCESS_CHANGED = "access.changed"
+"""Tenants, keys or sign-outs changed, here or by another process: `tenants: Tenants`."""
+
+THROTTLED = "throttled"
+"""A limit held somebody up or turned them away: `limit: str` (its key in [LIMITS])."""
+
+MAIL_SETTLED = "mail.settled"
+"""It is written down what became of a mail: `tenant: str`, `outcome: MailOutcome`."""
 
 INBOX_CHANGED = "inbox.changed"
 """After inboxes changed: `rooms: Collection[Room]`."""

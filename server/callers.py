@@ -60,6 +60,11 @@ class CallerPolicy:
         elsewhere = self._why_not_loopback(remote_ip, address, forwarded, headers)
         return Caller(address, elsewhere or _why_foreign(headers), not elsewhere)
 
+    def stands_for_many(self, address: str) -> bool:
+        """Whether many may be behind this address of a socket: it is a trusted proxy's, or of this machine, where a
+        proxy may run that nobody has named."""
+        return self._is_trusted(address) or _is_loopback(address)
+
     def _why_not_loopback(
         self, remote_ip: str, address: str, forwarded: Sequence[str], headers: Mapping[str, str]
     ) -> str:

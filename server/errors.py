@@ -6,9 +6,15 @@ ServerError                     code, http_status, retryable
 │   └── InvalidCommand          at a listening door
 ├── TooLarge                    a body, a list or a field over its limit; names the field
 ├── Refused                     the caller may not do this; says what would have to change
+│   ├── NoCredentials           none were sent
 │   ├── BadCredentials          login, password, key or token is wrong (never says which)
+│   ├── TokenExpired            a token that was good once
 │   └── NotJoined               a command that needs a user, on a connection that has none
+├── NotFound                    what was named is not there
+├── Conflict                    what was to be made is there already, or in the way
 ├── Busy                        a bounded resource is full for the moment
+│   ├── RateLimited             this caller has had their share; says when to come back
+│   └── AuthUnavailable         what decides about a login cannot be asked
 └── StoreUnavailable            the store did not answer in time; what was written completes as a whole
                                 or not at all
 StartupError                    the server cannot start; one sentence for the operator
@@ -63,15 +69,30 @@ class Refused(ServerError):
     http_status = 403
 
 
+class NoCredentials(Refused):
+    """A door that needs a credential was given none."""
+
+    code = "no_credentials"
+    http_status = 401
+
+
 class BadCredentials(Refused):
     """Wrong login, password, key or token. One text for all of them, so that nobody learns which part was
     right."""
 
     code = "bad_credentials"
-    http_status = 401
 
     def __init__(self, message: str = "login or password is wrong") -> None:
         super().__init__(message)
+
+
+class TokenExpired(BadCredentials):
+    """A token that was good once. Getting a new one is right."""
+
+    code = "token_expired"
+
+    def __init__(self) -> None:
+        super().__init__("the token has expired; get a new one")
 
 
 class NotJoined(Refused):
@@ -84,12 +105,43 @@ class NotJoined(Refused):
         super().__init__("join first: this connection has no user")
 
 
+class NotFound(ServerError):
+    """What the caller named is not there, or not theirs."""
+
+    code = "not_found"
+    http_status = 404
+
+
+class Conflict(ServerError):
+    """What the caller wants to make is there already, or something is in its way."""
+
+    code = "conflict"
+    http_status = 409
+
+
 class Busy(ServerError):
     """A bounded queue or pool is full. Trying again a little later is right."""
 
     code = "busy"
     http_status = 503
     retryable = True
+
+
+class RateLimited(Busy):
+    """The caller did more than their share. `retry_after_s`: when the same would be let through."""
+
+    code = "rate_limited"
+    http_status = 429
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class AuthUnavailable(Busy):
+    """What decides about a login or token (a database, a key server, a hook) cannot be asked now. Nobody gets in."""
+
+    code = "auth_unavailable"
 
 
 class StoreUnavailable(ServerError):

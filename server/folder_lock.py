@@ -9,6 +9,10 @@ from pathlib import Path
 from server.errors import StartupError
 
 
+class FolderInUse(StartupError):
+    """Another process holds the folder, or this one does already."""
+
+
 class FolderLock:
     """An exclusive hold on a folder, through the file `lock` in it, which names the holder's pid.
 
@@ -20,8 +24,8 @@ class FolderLock:
         self._descriptor: int | None = None
 
     def acquire(self) -> None:
-        """Make the folder (0700) if it is missing, and hold it. Raises `StartupError` if it cannot be written, or if it
-        is held already, by this process too."""
+        """Make the folder (0700) if it is missing, and hold it. Raises `StartupError` if it cannot be written,
+        `FolderInUse` if it is held already, by this process too."""
         try:
             descriptor = self._open()
         except OSError as exc:
@@ -33,7 +37,7 @@ class FolderLock:
         except BlockingIOError as exc:
             holder = _holder(descriptor)
             os.close(descriptor)
-            raise StartupError(
+            raise FolderInUse(
                 f"data folder {self._folder} is in use by another notification server{holder}"
             ) from exc
         except OSError as exc:

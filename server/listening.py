@@ -8,12 +8,16 @@ import errno
 import logging
 import resource
 import socket
+import struct
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from server.bus import THROTTLED, tell
 from server.errors import StartupError
+from server.limits import address_key
 from server.tasks import Tasks
 
 logger = logging.getLogger(__name__)
@@ -32,18 +36,67 @@ PAUSE_S = 1.0
 
 REPORT_EVERY_S = 60.0
 
-Serve = Callable[[socket.socket, Any], None]
-"""Takes over a connection, and the address of its peer."""
+Serve = Callable[[socket.socket, Any, Callable[[], None]], None]
+"""Takes over a connection, the address of its peer, and what to call when the connection is closed."""
+
+
+class Peers:
+    """How many connections each address has open, whatever goes over them, if anything ever does."""
+
+    def __init__(self, most: Callable[[], int], is_exempt: Callable[[str], bool]) -> None:
+        """`most`: how many an address may have, asked each time. `is_exempt`: whether an address may have any number,
+        as those of proxies, behind which are many clients."""
+        self._most = most
+        self._is_exempt = is_exempt
+        self._counts: Counter[str] = Counter()
+
+    def enter(self, address: str) -> Callable[[], None] | None:
+        """Count a connection; what to call when it is closed (calling it again does nothing). None if it is one too
+        many."""
+        if self._is_exempt(address):
+            return _do_nothing
+        key = address_key(address)
+        if self._counts[key] >= self._most():
+            return None
+        self._counts[key] += 1
+        return _Place(self._counts, key).leave
+
+    def __len__(self) -> int:
+        """How many are counted."""
+        return self._counts.total()
+
+
+class _Place:
+    __slots__ = ("_counts", "_key")
+
+    def __init__(self, counts: Counter[str], key: str) -> None:
+        self._counts: Counter[str] | None = counts
+        self._key = key
+
+    def leave(self) -> None:
+        counts, self._counts = self._counts, None
+        if counts is None:
+            return
+        counts[self._key] -= 1
+        if not counts[self._key]:
+            del counts[self._key]
+
+
+def _do_nothing() -> None:
+    pass
 
 
 class TCPListener:
     """All addresses that a host name and a port stand for."""
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, peers: Peers) -> None:
         """Bind; clients are still refused. Port 0 is any free one. Raises `StartupError`."""
         self._where = f"port {port} on {host}"
+        self._peers = peers
         self._tasks = Tasks()
         self._reported_at = -REPORT_EVERY_S
+        self._turned_away = 0
+        self._turned_away_told_at = -REPORT_EVERY_S
         with self._explained():
             self._sockets = _bind(host, port)
 
@@ -94,7 +147,11 @@ class TCPListener:
                 connection.close()
                 await self._pause(f"{max_files} files are open (ulimit -n)")
                 continue
-            _hand_over(connection, address, serve)
+            left = self._peers.enter(address[0])
+            if left is None:
+                self._turn_away(connection, address[0])
+            else:
+                _hand_over(connection, address, serve, left)
             accepted += 1
             if accepted % ACCEPTED_PER_TURN == 0:
                 await asyncio.sleep(0)
@@ -106,13 +163,30 @@ class TCPListener:
             logger.error("no more connections can be taken in: %s; new ones wait", reason)
         await asyncio.sleep(PAUSE_S)
 
+    def _turn_away(self, connection: socket.socket, address: str) -> None:
+        with contextlib.suppress(OSError):
+            # With a reset: an orderly end would stay in the kernel's tables for a minute.
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        connection.close()
+        tell(THROTTLED, self, limit="connections_per_address")
+        self._turned_away += 1
+        now = time.monotonic()
+        if now - self._turned_away_told_at >= REPORT_EVERY_S:
+            logger.warning(
+                "turned away %d connections of addresses that have as many as they may, the last one of %s",
+                self._turned_away,
+                address,
+            )
+            self._turned_away, self._turned_away_told_at = 0, now
 
-def _hand_over(connection: socket.socket, address: Any, serve: Serve) -> None:
+
+def _hand_over(connection: socket.socket, address: Any, serve: Serve, left: Callable[[], None]) -> None:
     try:
-        serve(connection, address)
+        serve(connection, address, left)
     except Exception:
         logger.exception("a connection could not be served")
         connection.close()
+        left()
 
 
 def max_connection_files() -> int:

@@ -1,4 +1,5 @@
-"""Where the log goes and how a line looks: one event a line, to standard error and, if configured, to a file.
+"""Where the log goes and how a line looks: one event a line, to standard error and, if configured, to a file; for
+people, or as JSON for what collects logs. A line of a request's walk has its id.
 
 What a caller sent may end up in a message, so nothing in it can look like a line of its own or move a
 terminal's cursor, and what stands behind the `?` of a URL (an apikey, the content of a notification) is left
@@ -7,12 +8,15 @@ out.
 
 from __future__ import annotations
 
+import json
 import logging
 import logging.handlers
 import re
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
+from server import request_id
 from server.config import Log
 from server.errors import StartupError
 
@@ -34,8 +38,9 @@ def setup(log: Log) -> None:
     handlers: list[logging.Handler] = [logging.StreamHandler()]
     if log.file is not None:
         handlers.append(_open_file(log.file))
+    formatter = JSONFormatter() if log.format == "json" else LineFormatter()
     for handler in handlers:
-        handler.setFormatter(LineFormatter())
+        handler.setFormatter(formatter)
     logging.basicConfig(handlers=handlers, level=max(log.level, logging.INFO), force=True)
     logging.getLogger("server").setLevel(log.level)
     # One line for each request that went well is a web server's way, not a notification server's.
@@ -54,7 +59,8 @@ def _open_file(path: Path) -> logging.Handler:
 
 
 class LineFormatter(logging.Formatter):
-    """`2026-11-21 06:14:58.123Z WARNING server.app: text`; the lines of a traceback follow behind a tab."""
+    """`2026-11-21 06:14:58.123Z WARNING server.app: text (request 5f0c…)`; the lines of a traceback follow behind a
+    tab."""
 
     default_time_format = "%Y-%m-%d %H:%M:%S"
     default_msec_format = "%s.%03dZ"
@@ -64,12 +70,38 @@ class LineFormatter(logging.Formatter):
         self.converter = time.gmtime
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        text = super().formatMessage(record)
-        return _printable(_QUERY.sub("?…", text) if record.name.startswith("tornado.") else text)
+        text = _printable(_without_query(record, super().formatMessage(record)))
+        id_ = request_id.current()
+        return f"{text} (request {id_})" if id_ else text
 
     def format(self, record: logging.LogRecord) -> str:
         first, *traceback = super().format(record).split("\n")
         return "\n\t".join([first, *map(_printable, traceback)])
+
+
+class JSONFormatter(logging.Formatter):
+    """An object a line: `time` (RFC 3339), `level`, `logger`, `message`, and where there are: `request_id`,
+    `traceback`. All ASCII, so that a line is a line for everybody."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        fields = {
+            "time": at.replace("+00:00", "Z"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": _without_query(record, record.getMessage()),
+        }
+        if id_ := request_id.current():
+            fields["request_id"] = id_
+        if record.exc_info:
+            fields["traceback"] = self.formatException(record.exc_info)
+        elif record.stack_info:
+            fields["traceback"] = self.formatStack(record.stack_info)
+        return json.dumps(fields)
+
+
+def _without_query(record: logging.LogRecord, text: str) -> str:
+    return _QUERY.sub("?…", text) if record.name.startswith("tornado.") else text
 
 
 def _printable(text: str) -> str:

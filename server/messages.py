@@ -91,11 +91,14 @@ class EmailDuty:
 @dataclass(frozen=True, slots=True)
 class Publication:
     """What a publishing door read: a notification, its distinct recipients (possibly none), and the mail to
-    those who are away (None: nobody is to be mailed)."""
+    those who are away (None: nobody is to be mailed). For figures: `door`, the name of the
+    door, and `received_at`, when the request came in (`time.monotonic`; 0: not known)."""
 
     notification: Notification
     recipients: tuple[Recipient, ...]
     mail: Mail | None = None
+    door: str = "notify"
+    received_at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,11 +5,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from datetime import timedelta
+from functools import partial
 
 from server.backplane import LocalBackplane
-from server.bus import INBOX_CHANGED, NOTIFICATION_STORED, tell
+from server.bus import (
+    INBOX_CHANGED,
+    NOTIFICATION_FAILED,
+    NOTIFICATION_PUSHED,
+    NOTIFICATION_STORED,
+    tell,
+)
 from server.errors import Busy, StoreUnavailable
 from server.messages import Added, Document, EmailDuty, MailRecipient, Publication
 from server.presence import Presence
@@ -58,15 +66,36 @@ class Notifier:
     async def _walk(self, publication: Publication) -> list[Document]:
         await self._backplane.has_space()
         duty = self._duty(publication)
+        began_at = time.monotonic()
         try:
             documents = await self._store.add(publication.notification, publication.recipients, duty)
         except StoreUnavailable as error:
             self._note_store(error)
+            tell(NOTIFICATION_FAILED, self, publication=publication, code=error.code)
             raise
+        stored_at = time.monotonic()
         self._note_store(None)
-        self._publish(documents)
-        tell(NOTIFICATION_STORED, self, notification=publication.notification, documents=documents, duty=duty)
+        self._publish(documents, partial(self._note_pushed, publication, stored_at))
+        tell(
+            NOTIFICATION_STORED,
+            self,
+            publication=publication,
+            documents=documents,
+            duty=duty,
+            store_s=stored_at - began_at,
+        )
         return documents
+
+    def _note_pushed(self, publication: Publication, stored_at: float, connections: int) -> None:
+        present = time.monotonic()
+        tell(
+            NOTIFICATION_PUSHED,
+            self,
+            publication=publication,
+            connections=connections,
+            push_s=present - stored_at,
+            total_s=present - publication.received_at if publication.received_at else None,
+        )
 
     async def complete(self) -> int:
         """Complete what a crash or a time-out left half stored, and push it; how many documents that made."""
@@ -82,8 +111,10 @@ class Notifier:
             logger.warning("notifications are stored again")
         self._is_store_away = error is not None
 
-    def _publish(self, documents: Sequence[Document]) -> None:
-        self._backplane.publish((_room(document), Added(document)) for document in documents)
+    def _publish(
+        self, documents: Sequence[Document], handed_over: Callable[[int], None] | None = None
+    ) -> None:
+        self._backplane.publish(((_room(document), Added(document)) for document in documents), handed_over)
         tell(INBOX_CHANGED, self, rooms=[_room(document) for document in documents])
 
     def _duty(self, publication: Publication) -> EmailDuty | None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol
 
+from server.bus import MAIL_SETTLED, tell
 from server.config import Email
 from server.errors import StartupError, StoreUnavailable
 from server.mail_message import MailMessage, Sender, build_message, envelope_address
@@ -133,6 +134,11 @@ class OutboxWorker:
         self._outages = 0
         self._paused_until = 0.0
         self._outage_reported_at = -REPORT_OUTAGE_EVERY_S
+
+    @property
+    def has_outage(self) -> bool:
+        """Whether the transport failed as a whole when it was last asked to send."""
+        return self._outages > 0
 
     # -- life ------------------------------------------------------------------------------------------------
     async def run(self) -> None:
@@ -319,6 +325,7 @@ class OutboxWorker:
         self.refused += counts[1]
         self.retried += counts[2]
         self.dropped += counts[3]
+        tell(MAIL_SETTLED, self, tenant=job.tenant, outcome=outcome)
         level = logging.WARNING if outcome.refused else logging.INFO
         logger.log(
             level,

@@ -44,7 +44,7 @@ def parse_notify(fields: Mapping[str, Any], tenant: str, limits: FieldLimits) ->
     if fields.get("content") is None:
         raise InvalidNotification("content", "missing")
     notification = Notification(
-        nid=new_id(),
+        nid=new_id(tenant),
         tenant=tenant,
         created_at=now(),
         content=_text(fields, "content", limits.content_bytes),

@@ -6,9 +6,10 @@ A room exists while it has a session. Nothing here awaits: fan-out never waits f
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Protocol
 
 from server.callers import Caller
@@ -48,6 +49,15 @@ class Connection(Protocol):
         `time.monotonic`."""
 
 
+@dataclass(frozen=True, slots=True)
+class SignIn:
+    """By what somebody is in a room. `proved_at`: when they proved who they are, or when their token was made (aware
+    UTC). `key_id`: the API key that their token was made with, None: none."""
+
+    proved_at: datetime
+    key_id: str | None = None
+
+
 Push = tuple[Event, Frame]
 """An event, and the frame that tells of it."""
 
@@ -56,6 +66,9 @@ class Listener(Protocol):
     """What a room asks of its members (sessions)."""
 
     connection: Connection
+
+    sign_in: SignIn | None
+    """By what the member is in the room; None: nothing ends that."""
 
     def push(self, pushes: Sequence[Push], burst: Frame) -> None:
         """Pass on some pushes in their order. `burst` is all of them as one frame, for who wants all. Never blocks,
@@ -71,6 +84,8 @@ class Rooms:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._members: dict[Room, set[Listener]] = {}
+        self._users: Counter[str] = Counter()
+        self._joined: Counter[str] = Counter()
         self._clock = clock
         self._last_alive: OrderedDict[Room, float] = OrderedDict()
         self._changed: OrderedDict[str, tuple[Seen | Deleted, float]] = OrderedDict()
@@ -79,7 +94,10 @@ class Rooms:
     # -- membership ------------------------------------------------------------------------------------------
     def join(self, room: Room, listener: Listener) -> None:
         """Add a listener to a user's room."""
-        self._members.setdefault(room, set()).add(listener)
+        members = self._members.setdefault(room, set())
+        self._users[room[0]] += not members
+        self._joined[room[0]] += listener not in members
+        members.add(listener)
 
     def leave(self, room: Room, listener: Listener) -> None:
         """Take a listener out of a room; nothing happens if it is not in it."""
@@ -87,9 +105,15 @@ class Rooms:
         if members is None or listener not in members:
             return
         members.discard(listener)
+        self._joined[room[0]] -= 1
         self._remember_sign_of_life(room, listener.connection.last_alive_at)
         if not members:
+            self._users[room[0]] -= 1
             del self._members[room]
+
+    def size(self, room: Room) -> int:
+        """How many connections the user has on this node."""
+        return len(self._members.get(room, ()))
 
     def is_online(self, room: Room) -> bool:
         """Whether the user has a connection on this node."""
@@ -102,6 +126,16 @@ class Rooms:
     @property
     def user_count(self) -> int:
         return len(self._members)
+
+    @property
+    def users_by_tenant(self) -> Mapping[str, int]:
+        """How many users are online; a tenant stays in it when its last one has gone."""
+        return self._users
+
+    @property
+    def joined_by_tenant(self) -> Mapping[str, int]:
+        """How many connections have a user; a tenant stays in it when its last one has gone."""
+        return self._joined
 
     def last_alive_at(self, room: Room) -> float | None:
         """When any connection of the user last gave a sign of life (`time.monotonic`); None if that is not
@@ -159,11 +193,17 @@ class Rooms:
         while self._changed and now - next(iter(self._changed.values()))[1] > REORDER_WINDOW_S:
             self._changed.popitem(last=False)
 
-    def close_all(self, reason: CloseReason) -> None:
-        """Close the connections of all members."""
-        for members in tuple(self._members.values()):
-            for listener in tuple(members):
-                listener.connection.close(reason)
+    def close_where(self, why: Callable[[Room, Listener], CloseReason | None]) -> int:
+        """Close the connections of all members for which `why` has a reason; how many those were."""
+        found = [
+            (listener, reason)
+            for room, members in self._members.items()
+            for listener in members
+            if (reason := why(room, listener)) is not None
+        ]
+        for listener, reason in found:
+            listener.connection.close(reason)
+        return len(found)
 
 
 def _rev(change: Seen | Deleted) -> int:

@@ -7,12 +7,13 @@ has shown is dropped. So a stale read never overtakes a fresh push, nor a stale 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from server.messages import Added, Deleted, Document, Event, Seen
 from server.revs import COUNTER_BITS
-from server.rooms import REORDER_WINDOW_S, Connection, Push
+from server.rooms import REORDER_WINDOW_S, Connection, Push, SignIn
 from server.wire import SLOW, Frame
 
 
@@ -28,10 +29,12 @@ class Screen:
         "_listed_to",
         "_max_held_bytes",
         "connection",
+        "sign_in",
     )
 
     def __init__(self, connection: Connection, max_held_bytes: int) -> None:
         self.connection = connection
+        self.sign_in: SignIn | None = None
         self._max_held_bytes = max_held_bytes
         # pushes waiting behind an answer; None while no answer is being made
         self._held: list[Push] | None = None
@@ -98,15 +101,16 @@ class Screen:
         self.connection.send(frame)
         self._remember({document.id: document.rev for document in documents})
 
-    async def drained_within_listing(self, after: Document) -> None:
-        """Return when everything sent has left. What is pushed before the listing of unseen documents reads on, and
-        lies beyond `after`, is left to that listing: a client on a slow line would else be closed as slow for what it
-        could not have been sent yet."""
+    @contextlib.contextmanager
+    def listing_waits(self, after: Document | None) -> Iterator[None]:
+        """While the listing of unseen documents waits before it reads on, what is pushed and lies beyond `after` (the
+        last one shown; None: nothing is left) is left to it: a client on a slow line would else be closed as slow for
+        what it could not have been sent yet. The listing must read on afterwards, however often that fails."""
         self._listed_to = after
         held, self._held, self._held_bytes = self._held or [], [], 0
         self._hold(self._held, held)
         try:
-            await self.connection.drained()
+            yield
         finally:
             self._listed_to = None
 

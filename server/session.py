@@ -10,27 +10,35 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from datetime import datetime
+from typing import TypeVar
 
 from server.auth import Authenticator
-from server.errors import Busy, NotJoined, ServerError, StoreUnavailable
+from server.errors import BadCredentials, Busy, NotJoined, ServerError, StoreUnavailable
 from server.inbox import CHANGES_PER_BATCH, Inbox
-from server.messages import Document
-from server.rooms import Connection, Room, Rooms
+from server.limits import Limits
+from server.messages import Document, now
+from server.rates import TokenBucket
+from server.rooms import Connection, Room, Rooms, SignIn
 from server.screen import Screen
 from server.store import Change
 from server.tasks import Tasks
+from server.tenants import Tenants
 from server.wire import (
     FAILED,
     MAX_DOCUMENTS_PER_FRAME,
+    TOKEN_EXPIRED,
     Command,
     Delete,
     Frame,
     Join,
+    JoinByToken,
     Leave,
     ListNewest,
     ListPage,
@@ -45,6 +53,8 @@ from server.wire import (
     portions,
     seen_frame,
 )
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +73,8 @@ class SessionServices:
     answer; `max_pending`, `max_pending_bytes`: of commands waiting for their turn."""
 
     authenticator: Authenticator
+    tenants: Tenants
+    limits: Limits
     inbox: Inbox
     rooms: Rooms
     tasks: Tasks
@@ -77,7 +89,9 @@ class Session:
 
     __slots__ = (
         "__weakref__",
+        "_bucket",
         "_end",
+        "_expiry",
         "_is_closed",
         "_pending",
         "_pending_bytes",
@@ -94,6 +108,10 @@ class Session:
         self._services = services
         self._screen = Screen(connection, services.max_queue_bytes)
         self._room: Room | None = None
+        # how many commands it has carried out lately; None before the first
+        self._bucket: TokenBucket | None = None
+        # closes the connection when the token of the join ends
+        self._expiry: asyncio.TimerHandle | None = None
         self._is_closed = False
         # what a pause of ours watches; None if there was none
         self._end: asyncio.Event | None = None
@@ -131,7 +149,12 @@ class Session:
         if self._end is not None:
             self._end.set()
         if self._room is not None:
-            self._services.rooms.leave(self._room, self._screen)
+            self._leave_room(self._room)
+
+    @property
+    def is_joined(self) -> bool:
+        """Whether the connection has a user."""
+        return self._room is not None
 
     def _has_space(self, times: int = 1) -> bool:
         """Whether fewer commands wait than so many times the bounds."""
@@ -155,6 +178,7 @@ class Session:
             while self._pending:
                 text = self._pending.popleft()
                 self._pending_bytes -= len(text)
+                await self._pace()
                 await self._carry_out(text)
                 # What was asked for next finds an empty queue, however large the answer was.
                 await self.connection.drained()
@@ -167,6 +191,14 @@ class Session:
             if self._space is not None:
                 self._space.set()
                 self._space = None
+
+    async def _pace(self) -> None:
+        """Who sends commands faster than they may waits; what they send meanwhile waits with them, then their door."""
+        if self._bucket is None:
+            self._bucket = TokenBucket()
+        wait_s = self._services.limits.pace(self._bucket, self._room)
+        if wait_s and not self._is_closed:
+            await self._pause(wait_s)
 
     async def _carry_out(self, text: str) -> None:
         try:
@@ -182,10 +214,10 @@ class Session:
     async def _perform(self, command: Command) -> None:
         if self._is_closed and not isinstance(command, MarkSeen | Delete):
             # What follows a join or a leave may not be done for the user before it.
-            if isinstance(command, Join | Leave):
+            if isinstance(command, Join | JoinByToken | Leave):
                 self._room = None
             return
-        if isinstance(command, Join):
+        if isinstance(command, Join | JoinByToken):
             await self._join(command)
         elif isinstance(command, Leave):
             self._leave()
@@ -199,34 +231,55 @@ class Session:
             self._screen.begin_answer()
             await self._list(self._room, command)
 
-    async def _join(self, command: Join) -> None:
-        """A join that fails changes nothing; one as somebody else leaves the first user's room."""
+    async def _join(self, command: Join | JoinByToken) -> None:
+        """A join that fails changes nothing; one as somebody else leaves the first user's room; one as the same user
+        is a fresh welcome, and counts for as long as its own proof."""
         services = self._services
-        identity = await services.authenticator.authenticate(
-            command.login, command.password, self.connection.caller
-        )
-        # No await between this check and the join: a close in between would leave us in the room for ever.
+        identity = await services.authenticator.authenticate(command, self.connection.caller)
+        # No await between these checks and the join: a close in between would leave us in the room for ever, and a
+        # sign-out would miss us.
         if self._is_closed:
             self._room = None
             return
+        room = (identity.tenant, identity.user_id)
+        sign_in = SignIn(identity.issued_at or now(), identity.key_id)
+        if services.tenants.why_over(room, sign_in) is not None:
+            raise BadCredentials
+        services.limits.join_user(room, has_place=room == self._room)
         self._leave()
-        self._room = (identity.tenant, identity.user_id)
+        self._room = room
+        self._screen.sign_in = sign_in
+        if identity.expires_at is not None:
+            self._end_at(identity.expires_at)
+        services.tenants.note_user(*room)
         self._screen.begin_answer()
-        services.rooms.join(self._room, self._screen)
-        await self._welcome(self._room)
+        services.rooms.join(room, self._screen)
+        await self._welcome(room)
+
+    def _end_at(self, expires_at: datetime) -> None:
+        delay_s = max(0.0, (expires_at - now()).total_seconds())
+        self._expiry = asyncio.get_running_loop().call_later(delay_s, self.connection.close, TOKEN_EXPIRED)
 
     async def _welcome(self, room: Room) -> None:
         """All unseen documents and their count; when the store is away, as soon as it is back."""
+        await self._list_unseen(room, is_patient=True)
+        count = await self._patiently(lambda: self._services.inbox.count_unseen(room))
+        if count is not None:
+            self.connection.send(count_frame(count))
+
+    async def _patiently(self, read: Callable[[], Awaitable[T]], after: Document | None = None) -> T | None:
+        """What `read` returns, when the store is away as soon as it is back; None if the connection ended before.
+        `after`: as `Screen.listing_waits` has it."""
         delay_s = JOIN_RETRY_FIRST_S
         while not self._is_closed:
             try:
-                await self._list_unseen(room)
-                self.connection.send(count_frame(await self._services.inbox.count_unseen(room)))
-                return
+                return await read()
             except StoreUnavailable as error:
                 self.connection.send(error_frame(error))
-            await self._pause(delay_s * random.uniform(0.5, 1.0))  # noqa: S311  # apart from the others, no secret
+            with self._screen.listing_waits(after):
+                await self._pause(delay_s * random.uniform(0.5, 1.0))  # noqa: S311  # apart from others, no secret
             delay_s = min(2 * delay_s, JOIN_RETRY_MAX_S)
+        return None
 
     async def _pause(self, delay_s: float) -> None:
         """Return after a while, or at the end of the connection."""
@@ -253,13 +306,17 @@ class Session:
         some = next(portions(documents[:limit]))
         self._screen.answer(newest_frame(some, before, len(some) < len(documents)), some)
 
-    async def _list_unseen(self, room: Room) -> None:
+    async def _list_unseen(self, room: Room, *, is_patient: bool = False) -> None:
         """In as many frames as it takes, each made when the one before has left; a single empty one if there are
-        none."""
+        none. Once it has begun it is brought to its end, even if the store goes away meanwhile: pushes have been left
+        to it."""
         after: Document | None = None
         limit = MAX_DOCUMENTS_PER_FRAME
         while not self._is_closed:
-            documents = await self._services.inbox.unseen(room, after=after, limit=limit)
+            read = functools.partial(self._services.inbox.unseen, room, after=after, limit=limit)
+            documents = await (self._patiently(read, after) if is_patient or after else read())
+            if documents is None:
+                return
             some = next(portions(documents))
             if some or after is None:
                 self._screen.answer(notification_frame(some), some)
@@ -268,7 +325,8 @@ class Session:
             after = some[-1]
             # Read little more than fits into a frame; the rest would be read again.
             limit = min(2 * len(some), MAX_DOCUMENTS_PER_FRAME)
-            await self._screen.drained_within_listing(after)
+            with self._screen.listing_waits(after):
+                await self.connection.drained()
 
     async def _mark_seen(self, room: Room, ids: tuple[str, ...] | None) -> None:
         """The answer is what all screens of the user are told; if nothing changed, the asker alone is
@@ -295,9 +353,17 @@ class Session:
 
     def _leave(self) -> None:
         if self._room is not None:
-            self._services.rooms.leave(self._room, self._screen)
+            self._leave_room(self._room)
             self._room = None
             self._screen.forget()
+
+    def _leave_room(self, room: Room) -> None:
+        self._services.rooms.leave(room, self._screen)
+        self._services.limits.leave_user(room)
+        self._screen.sign_in = None
+        if self._expiry is not None:
+            self._expiry.cancel()
+            self._expiry = None
 
     def _answer_unchanged(self, frame_of: Callable[[tuple[str, ...]], Frame], change: Change) -> None:
         if change.rev is None:

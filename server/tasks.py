@@ -16,6 +16,10 @@ class Tasks:
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()
 
+    def __len__(self) -> int:
+        """How many there are now."""
+        return len(self._tasks)
+
     def start(self, coroutine: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
         """Run a coroutine as a task of this owner."""
         task = asyncio.get_running_loop().create_task(coroutine, name=name)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -34,6 +34,9 @@ MAX_PAGE = 1_000_000
 MAX_CREDENTIAL_CHARS = 1024
 """Longer logins and passwords are refused unread: hashing has a price per character."""
 
+MAX_TOKEN_CHARS = 8192
+"""Longer tokens are refused unread. Those of large identity providers reach a few thousand."""
+
 _encode: Callable[[Any], str] = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
@@ -42,10 +45,17 @@ _encode: Callable[[Any], str] = json.JSONEncoder(separators=(",", ":"), allow_na
 
 @dataclass(frozen=True, slots=True)
 class Join:
-    """Become this user; what the user has not seen follows."""
+    """Become the user with this login; what the user has not seen follows."""
 
     login: str
-    password: str
+    password: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class JoinByToken:
+    """Become the user whom this token speaks of; what the user has not seen follows."""
+
+    token: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +98,7 @@ class Leave:
     """Be nobody again; the connection stays."""
 
 
-Command = Join | ListUnseen | ListPage | ListNewest | MarkSeen | Delete | Leave
+Command = Join | JoinByToken | ListUnseen | ListPage | ListNewest | MarkSeen | Delete | Leave
 
 
 def parse_command(text: str) -> Command:
@@ -106,19 +116,23 @@ def parse_command(text: str) -> Command:
     return parse(message.get("data"))
 
 
-def _parse_join(data: Any) -> Join:
+def _parse_join(data: Any) -> Join | JoinByToken:
     fields = _object(data)
+    if "token" in fields:
+        if "login" in fields or "password" in fields:
+            raise InvalidCommand("data.token", "comes alone: either a token, or login and password")
+        return JoinByToken(_credential(fields, "token", MAX_TOKEN_CHARS))
     return Join(_credential(fields, "login"), _credential(fields, "password"))
 
 
-def _credential(fields: dict[str, Any], name: str) -> str:
+def _credential(fields: dict[str, Any], name: str, max_chars: int = MAX_CREDENTIAL_CHARS) -> str:
     value = fields.get(name)
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)  # deployed clients send numeric logins as numbers
     if not isinstance(value, str) or not value:
         raise InvalidCommand(f"data.{name}", "missing, or not a text")
-    if len(value) > MAX_CREDENTIAL_CHARS:
-        raise InvalidCommand(f"data.{name}", f"longer than {MAX_CREDENTIAL_CHARS} characters")
+    if len(value) > max_chars:
+        raise InvalidCommand(f"data.{name}", f"longer than {max_chars} characters")
     if not _is_unicode(value):
         raise InvalidCommand(f"data.{name}", "not valid Unicode")
     return value
@@ -240,7 +254,8 @@ class Burst(Frame):
 @dataclass(frozen=True, slots=True)
 class CloseReason:
     """Why the server ends a connection: WebSocket close code (RFC 6455 section 7.4; 3000-3999 are a
-    framework's own; the same number in SockJS's close frame) and a short text."""
+    framework's own; the same number in SockJS's close frame) and a short text. After a code below 3500 a client may
+    come back; from 3500 on not before something has changed, such as its credentials."""
 
     code: int
     reason: str
@@ -252,6 +267,16 @@ SLOW = CloseReason(3008, "slow")
 """The client did not take what was sent. Come back and read the inbox."""
 TOO_BIG = CloseReason(1009, "message too big")
 TIMED_OUT = CloseReason(3009, "no sign of life")
+TOKEN_EXPIRED = CloseReason(3005, "token_expired")
+"""The token of the join has ended. Come back with a new one."""
+NOT_JOINED = CloseReason(3006, "not_joined")
+"""Nobody joined in time."""
+TOO_MANY_CONNECTIONS = CloseReason(3007, "too_many_connections")
+"""The user or the address has as many as they may. Come back when others have gone."""
+REVOKED = CloseReason(3500, "revoked")
+"""The key behind the token was revoked, or the tenant was removed."""
+SIGNED_OUT = CloseReason(3501, "signed_out")
+"""The user was signed out everywhere. Come back with a new proof of who you are."""
 FAILED = CloseReason(1011, "internal error")
 
 

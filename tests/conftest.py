@@ -1,4 +1,4 @@
-"""The fixtures that start something real: mongod, Chromium, the npm packages.
+"""The fixtures that start something real: mongod, MariaDB, PostgreSQL, nginx, Chromium, the npm packages.
 
 Each is made when the first test asks for it. What scripts/test could not install is a skip with its reason,
 or with CI=true a failure (tests/support/available.py).
@@ -21,17 +21,28 @@ from pymongo import MongoClient
 
 from tests.support import browser as browser_support
 from tests.support.available import is_ci
+from tests.support.mariadb import MariaDB
 from tests.support.mongod import Mongod
+from tests.support.postgres import Postgres
+from tests.support.servers import server_program
 
 # A busy machine is not a failed property.
 hypothesis.settings.register_profile("tests", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("tests")
 
 # A test that uses the fixture gets the marker, so that `--quick` leaves it out.
-_MARKED_BY_FIXTURE = {"browser": "browser", "node_modules": "node"}
+_MARKED_BY_FIXTURE = {
+    "browser": "browser",
+    "node_modules": "node",
+    **dict.fromkeys(("mariadb", "own_mariadb", "postgres", "own_postgres", "nginx"), "servers"),
+}
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers",
+        "servers: starts MariaDB, PostgreSQL or nginx (set by itself on each test that uses the fixture of one)",
+    )
     # Python's own answer to SIGTERM runs no cleanup: folders and processes would be left.
     signal.signal(signal.SIGTERM, lambda *_: pytest.exit("SIGTERM", returncode=143))
 
@@ -102,6 +113,40 @@ def mongo_database(mongo_url: str) -> Iterator[MongoDatabase]:
     client: MongoClient[dict[str, Any]]
     with MongoClient(database.url) as client:
         client.drop_database(database.name)
+
+
+@pytest.fixture(scope="session")
+def mariadb() -> Iterator[MariaDB]:
+    """A MariaDB of this test run. Leave it as you found it; to kill one, use `own_mariadb`."""
+    with MariaDB() as server:
+        yield server
+
+
+@pytest.fixture
+def own_mariadb() -> Iterator[MariaDB]:
+    """A MariaDB for this test alone, which may kill, freeze and restart it."""
+    with MariaDB() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL of this test run. Leave it as you found it; to kill one, use `own_postgres`."""
+    with Postgres() as server:
+        yield server
+
+
+@pytest.fixture
+def own_postgres() -> Iterator[Postgres]:
+    """A PostgreSQL for this test alone, which may kill, freeze and restart it."""
+    with Postgres() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def nginx() -> Path:
+    """The program. Start it with a configuration and a folder (`-p`) of your own."""
+    return server_program("nginx", "nginx")
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The page, the client files, the demo and health, against the running server."""
+"""The page, the client files and the demo, against the running server."""
 
 from __future__ import annotations
 
@@ -19,14 +19,6 @@ RELEASE = {"NOTIFY_APPLICATION_CONFIGURATION": "RELEASE", "NOTIFY_MONGODB_URL": 
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     with RunningServer(tmp_path_factory.mktemp("admin")) as running:
         yield running
-
-
-@pytest.mark.parametrize("method", ["GET", "HEAD"])
-def test_healthz_says_that_the_process_is_alive(server: RunningServer, method: str) -> None:
-    """Load balancers ask in either way."""
-    answer = server.request(method, "/healthz")
-    assert answer.status == 200
-    assert answer.body == (b'{"status": "ok"}' if method == "GET" else b"")
 
 
 @pytest.mark.parametrize("path", DEMO_PATHS)

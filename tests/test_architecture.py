@@ -12,9 +12,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 LAYERS = {
-    "PURE": "errors ids revs messages parsers wire callers bus tasks assets mail_message config config.*",
-    "PORTS": "store",
-    "CORE 1": "auth rooms",
+    "PURE": "errors ids revs rates grants messages parsers wire callers bus tasks assets mail_message"
+    " request_id config config.*",
+    "PORTS": "store metrics",
+    "CORE 1": "passwords guessing auth limits tenants publishers rooms",
     "CORE 2": "backplane presence",
     "CORE 3": "notifier inbox counts outbox",
     "CORE 4": "screen session",

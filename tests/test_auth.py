@@ -3,180 +3,501 @@
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections.abc import Iterator
+import logging
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
+from pydispatch import dispatcher
 
-from server.auth import DEFAULT_TENANT, DEMO_USERS, Authenticator, Identity, PasswordChecks, hash_password
-from server.errors import BadCredentials, Busy
+from server.auth import MAX_USER_ID_CHARS, Identity, Proof
+from server.bus import SIGN_IN_FAILED, SIGNED_IN, THROTTLED
+from server.callers import Caller
+from server.errors import AuthUnavailable, BadCredentials, Busy, RateLimited, ServerError, TokenExpired
+from server.grants import DEFAULT_TENANT
+from server.guessing import FREE_AT_PLACE, FREE_OF_PAIR, MAX_DELAY_S, STRANGERS_AT_ONCE
+from server.passwords import hash_password
+from server.wire import Join, JoinByToken
+from tests.support.passwords import Checking, cheap_hash
 from tests.support.recording import ELSEWHERE, LOCAL
+from tests.support.signing_in import CACHE_S, SignInDesk
 
-CAROL = hash_password("carol's sécret")
+SECRET = "carol's sécret"
+CAROL = cheap_hash(SECRET)
+JOIN = Join("carol", SECRET)
+
+NOW = datetime.now(UTC)
+LATER = NOW + timedelta(hours=1)
+BEFORE = NOW - timedelta(hours=1)
+
+
+class Method:
+    """A method for passwords and tokens that says what it is told to."""
+
+    def __init__(self, name: str = "elsewhere", answer: Proof | ServerError | None = None) -> None:
+        self.name = name
+        self.answer = answer
+        self.asked = 0
+        self.forgotten: list[tuple[str, str] | None] = []
+
+    async def check_password(self, login: str, password: str, caller: Caller) -> Proof | None:
+        return await self.check_token(password, caller)
+
+    async def check_token(self, token: str, caller: Caller) -> Proof | None:
+        self.asked += 1
+        if isinstance(self.answer, ServerError):
+            raise self.answer
+        return self.answer
+
+    def forget(self, tenant: str, user_id: str) -> None:
+        self.forgotten.append((tenant, user_id))
+
+    def clear(self) -> None:
+        self.forgotten.append(None)
+
+
+Open = Callable[..., SignInDesk]
 
 
 @pytest.fixture
-def checks() -> Iterator[PasswordChecks]:
-    checks = PasswordChecks(workers=1, max_waiting=1)
-    yield checks
-    checks.close()
+async def open_desk() -> AsyncIterator[Open]:
+    """Makes desks, and closes them after the test. Without users it knows carol."""
+    desks: list[SignInDesk] = []
+
+    def open_desk(**options: Any) -> SignInDesk:
+        desks.append(SignInDesk(options.pop("users", {"carol": CAROL}), **options))
+        return desks[-1]
+
+    yield open_desk
+    for desk in desks:
+        await desk.close()
 
 
-class Slowly:
-    """Holds up the verifying until it is let go."""
+@pytest.fixture
+def checking(monkeypatch: pytest.MonkeyPatch) -> Checking:
+    return Checking(monkeypatch)
 
-    def __init__(self, checks: PasswordChecks, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.has_begun = threading.Event()
-        self.go_on = threading.Event()
-        self.threads: list[str] = []
-        verify = checks._verify
 
-        def slowly(hashed: str, password: str) -> bool:
-            self.threads.append(threading.current_thread().name)
-            self.has_begun.set()
-            assert self.go_on.wait(30)
-            return verify(hashed, password)
+class Heard:
+    """What was told over the bus."""
 
-        monkeypatch.setattr(checks, "_verify", slowly)
+    def __init__(self, desk: SignInDesk) -> None:
+        self.said: list[tuple[str, ...]] = []
+        dispatcher.connect(self._signed_in, SIGNED_IN, sender=desk.authenticator)
+        dispatcher.connect(self._failed, SIGN_IN_FAILED, sender=desk.authenticator)
+
+    def _signed_in(self, method: str, tenant: str, took_s: float) -> None:
+        assert took_s >= 0
+        self.said.append((method, tenant))
+
+    def _failed(self, code: str, took_s: float) -> None:
+        assert took_s >= 0
+        self.said.append((code,))
+
+
+async def _refused(desk: SignInDesk, command: Join | JoinByToken, caller: Caller = ELSEWHERE) -> ServerError:
+    with pytest.raises(ServerError) as caught:
+        await desk.authenticator.authenticate(command, caller)
+    return caught.value
 
 
 # -- passwords -----------------------------------------------------------------------------------------------
-async def test_a_password_matches_its_own_hash_only(checks: PasswordChecks) -> None:
-    """Argon2id, salted: the same password hashes differently each time."""
-    assert CAROL.startswith("$argon2id$")
-    assert hash_password("carol's sécret") != CAROL
-    assert await checks.verify(CAROL, "carol's sécret")
-    assert not await checks.verify(CAROL, "carol's secret")
-    assert not await checks.verify(CAROL, "")
-
-
-@pytest.mark.parametrize("hashed", ["", "carol", "$argon2id$v=19$m=65536,t=3,p=4$broken"])
-async def test_what_is_no_hash_matches_nothing(checks: PasswordChecks, hashed: str) -> None:
-    """A spoiled entry lets nobody in, and is nobody's error."""
-    assert not await checks.verify(hashed, hashed)
-
-
-async def test_verifying_leaves_the_loop_free_and_its_queue_is_bounded(
-    checks: PasswordChecks, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One runs in a thread of its own, one waits, the third is refused at once; later there is room again."""
-    slowly = Slowly(checks, monkeypatch)
-    running = asyncio.ensure_future(checks.verify(CAROL, "carol's sécret"))
-    waiting = asyncio.ensure_future(checks.verify(CAROL, "wrong"))
-    await asyncio.sleep(0)
-    with pytest.raises(Busy):
-        await checks.verify(CAROL, "carol's sécret")
-    slowly.go_on.set()
-    assert [await running, await waiting] == [True, False]
-    assert await checks.verify(CAROL, "carol's sécret")
-    assert all(name.startswith("password") for name in slowly.threads)
-
-
-async def test_close_begins_no_further_check(checks: PasswordChecks, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The one that runs ends by itself; the one that waits never begins."""
-    slowly = Slowly(checks, monkeypatch)
-    running = asyncio.ensure_future(checks.verify(CAROL, "carol's sécret"))
-    waiting = asyncio.ensure_future(checks.verify(CAROL, "carol's sécret"))
-    assert await asyncio.to_thread(slowly.has_begun.wait, 30)
-    checks.close()
-    slowly.go_on.set()
-    assert await running
-    with pytest.raises(asyncio.CancelledError):
-        await waiting
-
-
-# -- users ---------------------------------------------------------------------------------------------------
-def _authenticator(checks: PasswordChecks, *, has_demo: bool = True, **users: str) -> Authenticator:
-    return Authenticator(users or {"carol": CAROL}, has_demo, checks)
-
-
-async def test_a_configured_user_is_let_in_from_anywhere(checks: PasswordChecks) -> None:
-    """By name and password, in DEBUG and RELEASE."""
-    for has_demo in (True, False):
-        for caller in (LOCAL, ELSEWHERE):
-            authenticator = _authenticator(checks, has_demo=has_demo)
-            identity = await authenticator.authenticate("carol", "carol's sécret", caller)
-            assert identity == Identity(DEFAULT_TENANT, "carol")
+async def test_a_user_is_who_the_password_says(open_desk: Open) -> None:
+    """Of the default tenant, if the method names none; it is told to those who count."""
+    desk = open_desk()
+    heard = Heard(desk)
+    assert await desk.authenticator.authenticate(JOIN, ELSEWHERE) == Identity(DEFAULT_TENANT, "carol")
+    assert heard.said == [("config", DEFAULT_TENANT)]
 
 
 @pytest.mark.parametrize(
-    ("login", "password"),
-    [
-        ("carol", "wrong"),
-        ("carol", "carol"),
-        ("Carol", "carol's sécret"),
-        ("dave", "carol's sécret"),
-        ("dave", "dave"),
-    ],
+    "join", [Join("carol", "wrong"), Join("dave", SECRET), Join("dave", "dave")], ids=lambda join: join.login
 )
 async def test_all_else_is_refused_in_the_same_words(
-    checks: PasswordChecks, login: str, password: str
+    open_desk: Open, join: Join, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nobody learns whether the login exists; an unknown one with another's password is not let in."""
-    with pytest.raises(BadCredentials) as caught:
-        await _authenticator(checks).authenticate(login, password, LOCAL)
-    assert str(caught.value) == str(BadCredentials())
+    """Nobody learns whether the login exists. The log says where it came from and what each method said, and neither
+    login nor password: people mistake the fields."""
+    desk = open_desk(password_methods=[Method()])
+    heard = Heard(desk)
+    with caplog.at_level(logging.DEBUG):
+        error = await _refused(desk, join)
+    assert type(error) is BadCredentials
+    assert str(error) == str(BadCredentials())
+    assert heard.said == [("bad_credentials",)]
+    [record] = caplog.records
+    assert record.levelno == logging.INFO
+    assert record.getMessage() == "a sign-in from 192.0.2.1 failed (config: no, elsewhere: no)"
 
 
-@pytest.mark.parametrize("login", DEMO_USERS)
-async def test_a_demo_users_password_is_the_name(checks: PasswordChecks, login: str) -> None:
-    """For callers on this machine, while there is a demo."""
-    identity = await _authenticator(checks).authenticate(login, login, LOCAL)
-    assert identity == Identity(DEFAULT_TENANT, login)
+async def test_the_demo_is_there_only_if_it_is_asked_for(open_desk: Open) -> None:
+    """As in DEBUG; a configured user of that name replaces it."""
+    join = Join("alice", "alice")
+    assert await open_desk(has_demo=True).authenticator.authenticate(join, LOCAL)
+    assert await _refused(open_desk(), join, LOCAL)
+    assert await _refused(open_desk(has_demo=True, users={"alice": CAROL}), join, LOCAL)
+    assert await _refused(open_desk(has_demo=True), join, ELSEWHERE)
+
+
+async def test_the_first_proof_counts(open_desk: Open) -> None:
+    """Methods after it are not asked."""
+    first, second = Method("first", Proof("7", "acme")), Method("second", Proof("8", "acme"))
+    desk = open_desk(
+        users={}, password_methods=[Method("none"), first, second], token_methods=[first, second]
+    )
+    desk.tenants.names.add("acme")
+    for command in (Join("x", "y"), JoinByToken("t")):
+        assert await desk.authenticator.authenticate(command, ELSEWHERE) == Identity("acme", "7")
+    assert (first.asked, second.asked) == (2, 0)
+
+
+async def test_the_method_that_took_a_password_is_asked_first_from_then_on(
+    open_desk: Open, checking: Checking
+) -> None:
+    """The others would verify it in vain each time. What it says counts anew; and if it says no, the others are
+    asked."""
+    method = Method(answer=Proof("7"))
+    desk = open_desk(password_methods=[method])
+    join = Join("seven", "secret")
+    for _ in range(3):
+        assert await desk.authenticator.authenticate(join, ELSEWHERE)
+    assert (method.asked, len(checking.checks)) == (3, 1)
+    method.answer = None
+    assert await _refused(desk, join)
+    assert len(checking.checks) == 2
+    desk.clock.now += CACHE_S
+    method.answer = Proof("7")
+    assert await desk.authenticator.authenticate(join, ELSEWHERE)
+    assert len(checking.checks) == 3
+
+
+# -- methods that cannot be asked ----------------------------------------------------------------------------
+async def test_a_method_that_cannot_be_asked_keeps_nobody_else_out(open_desk: Open) -> None:
+    """The others go on; for whom none vouches, nobody knows: they may try again."""
+    away = Method("away", AuthUnavailable("away"))
+    desk = open_desk(users={}, password_methods=[away, Method("config2", Proof("7"))])
+    assert await desk.authenticator.authenticate(JOIN, ELSEWHERE)
+    desk = open_desk(password_methods=[away], token_methods=[away, Method()])
+    heard = Heard(desk)
+    assert await desk.authenticator.authenticate(JOIN, ELSEWHERE)
+    for command in (Join("dave", "x"), JoinByToken("t")):
+        error = await _refused(desk, command)
+        assert type(error) is AuthUnavailable
+        assert error.retryable
+    assert heard.said[1:] == [("auth_unavailable",)] * 2
+
+
+async def test_a_busy_method_is_busy(open_desk: Open) -> None:
+    """Asking the next one instead would say no where a yes was possible."""
+    desk = open_desk(users={}, password_methods=[Method("full", Busy("full")), Method("none")])
+    assert type(await _refused(desk, JOIN)) is Busy
+
+
+# -- tokens --------------------------------------------------------------------------------------------------
+async def test_a_token_is_asked_of_each_method_until_one_takes_it(open_desk: Open) -> None:
+    """With all that it says."""
+    proof = Proof("7", "acme", issued_at=BEFORE, expires_at=LATER, key_id="k")
+    desk = open_desk(token_methods=[Method("other"), Method("own", proof)])
+    desk.tenants.names.add("acme")
+    desk.tenants.keys.add("k")
+    heard = Heard(desk)
+    identity = await desk.authenticator.authenticate(JoinByToken("t"), ELSEWHERE)
+    assert identity == Identity("acme", "7", BEFORE, LATER, "k")
+    assert heard.said == [("own", "acme")]
 
 
 @pytest.mark.parametrize(
-    ("has_demo", "caller", "password"),
-    [(False, LOCAL, "alice"), (True, ELSEWHERE, "alice"), (True, LOCAL, "bob"), (True, LOCAL, "älice")],
-    ids=["no demo", "elsewhere", "another's name", "not ascii"],
+    "error", [BadCredentials("the token is wrong"), TokenExpired()], ids=["wrong", "expired"]
 )
-async def test_a_demo_user_is_refused_otherwise(
-    checks: PasswordChecks, has_demo: bool, caller: object, password: str
+async def test_a_token_that_a_method_refuses_is_refused(
+    open_desk: Open, error: ServerError, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """In RELEASE, from elsewhere, or with another password."""
-    authenticator = _authenticator(checks, has_demo=has_demo)
-    with pytest.raises(BadCredentials):
-        await authenticator.authenticate("alice", password, caller)  # type: ignore[arg-type]
+    """It was for that method; no other one is asked."""
+    second = Method("second", Proof("7"))
+    desk = open_desk(token_methods=[Method("first", error), second])
+    with caplog.at_level(logging.INFO):
+        assert type(await _refused(desk, JoinByToken("t"))) is type(error)
+    assert not second.asked
+    assert f"(first: {error.code})" in caplog.text
 
 
-async def test_a_configured_user_replaces_the_demo_user_of_that_name(checks: PasswordChecks) -> None:
-    """Whoever writes `alice` into config.ini has closed that door."""
-    authenticator = _authenticator(checks, alice=CAROL)
-    assert await authenticator.authenticate("alice", "carol's sécret", LOCAL)
-    with pytest.raises(BadCredentials):
-        await authenticator.authenticate("alice", "alice", LOCAL)
+async def test_a_token_that_nobody_takes_is_wrong(open_desk: Open) -> None:
+    """Also if no method for tokens is configured; it speaks of no login."""
+    for methods in ([], [Method()]):
+        error = await _refused(open_desk(token_methods=methods), JoinByToken("t"))
+        assert type(error) is BadCredentials
+        assert str(error) == "the token is wrong"
 
 
-async def test_without_any_users_nobody_is_let_in(checks: PasswordChecks) -> None:
-    """Not with an empty password either."""
-    authenticator = Authenticator({}, has_demo=False, checks=checks)
-    for password in ("", "nobody"):
-        with pytest.raises(BadCredentials):
-            await authenticator.authenticate("nobody", password, LOCAL)
-
-
-async def test_an_unknown_login_costs_as_much_as_a_known_one(
-    checks: PasswordChecks, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A hash is verified either way: the time of an answer tells nothing."""
-    slowly = Slowly(checks, monkeypatch)
-    slowly.go_on.set()
-    for login in ("carol", "dave"):
-        with pytest.raises(BadCredentials):
-            await _authenticator(checks).authenticate(login, "wrong", LOCAL)
-    assert len(slowly.threads) == 2
-
-
-async def test_too_many_sign_ins_at_once_are_told_to_try_again(
-    checks: PasswordChecks, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also for unknown logins: guessing is what fills the queue."""
-    slowly, authenticator = Slowly(checks, monkeypatch), _authenticator(checks)
-    guesses = [asyncio.ensure_future(authenticator.authenticate("dave", "guess", LOCAL)) for _ in range(2)]
-    await asyncio.sleep(0)
-    with pytest.raises(Busy):
-        await authenticator.authenticate("carol", "carol's sécret", LOCAL)
-    slowly.go_on.set()
-    assert all(
-        isinstance(each, BadCredentials) for each in await asyncio.gather(*guesses, return_exceptions=True)
+async def test_a_token_that_has_ended_is_expired(open_desk: Open) -> None:
+    """Whatever the method thinks of it: at its very end it is over."""
+    method = Method(answer=Proof("7", expires_at=NOW))
+    assert (
+        type(await _refused(open_desk(token_methods=[method], now=lambda: NOW), JoinByToken("t")))
+        is TokenExpired
     )
+
+
+async def test_the_key_of_a_token_must_still_be_good(open_desk: Open) -> None:
+    """A revoked key takes with it the tokens that were made with it."""
+    desk = open_desk(token_methods=[Method(answer=Proof("7", key_id="k"))])
+    assert type(await _refused(desk, JoinByToken("t"))) is BadCredentials
+    desk.tenants.keys.add("k")
+    assert await desk.authenticator.authenticate(JoinByToken("t"), ELSEWHERE)
+
+
+# -- tenants and users ---------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("proof", "default_tenant", "reason"),
+    [
+        (Proof("7"), None, "no default_tenant"),
+        (Proof("7"), "gone", "the tenant 'gone' is not there"),
+        (Proof("7", "gone"), DEFAULT_TENANT, "the tenant 'gone' is not there"),
+        (Proof("7", ""), DEFAULT_TENANT, "the tenant '' is not there"),
+        (Proof(""), DEFAULT_TENANT, "the user id is empty"),
+        (Proof("x" * (MAX_USER_ID_CHARS + 1)), DEFAULT_TENANT, "longer than 1024"),
+    ],
+)
+async def test_a_proof_without_a_tenant_or_user_is_refused(
+    open_desk: Open,
+    proof: Proof,
+    default_tenant: str | None,
+    reason: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The operator is told why; the stranger hears what anybody hears who is wrong."""
+    method = Method(answer=proof)
+    desk = open_desk(
+        users={}, password_methods=[method], token_methods=[method], default_tenant=default_tenant
+    )
+    for command, words in ((JOIN, str(BadCredentials())), (JoinByToken("t"), "the token is wrong")):
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            error = await _refused(desk, command)
+        assert (type(error), str(error)) == (BadCredentials, words)
+        assert reason in caplog.text
+        assert "carol" not in caplog.text
+
+
+async def test_the_longest_user_id_is_taken(open_desk: Open) -> None:
+    """And a method's own tenant goes before the default one."""
+    proof = Proof("x" * MAX_USER_ID_CHARS, "acme")
+    desk = open_desk(users={}, password_methods=[Method(answer=proof)])
+    desk.tenants.names.add("acme")
+    assert await desk.authenticator.authenticate(JOIN, ELSEWHERE) == Identity("acme", proof.user_id)
+
+
+async def test_a_refused_proof_is_no_guess(open_desk: Open) -> None:
+    """The password was right: who is kept out by a missing tenant is not slowed for it."""
+    desk = open_desk(default_tenant=None)
+    for _ in range(3 * FREE_OF_PAIR):
+        assert type(await _refused(desk, JOIN)) is BadCredentials
+    assert not desk.clock.sleepers
+
+
+# -- sign-out ------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("issued_at", "is_over"),
+    [(BEFORE, True), (NOW, True), (NOW + timedelta(milliseconds=1), False), (None, True)],
+    ids=["before", "at", "after", "unknown"],
+)
+async def test_a_token_from_before_the_sign_out_is_void(
+    open_desk: Open, issued_at: datetime | None, is_over: bool
+) -> None:
+    """One that does not say when it was made may be as old. Others' tokens are as good as before."""
+    method = Method(answer=Proof("7", issued_at=issued_at))
+    desk = open_desk(token_methods=[method])
+    desk.tenants.sign_outs |= {(DEFAULT_TENANT, "8"): LATER, ("other", "7"): LATER}
+    assert await desk.authenticator.authenticate(JoinByToken("t"), ELSEWHERE)
+    desk.tenants.sign_outs[DEFAULT_TENANT, "7"] = NOW
+    if is_over:
+        assert type(await _refused(desk, JoinByToken("t"))) is BadCredentials
+    else:
+        assert await desk.authenticator.authenticate(JoinByToken("t"), ELSEWHERE)
+
+
+async def test_a_password_after_the_sign_out_is_fine(open_desk: Open, checking: Checking) -> None:
+    """It is proved now, by a check that was not made before. A method's proof from before is not."""
+    method = Method(answer=Proof("7", issued_at=BEFORE))
+    desk = open_desk(password_methods=[method])
+    assert await desk.authenticator.authenticate(JOIN, ELSEWHERE)
+    assert await desk.authenticator.authenticate(Join("seven", "x"), ELSEWHERE)
+    desk.tenants.sign_outs |= {(DEFAULT_TENANT, "carol"): NOW, (DEFAULT_TENANT, "7"): NOW}
+    desk.authenticator.forget(DEFAULT_TENANT, "carol")
+    checking.checks.clear()
+    assert await desk.authenticator.authenticate(JOIN, ELSEWHERE)
+    assert checking.checks == [CAROL]
+    assert await _refused(desk, Join("seven", "x"))
+
+
+async def test_a_sign_out_is_told_to_methods_that_remember(open_desk: Open) -> None:
+    """And a reload to all."""
+    memory = Method()
+    desk = open_desk(memories=[memory])
+    desk.authenticator.forget("acme", "7")
+    desk.authenticator.forget_all()
+    assert memory.forgotten == [("acme", "7"), None]
+
+
+# -- reload --------------------------------------------------------------------------------------------------
+async def test_changed_settings_count_at_once(open_desk: Open, checking: Checking) -> None:
+    """And nothing is remembered from before them."""
+    desk = open_desk()
+    desk.tenants.names.add("acme")
+    assert await desk.authenticator.authenticate(JOIN, ELSEWHERE)
+    desk.authenticator.apply(default_tenant="acme", cache_s=0)
+    for _ in range(2):
+        assert await desk.authenticator.authenticate(JOIN, ELSEWHERE) == Identity("acme", "carol")
+    assert len(checking.checks) == 3
+    desk.authenticator.apply(default_tenant=None, cache_s=0)
+    assert type(await _refused(desk, JOIN)) is BadCredentials
+
+
+# -- many at once --------------------------------------------------------------------------------------------
+async def test_a_thousand_joins_of_twenty_users_cost_twenty_checks(
+    open_desk: Open, checking: Checking
+) -> None:
+    """As after a restart: from all their tabs and devices at the same moment, and again a moment later."""
+    desk = open_desk(users={f"user{number}": cheap_hash(f"secret {number}") for number in range(20)})
+    joins = [Join(f"user{number % 20}", f"secret {number % 20}") for number in range(1000)]
+    for _ in range(2):
+        identities = await asyncio.gather(
+            *(
+                desk.authenticator.authenticate(join, replace(ELSEWHERE, address=f"192.0.2.{number % 7}"))
+                for number, join in enumerate(joins)
+            )
+        )
+        assert [each.user_id for each in identities] == [join.login for join in joins]
+    assert len(checking.checks) == 20
+
+
+async def test_the_loop_is_free_while_real_passwords_are_checked(open_desk: Open) -> None:
+    """Of full price, several at once: meanwhile others come and go."""
+    desk = open_desk(users={"carol": hash_password(SECRET)}, token_methods=[Method(answer=Proof("7"))])
+    checks = [
+        asyncio.create_task(desk.authenticator.authenticate(Join("carol", f"wrong {number}"), ELSEWHERE))
+        for number in range(4)
+    ]
+    await desk.clock.settle()
+    meanwhile = 0
+    while not all(check.done() for check in checks):
+        assert await desk.authenticator.authenticate(JoinByToken("t"), ELSEWHERE)
+        await asyncio.sleep(0)
+        meanwhile += 1
+    assert meanwhile > 100
+    assert all(isinstance(check.exception(), BadCredentials) for check in checks)
+
+
+async def test_equal_wrong_joins_are_one_attempt(open_desk: Open, checking: Checking) -> None:
+    """A client that repeats itself with an old password in every tab is refused in all, checked once, and not taken
+    for somebody who guesses."""
+    desk = open_desk()
+    attempts = [
+        asyncio.create_task(desk.authenticator.authenticate(Join("carol", "old"), ELSEWHERE))
+        for _ in range(99)
+    ]
+    outcomes = await asyncio.gather(*attempts, return_exceptions=True)
+    assert all(type(each) is BadCredentials for each in outcomes)
+    assert len(checking.checks) == 1
+
+
+# -- guessing ------------------------------------------------------------------------------------------------
+def _guess(desk: SignInDesk, logins: Iterable[str], addresses: Sequence[str]) -> asyncio.Future[list[Any]]:
+    """A wrong password of each login from each address, another one each time; what becomes of them."""
+    guesses = [
+        desk.authenticator.authenticate(Join(login, f"guess {number}"), replace(ELSEWHERE, address=address))
+        for login in logins
+        for number, address in enumerate(addresses)
+    ]
+    return asyncio.gather(*guesses, return_exceptions=True)
+
+
+async def test_an_attack_on_a_login_is_slowed_and_its_owner_notices_nothing(open_desk: Open) -> None:
+    """From three hundred addresses; at the usual place the owner comes in without a delay, with nothing remembered but
+    that they are known there. Elsewhere they come in after a few seconds."""
+    desk = open_desk()
+    throttled: list[str] = []
+
+    def note(limit: str) -> None:
+        throttled.append(limit)
+
+    dispatcher.connect(note, THROTTLED)
+    assert await desk.authenticator.authenticate(JOIN, LOCAL)
+    addresses = [f"203.0.{number // 250}.{number % 250}" for number in range(300)]
+    outcomes = await desk.finish(_guess(desk, ["carol"], addresses))
+    assert all(type(each) is BadCredentials for each in outcomes)
+    assert len(throttled) > 200
+    desk.authenticator.forget_all()
+    throttled.clear()
+    assert await desk.authenticator.authenticate(JOIN, LOCAL)
+    assert not throttled
+    began = desk.clock.now
+    elsewhere = asyncio.create_task(desk.authenticator.authenticate(JOIN, ELSEWHERE))
+    assert (await desk.finish(elsewhere)).user_id == "carol"
+    assert 0 < desk.clock.now - began <= MAX_DELAY_S
+
+
+async def test_an_attack_with_many_logins_from_many_places_delays_nobody_who_is_known(
+    open_desk: Open, checking: Checking
+) -> None:
+    """Among them the owner's own login and own address: more guesses than may wait. With all threads taken the owner
+    comes in by what is remembered; without that few checks are before theirs."""
+    desk = open_desk()
+    assert await desk.authenticator.authenticate(JOIN, ELSEWHERE)
+    addresses = [ELSEWHERE.address, *(f"203.0.113.{number}" for number in range(60))]
+    logins = ["carol", *(f"user{number}" for number in range(40))]
+    checking.hold()
+    attack = _guess(desk, logins, addresses)
+    await desk.clock.settle()
+    assert await desk.authenticator.authenticate(JOIN, ELSEWHERE)
+    desk.authenticator.forget_all()
+    owner = asyncio.create_task(desk.authenticator.authenticate(JOIN, ELSEWHERE))
+    await desk.clock.settle()
+    begun = len(checking.checks)
+    checking.go_on()
+    assert (await owner).user_id == "carol"
+    assert checking.passwords.index(SECRET, begun) - begun <= STRANGERS_AT_ONCE
+    outcomes = await desk.finish(attack)
+    assert {type(each) for each in outcomes} == {BadCredentials, RateLimited, Busy}
+
+
+async def test_who_does_not_wait_for_a_slowed_guess_has_made_it(open_desk: Open, checking: Checking) -> None:
+    """Going away and coming back does not skip the wait: the guess goes on, and the next one comes after it."""
+    desk = open_desk()
+    for number in range(FREE_OF_PAIR):
+        assert await _refused(desk, Join("carol", f"guess {number}"))
+    guess = asyncio.create_task(desk.authenticator.authenticate(Join("carol", "one more"), ELSEWHERE))
+    await desk.clock.settle()
+    guess.cancel()
+    await asyncio.gather(guess, return_exceptions=True)
+    assert len(desk.clock.sleepers) == 1
+    following = asyncio.create_task(desk.authenticator.authenticate(JOIN, ELSEWHERE))
+    await desk.clock.settle()
+    assert len(desk.clock.sleepers) == 1
+    assert len(checking.checks) == FREE_OF_PAIR
+    assert (await desk.finish(following)).user_id == "carol"
+    assert len(checking.checks) == FREE_OF_PAIR + 2
+
+
+async def test_tokens_are_not_slowed(open_desk: Open) -> None:
+    """There is nothing to guess."""
+    desk = open_desk(token_methods=[Method(answer=BadCredentials("the token is wrong"))])
+    for _ in range(2 * FREE_AT_PLACE):
+        assert await _refused(desk, JoinByToken("t"))
+    assert not desk.clock.sleepers
+
+
+# -- the end -------------------------------------------------------------------------------------------------
+async def test_close_ends_the_attempts_under_way(open_desk: Open, checking: Checking) -> None:
+    """And may be repeated."""
+    desk = open_desk()
+    checking.hold()
+    attempt = asyncio.create_task(desk.authenticator.authenticate(JOIN, ELSEWHERE))
+    await checking.began()
+    await desk.authenticator.close()
+    await desk.authenticator.close()
+    with pytest.raises(asyncio.CancelledError):
+        await attempt
+    checking.go_on()

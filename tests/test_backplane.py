@@ -145,3 +145,59 @@ async def test_a_publisher_can_wait_for_one_user_alone(
     assert [len(member.told) for member in (alice, bob, carol)] == [1, 1, 0]
     await backplane.delivered(BOB)
     await backplane.flushed()
+
+
+# -- telling of the end of a fan-out -------------------------------------------------------------------------
+async def test_the_publisher_hears_when_all_have_been_told_and_how_many_frames_that_were(
+    rooms: Rooms, alice: Member
+) -> None:
+    """Once, after the last of them: a frame for each connection of each user who is here."""
+    backplane, again, bob = LocalBackplane(rooms), Member(), Member()
+    rooms.join(ALICE, again)
+    rooms.join(BOB, bob)
+    heard: list[tuple[int, int]] = []
+    backplane.publish(
+        ((room, Unseen(1)) for room in (ALICE, BOB, CAROL)),
+        lambda frames: heard.append((frames, len(bob.told))),
+    )
+    assert heard == []
+    await backplane.flushed()
+    assert heard == [(3, 1)]
+
+
+async def test_who_publishes_to_nobody_hears_nothing(rooms: Rooms, alice: Member) -> None:
+    """There is nothing to wait for, also later."""
+    backplane = LocalBackplane(rooms)
+    heard: list[int] = []
+    backplane.publish([(BOB, Unseen(1))], heard.append)
+    backplane.publish([(ALICE, Unseen(1))])
+    await backplane.flushed()
+    assert heard == []
+
+
+async def test_each_publisher_hears_of_its_own_end(
+    rooms: Rooms, alice: Member, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In slices: the first does not wait for the second, and what was added to a room's turn does not count twice."""
+    monkeypatch.setattr(module, "SLICE_S", 0.0)
+    backplane, bob, carol = LocalBackplane(rooms), Member(), Member()
+    rooms.join(BOB, bob)
+    rooms.join(CAROL, carol)
+    heard: list[str] = []
+    backplane.publish([(ALICE, Unseen(1)), (BOB, Unseen(1))], lambda frames: heard.append(f"first {frames}"))
+    await asyncio.sleep(0)
+    assert (len(alice.told), len(bob.told), heard) == (1, 0, [])
+    backplane.publish([(BOB, Unseen(2)), (CAROL, Unseen(2))], lambda frames: heard.append(f"second {frames}"))
+    await asyncio.sleep(0)
+    assert (len(bob.told), len(carol.told), heard) == (2, 0, ["first 2"])
+    await backplane.flushed()
+    assert (len(carol.told), heard) == (1, ["first 2", "second 2"])
+
+
+async def test_what_waits_is_counted(rooms: Rooms, alice: Member) -> None:
+    """Events for who is here, until they have been delivered."""
+    backplane = LocalBackplane(rooms)
+    backplane.publish([(ALICE, Unseen(1)), (ALICE, Unseen(2)), (BOB, Unseen(1))])
+    assert backplane.waiting == 2
+    await backplane.flushed()
+    assert backplane.waiting == 0

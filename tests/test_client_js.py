@@ -271,13 +271,38 @@ async def test_after_a_break(pages: Pages, server: RunningServer) -> None:
     await other.evaluate("id => inbox.delete([id])", by_title["3"])
     await other.evaluate("id => inbox.seen([id])", by_title["6"])
     await other.wait_for_function("inbox.items.length === 7 && inbox.unseen === 6")
-    server.must_notify("alice", title="new")
+    new = [f"new {number}" for number in range(5)]
+    for title in new:
+        server.must_notify("alice", title=title)
 
     await page.evaluate("window.dispatchEvent(new Event('online'))")
     await page.wait_for_function("inbox.state === 'online'")
-    assert await titles(page) == ["new", "7", "6", "5", "4", "2", "1", "0"]
+    assert await titles(page) == [*reversed(new), "7", "6", "5", "4", "2", "1", "0"]
     assert await page.evaluate("inbox.items.filter(({ seen }) => seen).map(({ title }) => title)") == ["6"]
-    assert await page.evaluate("inbox.unseen") == 7
+    assert await page.evaluate("inbox.unseen") == 11
+
+
+async def test_what_comes_during_a_break_pushes_nothing_off_the_end(
+    pages: Pages, server: RunningServer
+) -> None:
+    """The list reaches down as far as before, however much is new at its top; what was below it still is."""
+    for number in range(8):
+        server.must_notify("alice", title=str(number))
+    page = await online(pages, server, pageSize=3)
+    await page.evaluate("Math.random = () => 1e6")
+    pages.forgive("WebSocket connection")
+    server.kill()
+    await page.wait_for_function("inbox.state === 'waiting'")
+    server.start()
+    new = [f"new {number}" for number in range(5)]
+    for title in new:
+        server.must_notify("alice", title=title)
+    await page.evaluate("window.dispatchEvent(new Event('online'))")
+    await page.wait_for_function("inbox.state === 'online'")
+    shown = await titles(page)
+    assert shown[:8] == [*reversed(new), "7", "6", "5"]
+    assert len(shown) < 13
+    assert await page.evaluate("inbox.hasMore")
 
 
 async def test_commands_without_a_connection(pages: Pages, server: RunningServer) -> None:

@@ -10,6 +10,7 @@ import re
 import stat
 import tempfile
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
@@ -17,15 +18,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.config import Config, Email, MongoDB, editor, load
+from server.config import Config, Email, HTTPHook, JWTRules, MongoDB, SQLLogin, editor, load, values
+from server.config.keys import Key
 from server.config.reader import read_file
-from server.config.schema import SECTIONS, Key
+from server.config.schema import SECTIONS, Section
 from server.config.shown import shown
 from server.errors import InvalidConfig
+from server.rates import Rate
+from tests.support.config import HASH, Folder
 
 ROOT = Path(__file__).resolve().parent.parent
-
-HASH = "$argon2id$v=19$m=65536,t=3,p=4$bzMucH0ENiIcigZJEpbLPA$DrX0OObeVL1OSefm2ZNMRIHCGQfgnA4SB9z2YVI+HkI"
 
 # The sections and keys of a config.ini as webservice-notification's operators have it.
 ORIGINAL = """\
@@ -66,29 +68,6 @@ db=ws_notification
 )
 
 
-class Folder:
-    """A folder with one config.ini."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.file = path / "config.ini"
-
-    def load(self, text: str = "", **environ: str) -> Config:
-        self.file.write_text(text, encoding="utf-8")
-        return load(self.file, environ)
-
-    def problems(self, text: str = "", **environ: str) -> list[str]:
-        """All that is reported, with the file called by its name only."""
-        with pytest.raises(InvalidConfig) as caught:
-            self.load(text, **environ)
-        return [problem.replace(str(self.file), "config.ini") for problem in caught.value.problems]
-
-    def warnings(self, text: str, **environ: str) -> list[str]:
-        return [
-            warning.replace(str(self.file), "config.ini") for warning in self.load(text, **environ).warnings
-        ]
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Folder:
     return Folder(tmp_path)
@@ -119,8 +98,10 @@ def test_a_config_of_the_original_loads_as_it_is(folder: Folder, form: str) -> N
     assert (email.host, email.port, email.security) == ("smtp.example.org", 587, "starttls")
     assert (email.login, email.password) == ("account", "correct horse")
     assert config.mongodb == MongoDB(url="mongodb://127.0.0.1:27017/ws_notification")
-    assert config.mysql["idField"] == "id"
-    assert config.mysql["port"] == "3306"
+    assert config.auth.methods == ("config", "sql")
+    assert config.sql == SQLLogin(
+        url="mysql+asyncmy://root@127.0.0.1:3306/shop", table="user", check="database"
+    )
 
 
 def test_the_environment_wins_over_the_file(folder: Folder) -> None:
@@ -164,9 +145,11 @@ def test_nothing_behind_the_equals_sign_means_the_default(folder: Folder) -> Non
 
 def test_keys_are_known_in_any_letter_case_and_users_in_their_own(folder: Folder) -> None:
     """`idfield` is idField; alice and Alice are two users."""
-    config = folder.load(f"[APPLICATION]\nPort=99\n[MYSQL]\nIDFIELD=id\n[USERS]\nalice={HASH}\nAlice={HASH}")
+    text = f"[APPLICATION]\nPort=99\n[SQL]\nurl=mysql://h/d\nIDFIELD=nr\n[USERS]\nalice={HASH}\nAlice={HASH}"
+    config = folder.load(text)
     assert config.application.port == 99
-    assert dict(config.mysql) == {"idField": "id"}
+    assert config.sql is not None
+    assert config.sql.id_field == "nr"
     assert dict(config.users) == {"alice": HASH, "Alice": HASH}
 
 
@@ -216,6 +199,15 @@ def test_a_byte_order_mark_and_windows_lines_are_no_trouble(folder: Folder) -> N
         ("EMAIL", "timeout_s", "2.5", "timeout_s", 2.5),
         ("MONGODB", "legacy_timezone", "Europe/Paris", "legacy_timezone", ZoneInfo("Europe/Paris")),
         ("MONGODB", "collection", "ws_notification", "collection", "ws_notification"),
+        ("APPLICATION", "default_tenant", "acme", "default_tenant", "acme"),
+        ("APPLICATION", "default_tenant", "NONE", "default_tenant", None),
+        ("APPLICATION", "default_tenant", "", "default_tenant", "default"),
+        ("LOG", "format", "JSON", "format", "json"),
+        ("LIMITS", "requests_per_key", "2000/10s", "requests_per_key", Rate(2000, 10)),
+        ("LIMITS", "requests_per_key", "600/m", "requests_per_key", Rate(600, 60)),
+        ("LIMITS", "requests_per_key", "100 / 1.5 H", "requests_per_key", Rate(100, 5400)),
+        ("LIMITS", "requests_per_key", "5/0.1s", "requests_per_key", Rate(5, 0.1)),
+        ("LIMITS", "requests_per_key", "Off", "requests_per_key", None),
         ("LIMITS", "content_bytes", "16 KiB", "content_bytes", 16384),
         ("LIMITS", "content_bytes", "1mib", "content_bytes", 1048576),
         ("CONNECTIONS", "queue_bytes", "300000", "queue_bytes", 300000),
@@ -257,6 +249,12 @@ def test_values_of_each_kind_are_read(
         ("MONGODB", "legacy_timezone", "Mars/Olympus", "'Mars/Olympus' is not a time zone this machine knows"),
         ("MONGODB", "legacy_timezone", "../etc", "'../etc' is not a time zone this machine knows"),
         ("USERS", "ann", "secret", "is not a hash as `notification-server user add` makes it"),
+        ("APPLICATION", "default_tenant", "Acme Inc", "'Acme Inc' is not a tenant's name"),
+        ("LIMITS", "requests_per_key", "often", "'often' is not a rate such as 5/s, 2000/10s"),
+        ("LIMITS", "requests_per_key", "5/d", "'5/d' is not a rate"),
+        ("LIMITS", "requests_per_key", "0/s", "0 is not within 1 to 1000000000"),
+        ("LIMITS", "requests_per_key", "1/0.05s", "0.05 is not within 0.1 to 86400"),
+        ("LIMITS", "requests_per_key", "1/25h", "90000 is not within 0.1 to 86400"),
         ("LIMITS", "body_bytes", "4 megabytes", "'4 megabytes' is not a number of bytes"),
         ("LIMITS", "users_per_request", "-1", "-1 is not within 1 to 100000"),
         ("CONNECTIONS", "heartbeat_s", "soon", "'soon' is not a number of seconds"),
@@ -271,6 +269,14 @@ def test_values_that_are_none_are_reported(
     name = key if section == "USERS" else key.upper()
     problems = folder.problems(**{f"NOTIFY_{section}_{name}": text})
     assert problems[0].startswith(f"NOTIFY_{section}_{name}: {reason}")
+
+
+@given(st.integers(1, 10**9), st.decimals("0.1", 86400, places=3))
+def test_a_rate_is_shown_as_it_would_be_written(quota: int, window_s: Decimal) -> None:
+    """Whatever its window is."""
+    rate = values.RATE.parse(f"{quota}/{window_s}s")
+    assert rate == Rate(quota, float(window_s))
+    assert values.RATE.parse(values.RATE.show(rate)) == rate
 
 
 # -- problems ------------------------------------------------------------------------------------------------
@@ -351,7 +357,9 @@ def test_no_secret_is_repeated(folder: Folder) -> None:
         "[APPLICATION]\napikey=top-secret-key\n"
         "[EMAIL]\nhost=smtp.example.org\nlogin=a@example.org\npassword=top-secret-password\n"
         f"[USERS]\nann={HASH}\n"
-        "[MYSQL]\npassword=top-secret-password\n"
+        f"[JWT]\nsecret={'top-secret-password' * 2}\n"
+        "[HOOK]\nurl=https://h.example.org/?k=top-secret-key\nsecret=top-secret-key\n"
+        "[MYSQL]\nuser=u\npassword=top-secret-password\ndb=d\ntable=t\nidField=a\nloginField=b\npasswordField=c\n"
         "[MONGODB]\nurl=mongodb://joe:top%40secret@db.example.org/?tlsCertificateKeyFilePassword=top%40secret\n"
     )
     config = folder.load(text)
@@ -383,11 +391,11 @@ def test_publishing_without_a_key_must_be_written_out_in_release(
 def test_what_may_surprise_is_a_warning(folder: Folder) -> None:
     """Each with file, section and key; the server starts all the same."""
     assert folder.warnings(ORIGINAL.replace("CONFIGURATION", "RELEASE").replace("limit=30", "limit=500")) == [
-        "config.ini: [APPLICATION] apikey: is not set, so POST /notify refuses everybody (403); set one",
+        "config.ini: [APPLICATION] apikey: is not set, so publishing takes a key of the store; "
+        "`notification-server key add` makes one",
         "config.ini: [APPLICATION] limit: 500 is not within 1 to 100; 100 is used",
-        "config.ini: [USERS-RELEASE]: is empty, so nobody can join; `notification-server user add NAME` makes a line "
-        "for it",
-        "config.ini: [MYSQL-RELEASE]: kept for the login by SQL, which this version does not have yet; see [USERS-…]",
+        "config.ini: [MYSQL-RELEASE]: its users may join, and the database compares their passwords as they are "
+        "stored, as the original did; [SQL] with check=hash verifies hashes instead",
     ]
     assert folder.warnings("[APPLICATION]\naddress=0.0.0.0") == [
         "config.ini: [APPLICATION] address: opens a DEBUG server to others (0.0.0.0); configuration=RELEASE is "
@@ -556,6 +564,7 @@ def test_what_is_shown_loads_as_the_same_configuration(folder: Folder) -> None:
 port=1
 origins=https://a.b, https://c.d
 trusted_proxies=10.0.0.0/8
+default_tenant=none
 [LOG]
 level=warning
 [EMAIL]
@@ -566,12 +575,35 @@ login=a@example.org
 legacy_timezone=Europe/Paris
 [LIMITS]
 content_bytes=1000
+requests_per_key=off
+requests_per_address=1/2.5s
 [CONNECTIONS]
 heartbeat_s=0.5
+[CERTIFICATES]
+billing=acme publish,admin O=Example,CN=billing
+[TLS]
+cert=config.ini
+key=config.ini
+client_ca=config.ini
+[JWT]
+secret=
+key=config.ini
+audience=here
+[SERVICE_JWT]
+jwks=http://[::1]:8000/keys
+audience=here
+issuer=there
 [MYSQL]
-idField=id
+db=shop
+table=user
+idField=nr
+loginField=login
+passwordField=password
+[HOOK]
+url=http://localhost/join
 """
     config = folder.load(text)
+    assert config.tls and config.jwt and config.service_jwt and config.sql and config.hook
     again = folder.load(shown(config))
     assert replace(again, warnings=()) == replace(config, warnings=())
 
@@ -702,27 +734,32 @@ def test_the_examples_in_the_shipped_file_can_be_used() -> None:
         if line.startswith("["):
             section = line.strip("[]").partition("-")[0]
         elif match := re.fullmatch(r";(\S+?)=(.*)", line):
-            SECTIONS[section].keys[match[1]].kind.parse(match[2])
+            SECTIONS[section].keys[match[1].lower()].kind.parse(match[2])
             examples += 1
     assert examples > 10
     assert set(read_file(ROOT / "config.ini")) >= {"APPLICATION", "LOG-DEBUG", "USERS-RELEASE"}
 
 
 def documented() -> list[tuple[str, str, str, str]]:
-    """The rows of all tables of the page: section, key, default, variable."""
+    """The rows of all tables of the page: section, key with its mark, default, variable."""
     rows, section = [], ""
     for line in (ROOT / "docs" / "configuration.md").read_text("utf-8").splitlines():
-        if match := re.match(r"## \[([A-Z]+)", line):
+        if match := re.match(r"## \[([A-Z_]+)", line):
             section = match[1]
-        elif match := re.fullmatch(r"\| `(\w+)` \| ([^|]+) \| `(\w+)` \| ([^|]{5,}) \|", line):
+        elif match := re.fullmatch(r"\| (`\w+`(?: ↻)?) \| ([^|]+) \| `(\w+)` \| ([^|]{5,}) \|", line):
             rows.append((section, match[1], match[2], match[3]))
     return rows
 
 
 def test_the_page_has_every_key_with_its_default_and_its_variable() -> None:
-    """In the order of the schema per section, none missing, none too many."""
+    """None missing, none too many, and with the mark of those that can change while the server runs."""
     expected = [
-        (section, key.name, key.default or "–", f"NOTIFY_{section}_{key.name.upper()}")
+        (
+            section,
+            f"`{key.name}`{' ↻' * key.live}",
+            key.default or "–",
+            f"NOTIFY_{section}_{key.name.upper()}",
+        )
         for section, key in all_keys()
     ]
     assert sorted(documented()) == sorted(expected)
@@ -731,18 +768,28 @@ def test_the_page_has_every_key_with_its_default_and_its_variable() -> None:
 def test_the_page_has_the_keys_in_one_table_per_section() -> None:
     """Every section that can be written has its chapter."""
     page = (ROOT / "docs" / "configuration.md").read_text("utf-8")
-    chapters = re.findall(r"^## \[([A-Z]+)(-…)?\]$", page, re.MULTILINE)
+    chapters = re.findall(r"^## \[([A-Z_]+)(-…)?\]$", page, re.MULTILINE)
     assert {name: bool(forms) for name, forms in chapters} == {s.name: s.forms for s in SECTIONS.values()}
     sections = [section for section, *_ in documented()]
     assert len(list(itertools.groupby(sections))) == len(set(sections))
 
 
+@pytest.mark.parametrize("section", [s for s in SECTIONS.values() if s.any_key])
+def test_the_page_says_of_a_section_of_names_whether_it_is_live(section: Section) -> None:
+    """As a sentence, since it has no table of keys."""
+    page = (ROOT / "docs" / "configuration.md").read_text("utf-8")
+    chapter = page.partition(f"\n## [{section.name}-…]\n")[2].partition("\n## ")[0]
+    assert section.any_key is not None
+    assert ("\n↻ All of this can change while the server runs." in chapter) is section.any_key.live
+
+
 def test_defaults_that_are_shown_are_those_in_force() -> None:
     """A default that does not depend on anything reads back as the default of its field."""
     config = load(None, {})
-    notes = {"data", "publish_without_key", "sender", "url"} | {"port", "tls"}
+    notes = {"data", "publish_without_key", "sender", "url", "port", "tls", "methods", "algorithms", "check"}
+    unset = {"JWT": JWTRules(), "SERVICE_JWT": JWTRules(), "SQL": SQLLogin(), "HOOK": HTTPHook()}
     for section, key in all_keys():
         if key.field and key.default and key.name not in notes:
-            record = getattr(config, section.lower())
+            record = getattr(config, section.lower()) or unset[section]
             assert key.kind.parse(key.default) == getattr(record, key.field), key.name
     assert config.email == Email()

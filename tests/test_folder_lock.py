@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from server.errors import StartupError
-from server.folder_lock import FolderLock
+from server.folder_lock import FolderInUse, FolderLock
+from tests.support.ordinary_user import as_ordinary_user
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -57,7 +58,7 @@ def test_a_missing_folder_is_made(tmp_path: Path) -> None:
 
 def test_a_held_folder_is_refused(tmp_path: Path) -> None:
     """The sentence names the folder and the process that holds it."""
-    with held_elsewhere(tmp_path) as holder, pytest.raises(StartupError) as refusal:
+    with held_elsewhere(tmp_path) as holder, pytest.raises(FolderInUse) as refusal:
         FolderLock(tmp_path).acquire()
     assert str(refusal.value) == (
         f"data folder {tmp_path} is in use by another notification server (pid {holder.pid})"
@@ -120,16 +121,3 @@ def test_a_folder_without_write_permission() -> None:
                 FolderLock(unusable).acquire()
             assert str(refusal.value) == f"data folder {unusable} cannot be used: permission denied"
     folder.rmdir()
-
-
-@contextmanager
-def as_ordinary_user() -> Iterator[None]:
-    """Root may write anywhere: be nobody for a moment."""
-    if os.geteuid() != 0:
-        yield
-        return
-    os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(0)

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import resource
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
+from pydispatch import dispatcher
 
 from server import listening
+from server.bus import THROTTLED
 from server.errors import StartupError
-from server.listening import RESERVED_FILES, TCPListener, max_connection_files
+from server.listening import RESERVED_FILES, Peers, TCPListener, max_connection_files
 
 
 @pytest.fixture
 async def listener() -> AsyncIterator[TCPListener]:
-    listener = TCPListener("127.0.0.1", 0)
+    listener = TCPListener("127.0.0.1", 0, anybody())
     yield listener
     await listener.close()
 
@@ -31,14 +34,20 @@ def client() -> Iterator[socket.socket]:
         yield client
 
 
+def anybody() -> Peers:
+    """Addresses are not counted."""
+    return Peers(lambda: 0, lambda address: True)
+
+
 class Served:
     """Who was let in."""
 
     def __init__(self) -> None:
         self.peers: asyncio.Queue[Any] = asyncio.Queue()
 
-    def __call__(self, connection: socket.socket, address: Any) -> None:
+    def __call__(self, connection: socket.socket, address: Any, left: Callable[[], None]) -> None:
         connection.close()
+        left()
         self.peers.put_nowait(address)
 
 
@@ -104,7 +113,7 @@ async def test_a_host_name_stands_for_all_its_addresses(monkeypatch: pytest.Monk
         ]
     ]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_: known)
-    listener = TCPListener("localhost", 0)
+    listener = TCPListener("localhost", 0, anybody())
     ports = {each.getsockname()[1] for each in listener._sockets}
     families = [each.family for each in listener._sockets]
     await listener.close()
@@ -114,7 +123,7 @@ async def test_a_host_name_stands_for_all_its_addresses(monkeypatch: pytest.Monk
 
 async def test_every_interface(client: socket.socket) -> None:
     """An empty host is all of them, on both protocols without one keeping the other out."""
-    listener = TCPListener("", 0)
+    listener = TCPListener("", 0, anybody())
     served = Served()
     listener.start(served)
     await connect(client, listener)
@@ -127,12 +136,12 @@ async def test_a_port_that_somebody_listens_on() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(StartupError, match=rf"port {port} on 127\.0\.0\.1 is in use"):
-            TCPListener("127.0.0.1", port)
+            TCPListener("127.0.0.1", port, anybody())
 
 
 async def test_a_port_that_somebody_took_meanwhile(listener: TCPListener) -> None:
     """Both were bound before either listened: the second is told then."""
-    second = TCPListener("127.0.0.1", listener.port)
+    second = TCPListener("127.0.0.1", listener.port, anybody())
     listener.start(Served())
     with pytest.raises(StartupError, match="is in use"):
         second.start(Served())
@@ -143,7 +152,7 @@ async def test_a_port_that_somebody_took_meanwhile(listener: TCPListener) -> Non
 async def test_an_address_that_is_not_ours(host: str) -> None:
     """One sentence that names it."""
     with pytest.raises(StartupError, match=f"cannot listen on port 0 on {host}: "):
-        TCPListener(host, 0)
+        TCPListener(host, 0, anybody())
 
 
 # -- no room -------------------------------------------------------------------------------------------------
@@ -226,10 +235,10 @@ async def test_a_connection_that_cannot_be_served_is_closed_and_the_next_one_ser
     """The failure is logged."""
     served = Served()
 
-    def fail_once(connection: socket.socket, address: Any) -> None:
+    def fail_once(connection: socket.socket, address: Any, left: Callable[[], None]) -> None:
         if not caplog.records:
             raise RuntimeError("broken")
-        served(connection, address)
+        served(connection, address, left)
 
     with caplog.at_level(logging.ERROR), socket.socket() as second:
         second.setblocking(False)
@@ -241,3 +250,158 @@ async def test_a_connection_that_cannot_be_served_is_closed_and_the_next_one_ser
             assert await served.peers.get() == second.getsockname()
     [record] = caplog.records
     assert record.exc_info is not None
+
+
+# -- too many of one address ---------------------------------------------------------------------------------
+
+
+class Kept:
+    """Who was let in, and stays; and how to end it."""
+
+    def __init__(self) -> None:
+        self.connections: list[tuple[socket.socket, Callable[[], None]]] = []
+        self.peers: asyncio.Queue[Any] = asyncio.Queue()
+
+    def __call__(self, connection: socket.socket, address: Any, left: Callable[[], None]) -> None:
+        self.connections.append((connection, left))
+        self.peers.put_nowait(address[0])
+
+    def end_one(self) -> None:
+        connection, left = self.connections.pop()
+        connection.close()
+        left()
+
+
+class Clients:
+    """Sockets that connect, from any of the loopback addresses."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._sockets: list[socket.socket] = []
+
+    async def connect(self, address: str = "127.0.0.1") -> socket.socket:
+        client = socket.socket()
+        self._sockets.append(client)
+        client.setblocking(False)
+        client.bind((address, 0))
+        await asyncio.get_running_loop().sock_connect(client, ("127.0.0.1", self._port))
+        return client
+
+    def close(self) -> None:
+        for client in self._sockets:
+            client.close()
+
+
+async def is_cut(client: socket.socket) -> bool:
+    """Whether the connection is ended by a reset."""
+    try:
+        return await asyncio.wait_for(asyncio.get_running_loop().sock_recv(client, 1), 30) != b""
+    except ConnectionResetError:
+        return True
+
+
+@contextlib.asynccontextmanager
+async def counting(peers: Peers) -> AsyncIterator[tuple[TCPListener, Kept, Clients]]:
+    listener, kept = TCPListener("127.0.0.1", 0, peers), Kept()
+    clients = Clients(listener.port)
+    listener.start(kept)
+    try:
+        yield listener, kept, clients
+    finally:
+        await listener.close()
+        clients.close()
+        while kept.connections:
+            kept.end_one()
+
+
+async def test_an_address_gets_so_many_connections_and_others_theirs(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """One that sends nothing counts, too. Who comes beyond is cut off at once, which is logged once a minute, and each
+    time told of."""
+    peers, throttled = Peers(lambda: 2, lambda address: False), []
+
+    def note(limit: str) -> None:
+        throttled.append(limit)
+
+    with caplog.at_level(logging.WARNING):
+        async with counting(peers) as (listener, kept, clients):
+            dispatcher.connect(note, THROTTLED, sender=listener)
+            for _ in range(2):
+                await clients.connect("127.0.0.2")
+                assert await asyncio.wait_for(kept.peers.get(), 30) == "127.0.0.2"
+            for _ in range(3):
+                assert await is_cut(await clients.connect("127.0.0.2"))
+            await clients.connect("127.0.0.3")
+            assert await asyncio.wait_for(kept.peers.get(), 30) == "127.0.0.3"
+            assert kept.peers.empty()
+            assert len(peers) == 3
+    [record] = caplog.records
+    assert "turned away 1 connections" in record.getMessage()
+    assert "127.0.0.2" in record.getMessage()
+    assert throttled == ["connections_per_address"] * 3
+    assert len(peers) == 0
+
+
+async def test_when_a_connection_ends_the_next_may_come() -> None:
+    """And is counted instead; an end that is told twice counts once."""
+    peers = Peers(lambda: 1, lambda address: False)
+    async with counting(peers) as (_, kept, clients):
+        await clients.connect()
+        await asyncio.wait_for(kept.peers.get(), 30)
+        assert await is_cut(await clients.connect())
+        left = kept.connections[0][1]
+        kept.end_one()
+        left()
+        await clients.connect()
+        await asyncio.wait_for(kept.peers.get(), 30)
+        assert len(peers) == 1
+
+
+async def test_exempt_addresses_get_any_number() -> None:
+    """As a proxy does, behind which are many clients."""
+    peers = Peers(lambda: 1, lambda address: address == "127.0.0.9")
+    async with counting(peers) as (_, kept, clients):
+        for _ in range(5):
+            await clients.connect("127.0.0.9")
+            assert await asyncio.wait_for(kept.peers.get(), 30) == "127.0.0.9"
+        assert len(peers) == 0
+
+
+async def test_another_number_counts_at_once() -> None:
+    """It is asked for each time."""
+    most = 1
+    peers = Peers(lambda: most, lambda address: False)
+    async with counting(peers) as (_, kept, clients):
+        await clients.connect()
+        await asyncio.wait_for(kept.peers.get(), 30)
+        most = 2
+        await clients.connect()
+        await asyncio.wait_for(kept.peers.get(), 30)
+
+
+async def test_a_connection_that_cannot_be_served_does_not_count(caplog: pytest.LogCaptureFixture) -> None:
+    """It is over."""
+    peers = Peers(lambda: 1, lambda address: False)
+
+    def fail(connection: socket.socket, address: Any, left: Callable[[], None]) -> None:
+        raise RuntimeError("broken")
+
+    listener = TCPListener("127.0.0.1", 0, peers)
+    clients = Clients(listener.port)
+    with caplog.at_level(logging.ERROR):
+        listener.start(fail)
+        for _ in range(3):
+            client = await clients.connect()
+            assert await asyncio.wait_for(asyncio.get_running_loop().sock_recv(client, 1), 30) == b""
+    await listener.close()
+    clients.close()
+    assert [record.getMessage() for record in caplog.records] == ["a connection could not be served"] * 3
+    assert len(peers) == 0
+
+
+def test_a_network_counts_as_one_address() -> None:
+    """The addresses of an IPv6 network of 64 bits."""
+    peers = Peers(lambda: 2, lambda address: False)
+    ends = [peers.enter(f"2001:db8::{number:x}") for number in range(3)]
+    assert [end is None for end in ends] == [False, False, True]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import logging
 import logging.handlers
 import re
@@ -9,10 +11,11 @@ import stat
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
-from server import logs
+from server import logs, request_id
 from server.config import Log
 from server.errors import StartupError
 
@@ -174,3 +177,59 @@ def test_warnings_of_python_are_events(capsys: pytest.CaptureFixture[str]) -> No
     match = LINE.fullmatch(capsys.readouterr().err.rstrip("\n"))
     assert match
     assert match[2] == "py.warnings"
+
+
+# -- JSON and request ids ------------------------------------------------------------------------------------
+def _json_lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, str]]:
+    return [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+
+
+def test_json_is_an_object_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever is in a message, the line stays one line."""
+    logs.setup(Log(format="json"))
+    logging.getLogger("server.x").warning("one\ntwo \x1b[31m \u2028 %s", "ü \udce9")
+    [line] = _json_lines(capsys)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", line.pop("time"))
+    assert line == {"level": "warning", "logger": "server.x", "message": "one\ntwo \x1b[31m \u2028 ü \udce9"}
+
+
+def test_json_has_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    """As one text."""
+    logs.setup(Log(format="json"))
+    try:
+        raise ValueError("why")
+    except ValueError:
+        logging.getLogger("server.x").exception("failed")
+    [line] = _json_lines(capsys)
+    assert line["message"] == "failed"
+    assert line["traceback"].splitlines()[-1] == "ValueError: why"
+
+
+@pytest.mark.parametrize("format_", ["human", "json"])
+def test_a_url_is_logged_without_its_query_in_either_format(
+    format_: Literal["human", "json"], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A key or a token may stand there."""
+    logs.setup(Log(format=format_))
+    logging.getLogger("tornado.access").warning("404 GET /ws?token=secret (127.0.0.1) 1.00ms")
+    text = capsys.readouterr().err
+    assert "/ws?" in text.replace("\\u2026", "…")
+    assert "secret" not in text
+
+
+async def test_a_line_of_a_requests_walk_has_its_id(capsys: pytest.CaptureFixture[str]) -> None:
+    """In both formats; a line outside of one has none."""
+    for format_ in ("human", "json"):
+        logs.setup(Log(format=format_))
+        logging.getLogger("server.x").warning("before")
+        await asyncio.create_task(_walk())
+    human, human_walk, outside, walk = capsys.readouterr().err.splitlines()
+    assert human.endswith("before")
+    assert human_walk.endswith("walk (request abc-1)")
+    assert "request_id" not in json.loads(outside)
+    assert json.loads(walk)["request_id"] == "abc-1"
+
+
+async def _walk() -> None:
+    request_id.begin("abc-1")
+    logging.getLogger("server.x").warning("walk")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -11,14 +13,13 @@ from typing import Any
 import pytest
 from pydispatch import dispatcher
 
-from server.bus import INBOX_CHANGED, NOTIFICATION_STORED
+from server.bus import INBOX_CHANGED, NOTIFICATION_FAILED, NOTIFICATION_PUSHED, NOTIFICATION_STORED
 from server.errors import Busy, StoreUnavailable
 from server.messages import (
     Document,
     EmailDuty,
     Mail,
     MailRecipient,
-    Notification,
     Publication,
     Recipient,
     Unseen,
@@ -37,13 +38,31 @@ class Ear:
     """Hears what is said over the bus."""
 
     def __init__(self) -> None:
-        self.stored: list[tuple[Notification, list[Document], EmailDuty | None]] = []
+        self.stored: list[tuple[Publication, list[Document], EmailDuty | None]] = []
+        self.store_s: list[float] = []
+        self.failed: list[tuple[Publication, str]] = []
+        self.pushed: list[tuple[Publication, int]] = []
+        self.pushed_s: list[tuple[float, float | None]] = []
         self.changed: list[list[Room]] = []
 
     def hear_stored(
-        self, notification: Notification, documents: list[Document], duty: EmailDuty | None
+        self,
+        publication: Publication,
+        documents: list[Document],
+        duty: EmailDuty | None,
+        store_s: float,
     ) -> None:
-        self.stored.append((notification, documents, duty))
+        self.stored.append((publication, documents, duty))
+        self.store_s.append(store_s)
+
+    def hear_failed(self, publication: Publication, code: str) -> None:
+        self.failed.append((publication, code))
+
+    def hear_pushed(
+        self, publication: Publication, connections: int, push_s: float, total_s: float | None
+    ) -> None:
+        self.pushed.append((publication, connections))
+        self.pushed_s.append((push_s, total_s))
 
     def hear_changed(self, rooms: list[Room]) -> None:
         self.changed.append(list(rooms))
@@ -52,11 +71,17 @@ class Ear:
 @pytest.fixture
 def ear() -> Iterator[Ear]:
     ear = Ear()
-    dispatcher.connect(ear.hear_stored, NOTIFICATION_STORED)
-    dispatcher.connect(ear.hear_changed, INBOX_CHANGED)
+    signals = {
+        NOTIFICATION_STORED: ear.hear_stored,
+        NOTIFICATION_FAILED: ear.hear_failed,
+        NOTIFICATION_PUSHED: ear.hear_pushed,
+        INBOX_CHANGED: ear.hear_changed,
+    }
+    for signal, receiver in signals.items():
+        dispatcher.connect(receiver, signal)
     yield ear
-    dispatcher.disconnect(ear.hear_stored, NOTIFICATION_STORED)
-    dispatcher.disconnect(ear.hear_changed, INBOX_CHANGED)
+    for signal, receiver in signals.items():
+        dispatcher.disconnect(receiver, signal)
 
 
 async def test_a_notification_is_stored_pushed_and_told_over_the_bus(core: Core, ear: Ear) -> None:
@@ -73,7 +98,7 @@ async def test_a_notification_is_stored_pushed_and_told_over_the_bus(core: Core,
         [documents[1].id],
         [documents[1].id],
     ]
-    assert ear.stored == [(for_both.notification, documents, None)]
+    assert ear.stored == [(for_both, documents, None)]
     assert ear.changed == [[BOB, ALICE]]
     await core.notify("alice")
     assert not bob.received()
@@ -87,7 +112,28 @@ async def test_nobody_sees_what_the_store_did_not_take(core: Core, ear: Ear) -> 
         await core.notifier.notify(publication("alice"))
     await core.backplane.flushed()
     assert not alice.received()
-    assert (ear.stored, ear.changed) == ([], [])
+    assert (ear.stored, ear.changed, ear.pushed) == ([], [], [])
+    [(_, code)] = ear.failed
+    assert code == "store_unavailable"
+
+
+async def test_the_bus_is_told_when_all_connections_have_it(core: Core, ear: Ear) -> None:
+    """How many they were and how long that took: since it was stored, and since the request came in, if that is
+    known. Of a notification for who is away there is nothing to tell."""
+    for user in ("alice", "alice", "bob"):
+        await core.join(user)
+    came_in = time.monotonic() - 1000
+    for_all = publication("bob", "alice", "nobody here")
+    timed = replace(publication("bob"), received_at=came_in)
+    for each in (for_all, timed, publication("nobody here")):
+        await core.notifier.notify(each)
+    await core.backplane.flushed()
+    assert ear.pushed == [(for_all, 3), (timed, 1)]
+    (push_s, unknown), (_, total_s) = ear.pushed_s
+    assert 0 <= push_s < 1000
+    assert unknown is None
+    assert total_s is not None and total_s >= 1000
+    assert len(ear.store_s) == 3 and all(store_s > 0 for store_s in ear.store_s)
 
 
 async def test_nobody_sees_it_before_it_is_durable(core: Core) -> None:

@@ -359,8 +359,8 @@ def test_with_ci_something_missing_ends_the_run(checkout: Checkout) -> None:
     """Every missing thing is said first, with how to get it; no test is run."""
     script = (
         '. "$root/scripts/lib.sh"; . "$root/scripts/services.sh"; apt_install() { return 1; }\n'
-        'mkdir -p "$root/.cache"; venv_python=false; PATH=$1; ensure_mongod; ensure_chromium\n'
-        'ensure_node_modules; printf %s "$missing"'
+        'mkdir -p "$root/.cache"; venv_python=false; PATH=$1; server_folders=\n'
+        'ensure_mongod; ensure_servers; ensure_chromium; ensure_node_modules; printf %s "$missing"'
     )
     tools = tools_folder(checkout.log.parent)
     done = subprocess.run(
@@ -371,10 +371,10 @@ def test_with_ci_something_missing_ends_the_run(checkout: Checkout) -> None:
         text=True,
     )
     missing = available.missing({"NOTIFICATION_TEST_MISSING": done.stdout})
-    assert list(missing) == ["mongod", "browser", "node"]
+    assert list(missing) == ["mongod", "mariadb", "postgres", "nginx", "browser", "node"]
     assert all("install" in sentence for sentence in missing.values())
     said = [line for line in done.stderr.splitlines() if not line.endswith("...")]
-    assert len(said) == 3
+    assert len(said) == 6
 
 
 def test_ci_run_calls_the_test_script_and_nothing_else(tmp_path: Path) -> None:

@@ -909,6 +909,31 @@ async def test_a_join_while_the_store_is_away_is_welcomed_when_it_is_back(
     assert (await connection.next()).ids == [pushed.id]
 
 
+async def test_a_listing_that_the_store_interrupts_is_brought_to_its_end(
+    core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was pushed meanwhile was left to the listing: it comes when the store is back, in its place, once."""
+    monkeypatch.setattr(module, "JOIN_RETRY_FIRST_S", 0.001)
+    connection = await core.join("alice")
+    connection.is_slow = True
+    first = _ids(await core.fill("alice", 150))
+    command(connection, "unseen")
+    await connection.queued()
+    [pushed] = await core.notify("alice")
+    core.store.goes_away()
+    failed = 0
+    shown: list[str] = []
+    while len(shown) <= len(first):
+        for frame in await connection.read():
+            if frame.name == "error":
+                failed += 1
+                core.store.is_back()
+            elif frame.name == "notification":
+                shown += frame.ids
+    assert failed
+    assert shown == [*first, pushed.id]
+
+
 async def test_tries_for_a_store_that_is_away_become_rarer(
     core: Core, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,6 +15,8 @@ from pydispatch import dispatcher
 from websockets.exceptions import ConnectionClosed
 
 from server import bus
+from server.config.schema import Limits as LimitSettings
+from server.limits import Limits
 from server.rooms import Connection
 from server.transports.sockjs import SockJSDoor
 from server.transports.sockjs import door as door_module
@@ -26,12 +28,11 @@ from tests.support.sockjs_door import (
     STREAMING,
     WAIT_S,
     WEBSOCKETS,
-    DoorService,
     RecordingSession,
     frame,
     serving,
 )
-from tests.support.sockjs_services import identify
+from tests.support.sockjs_services import EchoSession, identify
 
 DONE = CloseReason(3000, "done")
 
@@ -335,7 +336,7 @@ async def test_http_1_0_streams_end(transport: str) -> None:
 async def test_a_stopped_door_has_no_timers() -> None:
     """Stopping ends everything periodic, sockjs-tornado's own timers too; twice is as good as once."""
     loop = asyncio.get_running_loop()
-    door = SockJSDoor(lambda connection: RecordingSession(DoorService(), connection), identify, OPTIONS)
+    door = SockJSDoor(EchoSession, identify, Limits(LimitSettings()), OPTIONS)
     door.stop()
     door.stop()
     await asyncio.sleep(0)
@@ -501,7 +502,7 @@ async def test_sessions_without_a_request_are_bounded(
             assert (await client.read_answer())[0] == 200
         await client.write_request(method, service.new_session_path() + suffix)
         status, _, body = await client.read_answer()
-        assert (status, body) == (503, b"Too many sessions.")
+        assert (status, body) == (503, b"too many sessions; try again\n")
         await client.write_request("POST", paths[0] + "/xhr_send", b'["a"]')
         assert (await client.read_head())[0] == 204
         assert len(service.all_sessions) == 3

@@ -13,9 +13,12 @@ LIMIT_BYTES = 100_000
 SEND = ["/xhr_send", "/jsonp_send"]
 
 
-async def _open_session(service: DoorService) -> tuple[RecordingSession, str]:
+PAGE = "https://page.example"
+
+
+async def _open_session(service: DoorService, **headers: str) -> tuple[RecordingSession, str]:
     path = service.new_session_path()
-    await service.request("POST", path + "/xhr")
+    await service.request("POST", path + "/xhr", headers=headers)
     return await service.next_session(), path
 
 
@@ -44,12 +47,12 @@ async def test_a_declared_body_over_the_limit_is_refused_unread(
     """The answer comes before the body; it is no news above info, a page may read it, and the session lives on."""
     caplog.set_level(logging.INFO)
     async with serving(max_message_bytes=LIMIT_BYTES) as service:
-        session, path = await _open_session(service)
+        session, path = await _open_session(service, Origin=PAGE)
         async with service.client() as client:
-            await _begin(client, path + send, f"Content-Length: {size}", "Origin: https://page.example")
+            await _begin(client, path + send, f"Content-Length: {size}", f"Origin: {PAGE}")
             status, headers, body = await client.read_answer()
             assert (status, body) == (413, b"Payload too big.")
-            assert headers["access-control-allow-origin"] == "https://page.example"
+            assert headers["access-control-allow-origin"] == PAGE
             assert await client.read_to_end() == b""
         assert not session.connection.is_closed
         await _wait_for_no_request()
@@ -86,7 +89,8 @@ async def test_a_length_that_is_none(length: str, caplog: pytest.LogCaptureFixtu
     """A length that is no number is refused, and no news above info."""
     caplog.set_level(logging.INFO)
     async with serving(max_message_bytes=LIMIT_BYTES) as service, service.client() as client:
-        await _begin(client, "/000/a/xhr_send", f"Content-Length: {length}")
+        _, path = await _open_session(service)
+        await _begin(client, path + "/xhr_send", f"Content-Length: {length}")
         assert b" 400 " in await client.read_to_end()
         await _wait_for_no_request()
     assert not [record for record in caplog.records if record.levelno > logging.INFO]

@@ -23,6 +23,7 @@ from bson import ObjectId
 
 from server.messages import Document, now
 from server.store import Store
+from tests.support.mongo_stores import original, until
 from tests.support.mongod import Mongod
 from tests.support.store_load import USERS, users_of
 from tests.support.stores import KINDS, TENANT, MongoPlace, Place, fresh_place, whole_inbox
@@ -171,6 +172,39 @@ async def test_killing_the_writer(place: Place) -> None:
 async def test_killing_the_writer_again_and_again(place: Place) -> None:
     """The same over many rounds."""
     await kill_the_writer(place, 8)
+
+
+async def test_killing_who_migrates(request: pytest.FixtureRequest) -> None:
+    """A process that brings up old documents leaves each as it was or as it is to be, killed again and again."""
+    with fresh_place("mongo-standalone", request) as place:
+        assert isinstance(place, MongoPlace)
+        mongod = request.getfixturevalue("mongod_standalone")
+        documents = [original(number, _userId=f"user-{number % USERS}") for number in range(20_000)]
+        with mongod.client() as client:
+            notifications = client[place.db]["notifications"]
+            notifications.insert_many(documents)
+            while left := notifications.count_documents({"tenant": None}):
+                load = await Load.start(place, {})
+                # It adds nothing before it has migrated everything.
+                fewer = left - random.randint(1, 6000)
+                await until(
+                    lambda fewer=fewer: notifications.count_documents({"tenant": None}) <= max(fewer, 0)
+                )
+                await load.kill()
+                half = notifications.count_documents({"tenant": None, "legacy": {"$exists": True}})
+                assert half == notifications.count_documents({"tenant": "default", "legacy.zone": None}) == 0
+        store = place.store()
+        await store.open()
+        try:
+            for number in range(USERS):
+                inbox = await whole_inbox(store, f"user-{number}", "default")
+                assert [each.id for each in inbox[::-1]] == [
+                    str(each["_id"]) for each in documents if each["_userId"] == f"user-{number}"
+                ]
+            known = await store.directory.users("default", after=None, limit=100)
+            assert [user.user_id for user in known] == [f"user-{number}" for number in range(USERS)]
+        finally:
+            await store.close()
 
 
 @contextmanager

@@ -1,23 +1,18 @@
 """What the store on MongoDB promises beyond the contract of all stores (test_store_contract.py).
 
-How it opens, what it reads of the original's documents, its indexes and revs, and that a notification is stored as a
-whole whatever fails in between.
+How it opens, its indexes and revs, and that a notification is stored as a whole whatever fails in between. What it
+does with older documents is in test_store_mongo_migration.py.
 """
 
 from __future__ import annotations
 
 import asyncio
-import gc
 import re
-import time
 import traceback
-import warnings
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
+from collections.abc import AsyncIterator, Iterator, Sequence
+from datetime import datetime, timedelta
 from typing import Any
-from zoneinfo import ZoneInfo
 
 import pytest
 from bson import ObjectId
@@ -47,13 +42,12 @@ from server.store import (
 from server.store.mongo import MongoStore
 from server.store.mongo_revs import StoredRevs
 from tests.conftest import MongoDatabase
+from tests.support.mongo_stores import USER, collect_sockets_of_pymongo, opened, original, until_it_succeeds
 from tests.support.mongod import Mongod
 from tests.support.ports import free_port
 from tests.support.stores import make_notification, owe, put, put_many, whole_inbox
 
-USER = "alice"
 DEFAULT = "default"
-SAIGON = ZoneInfo("Asia/Ho_Chi_Minh")
 USERS = [f"user-{number}" for number in range(7)]
 RECIPIENTS = [Recipient(user, f"{user}@example.test") for user in USERS]
 
@@ -66,16 +60,6 @@ def raw(mongo_database: MongoDatabase) -> Iterator[Database[dict[str, Any]]]:
         yield client[mongo_database.name]
 
 
-@asynccontextmanager
-async def opened(database: MongoDatabase, **settings: Any) -> AsyncIterator[MongoStore]:
-    store = MongoStore(database.url, database.name, **settings)
-    await store.open()
-    try:
-        yield store
-    finally:
-        await store.close()
-
-
 @pytest.fixture
 async def store(mongo_database: MongoDatabase) -> AsyncIterator[MongoStore]:
     async with opened(mongo_database) as store:
@@ -84,18 +68,6 @@ async def store(mongo_database: MongoDatabase) -> AsyncIterator[MongoStore]:
 
 def ids(documents: Sequence[Document]) -> list[str]:
     return [document.id for document in documents]
-
-
-async def until_it_succeeds(verb: Callable[[], Awaitable[Any]], timeout_s: float = 30.0) -> Any:
-    """Call `verb` until it no longer raises StoreUnavailable."""
-    deadline = time.monotonic() + timeout_s
-    while True:
-        try:
-            return await verb()
-        except StoreUnavailable:
-            if time.monotonic() > deadline:
-                raise
-            await asyncio.sleep(0.05)
 
 
 # -- opening -------------------------------------------------------------------------------------------------
@@ -150,11 +122,8 @@ async def test_too_old_a_server_cannot_start(
 
 @pytest.fixture
 def sockets_of_pymongo() -> Iterator[None]:
-    """pymongo 4.20 forgets the socket of an attempt to connect that its own close cancels. Let it be
-    collected here, without a warning in whatever test comes later."""
     yield
-    with warnings.catch_warnings(action="ignore", category=ResourceWarning):
-        gc.collect()
+    collect_sockets_of_pymongo()
 
 
 @pytest.mark.usefixtures("sockets_of_pymongo")
@@ -206,17 +175,6 @@ async def test_closing_waits_for_what_was_accepted(mongo_database: MongoDatabase
         await put(store)
 
 
-# -- what the original wrote ---------------------------------------------------------------------------------
-
-
-def original(minutes: int = 0, **fields: Any) -> dict[str, Any]:
-    """A document as the original wrote it: naive local times, which MongoDB takes for UTC."""
-    at = datetime(2014, 5, 1, 12) + timedelta(minutes=minutes)
-    texts = {"type": "info", "title": "T", "content": f"old {minutes}", "url": "", "icon": "", "image": ""}
-    times = {"createdAt": at, "updatedAt": at, "deletedAt": None}
-    return {"_id": ObjectId(), **texts, "_userId": USER, **times, "delete": False, "seen": False, **fields}
-
-
 async def test_the_collection(mongo_database: MongoDatabase, raw: Database[dict[str, Any]]) -> None:
     """The given one; else the original's, named like the database, if there is one; else `notifications`."""
     async with opened(mongo_database, collection="given") as store:
@@ -229,95 +187,6 @@ async def test_the_collection(mongo_database: MongoDatabase, raw: Database[dict[
     async with opened(mongo_database) as store:
         await put(store)
         assert raw[mongo_database.name].count_documents({}) == 2
-
-
-async def test_documents_of_the_original(
-    mongo_database: MongoDatabase, raw: Database[dict[str, Any]]
-) -> None:
-    """They are the default tenant's, each a notification of its own, with rev 0 and times made from local ones."""
-    whole = original()
-    bare = original(1, seen=True)
-    for field in ("type", "title", "url", "icon", "image"):
-        del bare[field]
-    raw["notifications"].insert_many([whole, bare, original(2, delete=True)])
-    async with opened(mongo_database, legacy_timezone=SAIGON) as store:
-        newer, older = await store.newest(DEFAULT, USER, before=None, limit=10)
-        assert older.id == older.notification.nid == str(whole["_id"])
-        assert older.created_at == older.updated_at == datetime(2014, 5, 1, 5, tzinfo=UTC)
-        assert older.notification.created_at == older.created_at
-        assert older.notification.tenant == DEFAULT
-        assert (older.notification.type, older.notification.content) == ("info", "old 0")
-        assert (older.rev, older.seen, older.deleted, older.notification.data) == (0, False, False, None)
-        assert (newer.seen, newer.notification.type, newer.notification.title) == (True, "", "")
-        assert await store.newest("other", USER, before=None, limit=10) == []
-        assert await store.count_unseen(DEFAULT, [USER]) == {USER: 1}
-    async with opened(mongo_database) as store:
-        [first, _] = await store.page(DEFAULT, USER, page=0, limit=10)
-        assert first.created_at == datetime(2014, 5, 1, 12, tzinfo=UTC)
-
-
-async def test_changing_a_document_of_the_original(
-    mongo_database: MongoDatabase, raw: Database[dict[str, Any]]
-) -> None:
-    """It gets a rev and true times of the change; its createdAt stays as it was, and reads as before."""
-    seen, deleted, by_all = original(), original(1), original(2)
-    raw["notifications"].insert_many([seen, deleted, by_all])
-    async with opened(mongo_database, legacy_timezone=SAIGON) as store:
-        before = await store.newest(DEFAULT, USER, before=None, limit=10)
-        change = await store.mark_seen(DEFAULT, USER, [str(seen["_id"])])
-        assert change.changed == 1 and change.rev
-        gone = await store.delete(DEFAULT, USER, [str(deleted["_id"])])
-        assert (await store.mark_all_seen(DEFAULT, USER, limit=10)).ids == (str(by_all["_id"]),)
-        after = await store.newest(DEFAULT, USER, before=None, limit=10)
-        assert ids(after) == [before[0].id, before[2].id]
-        assert after[1].rev == change.rev
-        assert after[1].created_at == before[2].created_at
-        assert now() - after[1].updated_at < timedelta(minutes=5)
-        older = await store.newest(DEFAULT, USER, before=str(deleted["_id"]), limit=10)
-        assert ids(older) == [str(seen["_id"])]
-    stored = raw["notifications"].find_one({"_id": deleted["_id"]})
-    assert stored is not None
-    assert stored["createdAt"].replace(tzinfo=None) == deleted["createdAt"]
-    assert stored["rev"] == gone.rev
-    assert "tenant" not in stored
-
-
-@pytest.mark.parametrize("zone", [None, SAIGON, ZoneInfo("America/New_York")], ids=str)
-async def test_paging_through_old_and_new(
-    mongo_database: MongoDatabase, raw: Database[dict[str, Any]], zone: ZoneInfo | None
-) -> None:
-    """In all directions by true time, each document once, though the stored times of old and new overlap."""
-    local = datetime.now(zone or UTC).replace(tzinfo=None, microsecond=0)
-    ages = range(0, 60, 5)
-    old = [original(createdAt=local - timedelta(minutes=age), content=str(age)) for age in ages]
-    raw["notifications"].insert_many(old)
-    async with opened(mongo_database, legacy_timezone=zone) as store:
-        for age in (age + 2 for age in ages):
-            await put(store, tenant=DEFAULT, created_at=now() - timedelta(minutes=age), content=str(age))
-        for limit in (1, 4, 30):
-            newest = await in_steps(store, limit)
-            assert [int(each.notification.content) for each in newest] == sorted(
-                (*ages, *(age + 2 for age in ages))
-            )
-            assert await unseen_in_steps(store, limit) == newest[::-1]
-            pages = [await store.page(DEFAULT, USER, page=page, limit=limit) for page in range(25)]
-            assert sum(pages, []) == newest[::-1]
-
-
-async def in_steps(store: MongoStore, limit: int) -> list[Document]:
-    documents: list[Document] = []
-    while some := await store.newest(
-        DEFAULT, USER, before=documents[-1].id if documents else None, limit=limit
-    ):
-        documents += some
-    return documents
-
-
-async def unseen_in_steps(store: MongoStore, limit: int) -> list[Document]:
-    documents: list[Document] = []
-    while some := await store.unseen(DEFAULT, USER, after=documents[-1] if documents else None, limit=limit):
-        documents += some
-    return documents
 
 
 # -- indexes -------------------------------------------------------------------------------------------------
@@ -355,11 +224,19 @@ async def test_every_query_uses_its_index(
         await store.still_unseen(DEFAULT, notification.nid, USERS)
         profile.expect("notification", most=len(USERS))
         await store.next_mail_due()
-        profile.expect("mail_due", "mail_leased", most=2)
+        profile.expect("mail_due", "mail_leased", "_id", most=3)
         assert await store.mail_counts() == MailCounts(len(USERS) + 1, 0)
         profile.expect("mail_due", "mail_refused", most=0)
         assert len(await store.claim_mail(60, 10)) == 2
-        profile.expect("mail_due", "_id", most=4)
+        profile.expect("mail_due", "_id", most=5)
+        await store.directory.users(DEFAULT, after="user-3", limit=3)
+        profile.expect("_id", most=3)
+        await store.directory.note_users({(DEFAULT, "user-3"): now(), (DEFAULT, "new"): now()})
+        profile.expect("_id", most=1)
+        await store.directory.note_key_use({"0" * 24: now()})
+        profile.expect("keys", most=0)
+        await store.directory.forget_sign_outs(now())
+        profile.expect("at", most=0)
 
 
 class Profile:
@@ -369,7 +246,7 @@ class Profile:
         self._database = database
         self._keys = {
             self._key_of(index["key"]): name
-            for collection in ("notifications", "notifications_intents")
+            for collection in map("notifications".__add__, ("", "_intents", "_tenants", "_sign_outs"))
             for name, index in database[collection].index_information().items()
         }
         database.command("profile", 2)
@@ -432,7 +309,7 @@ async def test_deleting_what_another_device_changes(
     store: MongoStore, raw: Database[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, ahead: int
 ) -> None:
     """Whatever rev it gives between reading and writing, twice, all tombstones have one above, that of the answer."""
-    old = original()
+    old = original(tenant=DEFAULT, nid=ObjectId())
     raw["notifications"].insert_one(old)
     deleted = [str(old["_id"]), *ids(await put_many(store, 4, tenant=DEFAULT))]
     quicker = iter([deleted[:1] + deleted[4:], deleted[4:]])

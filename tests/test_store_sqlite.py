@@ -16,9 +16,12 @@ from pathlib import Path
 import pytest
 
 from server.errors import StartupError, StoreUnavailable
+from server.grants import ApiKey, Tenant
+from server.ids import new_id
 from server.messages import MailRecipient, Recipient, now
-from server.store import MailOutcome, RefusedMail, sqlite_documents, sqlite_threads
+from server.store import MailOutcome, RefusedMail, sqlite_documents, sqlite_mail, sqlite_threads
 from server.store.sqlite import SQLiteStore
+from server.store.sqlite_schema import VERSION
 from server.store.sqlite_threads import Readers, Writer
 from tests.support.stores import TENANT, USER, make_notification, owe, put, put_many, whole_inbox
 
@@ -105,7 +108,7 @@ async def test_a_failed_opening_holds_nothing(path: Path) -> None:
     with pytest.raises(StartupError, match=r"newer notification server \(its schema is 99"):
         await store.open()
     with another_program(path) as other:
-        other.execute("PRAGMA user_version = 1")
+        other.execute(f"PRAGMA user_version = {VERSION}")
     await store.open()
     await put(store)
     await store.close()
@@ -182,6 +185,13 @@ async def test_each_read_has_its_index(store: SQLiteStore, path: Path) -> None:
         assert "SEARCH d USING COVERING INDEX unseen (user=?)" in plan(sqlite_documents.COUNT)
         for statement in (sqlite_documents.NEWEST, sqlite_documents.UNSEEN):
             assert not [step for step in plan(statement) if step.startswith(("SCAN", "USE TEMP"))]
+        for statement, search in (
+            (sqlite_mail.DUE, "SEARCH m USING COVERING INDEX mails_due (due_at<?)"),
+            (sqlite_mail.NEXT_DUE, "SEARCH m USING COVERING INDEX mails_due (due_at>?)"),
+            (sqlite_mail.NEXT_LAPSE, "SEARCH m USING COVERING INDEX mails_leased (leased_until>?)"),
+        ):
+            assert search in plan(statement)
+            assert not [step for step in plan(statement) if step.startswith("USE TEMP")]
 
 
 # -- clock and revs ------------------------------------------------------------------------------------------
@@ -294,6 +304,23 @@ async def test_a_refusal_is_kept_with_its_reason(store: SQLiteStore, path: Path)
         assert other.execute("SELECT count(*) FROM mails").fetchone() == (0,)
     assert row[:4] == ("alice", "a@example.test", 550, "no such user")
     assert row[4] >= started_at.timestamp() * 1000
+
+
+async def test_a_removed_tenants_mail_is_out_of_the_index(store: SQLiteStore, path: Path) -> None:
+    """However much there is of it, the look for due mail does not step over it."""
+    due = now()
+    key = ApiKey(new_id(), "acme", "first", "0" * 64, frozenset(), due)
+    await store.directory.add_tenant(Tenant("acme", due), key)
+    for _ in range(3):
+        await owe(store, MailRecipient("alice", "a@example.test", due), tenant="acme")
+    await owe(store, MailRecipient("alice", "a@example.test", due), tenant="other")
+    await store.claim_mail(600.0, 1)
+    await store.directory.remove_tenant("acme", due)
+    with another_program(path) as other:
+        in_index = other.execute(
+            "SELECT count(*) FROM mails WHERE due_at IS NOT NULL OR leased_until IS NOT NULL"
+        )
+        assert in_index.fetchone() == (1,)
 
 
 # -- trouble -------------------------------------------------------------------------------------------------

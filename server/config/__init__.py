@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from server.config.access import TLS, CertificateGrant, HTTPHook, JWTRules, SignIn, SQLLogin
 from server.config.reader import Reading
 from server.config.rules import make_config
 from server.config.schema import (
@@ -25,14 +26,20 @@ from server.config.schema import (
 from server.errors import InvalidConfig
 
 __all__ = [
+    "TLS",
     "Application",
+    "CertificateGrant",
     "Config",
     "Connections",
     "Email",
+    "HTTPHook",
+    "JWTRules",
     "Limits",
     "Log",
     "MongoDB",
+    "SQLLogin",
     "Security",
+    "SignIn",
     "load",
 ]
 

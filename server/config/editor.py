@@ -1,10 +1,11 @@
-"""Writes one line into config.ini and leaves every other byte of it as the operator wrote it."""
+"""Writes one line into config.ini, or takes one out, and leaves every other byte of it as the operator wrote it."""
 
 from __future__ import annotations
 
 import os
 import re
 import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from server.config.reader import parse_file, read_file
@@ -29,17 +30,48 @@ def put(path: Path, section: str, key: str, value: str) -> None:
     InvalidConfig if it cannot be.
     """
     before = read_file(path)
+    expected = before | {section: before.get(section, {}) | {key: value}}
+    _rewrite(path, lambda text: _with_line(text, section, key, f"{key} = {value}"), expected)
+
+
+def drop(path: Path, section: str, key: str) -> bool:
+    """Take `key` out of `[section]`, with the lines that go on its value; False if it is not there. Else as `put`."""
+    before = read_file(path)
+    if key not in before.get(section, {}):
+        return False
+    expected = before | {section: {name: value for name, value in before[section].items() if name != key}}
+    _rewrite(path, lambda text: _without_line(text, section, key), expected)
+    return True
+
+
+def _rewrite(path: Path, change: Callable[[str], str], expected: Mapping[str, Mapping[str, str]]) -> None:
+    """Replace the text of the file, if it means `expected` then."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            text = _with_line(file.read(), section, key, f"{key} = {value}")
-        expected = before | {section: before.get(section, {}) | {key: value}}
+            text = change(file.read())
         if parse_file(text.removeprefix("\ufeff"), path) != expected:
             raise InvalidConfig(
-                [f"{path}: cannot be changed without changing its meaning; add the line yourself"]
+                [f"{path}: cannot be changed without changing its meaning; change it yourself"]
             )
         _replace_file(path.resolve(), text)
     except OSError as exc:
         raise InvalidConfig([f"{path}: cannot be written: {exc.strerror}"]) from exc
+
+
+def _without_line(text: str, section: str, key: str) -> str:
+    kept, current, is_dropping = [], "", False
+    for line in re.findall(r"[^\n]*\n|[^\n]+", text):
+        header = _SECTION.match(line.lstrip("\ufeff"))
+        if header:
+            current = header["name"]
+        if is_dropping and line[:1] in (" ", "\t") and line.strip():
+            continue
+        is_dropping = (
+            not header and current == section and re.split(r"[=:]", line, maxsplit=1)[0].rstrip() == key
+        )
+        if not is_dropping:
+            kept.append(line)
+    return "".join(kept)
 
 
 def _with_line(text: str, section: str, key: str, line: str) -> str:

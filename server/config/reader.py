@@ -12,8 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from server.config.schema import SECTIONS, Key, Section
+from server.config.keys import Key
+from server.config.schema import SECTIONS, Section
 from server.errors import InvalidConfig
+
+Values = dict[str, Any]  # Any: as in Kind
 
 PREFIX = "NOTIFY_"
 
@@ -56,13 +59,15 @@ class Reading:
             return entry.where
         if self.path is None:
             return f"{PREFIX}{section}_{key.upper() or '…'}"
-        return self._in_file(f"{section}{self._suffix}" if SECTIONS[section].forms else section, key)
+        form = f"{section}{self._suffix}"
+        has_forms = SECTIONS[section].forms and (form in self._file or section not in self._file)
+        return self._in_file(form if has_forms else section, key)
 
     def is_written(self, section: str, key: str) -> bool:
         entry = self._entries[section].get(key)
         return entry is not None and entry.text != ""
 
-    def values(self, section: str) -> dict[str, Any]:  # Any: as in Kind
+    def values(self, section: str) -> Values:
         """The values in force, by the keys' names. Keys that nobody wrote are not in it: they have defaults."""
         found = {}
         for entry in self._entries[section].values():
@@ -72,6 +77,19 @@ class Reading:
                 except ValueError as exc:
                     self.problems.append(f"{entry.where}: {exc}")
         return found
+
+    def fields(self, section: str, values: Values) -> Values:
+        """These values by the names of the record's fields, without keys that are no fields; paths made absolute."""
+        keys = SECTIONS[section].keys
+        named = {keys[name].field: value for name, value in values.items() if keys[name].field}
+        return {
+            name: self.base / value if isinstance(value, Path) else value for name, value in named.items()
+        }
+
+    @property
+    def base(self) -> Path:
+        """The folder at which relative paths begin."""
+        return self.path.parent.absolute() if self.path else Path.cwd()
 
     # -- reading ---------------------------------------------------------------------------------------------
     def read(self) -> None:

@@ -1,4 +1,5 @@
-"""What the values of a section mean together: values that follow from others, and contradictions."""
+"""What the values of a section mean together: values that follow from others, and contradictions. Those about who
+gets in are in `rules_access`."""
 
 from __future__ import annotations
 
@@ -7,11 +8,10 @@ import socket
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
-from server.config.reader import Reading
+from server.config import rules_access, rules_sql
+from server.config.reader import Reading, Values
 from server.config.schema import (
-    SECTIONS,
     Application,
     Config,
     Connections,
@@ -24,49 +24,51 @@ from server.config.schema import (
 from server.config.values import is_host, is_loopback
 from server.mail_message import Sender
 
-Values = dict[str, Any]  # Any: as in Kind
-
 SMTPS_PORT = 465
 
 
 def make_config(reading: Reading) -> Config:
     """The records of all that was read. What is wrong goes to `reading.problems`; the result is no good then."""
-    base = reading.path.parent.absolute() if reading.path else Path.cwd()
     config = Config(
         file=reading.path,
         release=reading.release,
-        application=_application(reading, base),
-        log=Log(**_fields("LOG", reading.values("LOG"), base)),
-        email=_email(reading, base),
+        application=_application(reading),
+        log=Log(**_fields(reading, "LOG")),
+        email=_email(reading),
         mongodb=_mongodb(reading),
         users=_users(reading),
         limits=_limits(reading),
-        connections=Connections(**_fields("CONNECTIONS", reading.values("CONNECTIONS"))),
-        mysql=_mysql(reading),
+        connections=Connections(**_fields(reading, "CONNECTIONS")),
+        tls=rules_access.tls(reading),
+        certificates=rules_access.certificates(reading),
+        jwt=rules_access.jwt(reading, "JWT"),
+        service_jwt=rules_access.jwt(reading, "SERVICE_JWT"),
+        sql=rules_sql.sql(reading),
+        hook=rules_access.hook(reading),
     )
+    config = replace(config, auth=rules_access.sign_in(reading, config))
+    rules_access.warn_together(reading, config)
     return replace(config, warnings=tuple(reading.warnings))
 
 
-def _fields(section: str, values: Values, base: Path | None = None) -> Values:
-    """Values by the names of the record's fields, without keys that are no fields; paths begin at `base`."""
-    keys = SECTIONS[section].keys
-    named = {keys[name].field: value for name, value in values.items() if keys[name].field}
-    paths = {name: base / value for name, value in named.items() if base and isinstance(value, Path)}
-    return named | paths
+def _fields(reading: Reading, section: str) -> Values:
+    """The fields of a section whose values do not depend on each other."""
+    return reading.fields(section, reading.values(section))
 
 
-def _application(reading: Reading, base: Path) -> Application:
+def _application(reading: Reading) -> Application:
     values = reading.values("APPLICATION")
     apikey = values.get("apikey", "")
     if values.get("publish_without_key") and apikey:
         reading.problem("APPLICATION", "publish_without_key", "contradicts the apikey; remove one of them")
     values.setdefault("publish_without_key", not reading.release and not apikey)
     if not values["publish_without_key"] and not apikey:
-        reading.warn("APPLICATION", "apikey", "is not set, so POST /notify refuses everybody (403); set one")
+        reason = "is not set, so publishing takes a key of the store; `notification-server key add` makes one"
+        reading.warn("APPLICATION", "apikey", reason)
     values.setdefault("data", Path("data"))
     if "limit" in values:
         values["limit"] = _page_limit(reading, values["limit"])
-    record = Application(**_fields("APPLICATION", values, base))
+    record = Application(**reading.fields("APPLICATION", values))
     if not reading.release and not is_loopback(record.address):
         reason = f"opens a DEBUG server to others ({record.address}); configuration=RELEASE is meant for that"
         reading.warn("APPLICATION", "address", reason)
@@ -81,7 +83,7 @@ def _page_limit(reading: Reading, written: int) -> int:
 
 
 def _limits(reading: Reading) -> Limits:
-    limits = Limits(**_fields("LIMITS", reading.values("LIMITS")))
+    limits = Limits(**_fields(reading, "LIMITS"))
     for name in ("content_bytes", "field_bytes"):
         if getattr(limits, name) > limits.body_bytes:
             reading.problem("LIMITS", name, "is more than body_bytes, so that it can never be reached")
@@ -89,24 +91,11 @@ def _limits(reading: Reading) -> Limits:
 
 
 def _users(reading: Reading) -> MappingProxyType[str, str]:
-    users = reading.values("USERS")
-    if not users and reading.release:
-        reason = "is empty, so nobody can join; `notification-server user add NAME` makes a line for it"
-        reading.warn("USERS", "", reason)
-    return MappingProxyType(users)
-
-
-def _mysql(reading: Reading) -> MappingProxyType[str, str]:
-    keys = SECTIONS["MYSQL"].keys
-    values = {keys[name].name: value for name, value in reading.values("MYSQL").items()}
-    if values:
-        reason = "kept for the login by SQL, which this version does not have yet; see [USERS-…]"
-        reading.warn("MYSQL", "", reason)
-    return MappingProxyType(values)
+    return MappingProxyType(reading.values("USERS"))
 
 
 # -- e-mail --------------------------------------------------------------------------------------------------
-def _email(reading: Reading, base: Path) -> Email:
+def _email(reading: Reading) -> Email:
     values = reading.values("EMAIL")
     _split_host(reading, values)
     host = values.get("host", "")
@@ -114,7 +103,7 @@ def _email(reading: Reading, base: Path) -> Email:
     values.setdefault("port", SMTPS_PORT if values["tls"] == "tls" else 25)
     _settle_login(reading, values)
     values["sender"] = _sender(reading, host, values)
-    email = Email(**_fields("EMAIL", values, base))
+    email = Email(**reading.fields("EMAIL", values))
     if host and email.login and email.security == "none" and not is_loopback(host):
         reading.warn("EMAIL", "tls", f"is off, so the password goes to {host} in the clear")
     if not email.retry_first_s <= email.retry_max_s <= email.give_up_after_s:
@@ -200,14 +189,12 @@ def _is_sender(text: str) -> bool:
 # -- MongoDB -------------------------------------------------------------------------------------------------
 def _mongodb(reading: Reading) -> MongoDB:
     values = reading.values("MONGODB")
-    url, port = values.pop("url", ""), values.pop("port", None)
+    url, port = values.pop("url", None), values.pop("port", None)
     if not url and reading.release and not reading.is_written("MONGODB", "url"):
         reason = "is missing; in RELEASE write MongoDB's address, or url=embedded if that is meant"
         reading.problem("MONGODB", "url", reason)
-    record = MongoDB(**_fields("MONGODB", values))
-    if not url or url.lower() == "embedded":
-        return record
-    return MongoDB(**_fields("MONGODB", values | {"url": _complete_url(reading, url, port, record.db)}))
+    record = MongoDB(**reading.fields("MONGODB", values))
+    return replace(record, url=_complete_url(reading, url, port, record.db)) if url else record
 
 
 def _complete_url(reading: Reading, url: str, port: int | None, db: str) -> str:

@@ -8,42 +8,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Literal
 from zoneinfo import ZoneInfo
 
 from server.callers import IPNetwork
-from server.config import values
-from server.config.values import Kind
-
-KIB = 1024
-MIB = 1024 * KIB
-DAY_S = 24 * 3600
-
-
-@dataclass(frozen=True, slots=True)
-class Key:
-    """`name`: as in the file. `field`: that of the section's record, "" for a key that only shapes others.
-    `default`: for people, as it would be written in the file."""
-
-    name: str
-    kind: Kind
-    field: str = ""
-    default: str = ""
-    secret: bool = False
-
-
-def setting(
-    default: object, kind: Kind, *, key: str = "", secret: bool = False, default_note: str = ""
-) -> Any:  # Any: as `dataclasses.field`, so that the field's own type counts
-    """A field that is a key of the file. `default_note` says what the default is where it depends on
-    something."""
-    shown = default_note or ("" if default in (None, (), "") else kind.show(default))
-    return field(
-        default=default, repr=not secret, metadata={"key": Key(key, kind, default=shown, secret=secret)}
-    )
+from server.config import access_values, values
+from server.config.access import TLS, CertificateGrant, HTTPHook, JWTRules, SignIn, SQLLogin
+from server.config.keys import DAY_S, KIB, MIB, Key, setting
+from server.grants import DEFAULT_TENANT
+from server.rates import Rate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +30,8 @@ class Application:
     `port` 0: any free one. `page_limit`: documents on a page. `apikey` "": none. `data`: absolute, as
     `load()` makes it. `publish_without_key`: whether callers on this machine may publish while no apikey is
     set. `origins`: of the pages that may connect, lower-case, ("*",) for all. `hosts`, `trusted_proxies`: see
-    `callers.CallerPolicy`.
+    `callers.CallerPolicy`. `internal`: networks whose callers see every figure of `/metrics`. `default_tenant`: whose
+    users they are that come without a tenant; None: those are refused.
     """
 
     port: int = setting(8587, values.LISTENING_PORT)
@@ -62,14 +39,18 @@ class Application:
     # `load()` brings it within 1..100 with a warning: the original took any number and clamped what it
     # served.
     page_limit: int = setting(30, values.integer(-(10**9), 10**9), key="limit")
-    apikey: str = setting("", values.TEXT, secret=True)
+    apikey: str = setting("", values.TEXT, secret=True, live=True)
     data: Path = setting(Path("data"), values.PATH, default_note="./data")
     publish_without_key: bool = setting(
-        False, values.BOOLEAN, default_note="true in DEBUG without an apikey, else false"
+        False, values.BOOLEAN, default_note="true in DEBUG without an apikey, else false", live=True
     )
     origins: tuple[str, ...] = setting(("*",), values.ORIGINS)
-    hosts: tuple[str, ...] = setting((), values.HOSTS)
-    trusted_proxies: tuple[IPNetwork, ...] = setting((), values.NETWORKS)
+    hosts: tuple[str, ...] = setting((), values.HOSTS, live=True)
+    trusted_proxies: tuple[IPNetwork, ...] = setting((), values.NETWORKS, live=True)
+    internal: tuple[IPNetwork, ...] = setting((), values.NETWORKS, live=True)
+    # Totals only; figures of single tenants are for admin keys and internal callers.
+    public_metrics: bool = setting(True, values.BOOLEAN, live=True)
+    default_tenant: str | None = setting(DEFAULT_TENANT, values.DEFAULT_TENANT, live=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +58,11 @@ class Log:
     """`file`: absolute; None: standard error only. `level`: one of the numbers of `logging`."""
 
     file: Path | None = setting(None, values.PATH)
-    level: int = setting(logging.INFO, values.LOG_LEVEL)
+    level: int = setting(logging.INFO, values.LOG_LEVEL, live=True)
+    # human: a line to read; json: an object a line, for collectors.
+    format: Literal["human", "json"] = setting(
+        "human", values.choice({"human": "human", "json": "json"}), live=True
+    )
 
 
 Security = Literal["none", "starttls", "tls"]
@@ -137,9 +122,12 @@ _DATABASE = values.matching(
 _COLLECTION = values.matching(
     r"(?!system\.)[^$\x00-\x20.][^$\x00-\x20]{0,119}", "is not a name that MongoDB takes for a collection"
 )
-_MONGODB_URL = values.matching(
-    r"(?i:embedded)|mongodb(\+srv)?://[^\s/?]\S*",
-    "is neither 'embedded' nor an address that begins with mongodb:// or mongodb+srv://",
+_MONGODB_URL = values.or_none(
+    "embedded",
+    values.matching(
+        r"mongodb(\+srv)?://[^\s/?]\S*",
+        "is neither 'embedded' nor an address that begins with mongodb:// or mongodb+srv://",
+    ),
 )
 
 
@@ -164,15 +152,29 @@ class Limits:
     name."""
 
     # 10,000 users with their addresses take about 1 MiB; the rest is room for the texts.
-    body_bytes: int = setting(4 * MIB, values.size(KIB, 64 * MIB))
-    users_per_request: int = setting(10_000, values.integer(1, 100_000))
+    body_bytes: int = setting(4 * MIB, values.size(KIB, 64 * MIB), live=True)
+    users_per_request: int = setting(10_000, values.integer(1, 100_000), live=True)
     # UTF-8 bytes of `content`. Far below the 16 MiB that MongoDB takes for a document.
-    content_bytes: int = setting(64 * KIB, values.size(1, 4 * MIB))
+    content_bytes: int = setting(64 * KIB, values.size(1, 4 * MIB), live=True)
     # UTF-8 bytes of each other text of a notification.
-    field_bytes: int = setting(2 * KIB, values.size(1, MIB))
+    field_bytes: int = setting(2 * KIB, values.size(1, MIB), live=True)
     # Password checks at once: each takes a core for a moment and 64 MiB of memory, which is what makes
     # guessing dear.
     password_checks: int = setting(2, values.integer(1, 64))
+    # Requests of one backend's key. A runaway loop is stopped, no honest backend is.
+    requests_per_key: Rate | None = setting(Rate(20_000, 10), values.RATE, live=True)
+    # Requests of one address that publish or manage, beside those of this machine. Those with a key count there.
+    requests_per_address: Rate | None = setting(Rate(600, 60), values.RATE, live=True)
+    # New connections and SockJS sessions of one address. An office behind one address comes back at once after a cut.
+    connects_per_address: Rate | None = setting(Rate(2000, 10), values.RATE, live=True)
+    # Commands of one user, over all connections, and of one connection. Faster ones wait, they are not refused.
+    commands_per_user: Rate | None = setting(Rate(1000, 10), values.RATE, live=True)
+    commands_per_connection: Rate | None = setting(Rate(300, 10), values.RATE, live=True)
+    # Connections open at once. Behind a proxy that trusted_proxies does not name, all have one address.
+    connections_per_user: int = setting(100, values.integer(1, 1_000_000), live=True)
+    connections_per_address: int = setting(2000, values.integer(1, 1_000_000), live=True)
+    # Until a connection has to have joined. Long enough for a user who types a password on a connected page.
+    join_within_s: float = setting(120.0, values.seconds(0.1, DAY_S), live=True)
     # Password checks that wait for their turn: half a minute's worth. More are refused as "busy".
     password_queue: int = setting(1000, values.integer(1, 100_000))
 
@@ -206,8 +208,9 @@ class Config:
     """All settings, valid and complete. Its `repr` holds no secret.
 
     `file`: where they were read from, None without a file. `release`: configuration=RELEASE. `users`: name ->
-    argon2 hash of those who may join. `mysql`: as written, for the SQL login; not used yet. `warnings`: what
-    the operator should know though it works, each naming file, section and key.
+    argon2 hash of those who may join. `jwt`, `service_jwt`: None where the section names no key. `sql`: from `[SQL]` or
+    `[MYSQL]`, None without either. `hook`: None without an address. `warnings`: what the operator should know though it
+    works, each naming file, section and key.
     """
 
     file: Path | None = None
@@ -219,7 +222,13 @@ class Config:
     users: Mapping[str, str] = field(default_factory=_nothing, repr=False)
     limits: Limits = field(default_factory=Limits)
     connections: Connections = field(default_factory=Connections)
-    mysql: Mapping[str, str] = field(default_factory=_nothing, repr=False)
+    tls: TLS | None = None
+    certificates: tuple[CertificateGrant, ...] = ()
+    auth: SignIn = field(default_factory=SignIn)
+    jwt: JWTRules | None = None
+    service_jwt: JWTRules | None = None
+    sql: SQLLogin | None = None
+    hook: HTTPHook | None = None
     warnings: tuple[str, ...] = ()
 
 
@@ -227,19 +236,24 @@ class Config:
 class Section:
     """A section of the file. `keys`: by their lower-case names, in the order of the docs. `any_key`: what a
     key that is not in `keys` is; its name then keeps its letter case. `forms`: whether it has a -DEBUG and a
-    -RELEASE form."""
+    -RELEASE form. A field of Config has its name, unless all its keys only shape other fields."""
 
     name: str
     keys: Mapping[str, Key]
     any_key: Key | None = None
     forms: bool = True
 
+    @property
+    def is_shown(self) -> bool:
+        """Whether what is in force has this section."""
+        return self.any_key is not None or any(key.field for key in self.keys.values())
+
 
 def _section(name: str, record: type | None, *more: Key, forms: bool = True) -> Section:
     keys = list(more)
     for item in fields(record) if record else ():
         key: Key = item.metadata["key"]
-        keys.append(Key(key.name or item.name, key.kind, item.name, key.default, key.secret))
+        keys.append(replace(key, name=key.name or item.name, field=item.name))
     return Section(name, {key.name.lower(): key for key in keys}, forms=forms)
 
 
@@ -250,7 +264,18 @@ _PASSWORD_HASH = values.matching(
     "is not a hash as `notification-server user add` makes it",
 )
 
-_MYSQL_KEYS = ("host", "user", "password", "port", "db", "table", "idField", "loginField", "passwordField")
+_MYSQL_KEYS = (
+    Key("host", values.TEXT, default="127.0.0.1"),
+    Key("user", values.TEXT),
+    Key("password", values.TEXT, secret=True),
+    Key("port", values.PORT, default="3306"),
+    Key("db", values.TEXT),
+    Key("table", access_values.SQL_TABLE),
+    Key("idField", access_values.SQL_NAME),
+    Key("loginField", access_values.SQL_NAME),
+    Key("passwordField", access_values.SQL_NAME),
+)
+"""The original's; they become a `SQLLogin`."""
 
 SECTIONS: Mapping[str, Section] = {
     section.name: section
@@ -259,9 +284,16 @@ SECTIONS: Mapping[str, Section] = {
         _section("LOG", Log),
         _section("EMAIL", Email, Key("auth", values.BOOLEAN, default="true if there is a login")),
         _section("MONGODB", MongoDB, Key("port", values.PORT, default="27017")),
-        Section("USERS", {}, any_key=Key("", _PASSWORD_HASH, secret=True)),
+        Section("USERS", {}, any_key=Key("", _PASSWORD_HASH, secret=True, live=True)),
         _section("LIMITS", Limits),
         _section("CONNECTIONS", Connections),
-        _section("MYSQL", None, *(Key(name, values.TEXT, secret=name == "password") for name in _MYSQL_KEYS)),
+        _section("TLS", TLS),
+        Section("CERTIFICATES", {}, any_key=Key("", access_values.CERTIFICATE_GRANT, live=True)),
+        _section("AUTH", SignIn),
+        _section("JWT", JWTRules),
+        _section("SERVICE_JWT", JWTRules),
+        _section("SQL", SQLLogin),
+        _section("MYSQL", None, *_MYSQL_KEYS),
+        _section("HOOK", HTTPHook),
     )
 }

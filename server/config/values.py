@@ -18,17 +18,22 @@ from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
 from server.callers import IPNetwork
+from server.grants import NO_TENANT, is_name
+from server.rates import Rate
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of value. `show(parse(text))` is a text that parses to the same value."""
+    """A kind of value. `show(parse(text))` is a text that parses to the same value. `none`: the word that is parsed
+    to None; "" where None means that nothing is written."""
 
     parse: Callable[[str], Any]  # Any: each kind has its own type, that of the field it fills
     show: Callable[[Any], str] = str
+    none: str = ""
 
 
-def _text(text: str) -> str:
+def checked_text(text: str) -> str:
+    """The text, of one line and without control characters."""
     if re.search(r"[\x00-\x1f\x7f]", text):
         raise ValueError("holds a control character or goes on in the next line (an indented line does that)")
     return text
@@ -117,13 +122,58 @@ def choice(values: dict[str, Any]) -> Kind:
     return Kind(parse, lambda value: next(word for word, meant in values.items() if meant == value))
 
 
-def _words(text: str) -> tuple[str, ...]:
+def or_none(word: str, kind: Kind) -> Kind:
+    """`kind`, or None, for which `word` stands (any letter case)."""
+    return Kind(lambda text: None if text.lower() == word else kind.parse(text), kind.show, word)
+
+
+def several(*known: str) -> Kind:
+    """A list of some of the words `known` (any letter case), each once, in the order of the text."""
+    by_lower = {word.lower(): word for word in known}
+
+    def parse(text: str) -> tuple[str, ...]:
+        found = words(text.lower())
+        for word in found:
+            if word not in by_lower:
+                raise ValueError(f"{word!r} is none of: {', '.join(known)}")
+        return tuple(by_lower[word] for word in found)
+
+    return Kind(parse, _join)
+
+
+_RATE = re.compile(r"([0-9]{1,10})\s*/\s*([0-9]{1,6}(?:\.[0-9]{1,6})?)?\s*([smh])")
+_RATE_UNITS = {"h": 3600, "m": 60, "s": 1}
+
+
+def _rate(text: str) -> Rate:
+    match = _RATE.fullmatch(text.lower())
+    if match is None:
+        raise ValueError(f"{text!r} is not a rate such as 5/s, 2000/10s, 600/m or 100/h, nor 'off'")
+    quota, window_s = int(match[1]), round(float(match[2] or 1) * _RATE_UNITS[match[3]], 6)
+    _within(quota, 1, 10**9)
+    _within(window_s, 0.1, 86_400)
+    return Rate(quota, window_s)
+
+
+def _show_rate(rate: Rate) -> str:
+    unit = next((unit for unit, factor in _RATE_UNITS.items() if rate.window_s % factor == 0), "s")
+    number = rate.window_s / _RATE_UNITS[unit]
+    return f"{rate.quota}/{'' if number == 1 else f'{number:.15g}'}{unit}"
+
+
+def _tenant(text: str) -> str:
+    if not is_name(text):
+        raise ValueError(f"{text!r} is not a tenant's name (up to 64 of a-z 0-9 . _ -), nor 'none'")
+    return text
+
+
+def words(text: str) -> tuple[str, ...]:
     """A list: words divided by commas, blanks or lines; each is kept once."""
     return tuple(dict.fromkeys(re.split(r"[\s,]+", text.strip(" \t\r\n,"))))
 
 
 def _origins(text: str) -> tuple[str, ...]:
-    origins = _words(text.lower())
+    origins = words(text.lower())
     if "*" in origins and len(origins) > 1:
         raise ValueError("'*' allows every origin; name the others only without it")
     for origin in origins:
@@ -176,7 +226,7 @@ def _address(text: str) -> str:
 
 
 def _hosts(text: str) -> tuple[str, ...]:
-    hosts = _words(text.lower())
+    hosts = words(text.lower())
     for host in hosts:
         bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
         if not is_host(bare) or (":" in bare and bare == host):
@@ -186,7 +236,7 @@ def _hosts(text: str) -> tuple[str, ...]:
 
 def _networks(text: str) -> tuple[IPNetwork, ...]:
     networks = []
-    for word in _words(text):
+    for word in words(text):
         try:
             network = ipaddress.ip_network(word)
         except ValueError as exc:
@@ -220,12 +270,14 @@ def matching(pattern: str, reason: str) -> Kind:
     return Kind(parse)
 
 
-TEXT = Kind(_text)
+TEXT = Kind(checked_text)
+RATE = or_none("off", Kind(_rate, _show_rate))
+DEFAULT_TENANT = or_none(NO_TENANT, Kind(_tenant))
 BOOLEAN = Kind(_boolean, lambda value: "true" if value else "false")
 PORT = integer(1, 65535)
 # What the system gives when asked for port 0; for a listening port only.
 LISTENING_PORT = integer(0, 65535)
-PATH = Kind(lambda text: Path(_text(text)))
+PATH = Kind(lambda text: Path(checked_text(text)))
 ADDRESS = Kind(_address)
 ORIGINS = Kind(_origins, _join)
 HOSTS = Kind(_hosts, _join)

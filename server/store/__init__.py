@@ -7,11 +7,12 @@ user's. Returned lists are new lists. After `StoreUnavailable` the change may st
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
+from server.grants import ApiKey, KnownUser, SigningSecret, SignOut, Tenant
 from server.messages import Document, EmailDuty, Mail, MailRecipient, Notification, Recipient
 
 
@@ -73,6 +74,82 @@ class MailCounts:
     refused: int
 
 
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Who may do what, at one moment. `sequence`: the number of that moment. `tenants`: the active ones. `keys`: those
+    of active tenants that are not revoked (they may have expired). `sign_outs`: the last of each user. `secrets`:
+    newest first, those that are still good for checking."""
+
+    sequence: int
+    tenants: tuple[Tenant, ...]
+    keys: tuple[ApiKey, ...]
+    sign_outs: tuple[SignOut, ...]
+    secrets: tuple[SigningSecret, ...]
+
+
+class Directory(Protocol):
+    """Tenants, their keys, the users known of each, and who was signed out.
+
+    May be changed by another process while a server runs: each change of what `access` returns raises `sequence`, in
+    the same transaction, so that servers see it by asking. `at` and all instants: aware UTC, whole milliseconds."""
+
+    async def sequence(self) -> int:
+        """The number of the last change. Cheap: asked several times a second."""
+
+    async def access(self) -> Access:
+        """All of it, as of one sequence (or later: then asking again finds a higher one)."""
+
+    # -- tenants ---------------------------------------------------------------------------------------------
+    async def tenants(self) -> list[Tenant]:
+        """Those removed, too; by name."""
+
+    async def add_tenant(self, tenant: Tenant, key: ApiKey) -> None:
+        """With its first key, both or none. Raises `Conflict` if one of that name is there, also a removed one whose
+        data is not erased."""
+
+    async def remove_tenant(self, name: str, at: datetime) -> None:
+        """End its access: it is no longer active, its keys are revoked. Its data stays until `erase_tenant`. Raises
+        `NotFound` if there is no active one of that name."""
+
+    async def erase_tenant(self, name: str, limit: int) -> int:
+        """Erase up to about `limit` documents of a removed tenant, and what goes with them (notifications, mail that is
+        owed); once there are none left, its users, keys and name. How many documents were erased; call again until it
+        is 0. Raises `NotFound` if there is no removed tenant of that name."""
+
+    # -- keys ------------------------------------------------------------------------------------------------
+    async def keys(self, tenant: str | None = None) -> list[ApiKey]:
+        """Of one tenant, or of all; the revoked ones, too. By tenant, then oldest first."""
+
+    async def add_key(self, key: ApiKey) -> None:
+        """Raises `NotFound` if its tenant is not active, `Conflict` if the tenant has a key of that name that is not
+        revoked."""
+
+    async def revoke_key(self, tenant: str, name: str, at: datetime) -> ApiKey:
+        """The key of that name that was not revoked, as it is now. Raises `NotFound`."""
+
+    async def note_key_use(self, used_at: Mapping[str, datetime]) -> None:
+        """Remember when keys (by id) were last used; a time before the known one changes nothing. No change of
+        sequence."""
+
+    # -- users -----------------------------------------------------------------------------------------------
+    async def note_users(self, seen_at: Mapping[tuple[str, str], datetime]) -> None:
+        """Remember users (tenant, user id) who have joined, and when. No change of sequence. Who is notified is
+        remembered by `Store.add` itself."""
+
+    async def users(self, tenant: str, *, after: str | None, limit: int) -> list[KnownUser]:
+        """The known users of a tenant, in the order of their ids, those beyond `after` only."""
+
+    async def sign_out(self, tenant: str, user_id: str, at: datetime) -> None:
+        """Void all that proved before `at` who this user is. The user need not be known."""
+
+    async def forget_sign_outs(self, before: datetime) -> None:
+        """Drop those from before this instant. No change of sequence."""
+
+    # -- signing secrets -------------------------------------------------------------------------------------
+    async def add_secret(self, secret: SigningSecret, *, retire_others_at: datetime) -> None:
+        """Sign with this one from now on; the others are good for checking until then (unless they end earlier)."""
+
+
 class Store(Protocol):
     """The inbox of all users. Durable before a verb returns: a crash of the process or the machine loses
     nothing returned."""
@@ -81,9 +158,15 @@ class Store(Protocol):
     """For people: `embedded (data/notifications.sqlite3)`, `MongoDB (db ws_notification)`; never a
     password."""
 
+    directory: Directory
+    """To be used while the store is open. After the first `open` it holds the tenant `default` and one signing secret.
+    """
+
     async def open(self) -> None:
-        """Connect, make indexes, upgrade the schema. Raises `StartupError` (wrong or locked folder, bad
-        address syntax) or `StoreUnavailable` (not there yet; may be called again)."""
+        """Connect, make indexes, bring what an earlier version (or the original system) left up to this one. That goes
+        on where it was interrupted, may be done by several nodes at once, and says in the log how far it is. Raises
+        `StartupError` (wrong or locked folder, bad address syntax) or `StoreUnavailable` (not there yet; may be called
+        again)."""
 
     async def close(self) -> None:
         """Finish what was accepted, then let go. Idempotent."""

@@ -1,6 +1,7 @@
 """The store on MongoDB: standalone, replica set or sharded cluster (shard key: `tenant`, `_userId`).
 
-It reads and changes inboxes itself; `mongo_adding` stores notifications, `mongo_mail` keeps the mail that is owed.
+It reads and changes inboxes itself; `mongo_adding` stores notifications, `mongo_mail` keeps the mail that is owed,
+`mongo_directory` who may do what; `mongo_migration` brings up what an earlier version left.
 """
 
 from __future__ import annotations
@@ -18,18 +19,18 @@ from server.revs import RevClock
 from server.store import Change, MailCounts, MailJob, MailOutcome
 from server.store.mongo_adding import Adding
 from server.store.mongo_connection import Connection
-from server.store.mongo_documents import INBOX_INDEXES, INTENT_INDEXES, DocumentReader, Raw, of_tenant
+from server.store.mongo_directory import MongoDirectory
+from server.store.mongo_documents import INDEXES, WHOLE, Raw, beyond, read_document
 from server.store.mongo_mail import MailDuties
+from server.store.mongo_migration import Migration
 from server.store.mongo_revs import StoredRevs
+from server.store.mongo_users import KnownUsers
 
 OLDEST_FIRST = 1
 NEWEST_FIRST = -1
 
-_KEYS = {"tenant": 1, "createdAt": 1, "rev": 1}
+_KEYS = {"createdAt": 1, "rev": 1}
 """What the place of a document and its next rev are known by, beside its `_id`."""
-
-_WHOLE = {"mail": 0}
-"""All of a document but its mail duty."""
 
 _NOT_DELETED: Raw = {"delete": False}
 _UNSEEN: Raw = {"seen": False, "delete": False}
@@ -56,20 +57,29 @@ class MongoStore:
     ) -> None:
         self._clock = clock
         self._connection = Connection(url, db, collection, timeout_s)
-        self._reader = DocumentReader(legacy_timezone)
         self._revs = StoredRevs(RevClock())
-        self._adding = Adding(self._connection, self._reader, self._revs)
+        users = KnownUsers(self._connection)
+        self._adding = Adding(self._connection, self._revs, users)
         self._mail = MailDuties(self._connection)
+        self._migration = Migration(self._connection, users, legacy_timezone)
+        self.directory = MongoDirectory(self._connection, users, self._mail, clock)
         self.name = self._connection.name
 
     async def open(self) -> None:
-        await self._connection.open(INBOX_INDEXES, INTENT_INDEXES)
+        await self._connection.open()
         try:
-            with self._connection.operation():
-                await self._revs.open(self._connection.meta)
+            with self._connection.opening():
+                await self._connection.make_indexes(INDEXES)
+                await self._prepare()
         except BaseException:
             await self._connection.disconnect()
             raise
+
+    async def _prepare(self) -> None:
+        with self._connection.operation():
+            await self._revs.open(self._connection.meta)
+        await self.directory.found()
+        await self._migration.run()
 
     async def close(self) -> None:
         await self._connection.drain()
@@ -99,17 +109,13 @@ class MongoStore:
                 position = await self._position(tenant, user_id, before)
                 if position is None:
                     return []
-            found = await self._find(tenant, user_id, order=NEWEST_FIRST, beyond=position, limit=limit)
-            return [self._reader.read(each) for each in found]
+            found = await self._find(tenant, user_id, order=NEWEST_FIRST, past=position, limit=limit)
+            return [read_document(each) for each in found]
 
     async def page(self, tenant: str, user_id: str, *, page: int, limit: int) -> list[Document]:
-        skip = page * limit
         with self._connection.operation():
-            if len(self._reader.parts(tenant)) == 1:
-                found = await self._find(tenant, user_id, order=OLDEST_FIRST, skip=skip, limit=limit)
-            else:
-                found = await self._page_of_parts(tenant, user_id, skip, limit)
-            return [self._reader.read(each) for each in found]
+            found = await self._find(tenant, user_id, order=OLDEST_FIRST, skip=page * limit, limit=limit)
+            return [read_document(each) for each in found]
 
     async def unseen(
         self, tenant: str, user_id: str, *, after: Document | None, limit: int
@@ -117,16 +123,16 @@ class MongoStore:
         position = None if after is None else (after.created_at, ObjectId(after.id))
         with self._connection.operation():
             found = await self._find(
-                tenant, user_id, {"seen": False}, order=OLDEST_FIRST, beyond=position, limit=limit
+                tenant, user_id, {"seen": False}, order=OLDEST_FIRST, past=position, limit=limit
             )
-            return [self._reader.read(each) for each in found]
+            return [read_document(each) for each in found]
 
     async def count_unseen(self, tenant: str, user_ids: Collection[str]) -> dict[str, int]:
-        unseen = {**of_tenant(tenant), "_userId": {"$in": list(user_ids)}, "seen": False, "delete": False}
+        unseen = {"tenant": tenant, "_userId": {"$in": list(user_ids)}, "seen": False, "delete": False}
         group = {"$group": {"_id": "$_userId", "count": {"$sum": 1}}}
         counts = dict.fromkeys(user_ids, 0)
         with self._connection.operation():
-            pipeline = [{"$match": unseen}, group]
+            pipeline: list[Raw] = [{"$match": unseen}, group]
             async for found in await self._connection.documents.aggregate(pipeline, hint="unseen"):
                 counts[found["_id"]] = found["count"]
         return counts
@@ -135,9 +141,9 @@ class MongoStore:
         """The place of a document in its user's inbox, None if it is not the user's. It may be deleted."""
         if not is_id(id_):
             return None
-        one = {**of_tenant(tenant), "_userId": user_id, "_id": ObjectId(id_)}
+        one = {"tenant": tenant, "_userId": user_id, "_id": ObjectId(id_)}
         found = await self._connection.documents.find_one(one, _KEYS)
-        return None if found is None else self._reader.position(found)
+        return None if found is None else (found["createdAt"], found["_id"])
 
     async def _find(
         self,
@@ -147,33 +153,19 @@ class MongoStore:
         *,
         order: int,
         limit: int,
-        beyond: Position | None = None,
+        past: Position | None = None,
         skip: int = 0,
-        fields: Raw = _WHOLE,
+        fields: Raw = WHOLE,
     ) -> list[Raw]:
-        """Documents of an inbox that are not deleted, in `order`. `skip` only where they are all one part."""
+        """Documents of an inbox that are not deleted, in `order`, those past a position only."""
+        query: Raw = {"tenant": tenant, "_userId": user_id, "delete": False, **(where or {})}
+        if past is not None:
+            query |= beyond(past, order)
         # MongoDB would choose by what it learnt with another user, whose inbox may be quite different.
         index = "unseen" if where else "inbox"
-        found: list[Raw] = []
-        for part in self._reader.parts(tenant):
-            query: Raw = {**part, "_userId": user_id, "delete": False, **(where or {})}
-            if beyond is not None:
-                query |= self._reader.beyond(part, beyond, order)
-            sort = {"createdAt": order, "_id": order}
-            documents = self._connection.documents.find(
-                query, fields, sort=sort, skip=skip, limit=limit, hint=index
-            )
-            found += await documents.to_list()
-        found.sort(key=self._reader.position, reverse=order == NEWEST_FIRST)
-        return found[:limit]
-
-    async def _page_of_parts(self, tenant: str, user_id: str, skip: int, limit: int) -> list[Raw]:
-        """MongoDB cannot skip in two parts at once, so the page is found by its keys."""
-        keys = await self._find(tenant, user_id, order=OLDEST_FIRST, limit=skip + limit, fields=_KEYS)
-        ids = [each["_id"] for each in keys[skip:]]
-        page = {**of_tenant(tenant), "_userId": user_id, "_id": {"$in": ids}, "delete": False}
-        found = await self._connection.documents.find(page, _WHOLE).to_list()
-        return sorted(found, key=self._reader.position)
+        sort = {"createdAt": order, "_id": order}
+        found = self._connection.documents.find(query, fields, sort=sort, skip=skip, limit=limit, hint=index)
+        return await found.to_list()
 
     # -- changing --------------------------------------------------------------------------------------------
 
@@ -202,7 +194,7 @@ class MongoStore:
 
     async def _among(self, tenant: str, user_id: str, ids: Sequence[ObjectId], where: Raw) -> list[Raw]:
         """Of the user's documents with these ids those that match `where`, in this order: `_id`, `seen` and `rev`."""
-        query = {**of_tenant(tenant), "_userId": user_id, "_id": {"$in": ids}, **where}
+        query = {"tenant": tenant, "_userId": user_id, "_id": {"$in": ids}, **where}
         found = await self._connection.documents.find(query, {"seen": 1, "rev": 1}).to_list()
         by_id = {each["_id"]: each for each in found}
         return [by_id[id_] for id_ in ids if id_ in by_id]
@@ -259,7 +251,7 @@ class MongoStore:
         """Give these documents the fields `to` and the rev, as far as they match `where` and have none as high;
         how many."""
         below: Raw = {"rev": {"$not": {"$gte": rev}}}  # Not $lt: the original's have none.
-        same = {**of_tenant(tenant), "_userId": user_id, "_id": {"$in": ids}, **below, **where}
+        same = {"tenant": tenant, "_userId": user_id, "_id": {"$in": ids}, **below, **where}
         change = {"$set": {**to, "updatedAt": self._clock(), "rev": rev}}
         return (await self._connection.documents.update_many(same, change)).modified_count
 
@@ -281,7 +273,7 @@ class MongoStore:
         if not is_id(nid):
             return set()
         unseen = {"_userId": {"$in": list(user_ids)}, "seen": False, "delete": False}
-        query = {**of_tenant(tenant), "nid": ObjectId(nid), **unseen}
+        query = {"tenant": tenant, "nid": ObjectId(nid), **unseen}
         with self._connection.operation():
             found = await self._connection.documents.find(query, {"_userId": 1}).to_list()
             return {each["_userId"] for each in found}

@@ -25,17 +25,20 @@ from server.errors import StoreUnavailable
 from server.ids import new_id
 from server.messages import Document, EmailDuty, Notification, Recipient
 from server.store.mongo_batches import Batcher
-from server.store.mongo_connection import Connection, DocumentRefused, document_error
+from server.store.mongo_connection import Connection, DocumentRefused, raise_but_for_duplicates
 from server.store.mongo_documents import (
-    DocumentReader,
+    WHOLE,
     Raw,
     document_fields,
     duty_fields,
     encode,
     notification_fields,
+    read_document,
     read_notification,
 )
 from server.store.mongo_revs import StoredRevs
+from server.store.mongo_tenants import removed_among
+from server.store.mongo_users import KnownUsers
 
 logger = logging.getLogger(__name__)
 
@@ -51,8 +54,6 @@ ENOUGH_DOCUMENTS = 10_000
 MAX_UNCERTAIN = 10_000
 """Timed-out documents that are remembered."""
 
-_DUPLICATE_KEY = 11000
-
 
 @dataclass(frozen=True, slots=True)
 class _Uncertain:
@@ -64,11 +65,11 @@ class _Uncertain:
 class Adding:
     """The verbs `add` and `complete_intents` of the store."""
 
-    def __init__(self, connection: Connection, reader: DocumentReader, revs: StoredRevs) -> None:
+    def __init__(self, connection: Connection, revs: StoredRevs, users: KnownUsers) -> None:
         self._connection = connection
-        self._reader = reader
         self._revs = revs
-        self._batcher = Batcher(connection)
+        self._users = users
+        self._batcher = Batcher(connection, users)
         self._grace_s = GRACE_TIMEOUTS * connection.timeout_s
         self._uncertain: deque[_Uncertain] = deque(maxlen=MAX_UNCERTAIN)
 
@@ -81,10 +82,12 @@ class Adding:
     ) -> list[Document]:
         """As `Store.add`."""
         rev = await self._revs.next()
-        documents = [_new_document(notification, new_id(), each.user_id, rev) for each in recipients]
+        tenant = notification.tenant
+        documents = [_new_document(notification, new_id(tenant), each.user_id, rev) for each in recipients]
         if len(documents) == 1:
             await self._add_one(documents[0], duty)
             return documents
+        await self._register(documents)
         intent = await self._open_intent(documents, duty)
         try:
             return (await self._write_documents(intent, documents))[0]
@@ -115,18 +118,26 @@ class Adding:
         intent = await self._find_abandoned()
         if intent is None:
             return None
-        notification = read_notification(intent, intent["createdAt"])
+        if await removed_among(self._connection, [intent["tenant"]]):
+            await self._connection.intents.delete_one(_still_open(intent))
+            return []
+        notification = read_notification(intent)
         rev = await self._revs.next()
         documents = [
             _new_document(notification, str(each["_id"]), each["_userId"], rev)
             for each in intent["recipients"]
         ]
+        await self._register(documents)
         try:
             written, is_ours = await self._write_documents(intent, documents)
         except DocumentRefused as exc:
             await self._set_aside(intent, exc)
             return []
         return [document for document in written if is_ours and not document.deleted]
+
+    async def _register(self, documents: Sequence[Document]) -> None:
+        """Their users are known before they have them."""
+        await self._users.register({_user(document): document.created_at for document in documents})
 
     # -- one user --------------------------------------------------------------------------------------------
 
@@ -135,7 +146,7 @@ class Adding:
         if duty is not None:
             fields["mail"] = duty_fields(duty)
         try:
-            await self._batcher.insert(encode(fields))
+            await self._batcher.insert(encode(fields), _user(document), document.created_at)
         except StoreUnavailable:
             self._uncertain.append(_Uncertain(document, time.monotonic()))
             raise
@@ -193,14 +204,7 @@ class Adding:
         try:
             await self._connection.documents.insert_many(documents, ordered=False)
         except BulkWriteError as exc:
-            if exc.details["writeConcernErrors"]:
-                raise StoreUnavailable() from exc
-            errors = [
-                document_error(each) for each in exc.details["writeErrors"] if each["code"] != _DUPLICATE_KEY
-            ]
-            if errors:
-                # As long as some may be stored later, so may all. `exc` holds the documents, so it is not to be logged.
-                raise min(errors, key=lambda error: isinstance(error, DocumentRefused)) from None
+            raise_but_for_duplicates(exc)
             return True
         return False
 
@@ -242,8 +246,12 @@ class Adding:
     async def _read_stored(self, documents: Sequence[Document]) -> list[Document]:
         """These documents as they are now, without those that are not there."""
         place = {ObjectId(document.id): index for index, document in enumerate(documents)}
-        stored = await self._connection.documents.find({"_id": {"$in": list(place)}}, {"mail": 0}).to_list()
-        return [self._reader.read(found) for found in sorted(stored, key=lambda found: place[found["_id"]])]
+        stored = await self._connection.documents.find({"_id": {"$in": list(place)}}, WHOLE).to_list()
+        return [read_document(found) for found in sorted(stored, key=lambda found: place[found["_id"]])]
+
+
+def _user(document: Document) -> tuple[str, str]:
+    return document.notification.tenant, document.user_id
 
 
 def _still_open(intent: Raw) -> Raw:

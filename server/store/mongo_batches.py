@@ -6,12 +6,14 @@ import asyncio
 import contextvars
 from collections import deque
 from dataclasses import dataclass
+from datetime import datetime
 
 from bson.raw_bson import RawBSONDocument
 from pymongo.errors import BulkWriteError, PyMongoError
 
 from server.errors import Busy, StoreUnavailable
 from server.store.mongo_connection import Connection, document_error
+from server.store.mongo_users import KnownUsers, UserKey
 
 MAX_BATCH_DOCUMENTS = 1000
 MAX_BATCH_BYTES = 4 * 1024 * 1024
@@ -24,24 +26,27 @@ MAX_WAITING_BYTES = 64 * 1024 * 1024
 @dataclass(frozen=True, slots=True, eq=False)
 class _Insert:
     document: RawBSONDocument
+    user: UserKey
+    created_at: datetime
     is_stored: asyncio.Future[None]
 
 
 class Batcher:
     """Inserts that arrive while a batch is under way make up the next one."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, users: KnownUsers) -> None:
         self._connection = connection
+        self._users = users
         self._waiting: deque[_Insert] = deque()
         self._waiting_bytes = 0
         self._task: asyncio.Task[None] | None = None
 
-    async def insert(self, document: RawBSONDocument) -> None:
-        """Return when the document is durable. Raises its own error, `Busy` (nothing was sent) or
+    async def insert(self, document: RawBSONDocument, user: UserKey, created_at: datetime) -> None:
+        """Return when the document is durable, and its user known. Raises its own error, `Busy` (nothing was sent) or
         `StoreUnavailable` (it may still be stored)."""
         if self._waiting_bytes > MAX_WAITING_BYTES:
             raise Busy("too many notifications wait to be stored; try again")
-        insert = _Insert(document, asyncio.get_running_loop().create_future())
+        insert = _Insert(document, user, created_at, asyncio.get_running_loop().create_future())
         self._waiting.append(insert)
         self._waiting_bytes += len(document.raw)
         if self._task is None or self._task.done():
@@ -83,6 +88,7 @@ class Batcher:
         """The errors of single documents, by their index."""
         documents = [insert.document for insert in batch]
         with self._connection.bounded():
+            await self._users.register({insert.user: insert.created_at for insert in reversed(batch)})
             try:
                 await self._connection.documents.insert_many(documents, ordered=False)
             except BulkWriteError as exc:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import pymongo
@@ -12,6 +12,7 @@ from pymongo import AsyncMongoClient, IndexModel, ReadPreference
 from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import (
+    BulkWriteError,
     ConfigurationError,
     ConnectionFailure,
     InvalidName,
@@ -45,6 +46,9 @@ _AUTHENTICATION_CODES = frozenset({13, 18})  # Unauthorized, AuthenticationFaile
 _UNAVAILABLE_CODES = frozenset({6, 7, 89, 133, 262, 20, 50, 91, 189, 10107, 11600, 11602, 14031})
 
 
+_DUPLICATE_KEY = 11000
+
+
 class DocumentRefused(OperationFailure):
     """MongoDB will never take this document. What it says beside the code may hold what the document holds, so it is
     left out."""
@@ -54,12 +58,19 @@ class DocumentRefused(OperationFailure):
 
 
 class Connection:
-    """One client for one database, with its collections: `documents` (one for each user of a notification), `intents`
-    (notifications for several users: open, or with mail still owed), `meta`; all three from `open` on."""
+    """One client for one database, with its collections, all from `open` on: `documents` (one for each user of a
+    notification), `intents` (notifications for several users: open, or with mail still owed), `tenants` with their
+    keys, the known `users`, `sign_outs`, and `meta`."""
 
     documents: Collection
     intents: Collection
+    tenants: Collection
+    users: Collection
+    sign_outs: Collection
     meta: Collection
+
+    is_router: bool
+    """Whether it is a mongos, behind which collections may be sharded."""
 
     def __init__(self, url: str, db: str, collection: str | None, timeout_s: float) -> None:
         self._url = url
@@ -75,17 +86,24 @@ class Connection:
         hosts = url.partition("://")[2].rpartition("@")[2].partition("/")[0].partition("?")[0]
         self.name = f"MongoDB ({hosts}, db {db})"
 
-    async def open(self, inbox_indexes: Sequence[IndexModel], task_indexes: Sequence[IndexModel]) -> None:
-        """Connect and make the indexes: `inbox_indexes` on `documents`, `task_indexes` on `intents`.
-        Raises as `Store.open`."""
+    async def open(self) -> None:
+        """Connect. Raises as `Store.open`."""
         client = self._make_client()
         try:
-            await self._prepare(client, inbox_indexes, task_indexes)
+            with self.opening(), self.bounded():
+                await self._check_server(client)
+                await self._choose_collections(client)
         except BaseException:
             await client.close()
             raise
         self._client = client
         self._is_open = True
+
+    async def make_indexes(self, indexes: Mapping[str, Sequence[IndexModel]]) -> None:
+        """Those that are missing, by the attribute of the collection."""
+        with pymongo.timeout(INDEX_BUILD_LIMIT_S):
+            for attribute, wanted in indexes.items():
+                await _make_indexes(getattr(self, attribute), wanted)
 
     async def drain(self) -> None:
         """Let no verb begin any more; return when those in hand have ended."""
@@ -120,11 +138,11 @@ class Connection:
                 self._is_idle.set()
 
     @contextmanager
-    def bounded(self) -> Iterator[None]:
-        """Give all calls within `timeout_s` seconds together; what means "not there" or "not in time" becomes
-        `StoreUnavailable`."""
+    def bounded(self, limit_s: float | None = None) -> Iterator[None]:
+        """Give all calls within so many seconds together (None: `timeout_s`); what means "not there" or "not in time"
+        becomes `StoreUnavailable`."""
         try:
-            with pymongo.timeout(self.timeout_s):
+            with pymongo.timeout(self.timeout_s if limit_s is None else limit_s):
                 yield
         except PyMongoError as exc:
             if _means_unavailable(exc):
@@ -148,19 +166,11 @@ class Connection:
                 " mongodb://[user:password@]host[:port]/[?options], special characters of the password as %xx"
             ) from None
 
-    async def _prepare(
-        self,
-        client: AsyncMongoClient[Raw],
-        inbox_indexes: Sequence[IndexModel],
-        task_indexes: Sequence[IndexModel],
-    ) -> None:
+    @contextmanager
+    def opening(self) -> Iterator[None]:
+        """What fails within becomes what `Store.open` raises."""
         try:
-            with self.bounded():
-                await self._check_server(client)
-                await self._choose_collections(client)
-            with pymongo.timeout(INDEX_BUILD_LIMIT_S):
-                await _make_indexes(self.documents, inbox_indexes)
-                await _make_indexes(self.intents, task_indexes)
+            yield
         except (StoreUnavailable, PyMongoError) as exc:
             raise self._open_error(exc) from exc
 
@@ -181,6 +191,7 @@ class Connection:
             raise StartupError(f"{self.name} is version {version}; MongoDB 5.0 or later is needed")
         if not hello["isWritablePrimary"]:
             raise StoreUnavailable("the MongoDB server is not the primary")
+        self.is_router = hello.get("msg") == "isdbgrid"
 
     async def _choose_collections(self, client: AsyncMongoClient[Raw]) -> None:
         database: AsyncDatabase[Raw] = client.get_database(
@@ -197,7 +208,23 @@ class Connection:
             name = self._db_name if existing else "notifications"
         self.documents: Collection = database[name]
         self.intents: Collection = database[f"{name}_intents"]
+        self.tenants: Collection = database[f"{name}_tenants"]
+        self.users: Collection = database[f"{name}_users"]
+        self.sign_outs: Collection = database[f"{name}_sign_outs"]
         self.meta: Collection = database[f"{name}_meta"]
+
+
+def raise_but_for_duplicates(failed: BulkWriteError) -> None:
+    """Return if all that failed in a batch is there already. `failed` holds the documents, so it is not to be
+    logged."""
+    if failed.details["writeConcernErrors"]:
+        raise StoreUnavailable() from failed
+    errors = [
+        document_error(each) for each in failed.details["writeErrors"] if each["code"] != _DUPLICATE_KEY
+    ]
+    if errors:
+        # As long as some may be stored later, so may all.
+        raise min(errors, key=lambda error: isinstance(error, DocumentRefused)) from None
 
 
 def document_error(error: Raw) -> StoreUnavailable | DocumentRefused:

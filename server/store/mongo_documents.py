@@ -1,16 +1,14 @@
 """Records as BSON and back, in the field names of the original system (CONTRACT C1). No I/O.
 
-The original wrote neither `tenant` nor `nid`, `data` and `rev`, and its times are local ones without a zone. Its
-documents stay as they are: they are read as the default tenant's, each a notification of its own.
+The original wrote neither `data` nor `rev`; what else its documents lacked, `mongo_migration` has given them.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
-from zoneinfo import ZoneInfo
 
 import bson
 from bson import ObjectId
@@ -23,11 +21,11 @@ from server.messages import Document, EmailDuty, Mail, MailRecipient, Notificati
 Raw = dict[str, Any]
 """A document as BSON has it; its values are of many types."""
 
-LEGACY_TENANT = "default"
-"""Whose the documents of the original are: it knew no tenants."""
-
 MAX_BSON_BYTES = 16 * 1024 * 1024 - 16 * 1024
 """MongoDB's limit for a document, less what an update wraps around it."""
+
+WHOLE = {"mail": 0, "legacy": 0}
+"""The projection to what is read of a document: all but its mail duty, and what `mongo_migration` has kept."""
 
 _TEXTS = ("type", "title", "content", "url", "icon", "image")
 
@@ -60,6 +58,13 @@ INBOX_INDEXES = (
     *MAIL_INDEXES,
 )
 INTENT_INDEXES = (_index("open", "openedAt", only={"openedAt": {"$exists": True}}), *MAIL_INDEXES)
+INDEXES = {
+    "documents": INBOX_INDEXES,
+    "intents": INTENT_INDEXES,
+    "tenants": (_index("keys", "keys.id"),),
+    "sign_outs": (_index("at", "at"),),
+}
+"""By the attribute of `Connection`."""
 
 
 # -- writing -------------------------------------------------------------------------------------------------
@@ -131,13 +136,13 @@ def encode(fields: Raw) -> RawBSONDocument:
 # -- reading -------------------------------------------------------------------------------------------------
 
 
-def read_notification(found: Raw, created_at: datetime) -> Notification:
+def read_notification(found: Raw) -> Notification:
     """The notification in a document or an intent."""
     data = found.get("data")
     return Notification(
-        nid=str(found.get("nid", found["_id"])),
-        tenant=found.get("tenant") or LEGACY_TENANT,
-        created_at=created_at,
+        nid=str(found["nid"]),
+        tenant=found["tenant"],
+        created_at=found["createdAt"],
         data=None if data is None else json.loads(data),
         **{name: found.get(name) or "" for name in _TEXTS},
     )
@@ -153,66 +158,28 @@ def read_recipient(found: Raw) -> MailRecipient:
     return MailRecipient(found["_userId"], found["email"], found["due"], found["online"])
 
 
-def of_tenant(tenant: str) -> Raw:
-    """The filter for a tenant's documents; None matches the original's, which have no such field."""
-    return {"tenant": {"$in": [tenant, None]} if tenant == LEGACY_TENANT else tenant}
+def read_document(found: Raw) -> Document:
+    """The document in `found`, which has the fields of `WHOLE`."""
+    created_at = found["createdAt"]
+    return Document(
+        id=str(found["_id"]),
+        user_id=found["_userId"],
+        notification=read_notification(found),
+        created_at=created_at,
+        updated_at=found.get("updatedAt") or created_at,
+        rev=found.get("rev", 0),
+        seen=found["seen"],
+        deleted=found["delete"],
+        deleted_at=found.get("deletedAt"),
+    )
 
 
-class DocumentReader:
-    """Reads documents, the original's too. `legacy_timezone`: that of the machine which the original ran on; None: its
-    clock was set to UTC."""
-
-    def __init__(self, legacy_timezone: ZoneInfo | None) -> None:
-        self._zone = legacy_timezone
-
-    def read(self, found: Raw) -> Document:
-        """The document in `found`, which has all fields but `mail`."""
-        created_at = self.position(found)[0]
-        # What has a rev was last changed by us.
-        instant = self._utc if "rev" not in found else _as_it_is
-        deleted_at = found.get("deletedAt")
-        return Document(
-            id=str(found["_id"]),
-            user_id=found["_userId"],
-            notification=read_notification(found, created_at),
-            created_at=created_at,
-            updated_at=instant(found.get("updatedAt") or found["createdAt"]),
-            rev=found.get("rev", 0),
-            seen=found["seen"],
-            deleted=found["delete"],
-            deleted_at=None if deleted_at is None else instant(deleted_at),
-        )
-
-    def position(self, found: Raw) -> tuple[datetime, ObjectId]:
-        """The place of a document in its user's inbox. `found` has `tenant`, `createdAt` and `_id`."""
-        created_at = found["createdAt"]
-        return (created_at if found.get("tenant") else self._utc(created_at)), found["_id"]
-
-    def parts(self, tenant: str) -> list[Raw]:
-        """Filters that together find a tenant's documents, each in an order of time that `createdAt` has by itself.
-
-        Local times and ours cannot be sorted together by MongoDB: readers merge the parts by `position`.
-        """
-        if tenant == LEGACY_TENANT and self._zone is not None:
-            return [{"tenant": tenant}, {"tenant": None}]
-        return [of_tenant(tenant)]
-
-    def beyond(self, part: Raw, position: tuple[datetime, ObjectId], order: int) -> Raw:
-        """The filter for the documents of a part after (`order` 1) or before (-1) a position."""
-        created_at, id_ = position
-        if part["tenant"] is None and self._zone is not None:
-            created_at = created_at.astimezone(self._zone).replace(tzinfo=UTC)
-        than = "$gt" if order > 0 else "$lt"
-        # The first condition alone gives the bounds of the index scan; an $or over both would need a sort.
-        return {
-            "createdAt": {f"{than}e": created_at},
-            "$or": [{"createdAt": {than: created_at}}, {"_id": {than: id_}}],
-        }
-
-    def _utc(self, local: datetime) -> datetime:
-        """The instant that the original meant: it wrote local time, and MongoDB took it for UTC."""
-        return local if self._zone is None else local.replace(tzinfo=self._zone).astimezone(UTC)
-
-
-def _as_it_is(instant: datetime) -> datetime:
-    return instant
+def beyond(position: tuple[datetime, ObjectId], order: int) -> Raw:
+    """The filter for the documents after (`order` 1) or before (-1) a position in an inbox."""
+    created_at, id_ = position
+    than = "$gt" if order > 0 else "$lt"
+    # The first condition alone gives the bounds of the index scan; an $or over both would need a sort.
+    return {
+        "createdAt": {f"{than}e": created_at},
+        "$or": [{"createdAt": {than: created_at}}, {"_id": {than: id_}}],
+    }

@@ -1,9 +1,14 @@
 """The mail that is owed, as the outbox takes and settles it. Duties lie in the subdocument `mail`: of a document if the
-notification has one recipient, of its closed intent if it has several."""
+notification has one recipient, of its closed intent if it has several.
+
+A removed tenant is owed none. Its duties are not looked for: when one comes up, all of that tenant's are withdrawn,
+which is to say that they are never due again.
+"""
 
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from operator import itemgetter
 
@@ -14,6 +19,7 @@ from server.ids import is_id
 from server.store import MailCounts, MailJob, MailOutcome
 from server.store.mongo_connection import Collection, Connection
 from server.store.mongo_documents import Raw, owed_fields, read_mail, read_recipient
+from server.store.mongo_tenants import removed_among
 
 # In `$expr` what is missing is less than any time: without a lease, a duty is free.
 _IS_CLAIMABLE = {
@@ -36,6 +42,14 @@ class MailDuties:
 
     async def claim(self, lease_s: float, limit: int) -> list[MailJob]:
         """As `Store.claim_mail`."""
+        due = await self._find_due(limit)
+        while await self._withdraw_of_removed(found for _, _, found in due):
+            due = await self._find_due(limit)
+        jobs = [await self._lease(place, found, lease_s) for _, place, found in due]
+        return [job for job in jobs if job is not None]
+
+    async def _find_due(self, limit: int) -> list[tuple[datetime, Collection, Raw]]:
+        """The earliest first."""
         due: list[tuple[datetime, Collection, Raw]] = []
         for place in self._places:
             # A claim must name the shard key, where the collection is sharded.
@@ -43,8 +57,21 @@ class MailDuties:
             found = await place.find(_IS_CLAIMABLE, keys, sort={"mail.due": 1}, limit=limit).to_list()
             due += [(each["mail"]["due"], place, each) for each in found]
         due.sort(key=itemgetter(0))
-        jobs = [await self._lease(place, found, lease_s) for _, place, found in due[:limit]]
-        return [job for job in jobs if job is not None]
+        return due[:limit]
+
+    async def _withdraw_of_removed(self, found: Iterable[Raw]) -> bool:
+        """Whether any of these is of a removed tenant. Then no mail of that tenant is due any more."""
+        tenants = {each["tenant"] for each in found}
+        removed = await removed_among(self._connection, tenants) if tenants else []
+        if removed:
+            await self.withdraw(removed)
+        return bool(removed)
+
+    async def withdraw(self, tenants: Sequence[str]) -> None:
+        """Let no mail of these tenants be due. What is claimed can still be settled."""
+        due = {"tenant": {"$in": list(tenants)}, "mail.due": {"$exists": True}}
+        for place in self._places:
+            await place.update_many(due, {"$unset": {"mail.due": "", "mail.leasedUntil": ""}})
 
     async def _lease(self, place: Collection, found: Raw, lease_s: float) -> MailJob | None:
         """None if another node was quicker."""
@@ -97,7 +124,8 @@ class MailDuties:
         return False
 
     async def _write_outcome(self, place: Collection, leased: Raw, mail: Raw, outcome: MailOutcome) -> bool:
-        owed = _still_owed(mail["recipients"], outcome)
+        is_withdrawn = "due" not in mail
+        owed = [] if is_withdrawn else _still_owed(mail["recipients"], outcome)
         refused = mail.get("refused", []) + [
             {"_userId": each.user_id, "email": each.email, "code": each.code, "reason": each.reason}
             for each in outcome.refused
@@ -117,15 +145,23 @@ class MailDuties:
 
     async def next_due(self) -> datetime | None:
         """As `Store.next_mail_due`: of a leased duty that is when its lease ends."""
+        due = await self._find_next()
+        while await self._withdraw_of_removed(found for _, found in due):
+            due = await self._find_next()
+        return min((instant for instant, _ in due), default=None)
+
+    async def _find_next(self) -> list[tuple[datetime, Raw]]:
+        """Of each place the first that is free, and the first lease to end."""
         free = {"mail.due": {"$exists": True}, "mail.leasedUntil": None}
         leased = {"mail.leasedUntil": {"$exists": True}}
-        instants = []
+        due = []
         for place in self._places:
             for where, what in ((free, "due"), (leased, "leasedUntil")):
-                found = await place.find_one(where, {f"mail.{what}": 1}, sort={f"mail.{what}": 1})
+                keys = {f"mail.{what}": 1, "tenant": 1}
+                found = await place.find_one(where, keys, sort={f"mail.{what}": 1})
                 if found is not None:
-                    instants.append(found["mail"][what])
-        return min(instants, default=None)
+                    due.append((found["mail"][what], found))
+        return due
 
     async def counts(self) -> MailCounts:
         """As `Store.mail_counts`."""

@@ -1,7 +1,7 @@
 """The embedded store: one SQLite file in the data folder, for a server that is one process. Keeps the `Store` contract.
 
-How it lies on disk is in `sqlite_schema`, what the verbs do there in `sqlite_documents` and `sqlite_mail`, and who does
-it in `sqlite_threads`.
+How it lies on disk is in `sqlite_schema`, how older files come to that in `sqlite_upgrade`, what the verbs do there in
+`sqlite_documents` and `sqlite_mail`, and who does it in `sqlite_threads`. Tenants and keys are in `sqlite_directory`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
+import threading
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
@@ -16,15 +17,17 @@ from pathlib import Path
 from typing import TypeVar
 
 from server import messages
-from server.errors import StartupError, StoreUnavailable
+from server.errors import StoreUnavailable
 from server.folder_lock import FolderLock
 from server.messages import Document, EmailDuty, Notification, Recipient
 from server.revs import RevClock
-from server.store import Change, MailCounts, MailJob, MailOutcome
+from server.store import Change, Directory, MailCounts, MailJob, MailOutcome
 from server.store import sqlite_documents as documents
 from server.store import sqlite_mail as mail
-from server.store.sqlite_schema import open_reader, open_writer, to_ms
-from server.store.sqlite_threads import Readers, Work, Writer
+from server.store.sqlite_directory import SQLiteDirectory
+from server.store.sqlite_schema import cannot_open, open_reader, to_ms
+from server.store.sqlite_threads import Readers, Work, Writer, within
+from server.store.sqlite_upgrade import open_upgraded
 
 T = TypeVar("T")
 
@@ -44,8 +47,10 @@ class SQLiteStore:
         """`path` is the database file. `timeout_s` bounds each verb. `clock` is the store's clock: aware UTC, whole
         milliseconds."""
         self.name = f"embedded ({path})"
+        self.directory: Directory = SQLiteDirectory(self._write, self._read, clock)
         self._path = path
         self._timeout_s = timeout_s
+        self._busy_timeout_s = timeout_s / 2  # so that a lock is what is reported, not the time-out
         self._clock = clock
         self._lock = FolderLock(path.parent)
         self._revs = RevClock()
@@ -56,8 +61,15 @@ class SQLiteStore:
 
     async def open(self) -> None:
         """See `Store.open`."""
-        writer, readers = await asyncio.to_thread(self._connect)
-        self._writer = Writer(writer, self._store_rev)
+        is_given_up = threading.Event()
+        connecting = asyncio.ensure_future(asyncio.to_thread(self._connect, is_given_up.is_set))
+        try:
+            writer, readers = await asyncio.shield(connecting)
+        except asyncio.CancelledError:
+            is_given_up.set()
+            await asyncio.wait([connecting], timeout=self._timeout_s)
+            raise
+        self._writer = Writer(writer, self._store_rev, self._busy_timeout_s)
         self._readers = Readers(readers)
 
     async def close(self) -> None:
@@ -154,18 +166,19 @@ class SQLiteStore:
         return await self._read(mail.counts)
 
     # -- the connections -------------------------------------------------------------------------------------
-    def _connect(self) -> tuple[sqlite3.Connection, list[sqlite3.Connection]]:
+    def _connect(
+        self, is_given_up: Callable[[], bool]
+    ) -> tuple[sqlite3.Connection, list[sqlite3.Connection]]:
         """The connection that writes and those that read."""
-        busy_timeout_s = self._timeout_s / 2  # so that a lock is what is reported, not the time-out
         with contextlib.ExitStack() as undo:
             self._lock.acquire()
             undo.callback(self._lock.release)
             try:
-                writer = open_writer(self._path, busy_timeout_s)
+                writer = open_upgraded(self._path, self._busy_timeout_s, self._clock(), is_given_up)
                 undo.callback(writer.close)
                 readers = []
                 for _ in range(READERS):
-                    readers.append(open_reader(self._path, busy_timeout_s))
+                    readers.append(open_reader(self._path, self._busy_timeout_s))
                     undo.callback(readers[-1].close)
                 row = writer.execute("SELECT value FROM meta WHERE name = 'last_rev'").fetchone()
                 # The folder is ours alone, so whoever claimed mail before us was killed: it need not wait.
@@ -173,16 +186,13 @@ class SQLiteStore:
                 mail.end_leases(writer, self._clock())
                 writer.execute("COMMIT")
             except (OSError, sqlite3.Error) as exc:
-                raise self._cannot_open(exc) from exc
+                raise cannot_open(self._path, exc) from exc
+            if is_given_up():
+                raise StoreUnavailable("nobody waits for the store any more")
             undo.pop_all()
         self._stored_rev = row[0]
         self._revs = RevClock(self._stored_rev, lambda: to_ms(self._clock()))
         return writer, readers
-
-    def _cannot_open(self, error: Exception) -> Exception:
-        if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY:
-            return StoreUnavailable(f"{self._path} is locked by another program")
-        return StartupError(f"{self._path} cannot be opened: {error}")
 
     def _store_rev(self, connection: sqlite3.Connection) -> None:
         """Before each commit: no rev may be issued again after a restart, even if the clock has stepped back."""
@@ -193,16 +203,9 @@ class SQLiteStore:
     async def _write(self, work: Work[T], unheard: Callable[[T], None] | None = None) -> T:
         if self._writer is None:
             raise StoreUnavailable("the store is not open")
-        return await self._within(self._writer.submit(work, unheard))
+        return await within(self._timeout_s, self._writer.submit(work, unheard))
 
     async def _read(self, work: Work[T]) -> T:
         if self._readers is None:
             raise StoreUnavailable("the store is not open")
-        return await self._within(self._readers.submit(work))
-
-    async def _within(self, answer: asyncio.Future[T]) -> T:
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                return await answer
-        except TimeoutError as exc:
-            raise StoreUnavailable() from exc
+        return await within(self._timeout_s, self._readers.submit(work))

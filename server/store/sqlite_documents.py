@@ -68,11 +68,11 @@ def add(
     """Store a notification and its documents; its key and they."""
     key = _add_notification(connection, notification)
     at = notification.created_at
-    documents = [Document(new_id(), recipient.user_id, notification, at, at, rev) for recipient in recipients]
     tenant, ms = notification.tenant, to_ms(at)
+    documents = [Document(new_id(tenant), each.user_id, notification, at, at, rev) for each in recipients]
     connection.executemany(
-        "INSERT INTO users (tenant, user_id) VALUES (?, ?) ON CONFLICT DO NOTHING",
-        ((tenant, recipient.user_id) for recipient in recipients),
+        "INSERT INTO users (tenant, user_id, first_seen_at) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
+        ((tenant, recipient.user_id, ms) for recipient in recipients),
     )
     connection.executemany(
         "INSERT INTO documents (user, id, notification, created_at, updated_at, rev)"

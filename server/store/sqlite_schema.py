@@ -1,4 +1,4 @@
-"""The tables of the embedded store, how a connection to them is made, and how a file is brought up to this version.
+"""The tables of the embedded store, and how a connection to them is made. Older files: see `sqlite_upgrade`.
 
 Instants are integers: milliseconds since 1970 (UTC). Ids are the 12 bytes of the ObjectId. Users and notifications have
 a small integer `key` of their own, because each of the four trees of `documents` repeats the user, and a notification
@@ -12,10 +12,11 @@ import sqlite3
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from server.errors import StartupError
+from server.errors import StartupError, StoreUnavailable
+from server.grants import DEFAULT_TENANT, new_secret
 from server.ids import is_id, new_id
 
-VERSION = 1
+VERSION = 2
 """Kept in `PRAGMA user_version`. A file of a newer version is not touched."""
 
 _APPLICATION_ID = 0x4E4F5449  # "NOTI": tells our files from anybody else's SQLite files
@@ -39,7 +40,8 @@ _TABLES = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID;
 
 CREATE TABLE users (
-    key INTEGER PRIMARY KEY, tenant TEXT NOT NULL, user_id TEXT NOT NULL, UNIQUE (tenant, user_id)
+    key INTEGER PRIMARY KEY, tenant TEXT NOT NULL, user_id TEXT NOT NULL,
+    first_seen_at INTEGER NOT NULL DEFAULT 0, last_seen_at INTEGER, UNIQUE (tenant, user_id)
 );
 
 CREATE TABLE notifications (
@@ -59,7 +61,8 @@ CREATE INDEX unseen ON documents (user, created_at, id, seen, deleted_at) WHERE 
 CREATE UNIQUE INDEX changes ON documents (user, rev, id);
 
 -- One row for each notification that still owes mail. due_at: the earliest of its recipients that no lease holds;
--- leased_until: the earliest end of a lease; null if there is none. Both follow from mail_recipients.
+-- leased_until: the earliest end of a lease; null if there is none. Both follow from mail_recipients. When a tenant is
+-- removed, both are set to null, which takes its mail out of the indexes.
 CREATE TABLE mails (
     notification INTEGER PRIMARY KEY, subject TEXT NOT NULL, content TEXT NOT NULL, subtype TEXT NOT NULL,
     forced INTEGER NOT NULL, attempts INTEGER NOT NULL DEFAULT 0, due_at INTEGER, leased_until INTEGER
@@ -77,6 +80,33 @@ CREATE TABLE refused_mail (
     notification INTEGER NOT NULL, user_id TEXT NOT NULL, email TEXT NOT NULL,
     code INTEGER NOT NULL, reason TEXT NOT NULL, refused_at INTEGER NOT NULL,
     PRIMARY KEY (notification, user_id)
+) WITHOUT ROWID;
+"""
+
+# Beside these, `meta` counts the changes of what `Directory.access` returns, as access_sequence. The rows of `api_keys`
+# and `signing_secrets` are in the order in which they were added. `orphans`: notifications of a tenant that is being
+# erased which have lost documents; they go when the last document has, because until then no new notification may get
+# their key.
+DIRECTORY_TABLES = """
+CREATE TABLE tenants (name TEXT PRIMARY KEY, created_at INTEGER NOT NULL, removed_at INTEGER) WITHOUT ROWID;
+
+CREATE TABLE api_keys (
+    key INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, tenant TEXT NOT NULL, name TEXT NOT NULL, hashed TEXT NOT NULL,
+    scopes TEXT NOT NULL, created_at INTEGER NOT NULL, expires_at INTEGER, last_used_at INTEGER, revoked_at INTEGER
+);
+CREATE UNIQUE INDEX api_keys_named ON api_keys (tenant, name) WHERE revoked_at IS NULL;
+
+CREATE TABLE sign_outs (
+    tenant TEXT NOT NULL, user_id TEXT NOT NULL, at INTEGER NOT NULL, PRIMARY KEY (tenant, user_id)
+) WITHOUT ROWID;
+
+CREATE TABLE signing_secrets (
+    key INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, secret TEXT NOT NULL,
+    created_at INTEGER NOT NULL, retired_at INTEGER
+);
+
+CREATE TABLE orphans (
+    tenant TEXT NOT NULL, notification INTEGER NOT NULL, PRIMARY KEY (tenant, notification)
 ) WITHOUT ROWID;
 """
 
@@ -99,8 +129,9 @@ def id_bytes(text: str) -> bytes | None:
 
 
 def open_writer(path: Path, busy_timeout_s: float) -> sqlite3.Connection:
-    """The connection that writes, to a file that is made or upgraded if need be. Raises `StartupError` if the file is
-    of a newer version or not ours, `sqlite3.Error` if it cannot be read or written."""
+    """A connection that writes, to a file that is made if need be; it may be empty, or of an older version. Raises
+    `StartupError` if it is of a newer version or not ours, `sqlite3.Error` or `OSError` if it cannot be read or
+    written."""
     # Others on this machine must not read inboxes; SQLite gives its log the rights of the main file.
     os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
     connection = _connect(path, busy_timeout_s, _WRITER_CACHE_KIB)
@@ -111,8 +142,6 @@ def open_writer(path: Path, busy_timeout_s: float) -> sqlite3.Connection:
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
         connection.execute(f"PRAGMA journal_size_limit = {_LOG_KEPT_BYTES}")
-        if _pragma(connection, "user_version") == 0:
-            _make(connection)
     except BaseException:
         connection.close()
         raise
@@ -124,6 +153,44 @@ def open_reader(path: Path, busy_timeout_s: float) -> sqlite3.Connection:
     connection = _connect(path, busy_timeout_s, _READER_CACHE_KIB)
     connection.execute("PRAGMA query_only = ON")
     return connection
+
+
+def cannot_open(path: Path, error: Exception) -> Exception:
+    """What opening is to raise instead of this error of SQLite or the system."""
+    if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY:
+        return StoreUnavailable(f"{path} is locked by another program")
+    reason = error.strerror.lower() if isinstance(error, OSError) and error.strerror else error
+    return StartupError(f"{path} cannot be opened: {reason}")
+
+
+def version_of(connection: sqlite3.Connection) -> int:
+    """The version of the file; 0: it is empty."""
+    return _pragma(connection, "user_version")
+
+
+def has_table(connection: sqlite3.Connection, name: str) -> bool:
+    found = connection.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", (name,))
+    return found.fetchone() is not None
+
+
+def make(connection: sqlite3.Connection, now: datetime) -> None:
+    """All that belongs in an empty file, in one transaction."""
+    connection.executescript("BEGIN IMMEDIATE;" + _TABLES + DIRECTORY_TABLES)
+    connection.execute("INSERT INTO meta VALUES ('epoch', ?), ('last_rev', 0), ('pings', 0)", (new_id(),))
+    fill_directory(connection, now)
+    connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+    connection.execute(f"PRAGMA user_version = {VERSION}")
+    connection.execute("COMMIT")
+
+
+def fill_directory(connection: sqlite3.Connection, now: datetime) -> None:
+    """What the new tables of the directory hold at first."""
+    connection.execute("INSERT INTO meta VALUES ('access_sequence', 1)")
+    connection.execute("INSERT INTO tenants VALUES (?, ?, NULL)", (DEFAULT_TENANT, to_ms(now)))
+    connection.execute(
+        "INSERT INTO signing_secrets (id, secret, created_at) VALUES (?, ?, ?)",
+        (new_id(), new_secret(), to_ms(now)),
+    )
 
 
 def _connect(path: Path, busy_timeout_s: float, cache_kib: int) -> sqlite3.Connection:
@@ -138,19 +205,11 @@ def _check(connection: sqlite3.Connection, path: Path) -> None:
     tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
     if tables and _pragma(connection, "application_id") != _APPLICATION_ID:
         raise StartupError(f"{path} is a database, but not one of the notification server")
-    version = _pragma(connection, "user_version")
+    version = version_of(connection)
     if version > VERSION:
         raise StartupError(
             f"{path} was written by a newer notification server (its schema is {version}, this one knows {VERSION})"
         )
-
-
-def _make(connection: sqlite3.Connection) -> None:
-    connection.executescript("BEGIN IMMEDIATE;" + _TABLES)
-    connection.execute("INSERT INTO meta VALUES ('epoch', ?), ('last_rev', 0), ('pings', 0)", (new_id(),))
-    connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-    connection.execute(f"PRAGMA user_version = {VERSION}")
-    connection.execute("COMMIT")
 
 
 def _pragma(connection: sqlite3.Connection, name: str) -> int:

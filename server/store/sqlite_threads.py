@@ -28,6 +28,10 @@ MAX_TRANSACTION_S = 0.05
 """A transaction takes in what arrives while it runs, but no longer than this, so that its first work is not kept
 waiting by its last."""
 
+_BUSY_POLL_S = 0.001
+"""Between two tries to begin a transaction while another process writes. SQLite's own waiting grows to 0.1 s a try and
+may never hit upon the short moments between the transactions of somebody who writes all the time."""
+
 _UNAVAILABLE = {
     sqlite3.SQLITE_BUSY,
     sqlite3.SQLITE_CANTOPEN,
@@ -41,6 +45,11 @@ _UNAVAILABLE = {
     sqlite3.SQLITE_PROTOCOL,
     sqlite3.SQLITE_READONLY,
 }
+
+
+def is_busy(error: Exception) -> bool:
+    """Whether SQLite says that somebody else has a lock."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
 
 
 def _as_store_error(error: Exception) -> Exception:
@@ -89,12 +98,17 @@ class Writer:
     """Runs works on one connection, in the order given, several to a transaction."""
 
     def __init__(
-        self, connection: sqlite3.Connection, before_commit: Callable[[sqlite3.Connection], None]
+        self,
+        connection: sqlite3.Connection,
+        before_commit: Callable[[sqlite3.Connection], None],
+        patience_s: float = 0.0,
     ) -> None:
         """Takes over `connection`. `before_commit` is called at the end of each transaction, in the writer's thread.
-        Made, used and closed on one loop."""
+        `patience_s`: how long to wait while another process writes. Made, used and closed on one loop."""
+        connection.execute("PRAGMA busy_timeout = 0")
         self._connection = connection
         self._before_commit = before_commit
+        self._patience_s = patience_s
         self._loop = asyncio.get_running_loop()
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._is_closing = False
@@ -160,7 +174,15 @@ class Writer:
 
     def _begin(self) -> None:
         self._roll_back()
-        self._connection.execute("BEGIN IMMEDIATE")
+        until = time.monotonic() + self._patience_s
+        while True:
+            try:
+                self._connection.execute("BEGIN IMMEDIATE")
+                return
+            except sqlite3.OperationalError as exc:
+                if not is_busy(exc) or time.monotonic() >= until:
+                    raise
+                time.sleep(_BUSY_POLL_S)
 
     def _roll_back(self) -> None:
         if self._connection.in_transaction:
@@ -244,6 +266,15 @@ class Readers:
             job.run(connection)
         _call_soon(self._loop, self._give, job)
         return True
+
+
+async def within(timeout_s: float, answer: asyncio.Future[T]) -> T:
+    """The answer, or `StoreUnavailable` if it takes longer."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await answer
+    except TimeoutError as exc:
+        raise StoreUnavailable() from exc
 
 
 # -- threads and their loop ----------------------------------------------------------------------------------

@@ -11,8 +11,11 @@
  *     inbox.connect();
  *     // and then: inbox.seen([id]); inbox.seenAll(); inbox.delete([id]); await inbox.content(); inbox.close();
  *
- * It connects again by itself, after growing random delays, whatever ended the connection but `close()` and a refused
- * sign-in; then it joins again and reads again what it held, so that `items` ends equal to the inbox. It speaks over a
+ * Instead of login and password it takes a `token`, or a function that fetches one: `token: () => fetchToken()`. The
+ * function is asked at each sign-in, so also when the server says that the last token has ended.
+ *
+ * It connects again by itself, after growing random delays, whatever ended the connection but `close()`, a refused
+ * sign-in and being signed out; then it joins again and reads again what it held, so that `items` ends equal to the inbox. It speaks over a
  * plain WebSocket; given the constructor of sockjs-client, over whichever transport of that library gets through.
  *
  * The texts of a notification come from elsewhere: set them as `textContent`, never as HTML, and let only addresses
@@ -46,13 +49,14 @@
  * @property {{ ids: string[] }} delete deleted, on this screen or another
  * @property {{ unseen: number }} count of the whole inbox
  * @property {{ state: State, retryInMs?: number }} state `retryInMs` comes with `waiting`
- * @property {{ code: string, message: string, field?: string }} error the server's word; with `bad_credentials` (and
- *   anything else that makes another try useless) the state becomes `closed`
+ * @property {{ code: string, message: string, field?: string }} error the server's word; with `bad_credentials`,
+ *   `signed_out`, `revoked` (and anything else that makes another try useless) the state becomes `closed`
  *
  * @typedef {object} Options
  * @property {string} [url] the server's socket, without `/websocket`; default `/notification`
- * @property {string} login
- * @property {string} password
+ * @property {string} [login]
+ * @property {string} [password]
+ * @property {string | (() => string | Promise<string>)} [token] instead of login and password
  * @property {any} [SockJS] the constructor of sockjs-client
  * @property {string[]} [transports] those that SockJS may use; default all
  * @property {number} [pageSize] 1 to 100; default 30
@@ -83,6 +87,12 @@ const DOUBTFUL_AFTER_MS = 60_000;
 const MAX_PAGE_SIZE = 100;
 /** So many are read again after a break, at most; the others by paging. */
 const MAX_RELOADED = 500;
+/** How the server closes a connection whose token has ended: a new one is all it takes. */
+const TOKEN_EXPIRED = 3005;
+/** From this close code on, coming back is useless until something has changed. */
+const FIRST_FINAL_CODE = 3500;
+/** Errors that answer a sign-in which may do better later. */
+const PASSING_ERRORS = ["busy", "rate_limited", "auth_unavailable", "too_many_connections"];
 
 /** @type {(a: string, b: string) => number} */
 const compare = (a, b) => (a < b ? -1 : a > b ? 1 : 0);
@@ -206,24 +216,36 @@ export class Notifications extends EventTarget {
     const socket = SockJS ? new SockJS(url, null, transports && { transports }) : new WebSocket(webSocketUrl(url));
     socket.onopen = () => this.#join();
     socket.onmessage = (/** @type {MessageEvent} */ { data }) => this.#receive(data);
-    socket.onclose = () => this.#lost("the connection was closed");
+    socket.onclose = (/** @type {CloseEvent} */ { code, reason }) => this.#onClose(code, reason);
     this.#socket = socket;
     this.#watch();
   }
 
-  #join() {
-    const { login, password } = this.#options;
-    this.#send("join", { login, password });
+  async #join() {
+    const { login, password, token } = this.#options;
     const socket = this.#socket;
-    // Does not wait for the join's answer: that saves a round trip.
-    this.#load().catch(() => socket === this.#socket && this.#lost("the inbox could not be read"));
+    try {
+      const proof = token === undefined ? { login, password } : { token: typeof token === "function" ? await token() : token };
+      if (socket !== this.#socket) return;
+      this.#send("join", proof);
+      // Does not wait for the join's answer: that saves a round trip.
+      await this.#load();
+    } catch {
+      // The page's own function had no token, or the inbox could not be read.
+      if (socket === this.#socket) this.#lost("could not sign in");
+    }
   }
 
   /** Read the inbox anew, as far down as the page sees it now, and only then show it. */
   async #load() {
     const { pageSize } = this.#options;
     const next = /** @type {View} */ (this.#next);
-    await this.#read(null, Math.min(Math.max(this.#view.items.size, pageSize), MAX_RELOADED));
+    const { items, oldest, isComplete } = this.#view;
+    await this.#read(null, Math.max(items.size, pageSize), (last, count) => {
+      // What came meanwhile must not push off the end what the page shows there.
+      const isDown = oldest === null || (!isComplete && byAge(last, oldest) >= 0);
+      return count >= MAX_RELOADED || (count >= pageSize && isDown);
+    });
     if (next !== this.#next) return;
     // The join told of all that is unseen; what lies further down comes again by paging, then without gaps.
     for (const [id, item] of next.items) if (isBeyond(next, item)) next.items.delete(id);
@@ -234,6 +256,17 @@ export class Notifications extends EventTarget {
     this.#watch();
     this.#listChanged();
     for (const [name, ids] of this.#postponed.splice(0)) this.#send(name, { ids });
+  }
+
+  /** @param {number} code @param {string} reason */
+  #onClose(code, reason) {
+    if (code >= FIRST_FINAL_CODE && code < 4000) {
+      this.#end();
+      this.#emit("error", { code: reason, message: reason === "signed_out" ? "you were signed out" : "access has ended" });
+    } else if (code === TOKEN_EXPIRED && this.#state === "online") {
+      this.#disconnect("the token has ended");
+      this.#open();
+    } else this.#lost("the connection was closed");
   }
 
   /** Try again later. @param {string} why */
@@ -301,14 +334,19 @@ export class Notifications extends EventTarget {
     else this.#postponed.push([name, ids]);
   }
 
-  /** Read so many, in as many pages as it takes. @param {Notification | null} before @param {number} count */
-  async #read(before, count) {
+  /**
+   * Read in as many pages as it takes: so many, or if a third argument is given, until that says it is enough.
+   * @param {Notification | null} before @param {number} count
+   * @param {(last: Notification, count: number) => boolean} [isEnough] asked with the last one read, and how many
+   */
+  async #read(before, count, isEnough = (_, read) => read >= count) {
     const socket = this.#socket;
     const items = [];
-    for (let more = true; more && items.length < count; ) {
+    for (let more = true; more && !(items.length && isEnough(/** @type {Notification} */ (before), items.length)); ) {
       // A listener may have closed the connection when it was shown the page before.
       if (socket !== this.#socket) throw new Error("the connection was closed");
-      const page = await this.#ask(before && before._id, Math.min(count - items.length, MAX_PAGE_SIZE));
+      const left = count > items.length ? count - items.length : this.#options.pageSize;
+      const page = await this.#ask(before && before._id, Math.min(left, MAX_PAGE_SIZE));
       items.push(...page.items);
       before = page.items.at(-1) ?? before;
       more = page.more;
@@ -399,7 +437,8 @@ export class Notifications extends EventTarget {
   /** @param {Events["error"]} error */
   #onError(error) {
     if (this.#isJoined) this.#questions.shift()?.reject(new Error(error.message));
-    else if (error.code === "busy") this.#lost(error.message);
+    else if (PASSING_ERRORS.includes(error.code) || (error.code === "token_expired" && typeof this.#options.token === "function"))
+      this.#lost(error.message);
     // Without its store the server keeps the join in mind, and answers it later.
     else if (error.code !== "store_unavailable") this.#end();
     this.#emit("error", error);

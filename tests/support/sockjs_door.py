@@ -20,6 +20,8 @@ from tornado.web import Application
 from websockets.asyncio.client import ClientConnection, connect
 
 from server import bus
+from server.config.schema import Limits as LimitSettings
+from server.limits import Limits
 from server.rooms import Connection
 from server.transports.sockjs import SockJSDoor, SockJSOptions
 from server.wire import CloseReason, Frame
@@ -38,6 +40,8 @@ WEBSOCKETS = {"websocket": "/000/a/websocket", "rawwebsocket": "/websocket"}
 
 OPTIONS = SockJSOptions(client_url="/our/own/sockjs.js", prefix="/socket", disconnect_delay_s=WAIT_S)
 
+NO_LIMITS = LimitSettings(connects_per_address=None, commands_per_connection=None)
+
 
 def frame(number: int, filler: int = 0) -> Frame:
     """A message with a number in it, and `filler` bytes."""
@@ -52,6 +56,7 @@ class RecordingSession:
         self.received: asyncio.Queue[str] = asyncio.Queue()
         self.closed_count = 0
         self.over = asyncio.Event()
+        self.is_joined = True
         self._service = service
         service.on_open(self)
 
@@ -65,9 +70,11 @@ class RecordingSession:
 
 
 class DoorService:
-    """A door that is being served. Set `on_open` and `on_message` before clients come."""
+    """A door that is being served. Set `on_open` and `on_message` before clients come. `limits`: those of config."""
 
-    def __init__(self, tls: ssl.SSLContext | None = None, **options: Any) -> None:
+    def __init__(
+        self, tls: ssl.SSLContext | None = None, limits: LimitSettings = NO_LIMITS, **options: Any
+    ) -> None:
         self.all_sessions: list[RecordingSession] = []
         self._opened: asyncio.Queue[RecordingSession] = asyncio.Queue()
         self.on_open: Callable[[RecordingSession], None] = lambda session: None
@@ -76,7 +83,8 @@ class DoorService:
         )
         self.ends: list[tuple[str, CloseReason | None]] = []
         """What the bus said of connections that are over: transport, reason."""
-        self.door = SockJSDoor(self._open, identify, replace(OPTIONS, **options))
+        self.limits = Limits(limits)
+        self.door = SockJSDoor(self._open, identify, self.limits, replace(OPTIONS, **options))
         dispatcher.connect(self._note_end, signal=bus.CONNECTION_CLOSED)
         self._server = HTTPServer(Application(self.door.routes), ssl_options=tls)
         sockets = bind_sockets(0, "127.0.0.1", socket.AF_INET)
@@ -197,20 +205,20 @@ class RawClient:
                 parts.append(part)
         return b"".join(parts)
 
-    async def upgrade(self, path: str) -> None:
+    async def upgrade(self, path: str, headers: Mapping[str, str] | None = None) -> None:
         """The handshake of a WebSocket that will neither read nor answer pings by itself."""
-        await self.write_request(
-            "GET",
-            path,
-            headers={
-                "Upgrade": "websocket",
-                "Connection": "Upgrade",
-                "Sec-WebSocket-Version": "13",
-                "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
-            },
-        )
+        await self.ask_for_upgrade(path, headers)
         status, _ = await self.read_head()
         assert status == 101
+
+    async def ask_for_upgrade(self, path: str, headers: Mapping[str, str] | None = None) -> None:
+        upgrade = {
+            "Upgrade": "websocket",
+            "Connection": "Upgrade",
+            "Sec-WebSocket-Version": "13",
+            "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+        }
+        await self.write_request("GET", path, headers=upgrade | dict(headers or {}))
 
     def write_frame(self, opcode: int, payload: bytes, first_bits: int = 0x80) -> None:
         """A masked WebSocket frame (RFC 6455 section 5.2), the mask being zero."""
@@ -235,9 +243,11 @@ class RawClient:
 
 
 @contextlib.asynccontextmanager
-async def serving(tls: ssl.SSLContext | None = None, **options: Any) -> AsyncIterator[DoorService]:
+async def serving(
+    tls: ssl.SSLContext | None = None, limits: LimitSettings = NO_LIMITS, **options: Any
+) -> AsyncIterator[DoorService]:
     """Serve a door with these options instead of `OPTIONS`."""
-    service = DoorService(tls, **options)
+    service = DoorService(tls, limits, **options)
     try:
         yield service
     finally:

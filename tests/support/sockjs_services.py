@@ -17,6 +17,8 @@ from tornado.netutil import bind_sockets
 from tornado.web import Application
 
 from server.callers import Caller, CallerPolicy
+from server.config.schema import Limits as LimitSettings
+from server.limits import Limits
 from server.rooms import Connection
 from server.transports.sockjs import ClientSession, SockJSDoor, SockJSOptions
 from server.transports.sockjs.frames import raw_websocket_bytes
@@ -54,6 +56,8 @@ class EchoSession:
     def closed(self) -> None:
         pass
 
+    is_joined = True
+
 
 class CloseSession(EchoSession):
     """Says goodbye at once."""
@@ -75,7 +79,7 @@ def protocol_doors() -> list[SockJSDoor]:
         (EchoSession, replace(OPTIONS, prefix="/cookie_needed_echo", cookie_needed=True)),
         (CloseSession, replace(OPTIONS, prefix="/close")),
     ]
-    return [SockJSDoor(session, identify, options) for session, options in services]
+    return [SockJSDoor(session, identify, Limits(LimitSettings()), options) for session, options in services]
 
 
 async def serve(port: int) -> None:

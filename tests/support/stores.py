@@ -13,12 +13,22 @@ import pytest
 
 from server.ids import new_id
 from server.messages import Document, EmailDuty, Mail, MailRecipient, Notification, Recipient, now
-from server.store import Store
+from server.store import Directory, Store
 
 KINDS = ("sqlite", "mongo-standalone", "mongo-replica-set")
 
 TENANT = "acme"
 USER = "alice"
+
+
+class Beside(Protocol):
+    """What another process opens to change the directory of a store that a server has open."""
+
+    directory: Directory
+
+    async def open(self) -> None: ...
+
+    async def close(self) -> None: ...
 
 
 class Place(Protocol):
@@ -29,6 +39,9 @@ class Place(Protocol):
 
     def store(self, timeout_s: float = 10.0) -> Store:
         """A store that is not open yet."""
+
+    def beside(self) -> Beside:
+        """A way to the directory, not open yet, for use also while a store is open there."""
 
     def arguments(self) -> list[str]:
         """For `place_of`, in another process."""
@@ -43,6 +56,11 @@ class SQLitePlace:
         from server.store.sqlite import SQLiteStore
 
         return SQLiteStore(self.path, timeout_s=timeout_s)
+
+    def beside(self) -> Beside:
+        from server.store.sqlite_beside import SQLiteBeside
+
+        return SQLiteBeside(self.path)
 
     def arguments(self) -> list[str]:
         return ["sqlite", str(self.path)]
@@ -60,6 +78,11 @@ class MongoPlace:
         return MongoStore(
             url=self.url, db=self.db, collection=None, timeout_s=timeout_s, legacy_timezone=None
         )
+
+    def beside(self) -> Beside:
+        from server.store.mongo_beside import MongoBeside
+
+        return MongoBeside(self.url, self.db)
 
     def arguments(self) -> list[str]:
         return ["mongo", self.url, self.db]
@@ -91,7 +114,9 @@ def fresh_place(kind: str, request: pytest.FixtureRequest) -> Iterator[Place]:
 
 def make_notification(tenant: str = TENANT, **fields: Any) -> Notification:
     """A notification with some of its fields; `created_at` is the present unless given."""
-    return Notification(**{"nid": new_id(), "tenant": tenant, "created_at": now(), "content": "", **fields})
+    return Notification(
+        **{"nid": new_id(tenant), "tenant": tenant, "created_at": now(), "content": "", **fields}
+    )
 
 
 async def put(store: Store, user_id: str = USER, tenant: str = TENANT, **fields: Any) -> Document:

@@ -34,6 +34,10 @@ MIN_BYTES_PER_S = 8 * 1024
 """How fast a queue must leave, on average over `slow_after_s`: one that leaves more slowly is memory held for nothing.
 """
 
+STRANGER_MESSAGE_BYTES = 16 * 1024
+"""The longest token or password there may be, every character escaped, and some more. What is not complete yet is
+memory held for nobody we know."""
+
 MESSAGES_PER_TURN = 64
 """How many messages of one client are handled before the others get their turn."""
 
@@ -47,6 +51,10 @@ class ClientSession(Protocol):
 
     def closed(self) -> None:
         """The connection is over; called exactly once."""
+
+    @property
+    def is_joined(self) -> bool:
+        """Whether the client has said who it is."""
 
 
 class ClientConnection:
@@ -120,6 +128,16 @@ class ClientConnection:
             session.closed()
         except Exception:
             LOG.exception("a session failed when its connection was closed")
+
+    @property
+    def is_joined(self) -> bool:
+        return self._session is not None and self._session.is_joined
+
+    @property
+    def max_message_bytes(self) -> int:
+        """How large a message may be that is read now: a stranger's is a join."""
+        most = self._door.options.max_message_bytes
+        return most if self.is_joined else min(most, STRANGER_MESSAGE_BYTES)
 
     # -- in --------------------------------------------------------------------------------------------------
     async def receive(self, texts: Iterable[str]) -> None:

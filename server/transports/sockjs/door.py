@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from tornado.httputil import HTTPServerRequest
 from tornado.ioloop import PeriodicCallback
@@ -15,13 +15,15 @@ from tornado.web import RequestHandler
 
 from server import bus
 from server.callers import Caller
+from server.errors import Busy
+from server.rates import TokenBucket
 from server.rooms import Connection
 from server.transports.sockjs import handlers, receivers, websocket
 from server.transports.sockjs.connections import ClientConnection, ClientSession
 from server.transports.sockjs.http import HttpConnection
 from server.transports.sockjs.origins import Origins
 from server.transports.sockjs.stock import SockJSRouter, static, transports
-from server.wire import CloseReason
+from server.wire import NOT_JOINED, CloseReason
 
 Route = tuple[str, type[RequestHandler], dict[str, Any]]
 
@@ -45,6 +47,26 @@ _OURS: dict[type, type[RequestHandler]] = {
 MAX_SESSIONS_WITHOUT_REQUEST = 20_000
 """How many sessions over HTTP may have no request waiting. Each of the others has a TCP connection, which are bounded
 elsewhere; of these any number could be opened over one."""
+
+
+class Admission(Protocol):
+    """Who may have how many connections, and how fast they may send."""
+
+    @property
+    def join_within_s(self) -> float:
+        """How long a connection may be nobody's."""
+
+    def may_connect(self, caller: Caller) -> None:
+        """Raises `RateLimited`."""
+
+    def opened(self, caller: Caller) -> None:
+        """A connection of this caller is open."""
+
+    def closed(self, caller: Caller) -> None:
+        """It is over. Called once for each."""
+
+    def pace_frame(self, connection: TokenBucket) -> float:
+        """Count what a client sent; how many seconds to wait before more is read of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,13 +103,14 @@ class SockJSDoor(SockJSRouter):
     """A SockJS service at `options.prefix`. To be made on a running loop.
 
     `open_session` is called with each new connection, `identify` with the address of a request's socket and its
-    headers.
+    headers, `admission` about each connection.
     """
 
     def __init__(
         self,
         open_session: Callable[[Connection], ClientSession],
         identify: Callable[[str, Mapping[str, str]], Caller],
+        admission: Admission,
         options: SockJSOptions,
     ) -> None:
         disabled = [] if options.websocket else ["websocket"]
@@ -100,6 +123,7 @@ class SockJSDoor(SockJSRouter):
         self.options = options
         self.origins = Origins(options.origins, options.frame_ancestors)
         self.open_session = open_session
+        self.admission = admission
         self.backlogged: set[ClientConnection] = set()
         """The connections with something in their queue, and some that had a moment ago."""
         self._identify = identify
@@ -107,6 +131,8 @@ class SockJSDoor(SockJSRouter):
         self._http_connections: dict[str, HttpConnection] = {}
         self._expected: dict[HttpConnection, float] = {}
         """Clients of which no request is waiting, and since when; the longest first."""
+        self._strangers: dict[ClientConnection, float] = {}
+        """Connections that had no user when last looked at, and since when; the longest first."""
 
         tick_s = min(1.0, options.heartbeat_s / 8, options.disconnect_delay_s / 4, options.slow_after_s / 4)
         self.give_up_after_s = 4 * options.heartbeat_s
@@ -148,6 +174,8 @@ class SockJSDoor(SockJSRouter):
         self._opened_count += 1
         self._slices[connection.slot].add(connection)
         self._counts[connection.transport] += 1
+        self._strangers[connection] = time.monotonic()
+        self.admission.opened(connection.caller)
         bus.tell(bus.CONNECTION_OPENED, self, transport=connection.transport)
 
     def remove(self, connection: ClientConnection, reason: CloseReason | None) -> None:
@@ -155,6 +183,8 @@ class SockJSDoor(SockJSRouter):
         self._slices[connection.slot].discard(connection)
         self.backlogged.discard(connection)
         self._counts[connection.transport] -= 1
+        self._strangers.pop(connection, None)
+        self.admission.closed(connection.caller)
         bus.tell(bus.CONNECTION_CLOSED, self, transport=connection.transport, reason=reason)
 
     def close_all(self, reason: CloseReason) -> None:
@@ -168,10 +198,14 @@ class SockJSDoor(SockJSRouter):
         self._sweep.stop()
 
     # -- sessions over HTTP ----------------------------------------------------------------------------------
-    def http_connection(self, session_id: str, transport: str, caller: Caller) -> HttpConnection | None:
-        """The connection of this session, or a new one, to be opened by its first receiver; None: too many."""
+    def http_connection(self, session_id: str, transport: str, caller: Caller) -> HttpConnection:
+        """The connection of this session, or a new one, to be opened by its first receiver. Raises `Busy` if there are
+        too many."""
         connection = self._http_connections.get(session_id)
-        if connection is None and len(self._expected) < MAX_SESSIONS_WITHOUT_REQUEST:
+        if connection is None:
+            if len(self._expected) >= MAX_SESSIONS_WITHOUT_REQUEST:
+                raise Busy("too many sessions; try again")
+            self.admission.may_connect(caller)
             connection = HttpConnection(self, transport, caller, session_id)
             self._http_connections[session_id] = connection
         return connection
@@ -202,12 +236,24 @@ class SockJSDoor(SockJSRouter):
             self._http_connections.pop(connection.session_id, None)
 
     # -- heartbeats ------------------------------------------------------------------------------------------
+    def _close_strangers(self, now: float) -> None:
+        while self._strangers:
+            connection, since = next(iter(self._strangers.items()))
+            if now - since < self.admission.join_within_s:
+                return
+            del self._strangers[connection]
+            if not connection.is_joined:
+                connection.close(NOT_JOINED)
+
     def _tick(self) -> None:
         """One timer for all connections: each is looked at once per heartbeat, a slice of them at a time."""
         now = time.monotonic()
         self._forget_expected(now)
+        self._close_strangers(now)
         for connection in tuple(self.backlogged):
             connection.check_progress(now)
         self._tick_count += 1
         for connection in tuple(self._slices[self._tick_count % len(self._slices)]):
             connection.heartbeat(now)
+            if not (connection.is_joined or connection.is_closed):
+                self._strangers.setdefault(connection, now)  # has left

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from tornado.web import HTTPError, RequestHandler
 
+from server.errors import RateLimited, ServerError
+from server.limits import retry_after
 from server.transports.sockjs.stock import GreetingsHandler, PreflightHandler
 
 if TYPE_CHECKING:
@@ -61,6 +63,12 @@ class RefusingHandler(RequestHandler):
             self.finish()
         else:
             self.finish_text(f"{self._reason}\n")
+
+    def refuse(self, error: ServerError) -> None:
+        """Answer with what is wrong, and when to come back."""
+        if isinstance(error, RateLimited):
+            self.set_header("Retry-After", retry_after(error))
+        self.finish_text(f"{error}\n", error.http_status)
 
     def finish_text(self, text: str, status_code: int | None = None) -> None:
         """Answer with plain text."""

@@ -12,8 +12,9 @@ from urllib.parse import unquote_plus
 from tornado.concurrent import future_add_done_callback
 from tornado.web import stream_request_body
 
+from server.errors import Busy
 from server.transports.sockjs import connections
-from server.transports.sockjs.connections import LOG, tune_socket
+from server.transports.sockjs.connections import LOG, STRANGER_MESSAGE_BYTES, tune_socket
 from server.transports.sockjs.frames import (
     Encode,
     array_frame,
@@ -49,9 +50,10 @@ class ReceivingHandler(Handler, Receiver):
     async def _receive(self, session_id: str, prelude: bytes = b"") -> None:
         """Take part in the session until the response is complete or the client is gone."""
         caller = self.server.identify(self.request)
-        connection = self.server.http_connection(session_id, self.transport, caller)
-        if connection is None:
-            self.finish_text("Too many sessions.", 503)
+        try:
+            connection = self.server.http_connection(session_id, self.transport, caller)
+        except Busy as error:
+            self.refuse(error)
             return
         tune_socket(self._stream, self.server.give_up_after_s)
         if prelude:
@@ -271,11 +273,20 @@ class HtmlFile(StreamingHandler):
 
 @stream_request_body
 class SendingHandler(Handler):
-    """A request that brings messages of the client. Reads its body itself, and no more of it than is allowed."""
+    """A request that brings messages of the client. Reads its body itself, and no more of it than is allowed: nothing
+    where there is no session."""
 
     def prepare(self) -> None:
         super().prepare()
         self._body = bytearray()
+        self._max_bytes = STRANGER_MESSAGE_BYTES
+        if self.request.method != "POST":
+            return
+        connection = self._find()
+        if connection is None:
+            self._say_no_session()
+            return
+        self._max_bytes = connection.max_message_bytes
         # Tornado answers 400 to what is over its own limit; we count ourselves, and answer 413.
         self.request.connection.set_max_body_size(sys.maxsize)  # type: ignore[union-attr]  # HTTP/1 always has it
         with contextlib.suppress(ValueError):  # no number, which the server will answer
@@ -286,18 +297,28 @@ class SendingHandler(Handler):
         self._check_size(len(self._body))
 
     def _check_size(self, size: int) -> None:
-        if size > self.server.options.max_message_bytes:
+        if size > self._max_bytes:
             self.preflight()
             self.finish_text("Payload too big.", 413)
 
+    def _find(self) -> HttpConnection | None:
+        return self.server.open_http_connection(
+            self.path_kwargs["session_id"], self.server.identify(self.request)
+        )
+
+    def _say_no_session(self) -> None:
+        self.preflight()
+        self.disable_cache()
+        self.finish_text("No such session.", 404)
+
     async def post(self, session_id: str) -> None:
+        connection = self._find()
+        if connection is None:  # any more
+            self._say_no_session()
+            return
         self.preflight()
         self.handle_session_cookie()
         self.disable_cache()
-        connection = self.server.open_http_connection(session_id, self.server.identify(self.request))
-        if connection is None:
-            self.finish_text("No such session.", 404)
-            return
         texts = self._texts()
         if texts is not None:
             async with connection.receiving:

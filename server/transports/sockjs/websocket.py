@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from tornado.iostream import IOStream, SSLIOStream, StreamClosedError
-from tornado.websocket import WebSocketHandler, WebSocketProtocol
+from tornado.websocket import WebSocketHandler, WebSocketProtocol, WebSocketProtocol13
 
 from server.callers import Caller
+from server.errors import RateLimited
+from server.rates import TokenBucket
 from server.transports.sockjs.connections import (
     LOG,
     ClientConnection,
@@ -35,6 +38,34 @@ from server.wire import CloseReason, Frame
 if TYPE_CHECKING:
     from server.transports.sockjs.door import SockJSDoor
 
+
+class PacedProtocol(WebSocketProtocol13):
+    """Reads no faster than frames may come, of whatever kind: pings and endless fragments cost as much as commands, and
+    no session hears of them. The rest waits at the client, for TCP lets it send no more."""
+
+    _bucket: TokenBucket
+    _server: SockJSDoor
+
+    @classmethod
+    def for_handler(cls, handler: WebSocketTransport, stock: WebSocketProtocol13) -> PacedProtocol:
+        """In the place of the one that Tornado would use."""
+        protocol = cls(handler, False, stock.params)
+        protocol._bucket = TokenBucket()
+        protocol._server = handler.server
+        return protocol
+
+    @property
+    def is_amid_fragments(self) -> bool:
+        """Whether a part of a message has come, and not all. Tornado has no public name for it."""
+        return self._fragmented_message_buffer is not None
+
+    async def _receive_frame(self) -> None:
+        await super()._receive_frame()
+        wait_s = self._server.admission.pace_frame(self._bucket)
+        if wait_s:
+            await asyncio.sleep(wait_s)
+
+
 TEXT_ONLY = CloseReason(1003, "text frames only")
 
 
@@ -48,7 +79,7 @@ class WebSocketConnection(ClientConnection):
         door: SockJSDoor,
         transport: str,
         caller: Caller,
-        protocol: WebSocketProtocol,
+        protocol: PacedProtocol,
         stream: IOStream,
     ) -> None:
         super().__init__(door, transport, caller)
@@ -103,6 +134,17 @@ class WebSocketConnection(ClientConnection):
     def _written_bytes(self) -> int:
         return written_bytes(self._stream)
 
+    # -- in --------------------------------------------------------------------------------------------------
+    def fit_message_limit(self) -> None:
+        """Let messages be as large as this client may send them from now on."""
+        self._protocol.params.max_message_size = self.max_message_bytes
+
+    def note_pong(self) -> None:
+        """A pong is a sign of life, but not between the parts of a message, or one without an end would never be given
+        up. (Amid a frame there can be none.)"""
+        if not self._protocol.is_amid_fragments:
+            self.last_alive_at = time.monotonic()
+
     async def drained(self) -> None:
         if self._stream.closed() or not self._stream.writing():
             return
@@ -145,9 +187,16 @@ class WebSocketTransport(RefusingHandler, WebSocketHandler):
     def initialize(self, server: SockJSDoor) -> None:
         self.server = server
 
-    @property
-    def max_message_size(self) -> int:
-        return self.server.options.max_message_bytes
+    def prepare(self) -> None:
+        super().prepare()
+        try:
+            self.server.admission.may_connect(self.server.identify(self.request))
+        except RateLimited as error:
+            self.refuse(error)
+
+    def get_websocket_protocol(self) -> WebSocketProtocol | None:
+        stock = super().get_websocket_protocol()
+        return PacedProtocol.for_handler(self, stock) if isinstance(stock, WebSocketProtocol13) else stock
 
     @property
     def ping_interval(self) -> float:
@@ -159,13 +208,14 @@ class WebSocketTransport(RefusingHandler, WebSocketHandler):
         return True
 
     def open(self, *args: str, **kwargs: str) -> None:
-        protocol: WebSocketProtocol = self.ws_connection  # type: ignore[assignment]  # is there by now
-        stream: IOStream = protocol.stream  # type: ignore[assignment]  # as is this
+        protocol: PacedProtocol = self.ws_connection  # type: ignore[assignment]  # is there by now
+        stream: IOStream = protocol.stream
         tune_socket(stream, self.server.give_up_after_s)
         caller = self.server.identify(self.request)
         self._connection = WebSocketConnection(self.server, self.transport, caller, protocol, stream)
         self._forget_request()
         self._connection.open()
+        self._connection.fit_message_limit()
 
     def _forget_request(self) -> None:
         """Nobody will look at the request again, and it stays as long as the connection."""
@@ -178,6 +228,7 @@ class WebSocketTransport(RefusingHandler, WebSocketHandler):
             self._connection.close(TEXT_ONLY)
         else:
             await self._receive(message)
+            self._connection.fit_message_limit()
 
     async def _receive(self, message: str) -> None:
         if not message:
@@ -191,7 +242,7 @@ class WebSocketTransport(RefusingHandler, WebSocketHandler):
         await self._connection.receive(texts or ())
 
     def on_pong(self, data: bytes) -> None:
-        self._connection.last_alive_at = time.monotonic()
+        self._connection.note_pong()
 
     def on_close(self) -> None:
         self._connection.lost()

@@ -1,0 +1,128 @@
+"""How the things that the server depends on are: asks them, briefly, and not more often than makes sense.
+
+Whoever may ask us (load balancers, anybody) learns words of ours only: what an error says may name addresses. That is
+for the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from server.errors import ServerError
+
+logger = logging.getLogger(__name__)
+
+TIMEOUT_S = 2.0
+"""For one dependency to answer. Load balancers wait about so long themselves."""
+
+KEPT_S = 1.0
+"""For how long an answer is given again, however many ask."""
+
+Probe = Callable[[], Awaitable[None]]
+"""Returns if all is well; raises what is wrong (a `Trouble` or a `ServerError` where that can be expected)."""
+
+
+class Trouble(Exception):
+    """What is wrong with a dependency, in words for anybody: no addresses, no names."""
+
+
+class State(StrEnum):
+    """Where this node is in its life."""
+
+    STARTING = "starting"
+    SERVING = "serving"
+    STOPPING = "stopping"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """How one dependency is. `reason` "": well. `is_vital`: without it the server cannot serve."""
+
+    name: str
+    is_vital: bool
+    latency_ms: float
+    reason: str = ""
+
+    @property
+    def is_up(self) -> bool:
+        return not self.reason
+
+
+@dataclass(frozen=True, slots=True)
+class _Dependency:
+    name: str
+    probe: Probe
+    is_vital: bool
+
+
+class Checks:
+    """Of one node. `note`: is told of each dependency that was asked: its name, whether it is well, and the seconds
+    that took. The owner keeps `state` up to date."""
+
+    def __init__(
+        self,
+        note: Callable[[str, bool, float], None] = lambda name, is_up, took_s: None,
+        *,
+        timeout_s: float = TIMEOUT_S,
+        kept_s: float = KEPT_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.state = State.STARTING
+        self._note = note
+        self._timeout_s = timeout_s
+        self._kept_s = kept_s
+        self._clock = clock
+        self._dependencies: list[_Dependency] = []
+        self._findings: tuple[Finding, ...] = ()
+        self._found_at = float("-inf")
+        self._failing: set[str] = set()
+        self._looking = asyncio.Lock()
+
+    def add(self, name: str, probe: Probe, *, is_vital: bool = False) -> None:
+        """From now on ask this one, too. `name` is for people and figures."""
+        self._dependencies.append(_Dependency(name, probe, is_vital))
+
+    async def look(self) -> Sequence[Finding]:
+        """How each is, in the order in which they were added; at most `kept_s` old. Nothing is asked twice at the same
+        time, nor before or after the node serves: then there are no findings. Does not raise."""
+        async with self._looking:
+            if self.state is not State.SERVING:
+                return ()
+            if self._clock() - self._found_at >= self._kept_s:
+                self._findings = tuple(await asyncio.gather(*map(self._ask, self._dependencies)))
+                self._found_at = self._clock()
+            return self._findings
+
+    async def _ask(self, dependency: _Dependency) -> Finding:
+        began_at = time.monotonic()
+        reason, error = "", None
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await dependency.probe()
+        except Exception as exc:
+            reason, error = self._reason(exc), exc
+        took_s = time.monotonic() - began_at
+        self._note(dependency.name, not reason, took_s)
+        self._log(dependency.name, error)
+        return Finding(dependency.name, dependency.is_vital, round(took_s * 1000, 3), reason)
+
+    def _reason(self, error: Exception) -> str:
+        if isinstance(error, Trouble):
+            return str(error)
+        if isinstance(error, TimeoutError):
+            return f"no answer within {self._timeout_s:g} s"
+        return error.code if isinstance(error, ServerError) else "failed; the log says why"
+
+    def _log(self, name: str, error: Exception | None) -> None:
+        """Say what is wrong once, and once that it is over."""
+        if error is None and name in self._failing:
+            self._failing.discard(name)
+            logger.info("%s: well again", name)
+        elif error is not None and name not in self._failing:
+            self._failing.add(name)
+            logger.warning("%s: %s", name, error or type(error).__name__)

@@ -1,0 +1,87 @@
+"""The command `notification-server`: what an operator types, and what they read when it cannot be done.
+
+`access`: tenants, keys, secrets. `users`: who may join. `common`: what all of them need.
+
+Exit codes: 0 done; 1 could not be done; 2 the command line or the configuration is wrong; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from server import __version__, logs
+from server.cli import access, users
+from server.cli.common import PROGRAM, BadInput, load_config, say, with_config
+from server.config.shown import shown
+from server.errors import InvalidConfig, ServerError, StartupError
+
+logger = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with these arguments (None: those of the process). Returns the exit code."""
+    arguments = _parser().parse_args(argv)
+    try:
+        code: int = arguments.run(arguments)
+        return code
+    except InvalidConfig as exc:
+        say(*exc.problems)
+        return 2
+    except BadInput as exc:
+        say(str(exc))
+        return 2
+    except (StartupError, ServerError) as exc:
+        say(str(exc))
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(PROGRAM, description="A notification server with an inbox.")
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    serve = commands.add_parser(
+        "serve",
+        parents=[with_config()],
+        help="run the server until SIGTERM or Ctrl-C; SIGHUP rereads the configuration",
+    )
+    serve.set_defaults(run=_serve)
+    check = commands.add_parser(
+        "check-config",
+        parents=[with_config()],
+        help="report what is wrong in the configuration, or show what is in force",
+    )
+    check.set_defaults(run=_check_config)
+    version = commands.add_parser("version", help="print the version")
+    version.set_defaults(run=_version)
+    users.add_commands(commands)
+    access.add_commands(commands)
+    return parser
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    config = load_config(arguments)
+    logs.setup(config.log)
+    if config.file is None:
+        logger.info("no config.ini in %s: the defaults are in force", Path.cwd())
+    else:
+        logger.info("configuration: %s", config.file.absolute())
+    from server.process import serve  # takes a moment, which the other commands need not wait for
+
+    return serve(config, lambda: load_config(arguments))
+
+
+def _check_config(arguments: argparse.Namespace) -> int:
+    config = load_config(arguments)
+    print(shown(config), end="")
+    say(*(f"warning: {warning}" for warning in config.warnings))
+    return 0
+
+
+def _version(arguments: argparse.Namespace) -> int:
+    print(f"{PROGRAM} {__version__}")
+    return 0

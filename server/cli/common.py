@@ -1,0 +1,139 @@
+"""What the commands have in common: the configuration, how they speak, and the way to the store of a running server."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import re
+import sys
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+from server.config import Config, load
+from server.messages import now, to_milliseconds
+from server.store import Directory
+
+T = TypeVar("T")
+
+PROGRAM = "notification-server"
+
+DEFAULT_FILE = Path("config.ini")
+
+
+class BadInput(Exception):
+    """What the operator typed cannot be taken; one sentence."""
+
+
+def say(*sentences: str) -> None:
+    """To the person at the terminal; what a program reads goes to standard output."""
+    for sentence in sentences:
+        print(f"{PROGRAM}: {sentence}", file=sys.stderr)
+
+
+def with_config() -> argparse.ArgumentParser:
+    """The options of all commands that read the configuration."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="the configuration (default: config.ini in this folder, if any)",
+    )
+    return parser
+
+
+def with_json() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
+    return parser
+
+
+def config_file(arguments: argparse.Namespace) -> Path | None:
+    chosen: Path | None = arguments.config
+    if chosen is None and DEFAULT_FILE.exists():
+        return DEFAULT_FILE
+    return chosen
+
+
+def load_config(arguments: argparse.Namespace) -> Config:
+    """Raises `InvalidConfig`."""
+    return load(config_file(arguments), os.environ)
+
+
+def in_directory(arguments: argparse.Namespace, work: Callable[[Directory], Awaitable[T]]) -> T:
+    """Do something in the directory of the store, whether or not a server is running on it. Raises `StartupError`,
+    `StoreUnavailable`, and what `work` raises."""
+    config = load_config(arguments)
+    from server.wiring import open_directory  # takes a moment, which the other commands need not wait for
+
+    async def run() -> T:
+        async with open_directory(config) as directory:
+            return await work(directory)
+
+    return asyncio.run(run())
+
+
+# -- output --------------------------------------------------------------------------------------------------
+def print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2))
+
+
+def print_table(rows: Sequence[Mapping[str, str]], columns: Sequence[str]) -> None:
+    """In columns as wide as they need to be, with a heading; nothing but the heading if there are no rows."""
+    lines = [[column.upper() for column in columns], *([row[column] for column in columns] for row in rows)]
+    widths = [max(len(line[index]) for line in lines) for index in range(len(columns))]
+    for line in lines:
+        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        print("  ".join(cells).rstrip())
+
+
+def instant(at: datetime | None) -> str | None:
+    """As JSON has it (RFC 3339)."""
+    return None if at is None else at.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def shown_instant(at: datetime | None) -> str:
+    return "-" if at is None else f"{at:%Y-%m-%d %H:%M}Z"
+
+
+def printable(text: str) -> str:
+    """A text from outside, as one line of glyphs."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+# -- input ---------------------------------------------------------------------------------------------------
+_UNITS_S = {"m": 60, "h": 3600, "d": 24 * 3600, "w": 7 * 24 * 3600, "y": 365 * 24 * 3600}
+
+
+def parse_end(text: str) -> datetime:
+    """`90d`, `12h`, or an instant such as `2027-01-31` or `2027-01-31T12:00Z` (UTC unless it says otherwise). In the
+    future. Raises `BadInput`."""
+    match = re.fullmatch(r"([1-9][0-9]{0,5})([mhdwy])", text)
+    try:
+        if match:
+            end = now() + timedelta(seconds=int(match[1]) * _UNITS_S[match[2]])
+        else:
+            end = datetime.fromisoformat(text)
+            end = to_milliseconds(end if end.tzinfo else end.replace(tzinfo=UTC))
+    except (ValueError, OverflowError):
+        raise BadInput(
+            f"{text!r} is neither a time from now such as 90d, 12h or 30m, nor a date such as 2027-01-31"
+        ) from None
+    if end <= now():
+        raise BadInput(f"{text!r} is in the past")
+    return end
+
+
+def confirm(question: str, is_sure: bool) -> None:
+    """Ask at the terminal; without one `--yes` has to be there. Raises `BadInput` if it is not wanted."""
+    if is_sure:
+        return
+    if not sys.stdin.isatty():
+        raise BadInput(f"{question} Say --yes if that is meant.")
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise BadInput("nothing was changed")

@@ -1,0 +1,150 @@
+"""Mounts the doors: which routes there are, and what their handlers are given. May be changed while the server runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tornado.httputil import HTTPServerRequest
+from tornado.web import Application, RequestHandler
+
+from server import admin, health
+from server.assets import example_folder
+from server.callers import Caller, CallerPolicy
+from server.checks import Checks
+from server.config import Config
+from server.exposition import Exposition
+from server.grants import Grant
+from server.health import Instruments
+from server.ingest import users
+from server.ingest.base import Gate, presented
+from server.ingest.notify import NotifyDoor, NotifyHandler
+from server.ingest.users import UserDoors
+from server.limits import Limits
+from server.mail_folder import MailFolder
+from server.metrics import Metrics
+from server.notifier import Notifier
+from server.parsers import FieldLimits
+from server.publishers import Publishers
+from server.rooms import Connection
+from server.session import Session, SessionServices
+from server.tenants import Tenants
+from server.tokens.own import OwnTokens
+from server.transports.sockjs import SockJSDoor, SockJSOptions
+from server.wire import GOING_AWAY
+
+DEMO_FRAME_ANCESTORS = (
+    "'self'",
+    *(f"{scheme}://{host}:*" for scheme in ("http", "https") for host in ("localhost", "127.0.0.1")),
+)
+"""The pages that may frame SockJS's iframe where there are demo users: what is in it speaks with our own origin."""
+
+
+class _CountingApplication(Application):
+    def __init__(self, metrics: Metrics, routes: list[Any]) -> None:
+        super().__init__(routes)
+        self._metrics = metrics
+
+    def log_request(self, handler: RequestHandler) -> None:
+        super().log_request(handler)
+        health.note_request(self._metrics, handler)
+
+
+class Doors:
+    """All doors of a node; to be made where a loop runs."""
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        sessions: SessionServices,
+        notifier: Notifier,
+        publishers: Publishers,
+        tenants: Tenants,
+        limits: Limits,
+        own_tokens: OwnTokens,
+        metrics: Metrics,
+        checks: Checks,
+        mail_folder: MailFolder | None,
+    ) -> None:
+        self._config = config
+        self._sessions = sessions
+        self._publishers = publishers
+        self._metrics = metrics
+        self._mail_folder = mail_folder
+        self.callers = CallerPolicy(config.application.trusted_proxies, config.application.hosts)
+        self.gate = Gate(self.identify, publishers, limits)
+        self._notify = NotifyDoor(notifier, config.limits.body_bytes, _field_limits(config))
+        self._users = UserDoors(tenants, own_tokens.make, config.auth.max_token_s)
+        self._instruments = Instruments(
+            metrics=metrics,
+            exposition=Exposition(metrics),
+            checks=checks,
+            who=self._who,
+            identify=self.identify,
+            internal=config.application.internal,
+            public_metrics=config.application.public_metrics,
+        )
+        self.sockjs = SockJSDoor(self._open_session, self.identify, limits, self._sockjs_options())
+
+    def _sockjs_options(self) -> SockJSOptions:
+        application, connections = self._config.application, self._config.connections
+        return SockJSOptions(
+            client_url="/client/sockjs.min.js",
+            origins=application.origins,
+            heartbeat_s=connections.heartbeat_s,
+            disconnect_delay_s=connections.disconnect_delay_s,
+            max_queue_bytes=connections.queue_bytes,
+            slow_after_s=connections.slow_after_s,
+            max_message_bytes=connections.message_bytes,
+            frame_ancestors=None if self._config.release else DEMO_FRAME_ANCESTORS,
+        )
+
+    def application(self) -> Application:
+        """All routes."""
+        folder = example_folder()
+        routes: list[Any] = [
+            (r"/notify", NotifyHandler, {"gate": self.gate, "door": self._notify}),
+            *users.routes(self.gate, self._users),
+            *health.routes(self._instruments),
+            *admin.routes(folder),
+        ]
+        if not self._config.release:
+            list_mails = self._mail_folder.list_newest if self._mail_folder else None
+            routes += admin.demo_routes(admin.Pages(folder, self.identify, list_mails))
+        return _CountingApplication(self._metrics, [*routes, *self.sockjs.routes])
+
+    # -- who comes in ----------------------------------------------------------------------------------------
+    def identify(self, remote_ip: str, headers: Mapping[str, str]) -> Caller:
+        """See `callers.CallerPolicy.identify`."""
+        return self.callers.identify(remote_ip, headers)
+
+    async def _who(self, request: HTTPServerRequest) -> Grant | None:
+        found = presented(request)
+        if found.is_nothing:
+            return None
+        return await self._publishers.identify(found, self.identify(request.remote_ip or "", request.headers))
+
+    def _open_session(self, connection: Connection) -> Session:
+        return Session(connection, self._sessions)
+
+    # -- life ------------------------------------------------------------------------------------------------
+    def apply(self, config: Config) -> None:
+        """Go by a changed configuration from now on."""
+        application = config.application
+        self.callers = CallerPolicy(application.trusted_proxies, application.hosts)
+        self._notify.max_body_bytes = config.limits.body_bytes
+        self._notify.limits = _field_limits(config)
+        self._users.max_token_s = config.auth.max_token_s
+        self._instruments.internal = application.internal
+        self._instruments.public_metrics = application.public_metrics
+
+    def close(self) -> None:
+        """Say goodbye to all clients."""
+        self.sockjs.close_all(GOING_AWAY)
+        self.sockjs.stop()
+
+
+def _field_limits(config: Config) -> FieldLimits:
+    limits = config.limits
+    return FieldLimits(limits.content_bytes, limits.field_bytes, limits.users_per_request)

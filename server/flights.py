@@ -1,0 +1,46 @@
+"""One answer for all who ask for the same at the same moment."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Hashable
+from typing import Generic, TypeVar
+
+from server.errors import ServerError
+from server.tasks import Tasks
+
+K = TypeVar("K", bound=Hashable)
+T = TypeVar("T")
+
+
+class SingleFlight(Generic[K, T]):
+    """`name`: what its tasks are called. What is asked for is in memory for as long as it takes."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._tasks = Tasks()
+        self._flights: dict[K, asyncio.Task[T | ServerError]] = {}
+
+    async def do(self, key: K, make: Callable[[], Awaitable[T]]) -> T:
+        """What `make` returns or raises; it is called once for all who come with an equal `key` until it is done. It is
+        carried to its end even if everybody who waits is cancelled."""
+        flight = self._flights.get(key)
+        if flight is None:
+            flight = self._flights[key] = self._tasks.start(_outcome(make), self._name)
+            flight.add_done_callback(lambda _: self._flights.pop(key, None))
+        outcome = await asyncio.shield(flight)
+        if isinstance(outcome, ServerError):
+            raise outcome.with_traceback(None)
+        return outcome
+
+    async def close(self) -> None:
+        """Cancel what is under way; who waits for it is cancelled, too. Idempotent."""
+        await self._tasks.cancel()
+
+
+async def _outcome(make: Callable[[], Awaitable[T]]) -> T | ServerError:
+    # As a value: a refusal is no failure of the task, which its owner would log.
+    try:
+        return await make()
+    except ServerError as error:
+        return error

@@ -1,0 +1,196 @@
+"""What all doors for backends have in common: who is calling, what they may do and how often, and how a refusal is
+answered (RFC 9457)."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tornado.httputil import HTTPServerRequest
+from tornado.iostream import SSLIOStream, StreamClosedError
+from tornado.web import RequestHandler, stream_request_body
+
+from server import request_id
+from server.bus import REFUSED, tell
+from server.callers import Caller
+from server.certificates import Subject, subject_of
+from server.errors import InvalidInput, NoCredentials, RateLimited, Refused, ServerError, TooLarge
+from server.grants import Grant, Scope
+from server.limits import Limits, OverRate, headers, retry_after
+from server.publishers import Presented, Publishers
+from server.rates import Allowance
+
+logger = logging.getLogger(__name__)
+
+RETRY_AFTER_S = 2
+"""What a caller is told to wait before it tries again, where nothing more exact is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """What every door needs to know who comes in. `identify`: see `callers.CallerPolicy`."""
+
+    identify: Callable[[str, Mapping[str, str]], Caller]
+    publishers: Publishers
+    limits: Limits
+
+
+@stream_request_body
+class DoorHandler(RequestHandler):
+    """Reads the body itself: one that is too large, or from somebody who may not come in, is not read at all.
+
+    A door derives from it, sets `door` and `scope`, and calls `admit` when it has all that may hold a credential.
+    """
+
+    door = ""
+    """The name of this door, for figures and logs."""
+    scope = Scope.PUBLISH
+    """What a caller has to be allowed."""
+    max_body_bytes = 64 * 1024
+
+    def initialize(self, gate: Gate) -> None:
+        self._gate = gate
+        self._body = bytearray()
+        self._tenant: str | None = None
+        self.received_at = time.monotonic()
+
+    def set_default_headers(self) -> None:
+        self.set_header("X-Content-Type-Options", "nosniff")
+        self.set_header("Cache-Control", "no-store")
+
+    async def prepare(self) -> None:
+        self.set_header(request_id.HEADER, request_id.begin(self.request.headers.get(request_id.HEADER)))
+        if self.request.method == "OPTIONS":
+            return
+        try:
+            # Tornado answers 400 to what is over its own limit; we count ourselves, and answer 413.
+            self.request.connection.set_max_body_size(sys.maxsize)  # type: ignore[union-attr]  # HTTP/1 always has it
+            declared = self.request.headers.get("Content-Length", "0")
+            self._check_size(int(declared) if declared.isascii() and declared.isdigit() else 0)
+            await self.check_early()
+        except ServerError as error:
+            self.refuse(error)
+
+    async def check_early(self) -> None:
+        """Refuse, before the body is read, whom it could not help. Raises `ServerError`."""
+
+    def data_received(self, chunk: bytes) -> None:
+        if self._finished:
+            return
+        self._body += chunk
+        try:
+            self._check_size(len(self._body))
+        except TooLarge as error:
+            self.refuse(error)
+
+    def _check_size(self, size: int) -> None:
+        if size > self.max_body_bytes:
+            raise TooLarge("", f"the body is over the {self.max_body_bytes} bytes allowed")
+
+    # -- who is calling --------------------------------------------------------------------------------------
+    @property
+    def caller(self) -> Caller:
+        return self._gate.identify(self.request.remote_ip or "", self.request.headers)
+
+    def presented(self, apikey: str | None = None) -> Presented:
+        """All credentials of this request, with what the door found in the field `apikey`."""
+        return presented(self.request, apikey)
+
+    async def admit(self, presented: Presented) -> Grant:
+        """Who is calling, if they may, and have not been too often. Raises `ServerError`."""
+        caller = self.caller
+        try:
+            grant = await self._gate.publishers.identify(presented, caller)
+        except Refused:
+            # Guessing keys is hopeless, but not free for us.
+            self._count(None, caller)
+            raise
+        self._tenant = grant.tenant
+        self._count(grant, caller)
+        if not grant.allows(self.scope):
+            raise Refused(f"this credential has not the scope {self.scope}")
+        return grant
+
+    def _count(self, grant: Grant | None, caller: Caller) -> None:
+        self._tell_allowance(self._gate.limits.check_request(grant, caller))
+
+    def _tell_allowance(self, allowance: Allowance) -> None:
+        for name, value in headers(allowance).items():
+            self.set_header(name, value)
+
+    # -- reading ---------------------------------------------------------------------------------------------
+    def json_fields(self, error: type[InvalidInput]) -> dict[str, Any]:
+        """The JSON object in the body. Raises `error`."""
+        try:
+            fields = json.loads(self._body)
+        except (ValueError, RecursionError) as exc:
+            raise error("", "the body is not JSON") from exc
+        if not isinstance(fields, dict):
+            raise error("", "the body is not a JSON object")
+        return fields
+
+    # -- answering -------------------------------------------------------------------------------------------
+    def answer(self, fields: Mapping[str, Any], status: int = 200) -> None:
+        """Answer with JSON."""
+        self.set_status(status)
+        self.set_header("Content-Type", "application/json")
+        self._finish(json.dumps(fields))
+
+    def refuse(self, error: ServerError) -> None:
+        """Answer with what is wrong, as RFC 9457 has it."""
+        problem = {
+            "type": "about:blank",
+            "title": error.code,
+            "status": self.status_of(error),
+            "detail": str(error),
+        }
+        if isinstance(error, InvalidInput):
+            problem["field"] = error.field
+        self.set_status(self.status_of(error))
+        self.set_header("Content-Type", "application/problem+json")
+        if isinstance(error, NoCredentials):
+            self.set_header("WWW-Authenticate", "Api-Key")  # RFC 9110 section 11.6.1
+        if isinstance(error, OverRate):
+            self._tell_allowance(error.allowance)
+        if isinstance(error, RateLimited):
+            self.set_header("Retry-After", retry_after(error))
+        elif error.retryable:
+            self.set_header("Retry-After", str(RETRY_AFTER_S))
+        self.note_refusal(error)
+        self._finish(json.dumps(problem))
+
+    def status_of(self, error: ServerError) -> int:
+        """The HTTP status that this door answers the error with."""
+        return error.http_status
+
+    def note_refusal(self, error: ServerError) -> None:
+        """Log and count it."""
+        logger.info("refused %s at %s: %s", self.request.method, self.door, error.code)
+        tell(REFUSED, self._gate, door=self.door, code=error.code, tenant=self._tenant)
+
+    def _finish(self, text: str) -> None:
+        try:
+            self.finish(text)
+        except StreamClosedError:
+            logger.debug("the caller did not wait for the answer")
+
+
+def presented(request: HTTPServerRequest, apikey: str | None = None) -> Presented:
+    """All credentials of a request; `apikey`: what was found in the field of that name."""
+    headers = request.headers
+    return Presented(
+        headers.get("Authorization"), headers.get("Internal-Api-Key"), apikey, _certificate(request)
+    )
+
+
+def _certificate(request: HTTPServerRequest) -> Subject | None:
+    """The subject of the client's certificate, if the connection is TLS here (and not only at a proxy)."""
+    stream = getattr(request.connection, "stream", None)
+    if not isinstance(stream, SSLIOStream) or stream.closed():
+        return None
+    return subject_of(stream.socket.getpeercert())

@@ -1,0 +1,114 @@
+"""What a backend does for its users: make tokens by which they join, and sign them out everywhere."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from server.errors import InvalidInput, Refused, ServerError
+from server.grants import Scope
+from server.ingest.base import DoorHandler, Gate
+from server.messages import now
+from server.tenants import Tenants
+
+logger = logging.getLogger(__name__)
+
+MAX_USER_ID_CHARS = 1024
+
+MakeToken = Callable[[str, str, str, float], tuple[str, datetime]]
+"""Of tenant, user id, key id and life in seconds: the token, and when it ends (aware UTC)."""
+
+
+@dataclass(slots=True)
+class UserDoors:
+    """What the handlers need beside the gate. `max_token_s`: the longest life of a token."""
+
+    tenants: Tenants
+    make_token: MakeToken
+    max_token_s: float
+
+
+class _UserHandler(DoorHandler):
+    def initialize(self, gate: Gate, doors: UserDoors) -> None:  # type: ignore[override]  # what the route holds
+        super().initialize(gate)
+        self._doors = doors
+
+
+class TokensHandler(_UserHandler):
+    """`POST /api/v2/tokens {"user_id", "expires_in"?}`: a token by which this user can join, for as long as the API key
+    that asked for it is good."""
+
+    door = "tokens"
+    scope = Scope.LISTEN
+
+    async def post(self) -> None:
+        try:
+            grant = await self.admit(self.presented())
+            if grant.key_id is None:
+                raise Refused("tokens are made for API keys only: `notification-server key add` makes one")
+            fields = self.json_fields(InvalidInput)
+            user_id = _user_id(fields.get("user_id"))
+            life_s = self._life_s(fields.get("expires_in"), grant.key_id)
+            token, expires_at = self._doors.make_token(grant.tenant, user_id, grant.key_id, life_s)
+        except ServerError as error:
+            self.refuse(error)
+        else:
+            self.answer({"token": token, "expires_at": _instant(expires_at)})
+
+    def _life_s(self, asked: Any, key_id: str) -> float:
+        """As asked for; no token outlives the key that it was made with."""
+        longest = self._doors.max_token_s
+        if asked is None:
+            asked = longest
+        elif isinstance(asked, bool) or not isinstance(asked, int | float) or not 1 <= asked <= longest:
+            raise InvalidInput("expires_in", f"not a number of seconds from 1 to {longest:.15g}")
+        key_ends_at = self._doors.tenants.key_expires_at(key_id)
+        return float(asked) if key_ends_at is None else min(asked, (key_ends_at - now()).total_seconds())
+
+
+class SignOutHandler(_UserHandler):
+    """`POST /api/v2/users/{user id}/sign-out`: ends all connections of the user, and voids the tokens made for them so
+    far."""
+
+    door = "sign-out"
+    scope = Scope.ADMIN
+
+    async def post(self, user_id: str) -> None:
+        try:
+            grant = await self.admit(self.presented())
+            user_id = _user_id(user_id)
+            await self._doors.tenants.sign_out(grant.tenant, user_id)
+        except ServerError as error:
+            self.refuse(error)
+        else:
+            logger.info("signed out everywhere: tenant=%s by %s", grant.tenant, grant.label)
+            self.set_status(204)
+
+
+def _user_id(value: Any) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str) or not value:
+        raise InvalidInput("user_id", "missing, or neither a text nor an integer")
+    if len(value) > MAX_USER_ID_CHARS:
+        raise InvalidInput("user_id", f"longer than {MAX_USER_ID_CHARS} characters")
+    try:
+        value.encode()
+    except UnicodeEncodeError as exc:
+        raise InvalidInput("user_id", "not valid Unicode") from exc
+    return value
+
+
+def _instant(at: datetime) -> str:
+    return at.replace(tzinfo=None).isoformat(timespec="milliseconds") + "Z"
+
+
+def routes(gate: Gate, doors: UserDoors) -> list[tuple[Any, ...]]:
+    what = {"gate": gate, "doors": doors}
+    return [
+        (r"/api/v2/tokens", TokensHandler, what),
+        (r"/api/v2/users/([^/]+)/sign-out", SignOutHandler, what),
+    ]

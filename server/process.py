@@ -1,0 +1,71 @@
+"""The process of a node: its signals, its memory, and its end, come what may."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+
+from server.app import SHUTDOWN_DEADLINE_S, Server
+from server.config import Config
+from server.listening import allow_many_files
+
+LAST_RESORT_S = SHUTDOWN_DEADLINE_S + 2.0
+"""After a signal: when the process ends whatever still hangs."""
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+"""The first asks for the orderly end, the second for an end at once."""
+
+GC_THRESHOLDS = (20_000, 20, 50)
+"""Half of the cost of a push was the cyclic garbage collector looking through long-lived connections again
+and again."""
+
+
+def serve(config: Config, reread: Callable[[], Config]) -> int:
+    """Run a node until SIGTERM or SIGINT; the exit code. `reread`: reads the configuration anew, at SIGHUP. Raises
+    `StartupError`."""
+    allow_many_files()
+    asyncio.run(_serve(config, reread))
+    return 0
+
+
+async def _serve(config: Config, reread: Callable[[], Config]) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    server = Server(config)
+
+    def end() -> None:
+        stop.set()
+        for number in STOP_SIGNALS:
+            loop.remove_signal_handler(number)
+            # Not by the loop, which may be what hangs.
+            signal.signal(number, lambda *_: _leave("a second signal"))
+        last_resort = threading.Timer(LAST_RESORT_S, _leave, ["something hangs"])
+        last_resort.daemon = True
+        last_resort.start()
+
+    for number in STOP_SIGNALS:
+        loop.add_signal_handler(number, end)
+    loop.add_signal_handler(signal.SIGHUP, lambda: server.reload_soon(reread))
+    await server.run(stop, tune_gc)
+
+
+def _leave(why: str) -> None:
+    """End without what asyncio and the interpreter do at their end: they wait for each thread, as long as it may hang
+    on a disk or a name look-up. Log records have been written, each when it was made."""
+    sentence = (
+        f"notification-server: ended at once ({why}); what was under way is completed after the next start\n"
+    )
+    os.write(sys.stderr.fileno(), sentence.encode())
+    os._exit(1)
+
+
+def tune_gc() -> None:
+    """Take what is there to stay out of the collector's sight; to be called when the server has started."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)

@@ -1,0 +1,211 @@
+"""`Directory` on MongoDB: sign-outs, signing secrets and the number of the last change; tenants with their keys lie in
+`mongo_tenants`, users in `mongo_users`.
+
+Each change of what `access` returns is one atomic write; then `sequence` is raised, so whoever reads the higher number
+reads the change. After a crash between the two the change is there without a new number: servers, which read `access`
+every half minute in any case, see it then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from datetime import datetime
+
+from server.errors import NotFound, StoreUnavailable
+from server.grants import DEFAULT_TENANT, ApiKey, KnownUser, SigningSecret, SignOut, Tenant, new_secret
+from server.ids import new_id
+from server.store import Access
+from server.store.mongo_connection import Connection
+from server.store.mongo_documents import Raw
+from server.store.mongo_mail import MailDuties
+from server.store.mongo_tenants import TenantRecords
+from server.store.mongo_users import KnownUsers, UserKey, of_tenant
+
+_ACCESS = {"_id": "access"}
+"""The document of the meta collection with `sequence` and `secrets`, the oldest first."""
+
+
+class MongoDirectory:
+    """`Directory` on an open connection."""
+
+    def __init__(
+        self, connection: Connection, users: KnownUsers, mail: MailDuties, clock: Callable[[], datetime]
+    ) -> None:
+        self._connection = connection
+        self._tenants = TenantRecords(connection)
+        self._users = users
+        self._mail = mail
+        self._clock = clock
+
+    async def found(self) -> None:
+        """Make what every store has: the tenant `default`, and one secret. Of several nodes one wins."""
+        at = self._clock()
+        secret = _secret_fields(SigningSecret(new_id(), new_secret(), at))
+        with self._connection.operation():
+            await self._tenants.make_sure_of(Tenant(DEFAULT_TENANT, at))
+            first = {"$setOnInsert": {"sequence": 1, "secrets": [secret]}}
+            await self._connection.meta.update_one(_ACCESS, first, upsert=True)
+
+    async def sequence(self) -> int:
+        with self._connection.operation():
+            return int((await self._read_access())["sequence"])
+
+    async def access(self) -> Access:
+        with self._connection.operation():
+            # First of all: what is read after it is as of this sequence, or later.
+            found = await self._read_access()
+            tenants, keys = await self._tenants.active()
+            sign_outs = await self._connection.sign_outs.find(sort={"_id": 1}).to_list()
+        self._users.keep({tenant.name: tenant.created_at for tenant in tenants})
+        return Access(
+            sequence=found["sequence"],
+            tenants=tuple(tenants),
+            keys=tuple(keys),
+            sign_outs=tuple(map(_read_sign_out, sign_outs)),
+            secrets=self._good_secrets(found["secrets"]),
+        )
+
+    async def _read_access(self) -> Raw:
+        found = await self._connection.meta.find_one(_ACCESS)
+        if found is None:
+            raise StoreUnavailable("the database was emptied; restart the server")
+        return found
+
+    async def _raise_sequence(self) -> None:
+        await self._connection.meta.update_one(_ACCESS, {"$inc": {"sequence": 1}})
+
+    # -- tenants ---------------------------------------------------------------------------------------------
+
+    async def tenants(self) -> list[Tenant]:
+        with self._connection.operation():
+            return await self._tenants.all()
+
+    async def add_tenant(self, tenant: Tenant, key: ApiKey) -> None:
+        with self._connection.operation():
+            await self._tenants.add(tenant, key)
+            await self._raise_sequence()
+
+    async def remove_tenant(self, name: str, at: datetime) -> None:
+        with self._connection.operation():
+            await self._tenants.remove(name, at)
+            await self._raise_sequence()
+        # It is removed, whether or not there is time for this; what is left is withdrawn when its time has come.
+        with suppress(StoreUnavailable), self._connection.operation():
+            await self._mail.withdraw([name])
+
+    async def erase_tenant(self, name: str, limit: int) -> int:
+        with self._connection.operation():
+            if not await self._tenants.is_removed(name):
+                raise NotFound(f"there is no tenant {name!r} that is removed")
+            erased = await self._erase_documents(name, limit)
+        if erased:
+            return erased
+        with self._connection.operation():
+            # Without them nobody completes a notification any more; what was completed until now goes, too.
+            await self._connection.intents.delete_many({"tenant": name})
+            erased = await self._erase_documents(name, limit)
+        if erased:
+            return erased
+        while await self._erase_users(name, limit):
+            pass
+        with self._connection.operation():
+            await self._connection.sign_outs.delete_many(of_tenant(name))
+            await self._tenants.forget(name)
+            await self._raise_sequence()
+        return 0
+
+    async def _erase_documents(self, tenant: str, limit: int) -> int:
+        documents = self._connection.documents
+        found = await documents.find({"tenant": tenant}, {"_id": 1}, limit=limit).to_list()
+        ids = [each["_id"] for each in found]
+        return (await documents.delete_many({"tenant": tenant, "_id": {"$in": ids}})).deleted_count
+
+    async def _erase_users(self, tenant: str, limit: int) -> int:
+        with self._connection.operation():
+            users = self._connection.users
+            found = await users.find(of_tenant(tenant), {"_id": 1}, limit=limit).to_list()
+            return (await users.delete_many({"_id": {"$in": [each["_id"] for each in found]}})).deleted_count
+
+    # -- keys ------------------------------------------------------------------------------------------------
+
+    async def keys(self, tenant: str | None = None) -> list[ApiKey]:
+        with self._connection.operation():
+            return await self._tenants.keys(tenant)
+
+    async def add_key(self, key: ApiKey) -> None:
+        with self._connection.operation():
+            await self._tenants.add_key(key)
+            await self._raise_sequence()
+
+    async def revoke_key(self, tenant: str, name: str, at: datetime) -> ApiKey:
+        with self._connection.operation():
+            key = await self._tenants.revoke_key(tenant, name, at)
+            await self._raise_sequence()
+            return key
+
+    async def note_key_use(self, used_at: Mapping[str, datetime]) -> None:
+        with self._connection.operation():
+            await self._tenants.note_key_use(used_at)
+
+    # -- users -----------------------------------------------------------------------------------------------
+
+    async def note_users(self, seen_at: Mapping[UserKey, datetime]) -> None:
+        with self._connection.operation():
+            await self._users.note(seen_at)
+
+    async def users(self, tenant: str, *, after: str | None, limit: int) -> list[KnownUser]:
+        with self._connection.operation():
+            return await self._users.page(tenant, after, limit)
+
+    async def sign_out(self, tenant: str, user_id: str, at: datetime) -> None:
+        with self._connection.operation():
+            user = {"_id": {"tenant": tenant, "userId": user_id}}
+            await self._connection.sign_outs.update_one(user, {"$max": {"at": at}}, upsert=True)
+            await self._raise_sequence()
+
+    async def forget_sign_outs(self, before: datetime) -> None:
+        with self._connection.operation():
+            await self._connection.sign_outs.delete_many({"at": {"$lt": before}})
+
+    # -- signing secrets -------------------------------------------------------------------------------------
+
+    async def add_secret(self, secret: SigningSecret, *, retire_others_at: datetime) -> None:
+        others = {"$filter": {"input": "$secrets", "cond": _is_good("$$this.retiredAt", self._clock())}}
+        # $min ignores null.
+        retired = {"retiredAt": {"$min": ["$$this.retiredAt", retire_others_at]}}
+        secrets = [
+            {"$map": {"input": others, "as": "this", "in": {"$mergeObjects": ["$$this", retired]}}},
+            [{"$literal": _secret_fields(secret)}],
+        ]
+        change = {"secrets": {"$concatArrays": secrets}, "sequence": {"$add": ["$sequence", 1]}}
+        with self._connection.operation():
+            await self._connection.meta.update_one(_ACCESS, [{"$set": change}])
+
+    def _good_secrets(self, found: list[Raw]) -> tuple[SigningSecret, ...]:
+        """The newest first; of those made at the same time that which was added last."""
+        at = self._clock()
+        secrets = [_read_secret(each) for each in reversed(found)]
+        good = [secret for secret in secrets if secret.retired_at is None or at < secret.retired_at]
+        return tuple(sorted(good, key=lambda secret: secret.created_at, reverse=True))
+
+
+def _is_good(retired_at: str, at: datetime) -> Raw:
+    return {"$or": [{"$eq": [retired_at, None]}, {"$gt": [retired_at, at]}]}
+
+
+def _secret_fields(secret: SigningSecret) -> Raw:
+    return {
+        "id": secret.id,
+        "secret": secret.secret,
+        "createdAt": secret.created_at,
+        "retiredAt": secret.retired_at,
+    }
+
+
+def _read_secret(found: Raw) -> SigningSecret:
+    return SigningSecret(found["id"], found["secret"], found["createdAt"], found["retiredAt"])
+
+
+def _read_sign_out(found: Raw) -> SignOut:
+    return SignOut(found["_id"]["tenant"], found["_id"]["userId"], found["at"])

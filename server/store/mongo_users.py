@@ -1,0 +1,109 @@
+"""The users that the server has heard of: one record each, written before their first document is.
+
+`_id` is {tenant, userId}, in this order of fields, so that its index has a tenant's users in the order of their ids.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+
+from bson import MaxKey
+from pymongo import UpdateOne
+from pymongo.errors import BulkWriteError
+
+from server.grants import KnownUser
+from server.store.mongo_connection import Connection, raise_but_for_duplicates
+from server.store.mongo_documents import Raw
+
+UserKey = tuple[str, str]
+"""Tenant and user id."""
+
+MAX_REMEMBERED = 100_000
+"""Users of whom a node remembers that they are registered, those notified last: about 20 MB."""
+
+CHUNK_USERS = 1000
+"""How many records are written at a time: the loop is free in between."""
+
+
+class KnownUsers:
+    """The register. Its verbs are called within an operation of the connection."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._remembered: OrderedDict[UserKey, None] = OrderedDict()
+        self._remembered_of: set[str] = set()
+        self._tenants: Mapping[str, datetime] = {}
+
+    async def register(self, notified_at: Mapping[UserKey, datetime]) -> None:
+        """Return when all of these are registered. Those whom this node knows cost nothing, and the others together one
+        round trip for each `CHUNK_USERS`."""
+        unknown = {user: at for user, at in notified_at.items() if not self._remembers(user)}
+        if unknown:
+            await self.write_first_seen(unknown)
+            self._remember(unknown)
+
+    async def write_first_seen(self, at: Mapping[UserKey, datetime]) -> None:
+        """Register these users, who were notified at that time; of several times the earliest counts."""
+        await self._write([_upsert(user, {"$min": {"firstSeenAt": each}}) for user, each in at.items()])
+
+    async def note(self, seen_at: Mapping[UserKey, datetime]) -> None:
+        """As `Directory.note_users`."""
+        await self._write(
+            [
+                _upsert(user, {"$min": {"firstSeenAt": at}, "$max": {"lastSeenAt": at}})
+                for user, at in seen_at.items()
+            ]
+        )
+
+    async def page(self, tenant: str, after: str | None, limit: int) -> list[KnownUser]:
+        """As `Directory.users`."""
+        where = of_tenant(tenant)
+        if after is not None:
+            where["_id"]["$gt"] = {"tenant": tenant, "userId": after}
+        found = await self._connection.users.find(where, sort={"_id": 1}, limit=limit).to_list()
+        return [
+            KnownUser(tenant, each["_id"]["userId"], each["firstSeenAt"], each.get("lastSeenAt"))
+            for each in found
+        ]
+
+    def keep(self, tenants: Mapping[str, datetime]) -> None:
+        """Forget whom this node remembers of tenants that have ended. `tenants`: the active ones, and since when: of
+        two of the same name the later is another."""
+        known, self._tenants = self._tenants, tenants
+        ended = {name for name in self._remembered_of if tenants.get(name) != known.get(name)}
+        if ended:
+            self._remembered_of -= ended
+            kept = (user for user in self._remembered if user[0] not in ended)
+            self._remembered = OrderedDict.fromkeys(kept)
+
+    def _remembers(self, user: UserKey) -> bool:
+        if user not in self._remembered:
+            return False
+        self._remembered.move_to_end(user)
+        return True
+
+    def _remember(self, users: Mapping[UserKey, datetime]) -> None:
+        self._remembered.update(dict.fromkeys(users))
+        self._remembered_of.update(tenant for tenant, _ in users)
+        while len(self._remembered) > MAX_REMEMBERED:
+            self._remembered.popitem(last=False)
+
+    async def _write(self, upserts: Sequence[UpdateOne]) -> None:
+        for start in range(0, len(upserts), CHUNK_USERS):
+            try:
+                await self._connection.users.bulk_write(upserts[start : start + CHUNK_USERS], ordered=False)
+            except BulkWriteError as exc:
+                # Of two nodes that register somebody at once, MongoDB may refuse one: the user is registered.
+                raise_but_for_duplicates(exc)
+
+
+def of_tenant(tenant: str) -> Raw:
+    """The filter for the records of a tenant, where `_id` is {tenant, userId}."""
+    return {"_id": {"$gt": {"tenant": tenant}, "$lt": {"tenant": tenant, "userId": MaxKey()}}}
+
+
+def _upsert(user: UserKey, change: Raw) -> UpdateOne:
+    tenant, user_id = user
+    return UpdateOne({"_id": {"tenant": tenant, "userId": user_id}}, change, upsert=True)

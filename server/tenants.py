@@ -1,0 +1,182 @@
+"""Who may do what, as this node knows it: tenants, their keys, and who was signed out.
+
+All of it lies in the store, where any process may change it; this holds it in memory, so that checking a key costs no
+query, and asks a few times a second whether it has changed. While the store is away, what was known last holds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import time
+from collections.abc import Callable
+from datetime import datetime
+
+from server.bus import ACCESS_CHANGED, tell
+from server.errors import StoreUnavailable
+from server.grants import ApiKey, SigningSecret, SignOut, hash_secret
+from server.messages import now
+from server.rooms import Room, SignIn
+from server.store import Access, Directory
+from server.wire import REVOKED, SIGNED_OUT, CloseReason
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 0.3
+"""Between two looks for changes: with the time that a look and the closing of connections take, a revoked key opens
+nothing after a second."""
+
+READ_ANYWAY_S = 30.0
+"""After so long everything is read again, whatever the sequence says."""
+
+WRITE_USE_S = 5.0
+"""Between two times that the last use of keys and the last joins of users are written down: a crash forgets so much."""
+
+MAX_NOTED = 100_000
+"""Users whose join is to be written down. More at once, and the rest waits for their next join."""
+
+SIGN_OUT_KEPT_S = 30 * 24 * 3600.0
+"""How long a sign-out is remembered: no token that counts should live longer."""
+
+_NOTHING = Access(-1, (), (), (), ())
+
+
+class Tenants:
+    """One for each node. `directory`: that of the store, to be used while it is open."""
+
+    def __init__(self, directory: Callable[[], Directory], clock: Callable[[], datetime] = now) -> None:
+        self._directory = directory
+        self._clock = clock
+        self._access = _NOTHING
+        self._names: frozenset[str] = frozenset()
+        self._keys: dict[str, ApiKey] = {}
+        self._key_ids: dict[str, ApiKey] = {}
+        self._sign_outs: dict[tuple[str, str], datetime] = {}
+        self._used_keys: dict[str, datetime] = {}
+        self._seen_users: dict[tuple[str, str], datetime] = {}
+        self._reading = asyncio.Lock()
+
+    # -- what is known ---------------------------------------------------------------------------------------
+    def is_active(self, tenant: str) -> bool:
+        return tenant in self._names
+
+    def find_key(self, secret: str) -> ApiKey | None:
+        """The key with this secret, if it opens anything now; its use is noted."""
+        hashed = hash_secret(secret)
+        key = self._keys.get(hashed)
+        at = self._clock()
+        if key is None or not hmac.compare_digest(key.hashed, hashed) or not key.is_valid(at):
+            return None
+        self._used_keys[key.id] = at
+        return key
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether there is any key at all."""
+        return bool(self._keys)
+
+    def has_key(self, key_id: str) -> bool:
+        """Whether the key with this id opens anything now."""
+        key = self._key_ids.get(key_id)
+        return key is not None and key.is_valid(self._clock())
+
+    def key_expires_at(self, key_id: str) -> datetime | None:
+        """When the key with this id ends by itself; None: never, or it is not there."""
+        key = self._key_ids.get(key_id)
+        return None if key is None else key.expires_at
+
+    def signed_out_at(self, tenant: str, user_id: str) -> datetime | None:
+        """When the user was last signed out everywhere; None: not lately."""
+        return self._sign_outs.get((tenant, user_id))
+
+    @property
+    def sign_outs(self) -> tuple[SignOut, ...]:
+        return self._access.sign_outs
+
+    @property
+    def secrets(self) -> tuple[SigningSecret, ...]:
+        """That sign the tokens made here; newest first."""
+        return self._access.secrets
+
+    def why_over(self, room: Room, sign_in: SignIn) -> CloseReason | None:
+        """Why somebody may be in this room no longer; None: they may."""
+        tenant, user_id = room
+        if not self.is_active(tenant) or (sign_in.key_id is not None and not self.has_key(sign_in.key_id)):
+            return REVOKED
+        signed_out_at = self.signed_out_at(tenant, user_id)
+        if signed_out_at is not None and sign_in.proved_at <= signed_out_at:
+            return SIGNED_OUT
+        return None
+
+    def note_user(self, tenant: str, user_id: str) -> None:
+        """A user has joined."""
+        if len(self._seen_users) < MAX_NOTED:
+            self._seen_users[tenant, user_id] = self._clock()
+
+    # -- changes ---------------------------------------------------------------------------------------------
+    async def open(self) -> None:
+        """Read everything for the first time. Raises `StoreUnavailable`."""
+        await self._read()
+
+    async def sign_out(self, tenant: str, user_id: str) -> None:
+        """Sign a user out everywhere: this node's connections are closed when this returns, those of others within a
+        second. Raises `StoreUnavailable`."""
+        await self._directory().sign_out(tenant, user_id, self._clock())
+        await self._read()
+
+    async def run(self) -> None:
+        """Follow the changes that other processes make, and write down what was used, until cancelled."""
+        read_at = wrote_at = time.monotonic()
+        is_away = False
+        while True:
+            await asyncio.sleep(POLL_S)
+            moment = time.monotonic()
+            try:
+                if moment - read_at >= READ_ANYWAY_S or await self._has_changed():
+                    await self._read()
+                    read_at = moment
+                if moment - wrote_at >= WRITE_USE_S:
+                    wrote_at = moment
+                    await self.write_down()
+                is_away = False
+            except StoreUnavailable as error:
+                if not is_away:
+                    logger.warning("changes of tenants and keys cannot be followed: %s", error)
+                is_away = True
+            except Exception:
+                # A bug met by one round must not end all that follow.
+                logger.exception("tenants and keys could not be followed")
+
+    async def write_down(self) -> None:
+        """Write when keys were last used, and users last joined. Raises `StoreUnavailable`: nothing is forgotten."""
+        directory = self._directory()
+        used, self._used_keys = self._used_keys, {}
+        seen, self._seen_users = self._seen_users, {}
+        try:
+            if used:
+                await directory.note_key_use(used)
+                used = {}
+            if seen:
+                await directory.note_users(seen)
+                seen = {}
+        finally:
+            self._used_keys = used | self._used_keys
+            self._seen_users = seen | self._seen_users
+
+    async def _has_changed(self) -> bool:
+        return await self._directory().sequence() != self._access.sequence
+
+    async def _read(self) -> None:
+        async with self._reading:
+            self._use(await self._directory().access())
+
+    def _use(self, access: Access) -> None:
+        if access == self._access:
+            return
+        self._access = access
+        self._names = frozenset(tenant.name for tenant in access.tenants)
+        self._keys = {key.hashed: key for key in access.keys if key.tenant in self._names}
+        self._key_ids = {key.id: key for key in self._keys.values()}
+        self._sign_outs = {(each.tenant, each.user_id): each.at for each in access.sign_outs}
+        tell(ACCESS_CHANGED, self, tenants=self)

@@ -1,0 +1,62 @@
+"""The users that need nothing outside: those of config.ini, and those of the example page."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Mapping
+
+from server.auth import Proof
+from server.callers import Caller
+from server.passwords import PasswordChecks
+
+DEMO_USERS = ("alice", "bob")
+"""Users of the example page: the password is the name. They exist in DEBUG, for callers on this machine."""
+
+
+class ConfigUsers:
+    """The `auth.PasswordMethod` of `[USERS]`. `users`: name -> hash. The name is login and user id in one."""
+
+    name = "config"
+
+    def __init__(self, users: Mapping[str, str], checks: PasswordChecks) -> None:
+        self._users = dict(users)
+        self._checks = checks
+
+    def __contains__(self, login: object) -> bool:
+        return login in self._users
+
+    async def check_password(self, login: str, password: str, caller: Caller) -> Proof | None:
+        """As `auth.PasswordMethod`. With no users at all there is nothing to hide, and nothing is verified."""
+        hashed = self._users.get(login)
+        if hashed is not None:
+            is_right = await self._checks.verify(hashed, password, user_id=login)
+            return Proof(login) if is_right else None
+        if self._users:
+            # Somebody's: verifying it takes as long as for a login that is known.
+            await self._checks.verify(next(iter(self._users.values())), password)
+        return None
+
+    def replace(self, users: Mapping[str, str]) -> None:
+        """Go by these from now on. Passwords of users who changed or are gone are no longer remembered."""
+        for name, hashed in self._users.items():
+            if users.get(name) != hashed:
+                self._checks.forget(name)
+        self._users = dict(users)
+
+
+class DemoUsers:
+    """The `auth.PasswordMethod` of the example page, for DEBUG only. A user of config.ini takes the place of the demo
+    user of that name: whoever writes `alice` there has closed this door."""
+
+    name = "demo"
+
+    def __init__(self, users: ConfigUsers) -> None:
+        self._users = users
+
+    async def check_password(self, login: str, password: str, caller: Caller) -> Proof | None:
+        """As `auth.PasswordMethod`; callers that are not on this machine are never one of them. Costs nothing, so it is
+        best asked first."""
+        if not caller.is_loopback or login not in DEMO_USERS or login in self._users:
+            return None
+        is_right = hmac.compare_digest(login.encode(), password.encode())
+        return Proof(login) if is_right else None

@@ -1,0 +1,64 @@
+"""From the configuration to the parts that need more of it than a record: the store, and the rules for backends."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from server.certificates import parse_subject
+from server.config import Config
+from server.grants import Grant
+from server.publishers import CertificateHolder, PublisherRules
+from server.store import Directory, Store
+
+EMBEDDED_FILE = "notifications.sqlite3"
+
+
+def make_store(config: Config) -> Store:
+    """The store that the configuration names. Imported here, so that nobody pays for the other one."""
+    mongodb = config.mongodb
+    if mongodb.url is None:
+        from server.store.sqlite import SQLiteStore
+
+        return SQLiteStore(config.application.data / EMBEDDED_FILE)
+    from server.store.mongo import MongoStore
+
+    return MongoStore(
+        mongodb.url,
+        mongodb.db,
+        collection=mongodb.collection,
+        timeout_s=mongodb.timeout_s,
+        legacy_timezone=mongodb.legacy_timezone,
+    )
+
+
+@asynccontextmanager
+async def open_directory(config: Config) -> AsyncIterator[Directory]:
+    """The directory of that store, beside the servers that may be running on it. Raises `StartupError`,
+    `StoreUnavailable`."""
+    if config.mongodb.url is None:
+        from server.store.sqlite_beside import SQLiteBeside
+
+        place: Store | SQLiteBeside = SQLiteBeside(config.application.data / EMBEDDED_FILE)
+    else:
+        place = make_store(config)
+    await place.open()
+    try:
+        yield place.directory
+    finally:
+        await place.close()
+
+
+def publisher_rules(config: Config) -> PublisherRules:
+    application = config.application
+    return PublisherRules(
+        application.apikey,
+        application.publish_without_key,
+        application.default_tenant,
+        tuple(
+            CertificateHolder(
+                parse_subject(each.subject), Grant(each.tenant, each.scopes, f"certificate {each.name}")
+            )
+            for each in config.certificates
+        ),
+    )
