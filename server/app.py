@@ -202,6 +202,7 @@ class Server:
             self._doors.gate,
             self._doors.sockjs,
             self._sign_in.authenticator,
+            self._sign_in.brake,
             listener,
         )
         self._metrics.watch(

@@ -16,12 +16,12 @@ from typing import Protocol
 from server.bus import SIGN_IN_FAILED, SIGNED_IN, tell
 from server.callers import Caller
 from server.claims import TOKEN_WRONG
+from server.commands import Join, JoinByToken
 from server.credentials import CredentialCache
 from server.errors import AuthUnavailable, BadCredentials, ServerError, TokenExpired
 from server.flights import SingleFlight
 from server.guessing import Brake
 from server.messages import now
-from server.wire import Join, JoinByToken
 
 logger = logging.getLogger(__name__)
 
@@ -153,9 +153,12 @@ class Authenticator:
         tell(SIGNED_IN, self, method=found.method, tenant=identity.tenant, took_s=took_s)
         return identity
 
-    def apply(self, *, default_tenant: str | None, cache_s: float) -> None:
+    def apply(
+        self, *, default_tenant: str | None, cache_s: float, token_methods: Sequence[TokenMethod]
+    ) -> None:
         """Go by changed settings, and remember nothing from before."""
         self._default_tenant = default_tenant
+        self._token_methods = tuple(token_methods)
         self._cache.cache_s = cache_s
         self.forget_all()
 

@@ -84,7 +84,7 @@ class CredentialCache:
     def _digest(self, parts: tuple[str, ...]) -> bytes:
         mac = hmac.new(self._key, digestmod=hashlib.sha256)
         for part in parts:
-            raw = part.encode()
+            raw = part.encode(errors="surrogatepass")
             # With its length, so that no two lists of parts run together to the same text.
             mac.update(len(raw).to_bytes(8, "big"))
             mac.update(raw)

@@ -27,6 +27,7 @@ from server.notifier import Notifier
 from server.parsers import FieldLimits
 from server.publishers import Publishers
 from server.rooms import Connection
+from server.security_headers import SecurityHeaders, StrictSecurityHeaders
 from server.session import Session, SessionServices
 from server.tenants import Tenants
 from server.tokens.own import OwnTokens
@@ -41,8 +42,8 @@ DEMO_FRAME_ANCESTORS = (
 
 
 class _CountingApplication(Application):
-    def __init__(self, metrics: Metrics, routes: list[Any]) -> None:
-        super().__init__(routes)
+    def __init__(self, metrics: Metrics, routes: list[Any], headers: type[SecurityHeaders]) -> None:
+        super().__init__(routes, transforms=[headers])
         self._metrics = metrics
 
     def log_request(self, handler: RequestHandler) -> None:
@@ -112,7 +113,8 @@ class Doors:
         if not self._config.release:
             list_mails = self._mail_folder.list_newest if self._mail_folder else None
             routes += admin.demo_routes(admin.Pages(folder, self.identify, list_mails))
-        return _CountingApplication(self._metrics, [*routes, *self.sockjs.routes])
+        headers = StrictSecurityHeaders if self._config.release else SecurityHeaders
+        return _CountingApplication(self._metrics, [*routes, *self.sockjs.routes], headers)
 
     # -- who comes in ----------------------------------------------------------------------------------------
     def identify(self, remote_ip: str, headers: Mapping[str, str]) -> Caller:

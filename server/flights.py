@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Generic, TypeVar
 
-from server.errors import ServerError
+from server.errors import Busy, ServerError
 from server.tasks import Tasks
 
 K = TypeVar("K", bound=Hashable)
@@ -28,13 +28,17 @@ class SingleFlight(Generic[K, T]):
         if flight is None:
             flight = self._flights[key] = self._tasks.start(_outcome(make), self._name)
             flight.add_done_callback(lambda _: self._flights.pop(key, None))
-        outcome = await asyncio.shield(flight)
+        # Not the task itself: who waits may go away without ending it.
+        await asyncio.wait({flight})
+        if flight.cancelled():
+            raise Busy("the server is stopping; try again")
+        outcome = flight.result()
         if isinstance(outcome, ServerError):
             raise outcome.with_traceback(None)
         return outcome
 
     async def close(self) -> None:
-        """Cancel what is under way; who waits for it is cancelled, too. Idempotent."""
+        """Cancel what is under way; who waits for it gets `Busy`. Idempotent."""
         await self._tasks.cancel()
 
 

@@ -103,12 +103,14 @@ class SigningSecret:
 @dataclass(frozen=True, slots=True)
 class Grant:
     """What a backend's credential turned out to allow. `key_id` None: it is no key of the store. `label` names the
-    credential for people and figures (`key ci`, `certificate billing`, `this machine`); never a secret."""
+    credential for people and figures (`key ci`, `certificate billing`, `this machine`); never a secret. `is_keyless`:
+    it is for being on this machine, and nothing was shown."""
 
     tenant: str
     scopes: frozenset[Scope]
     label: str
     key_id: str | None = None
+    is_keyless: bool = False
 
     def allows(self, scope: Scope) -> bool:
         return scope in self.scopes

@@ -26,6 +26,10 @@ K = TypeVar("K")
 CONNECT_AGAIN_S = 10.0
 """What a client is told to wait when it has as many connections as it may: nobody knows when one will end."""
 
+REFUSAL_DELAY_S = 1.0
+"""By how much doors hold back the answer to who did something too often: an attacker who goes by the answers, as on a
+connection one must, is slowed at no cost. Who hears of it a second late loses nothing."""
+
 FRAMES_PER_COMMAND = 2
 """Beside its commands a client answers pings, and may send some."""
 
@@ -83,6 +87,8 @@ class Limits:
     def check_request(self, grant: Grant | None, caller: Caller) -> Allowance:
         """Count a request; what is left, for `headers`. `grant` None: its credential was wrong, or there was none.
         Raises `OverRate`."""
+        if grant is not None and grant.is_keyless:
+            return UNLIMITED
         if grant is not None:
             key = grant.key_id or f"{grant.tenant} {grant.label}"
             return self._take(self._key_requests, key, "requests with this key")

@@ -148,4 +148,9 @@ class Publishers:
                 "without a key only callers on this machine may publish: make one with `notification-server key add`;"
                 f" {caller.why_not_local}"
             )
-        return Grant(rules.default_tenant or DEFAULT_TENANT, frozenset({Scope.PUBLISH}), "this machine")
+        return Grant(
+            rules.default_tenant or DEFAULT_TENANT,
+            frozenset({Scope.PUBLISH}),
+            "this machine",
+            is_keyless=True,
+        )

@@ -20,6 +20,18 @@ from datetime import datetime
 from typing import TypeVar
 
 from server.auth import Authenticator
+from server.commands import (
+    Command,
+    Delete,
+    Join,
+    JoinByToken,
+    Leave,
+    ListNewest,
+    ListPage,
+    ListUnseen,
+    MarkSeen,
+    parse_command,
+)
 from server.errors import BadCredentials, Busy, NotJoined, ServerError, StoreUnavailable
 from server.inbox import CHANGES_PER_BATCH, Inbox
 from server.limits import Limits
@@ -34,22 +46,12 @@ from server.wire import (
     FAILED,
     MAX_DOCUMENTS_PER_FRAME,
     TOKEN_EXPIRED,
-    Command,
-    Delete,
     Frame,
-    Join,
-    JoinByToken,
-    Leave,
-    ListNewest,
-    ListPage,
-    ListUnseen,
-    MarkSeen,
     count_frame,
     delete_frame,
     error_frame,
     newest_frame,
     notification_frame,
-    parse_command,
     portions,
     seen_frame,
 )

@@ -62,13 +62,14 @@ class SignIn:
         self._hook = self._make_hook(config)
         self._jwt = Verifiers(config, self._http)
         self.own_tokens = OwnTokens()
+        self.brake = Brake(limits.password_queue)
         self.authenticator = Authenticator(
             self._password_methods(config),
             self._token_methods(config),
             tenants,
             default_tenant=config.application.default_tenant,
             cache=cache,
-            brake=Brake(limits.password_queue),
+            brake=self.brake,
         )
 
     def _make_sql(self, config: Config) -> SQLLoginMethod | None:

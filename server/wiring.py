@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 from server.certificates import parse_subject
 from server.config import Config
 from server.grants import Grant
 from server.publishers import CertificateHolder, PublisherRules
 from server.store import Directory, Store
+
+if TYPE_CHECKING:
+    from server.store.mongo_beside import MongoBeside
+    from server.store.sqlite_beside import SQLiteBeside
 
 EMBEDDED_FILE = "notifications.sqlite3"
 
@@ -36,12 +41,17 @@ def make_store(config: Config) -> Store:
 async def open_directory(config: Config) -> AsyncIterator[Directory]:
     """The directory of that store, beside the servers that may be running on it. Raises `StartupError`,
     `StoreUnavailable`."""
-    if config.mongodb.url is None:
+    mongodb = config.mongodb
+    if mongodb.url is None:
         from server.store.sqlite_beside import SQLiteBeside
 
-        place: Store | SQLiteBeside = SQLiteBeside(config.application.data / EMBEDDED_FILE)
+        place: SQLiteBeside | MongoBeside = SQLiteBeside(config.application.data / EMBEDDED_FILE)
     else:
-        place = make_store(config)
+        from server.store.mongo_beside import MongoBeside
+
+        place = MongoBeside(
+            mongodb.url, mongodb.db, collection=mongodb.collection, timeout_s=mongodb.timeout_s
+        )
     await place.open()
     try:
         yield place.directory

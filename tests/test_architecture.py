@@ -12,15 +12,16 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 LAYERS = {
-    "PURE": "errors ids revs rates grants messages parsers wire callers bus tasks assets mail_message"
-    " request_id config config.*",
-    "PORTS": "store metrics",
-    "CORE 1": "passwords guessing auth limits tenants publishers rooms",
+    "PURE": "errors ids revs rates grants claims certificates messages parsers commands wire accept callers bus tasks flights"
+    " assets mail_message request_id config config.*",
+    "PORTS": "store metrics exposition checks",
+    "CORE 1": "credentials passwords guessing auth users rooms tenants limits publishers outgoing",
     "CORE 2": "backplane presence",
     "CORE 3": "notifier inbox counts outbox",
     "CORE 4": "screen session",
-    "EDGES": "store.* folder_lock smtp mail_folder ingest ingest.* transports transports.* admin",
-    "ROOT": "__init__ __main__ app cli listening logs",
+    "EDGES": "store.* folder_lock smtp mail_folder ingest ingest.* logins logins.* tokens tokens.* transports"
+    " transports.* admin health",
+    "ROOT": "__init__ __main__ app wiring doors sign_in process listening streams tls cli cli.* logs",
 }
 """A module imports its own layer and those above it in this list."""
 
@@ -30,19 +31,28 @@ EDGES = [
     "smtp",
     "mail_folder",
     "ingest ingest.*",
+    "logins logins.sql*",
+    "logins.hook*",
+    "tokens tokens.* logins.token*",
     "transports transports.*",
     "admin",
+    "health",
 ]
 """An edge may be several modules; it never imports another edge."""
 
 HOMES = {
-    "argon2": "auth",
+    "argon2": "passwords",
+    "bcrypt": "passwords",
     "bson": "ids store.mongo*",
+    "cryptography": "tokens.keys",
+    "jwt": "tokens.*",
     "pymongo": "store.mongo*",
     "aiosmtplib": "smtp",
+    "prometheus_client": "metrics exposition",
     "sockjs": "transports.sockjs*",
-    "tornado": "ingest.* transports.* admin app",
-    "pydispatch": "bus counts app",
+    "sqlalchemy": "logins.sql*",
+    "tornado": "ingest.* transports.* admin health outgoing app doors streams",
+    "pydispatch": "bus counts metrics app",
 }
 """Where each library from outside may be imported; pydispatch where signals are heard. There are no others."""
 
@@ -57,7 +67,7 @@ IO = {
     "subprocess",
     "threading",
 }
-WITHOUT_IO = "errors ids revs messages parsers wire callers bus mail_message"
+WITHOUT_IO = "errors ids revs rates grants claims certificates messages parsers commands wire accept callers bus mail_message"
 """PURE but for the owner of tasks, and what looks for files and the name of the machine."""
 
 MAX_LINES = 400

@@ -9,6 +9,7 @@ import pytest
 
 from server.checks import Checks, State, Trouble
 from server.errors import StoreUnavailable
+from tests.support.clock import Clock
 
 SECRET = "mongodb://admin:hunter2@10.0.0.7:27017"  # noqa: S105  # a made-up one, that must not come out
 
@@ -29,14 +30,6 @@ class Dependency:
             await self.gate.wait()
         if self.failure is not None:
             raise self.failure
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.time = 1000.0
-
-    def __call__(self) -> float:
-        return self.time
 
 
 @pytest.fixture
@@ -102,11 +95,11 @@ async def test_a_flood_of_questions_is_one_question(checks: Checks, clock: Clock
     await store.reached.wait()
     store.gate.set()
     answers = await asyncio.gather(*asking)
-    clock.time += 0.9
+    clock.now += 0.9
     answers.append(await checks.look())
     assert store.asked == 1
     assert all(answer == answers[0] for answer in answers)
-    clock.time += 0.2
+    clock.now += 0.2
     await checks.look()
     assert store.asked == 2
 
@@ -135,7 +128,7 @@ async def test_somebody_is_told_of_each_question(clock: Clock) -> None:
     checks.add("store", store.probe)
     await checks.look()
     store.failure = StoreUnavailable()
-    clock.time += 2
+    clock.now += 2
     await checks.look()
     assert heard == [("store", True), ("store", False)]
 
@@ -150,5 +143,5 @@ async def test_the_log_says_once_what_is_wrong_and_once_that_it_is_over(
     for failure in (None, OSError("disk is full"), OSError("disk is full"), None, None):
         store.failure = failure
         await checks.look()
-        clock.time += 2
+        clock.now += 2
     assert [record.getMessage() for record in caplog.records] == ["store: disk is full", "store: well again"]

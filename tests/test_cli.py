@@ -13,9 +13,14 @@ from pathlib import Path
 import argon2
 import pytest
 
-from server import __version__, app, cli, logs
+from server import __version__, cli, logs, process
 from server.config import Config, Log, load
-from server.errors import StartupError
+from server.errors import InvalidConfig, StartupError
+from tests.support.command import no_variables
+
+Reread = Callable[[], Config]
+
+ROOT = Path(__file__).parents[1]
 
 EXAMPLE = "[APPLICATION]\nport=8588\n; mine\n\n[USERS-DEBUG]\n; friends\n\n[USERS-RELEASE]\n"
 
@@ -23,10 +28,7 @@ EXAMPLE = "[APPLICATION]\nport=8588\n; mine\n\n[USERS-DEBUG]\n; friends\n\n[USER
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty current folder and no NOTIFY_ variables."""
-    monkeypatch.chdir(tmp_path)
-    for name in list(os.environ):
-        if name.startswith("NOTIFY_"):
-            monkeypatch.delenv(name)
+    no_variables(monkeypatch, tmp_path)
     return tmp_path
 
 
@@ -35,14 +37,14 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
     """The configurations that `serve` handed over, instead of serving; logging is left alone."""
     configs: list[Config] = []
 
-    def serve(config: Config) -> int:
+    def serve(config: Config, reread: Reread) -> int:
         configs.append(config)
         return 0
 
     def set_up(log: Log) -> None:
         pass
 
-    monkeypatch.setattr(app, "serve", serve)
+    monkeypatch.setattr(process, "serve", serve)
     monkeypatch.setattr(logs, "setup", set_up)
     return configs
 
@@ -66,7 +68,7 @@ def test_the_version_is_told(arguments: list[str]) -> None:
     """By `python -m server` as by the command."""
     result = subprocess.run(
         [sys.executable, "-m", "server", *arguments],
-        cwd=Path(cli.__file__).parent.parent,
+        cwd=ROOT,
         capture_output=True,
         text=True,
         check=True,
@@ -74,7 +76,21 @@ def test_the_version_is_told(arguments: list[str]) -> None:
     assert (result.stdout, result.stderr) == (f"notification-server {__version__}\n", "")
 
 
-@pytest.mark.parametrize("arguments", [[], ["fly"], ["user"], ["user", "add"], ["serve", "--port", "1"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["fly"],
+        ["user"],
+        ["user", "add"],
+        ["serve", "--port", "1"],
+        ["tenant"],
+        ["tenant", "add"],
+        ["key", "add", "acme"],
+        ["key", "add", "acme", "ci", "--scope", "everything"],
+        ["secret"],
+    ],
+)
 def test_what_is_no_command_is_refused_with_2(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -85,6 +101,7 @@ def test_what_is_no_command_is_refused_with_2(
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("usage: notification-server")
+    assert "Scope" not in err
 
 
 # -- serve ---------------------------------------------------------------------------------------------------
@@ -120,15 +137,34 @@ def test_the_last_config_that_is_named_counts(here: Path, served: list[Config]) 
 
 def test_serve_returns_what_the_server_returns(served: list[Config], monkeypatch: pytest.MonkeyPatch) -> None:
     """Its exit code is that of the command."""
-    monkeypatch.setattr(app, "serve", lambda config: 7)
+    monkeypatch.setattr(process, "serve", lambda config, reread: 7)
     assert cli.main(["serve"]) == 7
 
 
-def raise_startup_error(config: Config) -> int:
+def test_serve_can_read_the_config_again(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it is then, in the same file; what is wrong in it is raised, as at the start."""
+    (here / "config.ini").write_text("[APPLICATION]\nport=1\n")
+    rereads: list[Reread] = []
+
+    def serve(config: Config, reread: Reread) -> int:
+        rereads.append(reread)
+        return 0
+
+    monkeypatch.setattr(process, "serve", serve)
+    monkeypatch.setattr(logs, "setup", lambda log: None)
+    assert cli.main(["serve"]) == 0
+    (here / "config.ini").write_text("[APPLICATION]\nport=2\n")
+    assert rereads[0]().application.port == 2
+    (here / "config.ini").write_text("[APPLICATION]\nport=x\n")
+    with pytest.raises(InvalidConfig, match="port"):
+        rereads[0]()
+
+
+def raise_startup_error(config: Config, reread: Reread) -> int:
     raise StartupError("port 8587 is taken; set another one in [APPLICATION] port")
 
 
-def raise_interrupt(config: Config) -> int:
+def raise_interrupt(config: Config, reread: Reread) -> int:
     raise KeyboardInterrupt
 
 
@@ -147,23 +183,43 @@ def test_a_server_that_does_not_start_is_one_sentence(
     served: list[Config],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    serve: Callable[[Config], int],
+    serve: Callable[[Config, Reread], int],
     code: int,
     said: str,
 ) -> None:
     """No traceback, whether it could not or was not to."""
-    monkeypatch.setattr(app, "serve", serve)
+    monkeypatch.setattr(process, "serve", serve)
     assert cli.main(["serve"]) == code
     assert capsys.readouterr() == ("", said)
 
 
-@pytest.mark.parametrize("command", [["serve"], ["check-config"], ["user", "add", "ann"]])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["serve"],
+        ["check-config"],
+        ["user", "add", "ann"],
+        ["user", "list"],
+        ["user", "remove", "ann"],
+        ["user", "known"],
+        ["user", "sign-out", "ann"],
+        ["tenant", "add", "acme"],
+        ["tenant", "list"],
+        ["tenant", "remove", "acme", "--yes"],
+        ["key", "add", "acme", "ci"],
+        ["key", "list"],
+        ["key", "revoke", "acme", "ci"],
+        ["secret", "rotate"],
+    ],
+    ids=" ".join,
+)
 def test_a_config_that_is_not_there_is_one_sentence(
     command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Whoever names a file means it."""
+    """Whoever names a file means it; nothing is made."""
     assert cli.main([*command, "--config", "none.ini"]) == 2
     assert capsys.readouterr() == ("", "notification-server: none.ini: there is no such file\n")
+    assert os.listdir() == []
 
 
 def test_every_problem_is_a_line(
@@ -206,7 +262,9 @@ def test_user_add_prints_the_line(
     assert cli.main(["user", "add", "Ann Lee"]) == 0
     out, err = capsys.readouterr()
     assert (
-        err == "notification-server: put this line into [USERS-DEBUG] of config.ini and restart the server\n"
+        err
+        == "notification-server: put this line into [USERS-DEBUG] of config.ini; a running server knows it after"
+        " SIGHUP\n"
     )
     assert (here / "config.ini").read_text() == EXAMPLE
     (here / "config.ini").write_text(EXAMPLE.replace("; friends\n", out))
@@ -226,7 +284,7 @@ def test_user_add_can_write_the_line(
     out, err = capsys.readouterr()
     assert out == ""
     assert err.splitlines()[1:] == [
-        "notification-server: ann stands in [USERS-DEBUG] of config.ini; a running server knows it after a restart"
+        "notification-server: ann stands in [USERS-DEBUG] of config.ini; a running server knows it after SIGHUP"
     ]
     hashed = load(here / "config.ini", {}).users["ann"]
     assert argon2.PasswordHasher().verify(hashed, "two")
@@ -264,7 +322,7 @@ def test_a_password_at_a_real_terminal_is_not_echoed() -> None:
     command = [sys.executable, "-m", "server", "user", "add", "ann"]
     with subprocess.Popen(
         [sys.executable, "-c", spawn, *command],
-        cwd=Path(cli.__file__).parent.parent,
+        cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     ) as process:

@@ -494,3 +494,15 @@ def test_a_change_that_needs_no_file_is_none(folder: Folder) -> None:
     found, _, new = changes(folder, section("MYSQL", **MYSQL), text)
     assert found == Changes()
     assert "url = mysql+asyncmy://127.0.0.1:3306/shop" in shown(new)
+
+
+def test_tokens_of_users_and_of_services_are_told_apart(folder: Folder) -> None:
+    """By key, issuer or audience: else whoever may listen could publish."""
+    rules = f"secret={'s' * 32}\nissuer=https://id.example.org\n"
+    assert folder.problems(f"[JWT]\n{rules}[SERVICE_JWT]\n{rules}") == [
+        "config.ini: [SERVICE_JWT] audience: must differ from that of [JWT]: with the same key, issuer and audience, "
+        "a user's token could publish"
+    ]
+    assert (
+        folder.load(f"[JWT]\n{rules}[SERVICE_JWT]\n{rules}audience=notifications\n").service_jwt is not None
+    )

@@ -14,7 +14,8 @@ from server.exposition import EVERYTHING, TOTALS, Exposition, Summary, TextForma
 from server.metrics import Metrics, Sources
 from server.store import MailCounts
 from server.wire import SLOW
-from tests.test_metrics import Clock, Speaker, publication, stored
+from tests.support.clock import Clock
+from tests.test_metrics import Speaker, publication, stored
 
 ACME = View(by_tenant=True, tenant="acme")
 ACME_ALONE = View(by_tenant=True, tenant="acme", has_node=False)
@@ -153,9 +154,9 @@ async def test_a_flood_of_questions_is_answered_from_memory(metrics: Metrics) ->
     exposition = Exposition(metrics, kept_s=1.0, clock=clock)
     text = await exposition.text(TOTALS, TextFormat.PLAIN)
     metrics.note_request("notify", 200, 1.0)
-    clock.time += 0.9
+    clock.now += 0.9
     assert await exposition.text(TOTALS, TextFormat.PLAIN) is text
-    clock.time += 0.2
+    clock.now += 0.2
     assert await exposition.text(TOTALS, TextFormat.PLAIN) != text
 
 

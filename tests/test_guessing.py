@@ -89,10 +89,11 @@ def guard() -> Iterator[Guard]:
 
 # -- what is slowed ------------------------------------------------------------------------------------------
 async def test_a_few_mistakes_cost_nothing(guard: Guard) -> None:
-    """Who mistypes now and then is never held up, and gets in."""
-    for _ in range(FREE_OF_PAIR - 1):
-        assert await guard.now("carol", HOME) is None
-    assert await guard.now("carol", HOME, RIGHT) == "carol"
+    """Who mistypes now and then is never held up, and gets in; that clears it."""
+    for _ in range(3):
+        for _ in range(FREE_OF_PAIR - 1):
+            assert await guard.now("carol", HOME) is None
+        assert await guard.now("carol", HOME, RIGHT) == "carol"
     assert not guard.throttled
 
 

@@ -62,6 +62,15 @@ async def test_without_a_secret_no_authorization_is_sent() -> None:
         assert "authorization" not in server.questions[0].headers
 
 
+async def test_the_secret_may_change_while_the_server_runs() -> None:
+    """From the next question on."""
+    async with AnsweringServer(YES) as server, hooked(server.url, secret="old") as login:
+        await ask(login)
+        login.apply(HTTPHook(url=server.url, secret="new"))
+        await ask(login)
+        assert [each.headers["authorization"] for each in server.questions] == ["Bearer old", "Bearer new"]
+
+
 async def test_a_yes_says_who_it_is() -> None:
     """A number is the same user as its text; a tenant and an end only where they are said."""
     ends = datetime(2040, 1, 2, 3, 4, 5, tzinfo=UTC)

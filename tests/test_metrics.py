@@ -20,6 +20,7 @@ from server.rooms import Rooms
 from server.store import MailCounts, MailOutcome, RefusedMail
 from server.store.sqlite import SQLiteStore
 from server.wire import SLOW
+from tests.support.clock import Clock
 
 AT = now()
 
@@ -203,14 +204,6 @@ class Store:
         return MailCounts(due=4, refused=2)
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.time = 1000.0
-
-    def __call__(self) -> float:
-        return self.time
-
-
 def watched(store: Store, clock: Clock) -> Metrics:
     made = Metrics({"version": "1.2.3"}, clock)
     made.watch(
@@ -229,7 +222,7 @@ async def test_gauges_are_asked_when_somebody_looks() -> None:
     """As things are then."""
     clock = Clock()
     metrics = watched(Store(), clock)
-    clock.time += 12.5
+    clock.now += 12.5
     await metrics.refresh()
     metrics.note_check("store", False, 0.25)
     assert value(metrics, "connections", transport="websocket") == 3
@@ -255,7 +248,7 @@ async def test_the_store_is_asked_at_most_so_often() -> None:
         await metrics.refresh()
     assert store.asked == 1
     store.failure = StoreUnavailable()
-    clock.time += module.MAIL_COUNTS_EVERY_S
+    clock.now += module.MAIL_COUNTS_EVERY_S
     await metrics.refresh()
     assert store.asked == 2
     assert value(metrics, "mail_recipients", state="due") is None

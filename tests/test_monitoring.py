@@ -43,7 +43,7 @@ async def _mail_counts() -> MailCounts:
 @pytest.fixture
 async def families() -> Families:
     """Those of a node on which everything has happened once."""
-    metrics, speaker = Metrics({"version": "1"}), Speaker()
+    metrics, speaker = Metrics({"version": "1", "store": "embedded"}), Speaker()
     metrics.hear(speaker)
     metrics.watch(
         Sources(

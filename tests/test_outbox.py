@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydispatch import dispatcher
 
 from server import outbox
+from server.bus import MAIL_SETTLED
 from server.config import Email
 from server.errors import StartupError, StoreUnavailable
 from server.ids import new_id
@@ -185,6 +187,22 @@ async def test_everybody_away_gets_one_message(store: Store, sink: SMTPSink, clo
     assert [recipient.user_id for recipient in outcome.sent] == ["ann", "ben"]
     assert await store.next_mail_due() is None
     assert (worker.sent, worker.refused, worker.retried, worker.dropped) == (2, 0, 0, 0)
+
+
+async def test_the_bus_is_told_what_became_of_a_mail(store: Store, sink: SMTPSink, clock: Clock) -> None:
+    """With the tenant, once it is written down."""
+    told: list[tuple[str, MailOutcome]] = []
+
+    def hear(tenant: str, outcome: MailOutcome) -> None:
+        told.append((tenant, outcome))
+
+    await owe(store, *to("ann", "ben"))
+    worker = worker_for(store, clock, email(sink))
+    dispatcher.connect(hear, MAIL_SETTLED, sender=worker)
+    async with running(worker):
+        outcome = await store.outcome()
+    dispatcher.disconnect(hear, MAIL_SETTLED, sender=worker)
+    assert told == [("t", outcome)]
 
 
 @pytest.mark.parametrize("change", ["mark_seen", "delete"])
@@ -376,11 +394,14 @@ async def test_outage(store: Store, clock: Clock, caplog: pytest.LogCaptureFixtu
     settings = email(port, retry_first_s=0.01, retry_max_s=0.01)
     for user in ("ann", "ben", "cat"):
         await owe(store, *to(user))
-    async with running(worker_for(store, clock, settings)):
+    async with running(worker_for(store, clock, settings)) as worker:
+        assert not worker.has_outage
         for _ in range(8):
             assert (await store.outcome()).retry
+        assert worker.has_outage
         with SMTPSink(port=port) as sink:
             arrived = {(await sink.next_mail()).recipients[0] for _ in range(3)}
+    assert not worker.has_outage
     assert arrived == {"ann@example.org", "ben@example.org", "cat@example.org"}
     told = [record.getMessage() for record in caplog.records if "to retry" not in record.getMessage()]
     assert told[0].startswith(f"mail does not go out (SMTP 127.0.0.1:{port} (not encrypted)): no connection")

@@ -111,6 +111,23 @@ def test_joining_twice_is_being_there_once(rooms: Rooms) -> None:
     assert alice.events == [Unseen(1)]
 
 
+def test_users_and_connections_are_counted_by_tenant(rooms: Rooms) -> None:
+    """A user with two connections is one; joining or leaving twice counts once."""
+    assert (rooms.size(ALICE), rooms.users_by_tenant) == (0, {})
+    alice, again, _, other = _joined(rooms, ALICE, ALICE, BOB, ALICE_OF_ANOTHER_TENANT)
+    rooms.join(ALICE, alice)
+    assert (rooms.size(ALICE), rooms.size(BOB)) == (2, 1)
+    assert rooms.users_by_tenant == {"acme": 2, "globex": 1}
+    assert rooms.joined_by_tenant == {"acme": 3, "globex": 1}
+    rooms.leave(ALICE, alice)
+    rooms.leave(ALICE, alice)
+    assert (rooms.users_by_tenant["acme"], rooms.joined_by_tenant["acme"]) == (2, 2)
+    rooms.leave(ALICE, again)
+    rooms.leave(ALICE_OF_ANOTHER_TENANT, other)
+    assert rooms.users_by_tenant == {"acme": 1, "globex": 0}
+    assert rooms.joined_by_tenant == {"acme": 1, "globex": 0}
+
+
 # -- signs of life -------------------------------------------------------------------------------------------
 def test_the_last_sign_of_life_is_that_of_any_connection(rooms: Rooms) -> None:
     """Of those that are there and of those that were; unknown if there was none."""
@@ -277,8 +294,8 @@ def test_the_same_notification_for_many_users_keeps_their_ids_apart(rooms: Rooms
     assert [(fields["_id"], fields["_userId"]) for fields in told] == [("d1", "alice"), ("d2", "bob")]
 
 
-def test_closing_all_closes_everybodys_connections(rooms: Rooms) -> None:
-    """Also where each of them leaves its room at that."""
+def test_connections_are_closed_for_a_reason(rooms: Rooms) -> None:
+    """Those for which there is one; also where each of them leaves its room at that."""
     members = _joined(rooms, ALICE, ALICE, BOB)
     for name, member in zip((ALICE, ALICE, BOB), members, strict=True):
 
@@ -287,8 +304,8 @@ def test_closing_all_closes_everybodys_connections(rooms: Rooms) -> None:
                 rooms.leave(name, member)
 
         member.connection.session = Leaving()  # type: ignore[assignment]
-    rooms.close_all(GOING_AWAY)
-    assert [member.connection.reasons for member in members] == [[GOING_AWAY]] * 3
+    assert rooms.close_where(lambda room, _: GOING_AWAY if room == ALICE else None) == 2
+    assert [member.connection.reasons for member in members] == [[GOING_AWAY], [GOING_AWAY], []]
+    assert rooms.close_where(lambda _, member: SLOW) == 1
+    assert [member.connection.reasons for member in members] == [[GOING_AWAY], [GOING_AWAY], [SLOW]]
     assert rooms.user_count == 0
-    rooms.close_all(SLOW)
-    assert [member.connection.reasons for member in members] == [[GOING_AWAY]] * 3

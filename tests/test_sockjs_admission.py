@@ -343,3 +343,20 @@ async def drip(client: RawClient, session: RecordingSession, write: Callable[[],
             with contextlib.suppress(ConnectionError):
                 await client.writer.drain()
             await asyncio.sleep(HEARTBEAT_S / 10)
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_a_refusal_comes_late(transport: str) -> None:
+    """Who was refused waits, and the others do not; who goes away meanwhile is no news."""
+    async with serving(limits=FEW, refusal_delay_s=0.5) as service, contextlib.AsyncExitStack() as stack:
+        for _ in range(2):
+            await connect(service, await stack.enter_async_context(service.client()), "websocket")
+        async with service.client() as impatient:
+            await impatient.ask_for_upgrade(WEBSOCKETS["websocket"], AFAR)
+            await impatient.reset()
+        refused = asyncio.create_task(try_to_connect(service, transport))
+        for _ in range(3):
+            async with service.websocket("websocket"):
+                await service.next_session()
+        assert not refused.done()
+        assert (await refused)[0] == 429

@@ -12,33 +12,35 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from server.errors import BadCredentials, InvalidCommand, StoreUnavailable
-from server.messages import Added, Deleted, Document, Notification, Seen, Unseen, to_milliseconds
-from server.wire import (
-    FAILED,
-    GOING_AWAY,
+from server.commands import (
     MAX_CREDENTIAL_CHARS,
     MAX_PAGE,
     MAX_PAGE_SIZE,
-    SLOW,
-    TIMED_OUT,
-    TOO_BIG,
-    Burst,
     Command,
     Delete,
-    EventFrames,
-    Frame,
     Join,
     Leave,
     ListNewest,
     ListPage,
     ListUnseen,
     MarkSeen,
+    parse_command,
+)
+from server.errors import BadCredentials, InvalidCommand, StoreUnavailable
+from server.messages import Added, Deleted, Document, Notification, Seen, Unseen, to_milliseconds
+from server.wire import (
+    FAILED,
+    GOING_AWAY,
+    SLOW,
+    TIMED_OUT,
+    TOO_BIG,
+    Burst,
+    EventFrames,
+    Frame,
     count_frame,
     delete_frame,
     error_frame,
     notification_frame,
-    parse_command,
     portions,
     seen_frame,
 )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from datetime import timedelta
+import asyncio
+from datetime import datetime, timedelta
 from typing import Any
 
 from server.cli.common import (
     BadInput,
+    check_tenant,
     confirm,
     in_directory,
     instant,
@@ -24,6 +26,7 @@ from server.grants import (
     ALL_SCOPES,
     DEFAULT_TENANT,
     MAX_NAME_CHARS,
+    NO_TENANT,
     ApiKey,
     Scope,
     SigningSecret,
@@ -40,6 +43,9 @@ FIRST_KEY = "first"
 
 ERASED_PER_STEP = 5000
 """Documents: a running server waits for no longer than this takes."""
+
+HEARD_AFTER = timedelta(seconds=2)
+"""By then every running server knows that a tenant is removed: they ask several times a second."""
 
 OLD_SECRET_KEPT = timedelta(days=30)
 """The longest life that config allows a token: so long the secret before is good for checking."""
@@ -91,7 +97,7 @@ def _add_key_commands(commands: Any) -> None:
     add.add_argument(
         "--scope",
         action="append",
-        choices=[*Scope],
+        choices=[scope.value for scope in Scope],
         help="what it allows: publish, listen, admin; may be given several times (default: publish)",
     )
     add.add_argument("--expires", metavar="WHEN", help="90d, 12h, or a date (default: never)")
@@ -157,11 +163,15 @@ def _remove_tenant(arguments: argparse.Namespace) -> int:
 async def _remove(directory: Directory, name: str, erases: bool) -> int | None:
     """How many documents were erased; None if none were to be."""
     known = {tenant.name: tenant for tenant in await directory.tenants()}
+    removed_at = known[name].removed_at if name in known else None
     # What was removed before can still be erased.
-    if not (erases and name in known and known[name].removed_at is not None):
-        await directory.remove_tenant(name, now())
+    if removed_at is None or not erases:
+        removed_at = now()
+        await directory.remove_tenant(name, removed_at)
     if not erases:
         return None
+    # What a server that has not heard yet stores for the tenant would come after the erasing, and stay.
+    await asyncio.sleep(min(HEARD_AFTER, removed_at + HEARD_AFTER - now()).total_seconds())
     total = 0
     while erased := await directory.erase_tenant(name, ERASED_PER_STEP):
         total += erased
@@ -185,7 +195,7 @@ def _add_key(arguments: argparse.Namespace) -> int:
 
 
 def _list_keys(arguments: argparse.Namespace) -> int:
-    keys = in_directory(arguments, lambda directory: directory.keys(arguments.tenant))
+    keys = in_directory(arguments, lambda directory: _keys(directory, arguments.tenant))
     at = now()
     keys = [key for key in keys if arguments.all or key.is_valid(at)]
     if arguments.json:
@@ -208,10 +218,15 @@ def _list_keys(arguments: argparse.Namespace) -> int:
     return 0
 
 
+async def _keys(directory: Directory, tenant: str | None) -> list[ApiKey]:
+    if tenant is not None:
+        await check_tenant(directory, tenant)
+    return await directory.keys(tenant)
+
+
 def _revoke_key(arguments: argparse.Namespace) -> int:
-    key = in_directory(
-        arguments, lambda directory: directory.revoke_key(arguments.tenant, arguments.name, now())
-    )
+    tenant, name = _checked(arguments.tenant, "TENANT"), _checked(arguments.name, "NAME")
+    key = in_directory(arguments, lambda directory: directory.revoke_key(tenant, name, now()))
     if arguments.json:
         print_json(_key_fields(key))
     else:
@@ -224,13 +239,15 @@ def _rotate_secret(arguments: argparse.Namespace) -> int:
     secret = SigningSecret(new_id(), new_secret(), at)
     retired_at = at if arguments.at_once else at + OLD_SECRET_KEPT
     in_directory(arguments, lambda directory: directory.add_secret(secret, retire_others_at=retired_at))
-    end = "are void" if arguments.at_once else "stay good until they end"
+    end = "let nobody join any more" if arguments.at_once else "stay good until they end"
     say(f"tokens are signed with a new secret from now on; those made before {end}")
     return 0
 
 
 # -- making and showing --------------------------------------------------------------------------------------
-def _new_key(tenant: str, name: str, scopes: frozenset[Scope], expires_at: Any = None) -> tuple[ApiKey, str]:
+def _new_key(
+    tenant: str, name: str, scopes: frozenset[Scope], expires_at: datetime | None = None
+) -> tuple[ApiKey, str]:
     """A key and its secret."""
     secret = new_secret()
     return ApiKey(new_id(), tenant, name, hash_secret(secret), scopes, now(), expires_at), secret
@@ -240,7 +257,7 @@ def _checked(text: str, what: str) -> str:
     if not is_name(text):
         raise BadInput(
             f"{what}: {text!r} is not a name: up to {MAX_NAME_CHARS} of a-z 0-9 . _ -, beginning with a letter or"
-            " digit"
+            f" digit; nor is {NO_TENANT!r} one"
         )
     return text
 

@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import json
 import os
+import pwd
 import re
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from server.config import Config, load
+from server.errors import NotFound, StartupError
 from server.messages import now, to_milliseconds
 from server.store import Directory
 
@@ -68,13 +70,47 @@ def in_directory(arguments: argparse.Namespace, work: Callable[[Directory], Awai
     """Do something in the directory of the store, whether or not a server is running on it. Raises `StartupError`,
     `StoreUnavailable`, and what `work` raises."""
     config = load_config(arguments)
-    from server.wiring import open_directory  # takes a moment, which the other commands need not wait for
+    from server import wiring  # takes a moment, which the other commands need not wait for
+
+    folder = config.application.data
+    is_embedded = config.mongodb.url is None
+    makes_store = is_embedded and not os.path.exists(folder / wiring.EMBEDDED_FILE)
 
     async def run() -> T:
-        async with open_directory(config) as directory:
+        async with wiring.open_directory(config) as directory:
+            if makes_store:
+                _tell_of_new_store(folder)
             return await work(directory)
 
-    return asyncio.run(run())
+    try:
+        return asyncio.run(run())
+    except StartupError as error:
+        raise StartupError(f"{error}{_owner_hint(folder) if is_embedded else ''}") from error
+
+
+def _tell_of_new_store(folder: Path) -> None:
+    """It is there before the server's first start, or somebody stands in the wrong folder."""
+    say(f"{folder} had no store, so one was made; a server with another data folder will not know it")
+    if os.geteuid() == 0:
+        say(f"it belongs to root; if the server is another user's: chown -R USER {folder}")
+
+
+def _owner_hint(folder: Path) -> str:
+    """What to say to somebody who is not the user that the server runs as."""
+    try:
+        owner = folder.stat().st_uid
+        name = pwd.getpwuid(owner).pw_name
+    except (OSError, KeyError):
+        return ""
+    return "" if os.geteuid() in (0, owner) else f"; {folder} belongs to {name}: be that user"
+
+
+async def check_tenant(directory: Directory, name: str, *, must_be_active: bool = False) -> None:
+    """Raises `NotFound` if there is no tenant of that name."""
+    for tenant in await directory.tenants():
+        if tenant.name == name and (tenant.removed_at is None or not must_be_active):
+            return
+    raise NotFound(f"there is no tenant {name!r}")
 
 
 # -- output --------------------------------------------------------------------------------------------------

@@ -7,9 +7,11 @@ import getpass
 import sys
 from typing import Any
 
+from server import claims
 from server.cli.common import (
     DEFAULT_FILE,
     BadInput,
+    check_tenant,
     config_file,
     in_directory,
     instant,
@@ -22,12 +24,12 @@ from server.cli.common import (
     with_config,
     with_json,
 )
+from server.commands import MAX_CREDENTIAL_CHARS
 from server.config import Config, editor
 from server.errors import NotFound
 from server.grants import DEFAULT_TENANT, KnownUser
 from server.messages import now
 from server.store import Directory
-from server.wire import MAX_CREDENTIAL_CHARS
 
 KNOWN_PER_PAGE = 1000
 
@@ -139,6 +141,7 @@ def _list_known(arguments: argparse.Namespace) -> int:
 
 
 async def _known(directory: Directory, tenant: str) -> list[KnownUser]:
+    await check_tenant(directory, tenant)
     users: list[KnownUser] = []
     after: str | None = None
     while some := await directory.users(tenant, after=after, limit=KNOWN_PER_PAGE):
@@ -148,16 +151,18 @@ async def _known(directory: Directory, tenant: str) -> list[KnownUser]:
 
 
 def _sign_out(arguments: argparse.Namespace) -> int:
-    in_directory(arguments, lambda directory: _sign_out_of(directory, arguments.tenant, arguments.user_id))
-    say(
-        f"{printable(arguments.user_id)} of tenant {arguments.tenant} is signed out everywhere within a second"
-    )
+    tenant = arguments.tenant
+    try:
+        user_id = claims.user_id(arguments.user_id)
+    except ValueError as exc:
+        raise BadInput(f"USER-ID: {exc}") from None
+    in_directory(arguments, lambda directory: _sign_out_of(directory, tenant, user_id))
+    say(f"{printable(user_id)} of tenant {tenant} is signed out everywhere within a second")
     return 0
 
 
 async def _sign_out_of(directory: Directory, tenant: str, user_id: str) -> None:
-    if tenant not in {each.name for each in await directory.tenants() if each.removed_at is None}:
-        raise NotFound(f"there is no tenant {tenant!r}")
+    await check_tenant(directory, tenant, must_be_active=True)
     await directory.sign_out(tenant, user_id, now())
 
 

@@ -160,8 +160,11 @@ def hook(reading: Reading) -> HTTPHook | None:
 
 # -- all together --------------------------------------------------------------------------------------------
 def warn_together(reading: Reading, config: Config) -> None:
-    """Warn of what no section shows by itself."""
-    application = config.application
+    """Say what no section shows by itself."""
+    application, jwt, service = config.application, config.jwt, config.service_jwt
+    if jwt and service and _keys(jwt) == _keys(service):
+        reason = "must differ from that of [JWT]: with the same key, issuer and audience, a user's token could publish"
+        reading.problem("SERVICE_JWT", "audience", reason)
     if config.auth.methods == ("config",) and not config.users and config.release:
         reason = "is empty, so nobody can join; `notification-server user add NAME` makes a line for it"
         reading.warn("USERS", "", reason)
@@ -175,3 +178,8 @@ def warn_together(reading: Reading, config: Config) -> None:
         reading.warn(
             section_of_sql(reading), "", "its users cannot join without a tenantField: default_tenant is none"
         )
+
+
+def _keys(rules: JWTRules) -> tuple[object, ...]:
+    """What makes a token one of these rules."""
+    return rules.secret, rules.key, rules.jwks, rules.issuer, rules.audience

@@ -162,7 +162,7 @@ class Limits:
     # guessing dear.
     password_checks: int = setting(2, values.integer(1, 64))
     # Requests of one backend's key. A runaway loop is stopped, no honest backend is.
-    requests_per_key: Rate | None = setting(Rate(20_000, 10), values.RATE, live=True)
+    requests_per_key: Rate | None = setting(Rate(100_000, 10), values.RATE, live=True)
     # Requests of one address that publish or manage, beside those of this machine. Those with a key count there.
     requests_per_address: Rate | None = setting(Rate(600, 60), values.RATE, live=True)
     # New connections and SockJS sessions of one address. An office behind one address comes back at once after a cut.

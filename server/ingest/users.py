@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from server import claims
 from server.errors import InvalidInput, Refused, ServerError
 from server.grants import Scope
 from server.ingest.base import DoorHandler, Gate
@@ -15,8 +16,6 @@ from server.messages import now
 from server.tenants import Tenants
 
 logger = logging.getLogger(__name__)
-
-MAX_USER_ID_CHARS = 1024
 
 MakeToken = Callable[[str, str, str, float], tuple[str, datetime]]
 """Of tenant, user id, key id and life in seconds: the token, and when it ends (aware UTC)."""
@@ -89,17 +88,10 @@ class SignOutHandler(_UserHandler):
 
 
 def _user_id(value: Any) -> str:
-    if isinstance(value, int) and not isinstance(value, bool):
-        value = str(value)
-    if not isinstance(value, str) or not value:
-        raise InvalidInput("user_id", "missing, or neither a text nor an integer")
-    if len(value) > MAX_USER_ID_CHARS:
-        raise InvalidInput("user_id", f"longer than {MAX_USER_ID_CHARS} characters")
     try:
-        value.encode()
-    except UnicodeEncodeError as exc:
-        raise InvalidInput("user_id", "not valid Unicode") from exc
-    return value
+        return claims.user_id(value)
+    except ValueError as exc:
+        raise InvalidInput("user_id", str(exc)) from None
 
 
 def _instant(at: datetime) -> str:

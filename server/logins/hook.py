@@ -58,7 +58,6 @@ class HookLogin:
     def __init__(self, settings: HTTPHook) -> None:
         self._settings = settings
         self._http = HTTPClient(max_body_bytes=MAX_ANSWER_BYTES, connections=CONNECTIONS, ca=settings.ca)
-        self._headers = {"Authorization": f"Bearer {settings.secret}"} if settings.secret else {}
         # Credentials are remembered as a keyed hash of them, which says nothing to who does not have the key.
         self._cache_key = secrets.token_bytes(32)
         self._cache = ProofCache(settings.cache_s)
@@ -75,6 +74,10 @@ class HookLogin:
     async def check_token(self, token: str, caller: Caller) -> Proof | None:
         """As `auth.TokenMethod`; a no is None: the hook does not say whether it could ever take such a token."""
         return await self._decide({"token": token, "address": caller.address})
+
+    def apply(self, settings: HTTPHook) -> None:
+        """Go by these from now on. Of what they say, `ca` and `cache_s` count at start only."""
+        self._settings = settings
 
     def forget(self, tenant: str, user_id: str) -> None:
         """Ask anew who this user is. Proofs without a tenant are those of any."""
@@ -130,8 +133,9 @@ class HookLogin:
 
     async def _fetch(self, body: bytes) -> Reply:
         settings = self._settings
+        headers = {"Authorization": f"Bearer {settings.secret}"} if settings.secret else {}
         try:
-            return await self._http.post(settings.url, settings.timeout_s, self._headers, body)
+            return await self._http.post(settings.url, settings.timeout_s, headers, body)
         except NoReply as exc:
             raise _NoAnswer(str(exc)) from exc
 

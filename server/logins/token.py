@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 from server import claims
@@ -13,8 +12,6 @@ from server.claims import TOKEN_WRONG
 from server.config.access import JWTRules
 from server.errors import BadCredentials
 from server.tokens.verifier import JWTVerifier, looks_like_jwt
-
-LONG_AGO = datetime.fromtimestamp(0, UTC)
 
 
 class TokenLogin:
@@ -40,7 +37,6 @@ class TokenLogin:
         return Proof(
             claims.user_id(found.get(self._rules.user_claim)),
             tenant=claims.tenant(found.get(self._rules.tenant_claim)),
-            # Nobody knows when a token without `iat` was made: for whoever was signed out it counts as made before.
-            issued_at=claims.instant(found["iat"]) if "iat" in found else LONG_AGO,
+            issued_at=claims.instant(found["iat"]) if "iat" in found else None,
             expires_at=claims.instant(found["exp"]),
         )

@@ -255,10 +255,11 @@ class _Progress:
     def __init__(self, done: str, what: str, total: int) -> None:
         self._text = f"{done} %s of about {total:,} {what}"
         self._count = 0
+        self._total = total
         self._told_at = time.monotonic()
 
     def advance(self, count: int) -> None:
-        self._count += count
+        self._count = min(self._count + count, self._total)
         if time.monotonic() >= self._told_at + PROGRESS_S:
             self._tell()
 

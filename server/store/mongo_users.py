@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 
 from bson import MaxKey
@@ -37,15 +38,16 @@ class KnownUsers:
         self._tenants: Mapping[str, datetime] = {}
 
     async def register(self, notified_at: Mapping[UserKey, datetime]) -> None:
-        """Return when all of these are registered. Those whom this node knows cost nothing, and the others together one
-        round trip for each `CHUNK_USERS`."""
-        unknown = {user: at for user, at in notified_at.items() if not self._remembers(user)}
-        if unknown:
-            await self.write_first_seen(unknown)
-            self._remember(unknown)
+        """Return when all of these are registered, who is not yet since that time. Those whom this node remembers cost
+        nothing, the others together a round trip, and one more if any are new."""
+        others = [user for user in notified_at if not self._remembers(user)]
+        for start in range(0, len(others), CHUNK_USERS):
+            chunk = others[start : start + CHUNK_USERS]
+            await self._insert_missing({user: notified_at[user] for user in chunk})
+            self._remember(chunk)
 
     async def write_first_seen(self, at: Mapping[UserKey, datetime]) -> None:
-        """Register these users, who were notified at that time; of several times the earliest counts."""
+        """Have these users registered since that time at the latest."""
         await self._write([_upsert(user, {"$min": {"firstSeenAt": each}}) for user, each in at.items()])
 
     async def note(self, seen_at: Mapping[UserKey, datetime]) -> None:
@@ -84,19 +86,37 @@ class KnownUsers:
         self._remembered.move_to_end(user)
         return True
 
-    def _remember(self, users: Mapping[UserKey, datetime]) -> None:
+    def _remember(self, users: Sequence[UserKey]) -> None:
         self._remembered.update(dict.fromkeys(users))
         self._remembered_of.update(tenant for tenant, _ in users)
         while len(self._remembered) > MAX_REMEMBERED:
             self._remembered.popitem(last=False)
 
+    async def _insert_missing(self, first_seen_at: Mapping[UserKey, datetime]) -> None:
+        """For new users many times as fast as upserts are."""
+        ids = {user: _id(user) for user in first_seen_at}
+        found = await self._connection.users.find({"_id": {"$in": list(ids.values())}}, {"_id": 1}).to_list()
+        known = {(each["_id"]["tenant"], each["_id"]["userId"]) for each in found}
+        new = [
+            {"_id": ids[user], "firstSeenAt": at} for user, at in first_seen_at.items() if user not in known
+        ]
+        if new:
+            with _whoever_is_first():
+                await self._connection.users.insert_many(new, ordered=False)
+
     async def _write(self, upserts: Sequence[UpdateOne]) -> None:
         for start in range(0, len(upserts), CHUNK_USERS):
-            try:
+            with _whoever_is_first():
                 await self._connection.users.bulk_write(upserts[start : start + CHUNK_USERS], ordered=False)
-            except BulkWriteError as exc:
-                # Of two nodes that register somebody at once, MongoDB may refuse one: the user is registered.
-                raise_but_for_duplicates(exc)
+
+
+@contextmanager
+def _whoever_is_first() -> Iterator[None]:
+    """Of two nodes that register somebody at once MongoDB refuses one: the user is registered."""
+    try:
+        yield
+    except BulkWriteError as exc:
+        raise_but_for_duplicates(exc)
 
 
 def of_tenant(tenant: str) -> Raw:
@@ -104,6 +124,10 @@ def of_tenant(tenant: str) -> Raw:
     return {"_id": {"$gt": {"tenant": tenant}, "$lt": {"tenant": tenant, "userId": MaxKey()}}}
 
 
-def _upsert(user: UserKey, change: Raw) -> UpdateOne:
+def _id(user: UserKey) -> Raw:
     tenant, user_id = user
-    return UpdateOne({"_id": {"tenant": tenant, "userId": user_id}}, change, upsert=True)
+    return {"tenant": tenant, "userId": user_id}
+
+
+def _upsert(user: UserKey, change: Raw) -> UpdateOne:
+    return UpdateOne({"_id": _id(user)}, change, upsert=True)

@@ -54,6 +54,14 @@ class SocketClient:
     async def join(self, user: str, password: str | None = None) -> list[dict[str, Any]]:
         """Join; all that is unseen."""
         await self.send("join", {"login": user, "password": user if password is None else password})
+        return await self._welcome()
+
+    async def join_by_token(self, token: str) -> list[dict[str, Any]]:
+        """Join by a token; all that is unseen."""
+        await self.send("join", {"token": token})
+        return await self._welcome()
+
+    async def _welcome(self) -> list[dict[str, Any]]:
         unseen: list[dict[str, Any]] = []
         while True:
             name, data = await self.frame()
@@ -61,6 +69,19 @@ class SocketClient:
                 return unseen
             assert name == "notification", (name, data)
             unseen += data
+
+    async def refusal(self, name: str, data: Any) -> dict[str, Any]:
+        """The error that a command is answered with, as it came."""
+        await self.send(name, data)
+        error: dict[str, Any] = await self.next("error")
+        return error
+
+    async def closed(self, within_s: float = _TIMEOUT_S) -> tuple[int, str]:
+        """Code and reason, when the server has closed the connection; what came before is passed over."""
+        async with asyncio.timeout(within_s):
+            await self.socket.wait_closed()
+        assert self.socket.close_code is not None
+        return self.socket.close_code, self.socket.close_reason or ""
 
     async def content(self, *, before: str | None = None, limit: int | None = None) -> list[dict[str, Any]]:
         """The newest, or those before an id; newest first."""

@@ -10,25 +10,37 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from server.auth import DEFAULT_TENANT, Authenticator, PasswordChecks, hash_password
+from server.auth import Authenticator
 from server.backplane import LocalBackplane
+from server.config import Limits as LimitSettings
+from server.credentials import CredentialCache
 from server.errors import StoreUnavailable
+from server.grants import DEFAULT_TENANT
+from server.guessing import Brake
 from server.ids import new_id
 from server.inbox import Inbox
+from server.limits import Limits
 from server.messages import Document, Notification, Publication, Recipient, now
 from server.notifier import Notifier
+from server.passwords import PasswordChecks, hash_password
 from server.presence import Presence
 from server.rooms import Room, Rooms
 from server.session import Session, SessionServices
 from server.store import Store
 from server.store.sqlite import SQLiteStore
 from server.tasks import Tasks
+from server.tenants import Tenants
+from server.tokens.own import OwnTokens
+from server.users import ConfigUsers, DemoUsers
 from tests.support.recording import RecordingConnection
 
 ALICE: Room = (DEFAULT_TENANT, "alice")
 BOB: Room = (DEFAULT_TENANT, "bob")
 
 USERS = {"carol": hash_password("carol's secret")}
+
+UNLIMITED = LimitSettings(commands_per_connection=None, commands_per_user=None)
+"""Tests send commands as fast as they can."""
 
 PAGE_LIMIT = 10
 MAX_QUEUE_BYTES = 2000
@@ -110,6 +122,9 @@ class Core:
     presence: Presence
     notifier: Notifier
     inbox: Inbox
+    tenants: Tenants
+    tokens: OwnTokens
+    limits: Limits
     tasks: Tasks
     services: SessionServices
 
@@ -146,18 +161,33 @@ class Core:
 
 
 @asynccontextmanager
-async def open_core(folder: Path) -> AsyncIterator[Core]:
+async def open_core(folder: Path, limits: LimitSettings = UNLIMITED) -> AsyncIterator[Core]:
     """A core on an embedded store in this folder."""
     sqlite = SQLiteStore(folder / "notifications.sqlite3")
     await sqlite.open()
     store = FragileStore(sqlite)
     port = cast("Store", store)
-    rooms, tasks, checks = Rooms(), Tasks(), PasswordChecks(workers=2, max_waiting=10)
+    tenants, tokens = Tenants(lambda: sqlite.directory), OwnTokens()
+    await tenants.open()
+    tokens.use(tenants.secrets)
+    cache = CredentialCache(300, 100)
+    rooms, tasks, checks = Rooms(), Tasks(), PasswordChecks(workers=2, max_waiting=10, cache=cache)
+    users = ConfigUsers(USERS, checks)
     backplane = LocalBackplane(rooms)
     presence = Presence(rooms, backplane, heartbeat_s=25)
     inbox = Inbox(port, backplane)
+    counted = Limits(limits)
     services = SessionServices(
-        authenticator=Authenticator(USERS, has_demo=True, checks=checks),
+        authenticator=Authenticator(
+            [DemoUsers(users), users],
+            [tokens],
+            tenants,
+            default_tenant=DEFAULT_TENANT,
+            cache=cache,
+            brake=Brake(100),
+        ),
+        tenants=tenants,
+        limits=counted,
         inbox=inbox,
         rooms=rooms,
         tasks=tasks,
@@ -168,9 +198,12 @@ async def open_core(folder: Path) -> AsyncIterator[Core]:
     )
     notifier = Notifier(port, backplane, presence)
     try:
-        yield Core(store, rooms, backplane, presence, notifier, inbox, tasks, services)
+        yield Core(
+            store, rooms, backplane, presence, notifier, inbox, tenants, tokens, counted, tasks, services
+        )
     finally:
         await tasks.cancel()
+        await services.authenticator.close()
         checks.close()
         await sqlite.close()
 

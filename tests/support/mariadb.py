@@ -32,17 +32,21 @@ class MariaDB(DatabaseServer):
 
     def _initialise(self) -> None:
         argv: list[str | Path] = [server_program("mariadb-install-db", self.name), "--no-defaults"]
-        argv += [f"--user={getpass.getuser()}", f"--datadir={self.data}"]
+        argv += self._place()
         argv += ["--auth-root-authentication-method=normal", "--skip-test-db"]
         subprocess.run(argv, check=True, capture_output=True, timeout=100)
 
     def _command(self, port: int) -> Sequence[str | Path]:
         argv: list[str | Path] = [server_program("mariadbd", self.name), "--no-defaults"]
-        # It refuses root unless it is told to run as that.
-        argv += [f"--user={getpass.getuser()}", f"--datadir={self.data}"]
+        argv += self._place()
         argv += [f"--port={port}", "--bind-address=127.0.0.1"]
         argv += [f"--socket={self.folder}/socket", f"--pid-file={self.folder}/pid"]
         return [*argv, "--innodb-buffer-pool-size=32M", "--innodb-flush-log-at-trx-commit=2"]
+
+    def _place(self) -> list[str]:
+        # It refuses root unless it is told to run as that. Without a folder of its own for temporary tables it removes,
+        # when it starts, those of every other in /tmp.
+        return [f"--user={getpass.getuser()}", f"--datadir={self.data}", f"--tmpdir={self.folder}"]
 
     def _answers(self) -> bool:
         """It greets whoever connects."""

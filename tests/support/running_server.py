@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from tests.support.processes import Process, wait_until
 
 _ROOT = Path(__file__).resolve().parents[2]
 _REQUEST_TIMEOUT_S = 30.0
+_COMMAND_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -45,16 +47,18 @@ class RunningServer:
     ) -> None:
         self.port = port or free_port()
         self.data = folder / "data"
+        self._folder = folder
+        self._env = {
+            "PYTHONPATH": str(_ROOT),
+            "NOTIFY_APPLICATION_PORT": str(self.port),
+            "NOTIFY_APPLICATION_DATA": str(self.data),
+            **settings,
+        }
         self._process = Process(
             [sys.executable, "-P", "-m", "server", "serve", *arguments],
             log=folder / "server.log",
             cwd=folder,
-            env={
-                "PYTHONPATH": str(_ROOT),
-                "NOTIFY_APPLICATION_PORT": str(self.port),
-                "NOTIFY_APPLICATION_DATA": str(self.data),
-                **settings,
-            },
+            env=self._env,
         )
 
     # -- the process -----------------------------------------------------------------------------------------
@@ -124,6 +128,26 @@ class RunningServer:
     ) -> None:
         if self.is_running:
             self.stop()
+
+    # -- commands beside it ----------------------------------------------------------------------------------
+    def run(self, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        """`notification-server` with these arguments and the settings of the server, which need not run; blocks."""
+        return subprocess.run(
+            [sys.executable, "-P", "-m", "server", *arguments],
+            cwd=self._folder,
+            env={**os.environ, **self._env},
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=_COMMAND_TIMEOUT_S,
+        )
+
+    def must_run(self, *arguments: str) -> Any:
+        """What `run` prints as JSON. Raises RuntimeError if the command could not be carried out."""
+        ended = self.run(*arguments, "--json")
+        if ended.returncode != 0:
+            raise RuntimeError(f"{arguments} ended with {ended.returncode}: {ended.stderr}")
+        return json.loads(ended.stdout)
 
     # -- its addresses ---------------------------------------------------------------------------------------
     @property

@@ -38,7 +38,9 @@ STREAMING = {
 POLLING = {"xhr": ("POST", "/xhr"), "jsonp": ("GET", "/jsonp?c=callback")}
 WEBSOCKETS = {"websocket": "/000/a/websocket", "rawwebsocket": "/websocket"}
 
-OPTIONS = SockJSOptions(client_url="/our/own/sockjs.js", prefix="/socket", disconnect_delay_s=WAIT_S)
+OPTIONS = SockJSOptions(
+    client_url="/our/own/sockjs.js", prefix="/socket", disconnect_delay_s=WAIT_S, refusal_delay_s=0.0
+)
 
 NO_LIMITS = LimitSettings(connects_per_address=None, commands_per_connection=None)
 

@@ -16,6 +16,7 @@ from tornado.web import RequestHandler
 from server import bus
 from server.callers import Caller
 from server.errors import Busy
+from server.limits import REFUSAL_DELAY_S
 from server.rates import TokenBucket
 from server.rooms import Connection
 from server.transports.sockjs import handlers, receivers, websocket
@@ -93,6 +94,8 @@ class SockJSOptions:
     """The size of one WebSocket message, or of one request that sends."""
     response_limit_bytes: int = 128 * 1024
     """After how much a streaming response ends, and the client asks for the next one."""
+    refusal_delay_s: float = REFUSAL_DELAY_S
+    """By how much the answer to who has too many connections is held back."""
     websocket: bool = True
     """Whether there is WebSocket, raw or not."""
     cookie_needed: bool = False

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import html
 import json
 import logging
 import secrets
+from collections.abc import Awaitable
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -49,9 +51,10 @@ class RefusingHandler(RequestHandler):
     server: SockJSDoor
     access_methods = "OPTIONS, POST"
 
-    def prepare(self) -> None:
+    def prepare(self) -> Awaitable[None] | None:
         if not self.server.origins.allows(self.request):
             raise HTTPError(403, reason="Origin not allowed")
+        return None
 
     def check_xsrf_cookie(self) -> None:
         """No cookie has any power here."""
@@ -64,9 +67,10 @@ class RefusingHandler(RequestHandler):
         else:
             self.finish_text(f"{self._reason}\n")
 
-    def refuse(self, error: ServerError) -> None:
+    async def refuse(self, error: ServerError) -> None:
         """Answer with what is wrong, and when to come back."""
         if isinstance(error, RateLimited):
+            await asyncio.sleep(self.server.options.refusal_delay_s)
             self.set_header("Retry-After", retry_after(error))
         self.finish_text(f"{error}\n", error.http_status)
 

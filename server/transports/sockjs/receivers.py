@@ -53,7 +53,7 @@ class ReceivingHandler(Handler, Receiver):
         try:
             connection = self.server.http_connection(session_id, self.transport, caller)
         except Busy as error:
-            self.refuse(error)
+            await self.refuse(error)
             return
         tune_socket(self._stream, self.server.give_up_after_s)
         if prelude:

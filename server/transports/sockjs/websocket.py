@@ -187,12 +187,12 @@ class WebSocketTransport(RefusingHandler, WebSocketHandler):
     def initialize(self, server: SockJSDoor) -> None:
         self.server = server
 
-    def prepare(self) -> None:
+    async def prepare(self) -> None:
         super().prepare()
         try:
             self.server.admission.may_connect(self.server.identify(self.request))
         except RateLimited as error:
-            self.refuse(error)
+            await self.refuse(error)
 
     def get_websocket_protocol(self) -> WebSocketProtocol | None:
         stock = super().get_websocket_protocol()
