@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import ssl
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -76,7 +77,9 @@ class Server:
         self._loops = Tasks()
         self._reloads = Tasks()
         self._sessions = Tasks()
-        self._tls = tls.make_context(config.tls) if config.tls is not None else None
+        self._reloading = asyncio.Lock()
+        self._is_reload_due = False
+        self._tls = _tls_context(config)
         self._store = make_store(config)
         self._tenants = Tenants(lambda: self._store.directory)
         self._sign_in = SignIn(config, self._tenants)
@@ -277,18 +280,27 @@ class Server:
             logger.info("closed %d connections whose access has ended", closed)
 
     def reload_soon(self, reread: Callable[[], Config]) -> None:
-        """Take over what can be changed without a restart, of the configuration that `reread` returns."""
-        self._reloads.start(self._reload(reread), "reload")
+        """Take over what can be changed without a restart, of the configuration that `reread` returns. Asked for again
+        while that is under way, it is done once more; at the end of the server, it is not done at all."""
+        if self._is_reload_due or self._checks.state is State.STOPPING:
+            return
+        self._is_reload_due = True
+        self._reloads.start(self._reload_in_turn(reread), "reload")
+
+    async def _reload_in_turn(self, reread: Callable[[], Config]) -> None:
+        # Two at once could leave some parts with the older configuration, and some with the newer one.
+        async with self._reloading:
+            self._is_reload_due = False
+            await self._reload(reread)
 
     async def _reload(self, reread: Callable[[], Config]) -> None:
         old = self.config
         try:
             new = reread()
             config = with_live_keys(old, new)
+            secured = _tls_context(config)
             prepared = self._sign_in.prepare(config)
-            if self._tls is not None and config.tls is not None:
-                tls.load_certificate(self._tls, config.tls)
-            logs.setup(config.log)
+            logs.setup(config.log)  # the last one that can fail
         except InvalidConfig as error:
             logger.error("the configuration is wrong, so nothing was changed: %s", "; ".join(error.problems))
             return
@@ -296,20 +308,26 @@ class Server:
             logger.error("the configuration cannot be used, so nothing was changed: %s", error)
             return
         self.config = config
+        self._tls = secured  # for the connections that come from now on
         await self._sign_in.apply(config, prepared)
         self._publishers.apply(publisher_rules(config), self._sign_in.service_tokens)
         self._limits.apply(config.limits)
         self._doors.apply(config)
         self._sign_out_changed(old, config)
+        for warning in new.warnings:
+            if warning not in old.warnings:
+                logger.warning("%s", warning)
         changes = changed_keys(old, new)
         logger.info("the configuration was reread; changed: %s", ", ".join(changes.live) or "nothing")
         if changes.at_restart:
             logger.warning("these wait for a restart: %s", ", ".join(changes.at_restart))
 
     def _sign_out_changed(self, old: Config, new: Config) -> None:
-        """Who has another password, or is no user any more, has to come back with what is right now."""
-        changed = {name for name, hashed in old.users.items() if new.users.get(name) != hashed}
+        """Who has another password, or is no user any more (of that tenant), has to come back with what is right
+        now."""
         tenant = old.application.default_tenant
+        users = new.users if new.application.default_tenant == tenant else {}
+        changed = {name for name, hashed in old.users.items() if users.get(name) != hashed}
         self._rooms.close_where(
             lambda room, _: SIGNED_OUT if room[0] == tenant and room[1] in changed else None
         )
@@ -347,6 +365,11 @@ class Server:
         dispatcher.disconnect(self._follow_access, ACCESS_CHANGED, sender=self._tenants)
         self._counts.close()
         self._metrics.close()
+
+
+def _tls_context(config: Config) -> ssl.SSLContext | None:
+    """None: TLS is not ours. Raises `StartupError`."""
+    return None if config.tls is None else tls.make_context(config.tls)
 
 
 async def _step(what: str, end: Callable[[], Awaitable[None] | None], until: float) -> None:

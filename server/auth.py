@@ -176,7 +176,7 @@ class Authenticator:
             memory.clear()
 
     async def close(self) -> None:
-        """End the attempts under way; who waits for one is cancelled. Idempotent."""
+        """End the attempts under way; who waits for one gets `Busy`. Idempotent."""
         await self._flights.close()
 
     # -- asking the methods ----------------------------------------------------------------------------------

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import ssl
+import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -46,8 +48,9 @@ def _unescaped(value: str) -> str:
 
 
 def subject_of(certificate: Mapping[str, Any] | None) -> Subject | None:
-    """That of a certificate as `SSLSocket.getpeercert` returns it; None if there is none that was verified."""
-    if not certificate:
+    """That of a certificate as `SSLSocket.getpeercert` returns it; None if there is none that was verified, or if it
+    has expired since: a connection may live for days, and a session of TLS be resumed."""
+    if not certificate or ssl.cert_time_to_seconds(certificate["notAfter"]) < time.time():
         return None
     relative_names: Iterable[Iterable[tuple[str, str]]] = certificate.get("subject", ())
     return tuple(

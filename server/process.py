@@ -26,8 +26,8 @@ and again."""
 
 
 def serve(config: Config, reread: Callable[[], Config]) -> int:
-    """Run a node until SIGTERM or SIGINT; the exit code. `reread`: reads the configuration anew, at SIGHUP. Raises
-    `StartupError`."""
+    """Run a node until SIGTERM or SIGINT; the exit code. `reread`: reads the configuration anew, at SIGHUP;
+    that signal may be blocked until here. Raises `StartupError`."""
     allow_many_files()
     asyncio.run(_serve(config, reread))
     return 0
@@ -50,8 +50,13 @@ async def _serve(config: Config, reread: Callable[[], Config]) -> None:
 
     for number in STOP_SIGNALS:
         loop.add_signal_handler(number, end)
-    loop.add_signal_handler(signal.SIGHUP, lambda: server.reload_soon(reread))
-    await server.run(stop, tune_gc)
+    # Not the loop's handler: removing that, as the loop does at its end, would let the next SIGHUP kill the process.
+    signal.signal(signal.SIGHUP, lambda *_: loop.call_soon_threadsafe(server.reload_soon, reread))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
+    try:
+        await server.run(stop, tune_gc)
+    finally:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 def _leave(why: str) -> None:

@@ -37,8 +37,8 @@ class SecurityHeaders(OutputTransform):
 
 
 class StrictSecurityHeaders(SecurityHeaders):
-    """For RELEASE: whoever came by our own TLS is to come by TLS only, to every port of this host. (In DEBUG that host is
-    the developer's own, with other servers on it.)"""
+    """For RELEASE: whoever came by our own TLS is to come by TLS only, to every port of this host. (In DEBUG that host
+    is the developer's own, with other servers on it.)"""
 
     def transform_first_chunk(
         self, status_code: int, headers: HTTPHeaders, chunk: bytes, finishing: bool

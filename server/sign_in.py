@@ -70,6 +70,7 @@ class SignIn:
             default_tenant=config.application.default_tenant,
             cache=cache,
             brake=self.brake,
+            memories=[] if self._hook is None else [self._hook],
         )
 
     def _make_sql(self, config: Config) -> SQLLoginMethod | None:
@@ -133,8 +134,6 @@ class SignIn:
         """Users were signed out: nothing that is remembered of them lets them in."""
         for each in sign_outs:
             self.authenticator.forget(each.tenant, each.user_id)
-            if self._hook is not None:
-                self._hook.forget(each.tenant, each.user_id)
 
     async def close(self) -> None:
         """End what is under way."""

@@ -11,7 +11,7 @@ import hmac
 import logging
 import time
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from server.bus import ACCESS_CHANGED, tell
 from server.errors import StoreUnavailable
@@ -36,8 +36,11 @@ WRITE_USE_S = 5.0
 MAX_NOTED = 100_000
 """Users whose join is to be written down. More at once, and the rest waits for their next join."""
 
-SIGN_OUT_KEPT_S = 30 * 24 * 3600.0
+SIGN_OUT_KEPT = timedelta(days=30)
 """How long a sign-out is remembered: no token that counts should live longer."""
+
+FORGET_EVERY_S = 3600.0
+"""Between two times that older sign-outs are dropped from the store."""
 
 _NOTHING = Access(-1, (), (), (), ())
 
@@ -127,7 +130,7 @@ class Tenants:
 
     async def run(self) -> None:
         """Follow the changes that other processes make, and write down what was used, until cancelled."""
-        read_at = wrote_at = time.monotonic()
+        read_at = wrote_at = forgot_at = time.monotonic()
         is_away = False
         while True:
             await asyncio.sleep(POLL_S)
@@ -139,6 +142,9 @@ class Tenants:
                 if moment - wrote_at >= WRITE_USE_S:
                     wrote_at = moment
                     await self.write_down()
+                if moment - forgot_at >= FORGET_EVERY_S:
+                    forgot_at = moment
+                    await self._directory().forget_sign_outs(self._clock() - SIGN_OUT_KEPT)
                 is_away = False
             except StoreUnavailable as error:
                 if not is_away:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from pathlib import Path
 
 from server.config import TLS
 from server.errors import StartupError
@@ -13,31 +14,39 @@ HANDSHAKE_TIMEOUT_S = 10.0
 
 def make_context(tls: TLS) -> ssl.SSLContext:
     """A context for connections of clients: TLS 1.2 and later, Python's choice of ciphers. Raises `StartupError` with
-    the file that cannot be used."""
+    the file that cannot be used.
+
+    For renewed files make another one: half of a new pair in a context that is in use would serve nobody.
+    """
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     # WebSocket and SockJS know HTTP/1.1 only; so does the server.
     context.set_alpn_protocols(["http/1.1"])
-    load_certificate(context, tls)
+    _expect("cert", tls.cert, b"-----BEGIN CERTIFICATE-----", "certificate")
+    _expect("key", tls.key, b"PRIVATE KEY-----", "private key")
+    try:
+        context.load_cert_chain(tls.cert, tls.key, _no_passphrase)
+    except (OSError, ValueError) as exc:  # as ssl.SSLError is
+        raise StartupError(f"[TLS] cert {tls.cert} and key {tls.key} cannot be used: {_reason(exc)}") from exc
     if tls.client_ca is not None:
+        _expect("client_ca", tls.client_ca, b"-----BEGIN CERTIFICATE-----", "certificate")
         # Browsers have none: who shows no certificate has to prove who they are otherwise.
         context.verify_mode = ssl.CERT_OPTIONAL
         try:
             context.load_verify_locations(tls.client_ca)
-        except (OSError, ssl.SSLError) as exc:
+        except OSError as exc:
             raise StartupError(f"[TLS] client_ca: {tls.client_ca} cannot be used: {_reason(exc)}") from exc
     return context
 
 
-def load_certificate(context: ssl.SSLContext, tls: TLS) -> None:
-    """Use the certificate for the connections that come from now on. Raises `StartupError`: then the one before it
-    stays in use."""
+def _expect(key: str, file: Path, begin: bytes, what: str) -> None:
+    """OpenSSL says of neither file which one it means, nor much of what is wrong."""
     try:
-        # Tried first: a failure half way would leave a certificate without its key in the context that is in use.
-        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(tls.cert, tls.key, _no_passphrase)
-        context.load_cert_chain(tls.cert, tls.key, _no_passphrase)
-    except (OSError, ssl.SSLError, ValueError) as exc:
-        raise StartupError(f"[TLS] cert {tls.cert} and key {tls.key} cannot be used: {_reason(exc)}") from exc
+        content = file.read_bytes()
+    except OSError as exc:
+        raise StartupError(f"[TLS] {key}: {file} cannot be read: {exc.strerror}") from exc
+    if begin not in content:
+        raise StartupError(f"[TLS] {key}: there is no {what} in {file}; it must be PEM")
 
 
 def _no_passphrase() -> str:
@@ -47,9 +56,8 @@ def _no_passphrase() -> str:
 
 def _reason(exc: Exception) -> str:
     if isinstance(exc, ssl.SSLError):
-        return {
-            "KEY_VALUES_MISMATCH": "the key does not belong to the certificate",
-            "NO_START_LINE": "it is not PEM",
-            "PEM_LIB": "it is not PEM, or does not hold what it should",
-        }.get(exc.reason or "", exc.reason or str(exc))
+        if exc.reason == "KEY_VALUES_MISMATCH":
+            return "the key does not belong to the certificate"
+        # Python has names for few of them: "[SSL] PEM lib" is what it says of a damaged file.
+        return "a part of it is damaged" if "PEM lib" in str(exc) else exc.reason or str(exc)
     return (exc.strerror if isinstance(exc, OSError) else None) or str(exc)

@@ -12,8 +12,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 LAYERS = {
-    "PURE": "errors ids revs rates grants claims certificates messages parsers commands wire accept callers bus tasks flights"
-    " assets mail_message request_id config config.*",
+    "PURE": "errors ids revs rates grants claims certificates messages parsers commands wire accept callers bus tasks"
+    " flights assets mail_message request_id config config.*",
     "PORTS": "store metrics exposition checks",
     "CORE 1": "credentials passwords guessing auth users rooms tenants limits publishers outgoing",
     "CORE 2": "backplane presence",
@@ -21,7 +21,8 @@ LAYERS = {
     "CORE 4": "screen session",
     "EDGES": "store.* folder_lock smtp mail_folder ingest ingest.* logins logins.* tokens tokens.* transports"
     " transports.* admin health",
-    "ROOT": "__init__ __main__ app wiring doors sign_in process listening streams tls cli cli.* logs",
+    "ROOT": "__init__ __main__ app wiring doors sign_in process listening streams tls security_headers cli"
+    " cli.* logs",
 }
 """A module imports its own layer and those above it in this list."""
 
@@ -51,7 +52,7 @@ HOMES = {
     "prometheus_client": "metrics exposition",
     "sockjs": "transports.sockjs*",
     "sqlalchemy": "logins.sql*",
-    "tornado": "ingest.* transports.* admin health outgoing app doors streams",
+    "tornado": "ingest.* transports.* admin health outgoing app doors streams security_headers",
     "pydispatch": "bus counts metrics app",
 }
 """Where each library from outside may be imported; pydispatch where signals are heard. There are no others."""

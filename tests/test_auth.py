@@ -348,12 +348,15 @@ async def test_changed_settings_count_at_once(open_desk: Open, checking: Checkin
     desk = open_desk()
     desk.tenants.names.add("acme")
     assert await desk.authenticator.authenticate(JOIN, ELSEWHERE)
-    desk.authenticator.apply(default_tenant="acme", cache_s=0)
+    desk.authenticator.apply(default_tenant="acme", cache_s=0, token_methods=[])
     for _ in range(2):
         assert await desk.authenticator.authenticate(JOIN, ELSEWHERE) == Identity("acme", "carol")
     assert len(checking.checks) == 3
-    desk.authenticator.apply(default_tenant=None, cache_s=0)
+    assert await _refused(desk, JoinByToken("t"))
+    method = Method(answer=Proof("7", "acme"))
+    desk.authenticator.apply(default_tenant=None, cache_s=0, token_methods=[method])
     assert type(await _refused(desk, JOIN)) is BadCredentials
+    assert await desk.authenticator.authenticate(JoinByToken("t"), ELSEWHERE) == Identity("acme", "7")
 
 
 # -- many at once --------------------------------------------------------------------------------------------
@@ -501,6 +504,6 @@ async def test_close_ends_the_attempts_under_way(open_desk: Open, checking: Chec
     await checking.began()
     await desk.authenticator.close()
     await desk.authenticator.close()
-    with pytest.raises(asyncio.CancelledError):
+    with pytest.raises(Busy):
         await attempt
     checking.go_on()

@@ -6,6 +6,12 @@ import pytest
 
 from server.certificates import parse_subject, subject_of
 
+CERTIFICATE = {
+    "subject": ((("organizationName", "Example"),), (("commonName", "billing"),)),
+    "notAfter": "Dec 31 23:59:59 2099 GMT",
+}
+"""As `SSLSocket.getpeercert` returns it."""
+
 
 @pytest.mark.parametrize(
     "text",
@@ -18,8 +24,7 @@ from server.certificates import parse_subject, subject_of
 )
 def test_a_subject_is_the_same_however_it_is_written(text: str) -> None:
     """Order, blanks after commas, long names and the case of names do not count."""
-    certificate = {"subject": ((("organizationName", "Example"),), (("commonName", "billing"),))}
-    assert parse_subject(text) == subject_of(certificate)
+    assert parse_subject(text) == subject_of(CERTIFICATE)
 
 
 def test_values_keep_their_case_and_may_hold_anything() -> None:
@@ -52,3 +57,9 @@ def test_one_attribute_more_is_another_subject() -> None:
     """All of it has to be as configured."""
     assert parse_subject("CN=billing,O=Example") != parse_subject("CN=billing")
     assert parse_subject("CN=a,OU=x,OU=y") != parse_subject("CN=a,OU=x")
+
+
+def test_a_certificate_that_has_expired_since_is_nobodys() -> None:
+    """The handshake may be long ago."""
+    assert subject_of(CERTIFICATE) is not None
+    assert subject_of(CERTIFICATE | {"notAfter": "Jan  1 00:00:00 2020 GMT"}) is None

@@ -661,7 +661,7 @@ def test_a_change_that_would_change_more_is_refused(folder: Folder) -> None:
     """Here the value that is replaced goes on in the next line."""
     before = "[U]\nann=1\n  2\n"
     folder.file.write_text(before)
-    with pytest.raises(InvalidConfig, match="add the line yourself"):
+    with pytest.raises(InvalidConfig, match="change it yourself"):
         editor.put(folder.file, "U", "ann", "3")
     assert folder.file.read_text() == before
 

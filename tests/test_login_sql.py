@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -64,6 +65,10 @@ class Methods:
         for method in self._made:
             await method.close()
         self.checks.close()
+        # aiosqlite's thread of a connection that failed ends by itself, and wants to tell the loop.
+        for thread in threading.enumerate():
+            if "_connection_worker_thread" in thread.name:
+                await asyncio.to_thread(thread.join)
 
 
 @pytest.fixture

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
 from server import __version__, logs
 from server.cli import access, users
 from server.cli.common import PROGRAM, BadInput, load_config, say, with_config
+from server.config import Config, load
 from server.config.shown import shown
 from server.errors import InvalidConfig, ServerError, StartupError
 
@@ -64,6 +67,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
+    # By itself it would end the process: it waits until `serve` can take it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     config = load_config(arguments)
     logs.setup(config.log)
     if config.file is None:
@@ -72,7 +77,11 @@ def _serve(arguments: argparse.Namespace) -> int:
         logger.info("configuration: %s", config.file.absolute())
     from server.process import serve  # takes a moment, which the other commands need not wait for
 
-    return serve(config, lambda: load_config(arguments))
+    def reread() -> Config:
+        # A file that was there and is gone is a mistake, and not a wish for the defaults.
+        return load_config(arguments) if config.file is None else load(config.file, os.environ)
+
+    return serve(config, reread)
 
 
 def _check_config(arguments: argparse.Namespace) -> int:

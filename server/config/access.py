@@ -22,7 +22,7 @@ class TLS:
 
     cert: Path = setting(None, values.PATH, live=True)
     key: Path = setting(None, values.PATH, live=True)
-    client_ca: Path | None = setting(None, values.PATH)
+    client_ca: Path | None = setting(None, values.PATH, live=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,13 +49,20 @@ def _rewrite(path: Path, change: Callable[[str], str], expected: Mapping[str, Ma
     try:
         with path.open(encoding="utf-8", newline="") as file:
             text = change(file.read())
-        if parse_file(text.removeprefix("\ufeff"), path) != expected:
+        if not _means(text, expected):
             raise InvalidConfig(
                 [f"{path}: cannot be changed without changing its meaning; change it yourself"]
             )
         _replace_file(path.resolve(), text)
     except OSError as exc:
         raise InvalidConfig([f"{path}: cannot be written: {exc.strerror}"]) from exc
+
+
+def _means(text: str, expected: Mapping[str, Mapping[str, str]]) -> bool:
+    try:
+        return parse_file(text.removeprefix("\ufeff"), Path()) == expected
+    except InvalidConfig:
+        return False
 
 
 def _without_line(text: str, section: str, key: str) -> str:

@@ -22,6 +22,9 @@ logger = logging.getLogger(__name__)
 # So many per connection wait for their turn; those who come after them hear that it is too much now.
 _MAX_WAITING_PER_CONNECTION = 200
 
+# For taking leave of a database, beyond the time for an answer.
+_LEAVE_S = 1.0
+
 # MySQL's driver logs what its server warns of, and that may be a password ("Truncated incorrect DECIMAL value: …").
 logging.getLogger("asyncmy").setLevel(logging.CRITICAL)
 
@@ -74,8 +77,8 @@ class UserDatabase:
         for question in questions:
             _end(question)
         try:
-            async with asyncio.timeout(self._timeout_s):
-                # Each gives back its connection, which a silent database holds up.
+            async with asyncio.timeout(self._timeout_s + _LEAVE_S):
+                # Each gives back its connection. A silent database holds that up; SQLite ends its waiting by itself.
                 if questions:
                     await asyncio.wait(questions)
                 await self._engine.dispose()

@@ -91,7 +91,8 @@ class Directory(Protocol):
     """Tenants, their keys, the users known of each, and who was signed out.
 
     May be changed by another process while a server runs: each change of what `access` returns raises `sequence`, in
-    the same transaction, so that servers see it by asking. `at` and all instants: aware UTC, whole milliseconds."""
+    the same transaction where there are any, else right after it, so that servers see it by asking (and read all of it
+    now and then in any case). `at` and all instants: aware UTC, whole milliseconds."""
 
     async def sequence(self) -> int:
         """The number of the last change. Cheap: asked several times a second."""

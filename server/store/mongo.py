@@ -16,7 +16,7 @@ from server import messages
 from server.ids import is_id
 from server.messages import Document, EmailDuty, Notification, Recipient
 from server.revs import RevClock
-from server.store import Change, MailCounts, MailJob, MailOutcome
+from server.store import Change, Directory, MailCounts, MailJob, MailOutcome
 from server.store.mongo_adding import Adding
 from server.store.mongo_connection import Connection
 from server.store.mongo_directory import MongoDirectory
@@ -62,7 +62,8 @@ class MongoStore:
         self._adding = Adding(self._connection, self._revs, users)
         self._mail = MailDuties(self._connection)
         self._migration = Migration(self._connection, users, legacy_timezone)
-        self.directory = MongoDirectory(self._connection, users, self._mail, clock)
+        self._directory = MongoDirectory(self._connection, users, self._mail, clock)
+        self.directory: Directory = self._directory
         self.name = self._connection.name
 
     async def open(self) -> None:
@@ -78,7 +79,7 @@ class MongoStore:
     async def _prepare(self) -> None:
         with self._connection.operation():
             await self._revs.open(self._connection.meta)
-        await self.directory.found()
+        await self._directory.found()
         await self._migration.run()
 
     async def close(self) -> None:

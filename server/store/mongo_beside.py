@@ -6,6 +6,7 @@ from collections.abc import Callable
 from datetime import datetime
 
 from server import messages
+from server.store import Directory
 from server.store.mongo_connection import Connection
 from server.store.mongo_directory import MongoDirectory
 from server.store.mongo_mail import MailDuties
@@ -27,7 +28,8 @@ class MongoBeside:
     ) -> None:
         self._connection = Connection(url, db, collection, timeout_s)
         users, mail = KnownUsers(self._connection), MailDuties(self._connection)
-        self.directory = MongoDirectory(self._connection, users, mail, clock)
+        self._directory = MongoDirectory(self._connection, users, mail, clock)
+        self.directory: Directory = self._directory
         self.name = self._connection.name
 
     async def open(self) -> None:
@@ -35,7 +37,7 @@ class MongoBeside:
         await self._connection.open()
         try:
             with self._connection.opening():
-                await self.directory.found()
+                await self._directory.found()
         except BaseException:
             await self._connection.disconnect()
             raise

@@ -5,6 +5,7 @@ It refuses to run as root; then it runs as the user `postgres` of the package, t
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -49,6 +50,14 @@ class Postgres(DatabaseServer):
             self.process.signal(signal.SIGINT)
         self.process.wait()
 
+    def kill(self) -> None:
+        # They would end by themselves when the server has gone, but not while they are frozen.
+        children = self._children() if self._process is not None and self._process.is_running else []
+        super().kill()
+        for pid in children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
     def freeze(self) -> None:
         for pid in [self.process.pid, *self._children()]:
             os.kill(pid, signal.SIGSTOP)
@@ -60,7 +69,7 @@ class Postgres(DatabaseServer):
     def _children(self) -> list[int]:
         """Each is in a process group of its own."""
         found = subprocess.run(
-            ["pgrep", "-P", str(self.process.pid)], capture_output=True, text=True, check=True
+            ["pgrep", "-P", str(self.process.pid)], capture_output=True, text=True, check=False
         )
         return [int(pid) for pid in found.stdout.split()]
 

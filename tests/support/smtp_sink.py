@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import datetime
-import ipaddress
 import ssl
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
+
+from tests.support.certificates import CertificateAuthority
+
+__all__ = ["STAGES", "CertificateAuthority", "SMTPSink", "SunkMail"]
 
 STAGES = ("EHLO", "MAIL", "RCPT", "DATA", "content", "end", "QUIT")
 """Where the sink may cut the connection or fall silent: before its answer to this command, in the middle of the
@@ -208,78 +204,3 @@ class _Handler:
             )
         await self.misbehave("end", server)
         return reply
-
-
-# -- certificates --------------------------------------------------------------------------------------------
-
-
-class CertificateAuthority:
-    """An authority of our own, whose certificate lies in `ca_file`."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._key = ec.generate_private_key(ec.SECP256R1())
-        self._name = _name("Test authority")
-        certificate = (
-            self._builder(self._name, self._key, valid_days=1)
-            .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-            .add_extension(_key_usage(), critical=True)
-            .sign(self._key, hashes.SHA256())
-        )
-        self.ca_file = folder / "ca.pem"
-        self.ca_file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-
-    def server_context(self, names: Iterable[str] = ("localhost",), valid_days: int = 1) -> ssl.SSLContext:
-        """For a server of these names, and for 127.0.0.1 if one of them is `localhost`. Negative days: expired."""
-        names = list(names)
-        key = ec.generate_private_key(ec.SECP256R1())
-        general: list[x509.GeneralName] = [x509.DNSName(name) for name in names]
-        if "localhost" in names:
-            general.append(x509.IPAddress(ipaddress.ip_address("127.0.0.1")))
-        certificate = (
-            self._builder(_name(names[0]), key, valid_days)
-            .add_extension(x509.SubjectAlternativeName(general), critical=False)
-            .add_extension(
-                x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False
-            )
-            .sign(self._key, hashes.SHA256())
-        )
-        path = self._folder / f"{names[0]}.pem"
-        path.write_bytes(
-            key.private_bytes(
-                serialization.Encoding.PEM,
-                serialization.PrivateFormat.PKCS8,
-                serialization.NoEncryption(),
-            )
-            + certificate.public_bytes(serialization.Encoding.PEM)
-        )
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(path)
-        return context
-
-    def _builder(
-        self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, valid_days: int
-    ) -> x509.CertificateBuilder:
-        present = datetime.datetime.now(datetime.UTC)
-        day = datetime.timedelta(days=1)
-        return (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(self._name)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(present - 3 * day)
-            .not_valid_after(present + valid_days * day)
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-        )
-
-
-def _name(common_name: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
-
-
-def _key_usage() -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=True, content_commitment=False, key_encipherment=False, data_encipherment=False,
-        key_agreement=False, key_cert_sign=True, crl_sign=True, encipher_only=False, decipher_only=False,
-    )  # fmt: skip

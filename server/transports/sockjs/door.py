@@ -95,7 +95,7 @@ class SockJSOptions:
     response_limit_bytes: int = 128 * 1024
     """After how much a streaming response ends, and the client asks for the next one."""
     refusal_delay_s: float = REFUSAL_DELAY_S
-    """By how much the answer to who has too many connections is held back."""
+    """By about how much the answer to who has too many connections is held back."""
     websocket: bool = True
     """Whether there is WebSocket, raw or not."""
     cookie_needed: bool = False

@@ -6,6 +6,7 @@ import asyncio
 import html
 import json
 import logging
+import random
 import secrets
 from collections.abc import Awaitable
 from datetime import UTC, datetime, timedelta
@@ -70,7 +71,9 @@ class RefusingHandler(RequestHandler):
     async def refuse(self, error: ServerError) -> None:
         """Answer with what is wrong, and when to come back."""
         if isinstance(error, RateLimited):
-            await asyncio.sleep(self.server.options.refusal_delay_s)
+            # Not all at the same time, or they would come again at the same time.
+            delay_s = self.server.options.refusal_delay_s * random.uniform(0.5, 1.5)  # noqa: S311  # no secret
+            await asyncio.sleep(delay_s)
             self.set_header("Retry-After", retry_after(error))
         self.finish_text(f"{error}\n", error.http_status)
 

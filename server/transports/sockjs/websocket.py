@@ -39,20 +39,18 @@ if TYPE_CHECKING:
     from server.transports.sockjs.door import SockJSDoor
 
 
+FRAMES_PER_TURN = 16
+"""How many frames of one client are taken before the others get their turn."""
+
+
 class PacedProtocol(WebSocketProtocol13):
     """Reads no faster than frames may come, of whatever kind: pings and endless fragments cost as much as commands, and
-    no session hears of them. The rest waits at the client, for TCP lets it send no more."""
+    no session hears of them. The rest waits at the client, for TCP lets it send no more.
 
-    _bucket: TokenBucket
-    _server: SockJSDoor
+    Has no attributes of its own: Tornado's fill what Python keeps for all instances together, and one more would cost
+    every connection a KiB."""
 
-    @classmethod
-    def for_handler(cls, handler: WebSocketTransport, stock: WebSocketProtocol13) -> PacedProtocol:
-        """In the place of the one that Tornado would use."""
-        protocol = cls(handler, False, stock.params)
-        protocol._bucket = TokenBucket()
-        protocol._server = handler.server
-        return protocol
+    handler: WebSocketTransport  # the only one that makes it
 
     @property
     def is_amid_fragments(self) -> bool:
@@ -61,9 +59,9 @@ class PacedProtocol(WebSocketProtocol13):
 
     async def _receive_frame(self) -> None:
         await super()._receive_frame()
-        wait_s = self._server.admission.pace_frame(self._bucket)
-        if wait_s:
-            await asyncio.sleep(wait_s)
+        pause_s = self.handler.connection.note_frame()
+        if pause_s is not None:
+            await asyncio.sleep(pause_s)
 
 
 TEXT_ONLY = CloseReason(1003, "text frames only")
@@ -72,7 +70,7 @@ TEXT_ONLY = CloseReason(1003, "text frames only")
 class WebSocketConnection(ClientConnection):
     """A client over WebSocket. Its queue is that of its stream."""
 
-    __slots__ = ("_encode", "_pending", "_protocol", "_send_now", "_stream")
+    __slots__ = ("_bucket", "_encode", "_frame_count", "_pending", "_protocol", "_send_now", "_stream")
 
     def __init__(
         self,
@@ -85,6 +83,8 @@ class WebSocketConnection(ClientConnection):
         super().__init__(door, transport, caller)
         self._protocol = protocol
         self._stream = stream
+        self._bucket = TokenBucket()
+        self._frame_count = 0
         self._pending = pending_writes(stream)
         self._encode: Encode = raw_websocket_bytes if self.is_raw else sockjs_websocket_bytes
         # Under TLS what is written is not what is sent.
@@ -139,6 +139,12 @@ class WebSocketConnection(ClientConnection):
         """Let messages be as large as this client may send them from now on."""
         self._protocol.params.max_message_size = self.max_message_bytes
 
+    def note_frame(self) -> float | None:
+        """Count a frame of the client; how many seconds not to read on for. 0: until the others had their turn."""
+        self._frame_count += 1
+        pause_s = self._door.admission.pace_frame(self._bucket)
+        return pause_s if pause_s or self._frame_count % FRAMES_PER_TURN == 0 else None
+
     def note_pong(self) -> None:
         """A pong is a sign of life, but not between the parts of a message, or one without an end would never be given
         up. (Amid a frame there can be none.)"""
@@ -182,7 +188,7 @@ class WebSocketTransport(RefusingHandler, WebSocketHandler):
 
     transport = "websocket"
     access_methods = "GET"
-    _connection: WebSocketConnection
+    connection: WebSocketConnection
 
     def initialize(self, server: SockJSDoor) -> None:
         self.server = server
@@ -196,7 +202,7 @@ class WebSocketTransport(RefusingHandler, WebSocketHandler):
 
     def get_websocket_protocol(self) -> WebSocketProtocol | None:
         stock = super().get_websocket_protocol()
-        return PacedProtocol.for_handler(self, stock) if isinstance(stock, WebSocketProtocol13) else stock
+        return PacedProtocol(self, False, stock.params) if isinstance(stock, WebSocketProtocol13) else stock
 
     @property
     def ping_interval(self) -> float:
@@ -212,10 +218,10 @@ class WebSocketTransport(RefusingHandler, WebSocketHandler):
         stream: IOStream = protocol.stream
         tune_socket(stream, self.server.give_up_after_s)
         caller = self.server.identify(self.request)
-        self._connection = WebSocketConnection(self.server, self.transport, caller, protocol, stream)
+        self.connection = WebSocketConnection(self.server, self.transport, caller, protocol, stream)
         self._forget_request()
-        self._connection.open()
-        self._connection.fit_message_limit()
+        self.connection.open()
+        self.connection.fit_message_limit()
 
     def _forget_request(self) -> None:
         """Nobody will look at the request again, and it stays as long as the connection."""
@@ -225,10 +231,10 @@ class WebSocketTransport(RefusingHandler, WebSocketHandler):
 
     async def on_message(self, message: str | bytes) -> None:
         if isinstance(message, bytes):
-            self._connection.close(TEXT_ONLY)
+            self.connection.close(TEXT_ONLY)
         else:
             await self._receive(message)
-            self._connection.fit_message_limit()
+            self.connection.fit_message_limit()
 
     async def _receive(self, message: str) -> None:
         if not message:
@@ -236,16 +242,16 @@ class WebSocketTransport(RefusingHandler, WebSocketHandler):
         try:
             texts = parse_messages(message, may_be_single=True)
         except ValueError:
-            LOG.info("broken JSON over WebSocket from %s", self._connection.caller.address)
-            self._connection.abort()
+            LOG.info("broken JSON over WebSocket from %s", self.connection.caller.address)
+            self.connection.abort()
             return
-        await self._connection.receive(texts or ())
+        await self.connection.receive(texts or ())
 
     def on_pong(self, data: bytes) -> None:
-        self._connection.note_pong()
+        self.connection.note_pong()
 
     def on_close(self) -> None:
-        self._connection.lost()
+        self.connection.lost()
 
 
 class RawWebSocketTransport(WebSocketTransport):
@@ -254,4 +260,4 @@ class RawWebSocketTransport(WebSocketTransport):
     transport = "rawwebsocket"
 
     async def _receive(self, message: str) -> None:
-        await self._connection.receive([message])
+        await self.connection.receive([message])

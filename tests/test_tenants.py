@@ -1,0 +1,415 @@
+"""Who may do what, as a node knows it: on a real file that another process changes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import cast
+
+import pytest
+from pydispatch import dispatcher
+
+from server import tenants as tenants_module
+from server.bus import ACCESS_CHANGED
+from server.errors import StoreUnavailable
+from server.grants import ALL_SCOPES, DEFAULT_TENANT, ApiKey, Scope, Tenant, hash_secret, new_secret
+from server.ids import new_id
+from server.messages import now
+from server.rooms import SignIn
+from server.store import Directory
+from server.store.sqlite import SQLiteStore
+from server.store.sqlite_beside import SQLiteBeside
+from server.tenants import Tenants
+from server.wire import REVOKED, SIGNED_OUT, CloseReason
+from tests.support.core import FragileStore
+
+SECOND = timedelta(seconds=1)
+ALICE = (DEFAULT_TENANT, "alice")
+
+
+class Clock:
+    """Says when it is, until a test sets it."""
+
+    def __init__(self) -> None:
+        self.at: datetime | None = None
+
+    def __call__(self) -> datetime:
+        return self.at or now()
+
+
+@dataclass
+class Node:
+    """Tenants that follow a store, which may be told to fail; and the way into that store for somebody else."""
+
+    tenants: Tenants
+    directory: FragileStore
+    other: Directory
+    clock: Clock
+    changes: asyncio.Queue[None]
+
+    async def changed(self) -> None:
+        """Return when it has noticed a change."""
+        async with asyncio.timeout(30):
+            await self.changes.get()
+
+    async def add_key(
+        self, name: str = "ci", tenant: str = DEFAULT_TENANT, expires_at: datetime | None = None
+    ) -> tuple[ApiKey, str]:
+        """Somebody else adds a key; it and its secret."""
+        key, secret = make_key(name, tenant, expires_at)
+        await self.other.add_key(key)
+        return key, secret
+
+
+def make_key(name: str, tenant: str, expires_at: datetime | None = None) -> tuple[ApiKey, str]:
+    secret = new_secret()
+    scopes = frozenset({Scope.PUBLISH})
+    return ApiKey(new_id(), tenant, name, hash_secret(secret), scopes, now(), expires_at), secret
+
+
+async def add_tenant(directory: Directory, name: str) -> str:
+    """The secret of its key."""
+    secret = new_secret()
+    key = ApiKey(new_id(), name, "first", hash_secret(secret), ALL_SCOPES, now())
+    await directory.add_tenant(Tenant(name, now()), key)
+    return secret
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tenants_module, "POLL_S", 0.01)
+
+
+@asynccontextmanager
+async def running(node: Node) -> AsyncIterator[None]:
+    """While it follows the changes."""
+    task = asyncio.create_task(node.tenants.run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+@pytest.fixture
+async def node(tmp_path: Path) -> AsyncIterator[Node]:
+    """Opened, and not yet following."""
+    path = tmp_path / "data" / "notifications.sqlite3"
+    store, beside, clock = SQLiteStore(path), SQLiteBeside(path), Clock()
+    await store.open()
+    await beside.open()
+    directory = FragileStore(cast("SQLiteStore", store.directory))
+    tenants = Tenants(lambda: cast("Directory", directory), clock)
+    changes: asyncio.Queue[None] = asyncio.Queue()
+
+    def note(tenants: Tenants) -> None:
+        changes.put_nowait(None)
+
+    await tenants.open()
+    dispatcher.connect(note, ACCESS_CHANGED, sender=tenants)
+    try:
+        yield Node(tenants, directory, beside.directory, clock, changes)
+    finally:
+        dispatcher.disconnect(note, ACCESS_CHANGED, sender=tenants)
+        await beside.close()
+        await store.close()
+
+
+# -- what is known -------------------------------------------------------------------------------------------
+async def test_a_new_store_has_one_tenant_and_one_secret(node: Node) -> None:
+    """And no key: nothing to guess."""
+    tenants = node.tenants
+    assert tenants.is_active(DEFAULT_TENANT)
+    assert not tenants.is_active("acme")
+    assert not tenants.has_keys
+    assert tenants.find_key(new_secret()) is None
+    assert len(tenants.secrets) == 1
+
+
+def test_before_it_is_open_nobody_is_known() -> None:
+    """Who asks too early is refused, not let in."""
+
+    def no_directory() -> Directory:
+        raise AssertionError("asked for")
+
+    tenants = Tenants(no_directory)
+    assert not tenants.is_active(DEFAULT_TENANT)
+    assert tenants.find_key(new_secret()) is None
+    assert tenants.why_over(ALICE, SignIn(now())) is REVOKED
+
+
+async def test_opening_without_a_store_fails(node: Node) -> None:
+    """Nothing can be checked without it."""
+    node.directory.goes_away()
+    with pytest.raises(StoreUnavailable):
+        await Tenants(lambda: cast("Directory", node.directory)).open()
+
+
+async def test_a_key_ends_by_itself(node: Node) -> None:
+    """At its instant, without anybody changing anything; until then it is found by its secret and by its id."""
+    at = now()
+    key, secret = await node.add_key(expires_at=at + SECOND)
+    async with running(node):
+        await node.changed()
+    node.clock.at = at
+    tenants = node.tenants
+    assert tenants.find_key(secret) == key
+    assert tenants.has_key(key.id)
+    assert tenants.key_expires_at(key.id) == at + SECOND
+    node.clock.at = at + SECOND
+    assert tenants.find_key(secret) is None
+    assert not tenants.has_key(key.id)
+    assert tenants.key_expires_at(new_id()) is None
+
+
+async def test_the_secret_opens_not_the_hash(node: Node) -> None:
+    """Who reads the store has no key."""
+    key, _ = await node.add_key()
+    async with running(node):
+        await node.changed()
+    assert node.tenants.find_key(key.hashed) is None
+
+
+# -- changes of others ---------------------------------------------------------------------------------------
+async def test_what_another_process_changes_is_seen(node: Node) -> None:
+    """A tenant, a key, a revocation, a sign-out, a secret, a removal: each is told of, and counts then."""
+    tenants, other = node.tenants, node.other
+    async with running(node):
+        secret = await add_tenant(other, "acme")
+        await node.changed()
+        assert tenants.is_active("acme")
+        first = tenants.find_key(secret)
+        assert first is not None
+        assert (first.tenant, first.name) == ("acme", "first")
+        _, another = await node.add_key("ci", "acme")
+        await node.changed()
+        assert tenants.find_key(another) is not None
+        await other.revoke_key("acme", "ci", now())
+        await node.changed()
+        assert tenants.find_key(another) is None
+        at = now()
+        await other.sign_out("acme", "alice", at)
+        await node.changed()
+        assert tenants.signed_out_at("acme", "alice") == at
+        assert tenants.signed_out_at(DEFAULT_TENANT, "alice") is None
+        await other.remove_tenant("acme", now())
+        await node.changed()
+        assert not tenants.is_active("acme")
+        assert tenants.find_key(secret) is None
+        assert not tenants.has_key(first.id)
+
+
+async def test_nothing_is_read_where_nothing_has_changed(node: Node) -> None:
+    """Only the sequence is asked for."""
+    async with running(node):
+        async with asyncio.timeout(30):
+            while node.directory.calls.count("sequence") < 5:  # noqa: ASYNC110  # calls are counted, not told of
+                await asyncio.sleep(0)
+    assert node.directory.calls.count("access") == 1
+    assert node.changes.empty()
+
+
+async def test_everything_is_read_again_now_and_then(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the sequence says that nothing has changed: a crash may have come between the two."""
+    monkeypatch.setattr(tenants_module, "READ_ANYWAY_S", 0.0)
+    gate = node.directory.hold("access")
+    async with running(node):
+        await gate.reached()
+    assert node.changes.empty()
+
+
+async def test_while_the_store_is_away_what_was_known_holds(
+    node: Node, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is said once; when the store is back, what was missed is caught up with."""
+    _, secret = await node.add_key()
+    async with running(node):
+        await node.changed()
+        node.directory.goes_away()
+        for _ in range(3):
+            await failed(node)
+        assert node.tenants.find_key(secret) is not None
+        assert node.tenants.is_active(DEFAULT_TENANT)
+        await node.other.revoke_key(DEFAULT_TENANT, "ci", now())
+        await failed(node)
+        assert node.tenants.find_key(secret) is not None
+        node.directory.is_back()
+        await node.changed()
+        assert node.tenants.find_key(secret) is None
+    warnings = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert [record.levelno for record in warnings] == [logging.WARNING]
+    assert "cannot be followed" in warnings[0].message
+
+
+async def test_a_bug_in_one_round_does_not_end_the_others(
+    node: Node, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is logged with its traceback."""
+    async with running(node):
+        node.directory.failure = ValueError("a bug")
+        await failed(node)
+        node.directory.is_back()
+        await add_tenant(node.other, "acme")
+        await node.changed()
+    assert any(record.exc_info for record in caplog.records)
+    assert node.tenants.is_active("acme")
+
+
+async def failed(node: Node) -> None:
+    """Return when a verb has failed."""
+    async with asyncio.timeout(30):
+        await node.directory.failed.get()
+
+
+# -- signing out ---------------------------------------------------------------------------------------------
+async def test_signing_out_counts_here_when_it_returns(node: Node) -> None:
+    """Without waiting for a look at the store; and it is stored."""
+    await node.tenants.sign_out(*ALICE)
+    at = node.tenants.signed_out_at(*ALICE)
+    assert at is not None
+    [sign_out] = (await node.other.access()).sign_outs
+    assert ((sign_out.tenant, sign_out.user_id), sign_out.at) == (ALICE, at)
+    assert node.changes.qsize() == 1
+
+
+async def test_signing_out_without_a_store_fails(node: Node) -> None:
+    """Nobody is told of what may be forgotten."""
+    node.directory.goes_away()
+    with pytest.raises(StoreUnavailable):
+        await node.tenants.sign_out(*ALICE)
+
+
+async def test_old_sign_outs_are_dropped(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the store would hold all there ever were; those that tokens may still be older than stay."""
+    monkeypatch.setattr(tenants_module, "FORGET_EVERY_S", 0.0)
+    monkeypatch.setattr(tenants_module, "READ_ANYWAY_S", 0.0)
+    at = now()
+    await node.other.sign_out(DEFAULT_TENANT, "bob", at - timedelta(days=31))
+    await node.other.sign_out(*ALICE, at - timedelta(days=29))
+    async with running(node), asyncio.timeout(30):
+        while [each.user_id for each in node.tenants.sign_outs] != ["alice"]:
+            await node.changes.get()
+
+
+# -- why somebody may be here no longer ----------------------------------------------------------------------
+AT = now()
+
+
+@pytest.mark.parametrize(
+    ("room", "sign_in", "reason"),
+    [
+        (("acme", "alice"), SignIn(AT), None),
+        (("acme", "alice"), SignIn(AT, "good"), None),
+        (("acme", "alice"), SignIn(AT, "revoked"), REVOKED),
+        (("acme", "alice"), SignIn(AT, "ended"), REVOKED),
+        (("acme", "alice"), SignIn(AT, "unknown"), REVOKED),
+        (("gone", "alice"), SignIn(AT), REVOKED),
+        (("nobody", "alice"), SignIn(AT), REVOKED),
+        (("acme", "bob"), SignIn(AT - SECOND), SIGNED_OUT),
+        (("acme", "bob"), SignIn(AT), SIGNED_OUT),
+        (("acme", "bob"), SignIn(AT + timedelta(milliseconds=1)), None),
+        (("acme", "bob"), SignIn(AT - SECOND, "revoked"), REVOKED),
+        ((DEFAULT_TENANT, "bob"), SignIn(AT - SECOND), None),
+    ],
+)
+async def test_why_somebody_may_be_here_no_longer(
+    node: Node, room: tuple[str, str], sign_in: SignIn, reason: CloseReason | None
+) -> None:
+    """The tenant is gone, the key of the token opens nothing, or the user was signed out since."""
+    for name in ("acme", "gone"):
+        await add_tenant(node.other, name)
+    await node.other.remove_tenant("gone", now())
+    keys = {
+        name: (await node.add_key(name, "acme", AT + SECOND if name == "ended" else None))[0].id
+        for name in ("good", "revoked", "ended")
+    }
+    await node.other.revoke_key("acme", "revoked", now())
+    await node.other.sign_out("acme", "bob", AT)
+    async with running(node):
+        await node.changed()
+    node.clock.at = AT + SECOND
+    key_id = sign_in.key_id and keys.get(sign_in.key_id, new_id())
+    assert node.tenants.why_over(room, SignIn(sign_in.proved_at, key_id)) is reason
+
+
+# -- what was used -------------------------------------------------------------------------------------------
+async def test_the_use_of_keys_and_the_joins_of_users_are_written_down(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Now and then, by itself; no server reads anything anew because of it."""
+    monkeypatch.setattr(tenants_module, "WRITE_USE_S", 0.0)
+    _, secret = await node.add_key()
+    async with running(node):
+        await node.changed()
+        used_at = node.clock.at = now()
+        assert node.tenants.find_key(secret)
+        node.tenants.note_user(*ALICE)
+        gate = node.directory.hold("note_users")
+        await gate.reached()
+        gate.open()
+    [key] = await node.other.keys()
+    assert key.last_used_at == used_at
+    [user] = await node.other.users(DEFAULT_TENANT, after=None, limit=10)
+    assert (user.user_id, user.last_seen_at) == ("alice", used_at)
+    assert node.changes.empty()
+
+
+async def test_a_wrong_key_is_not_used(node: Node) -> None:
+    """Nor is one that has ended."""
+    at = now()
+    _, secret = await node.add_key(expires_at=at + SECOND)
+    async with running(node):
+        await node.changed()
+    node.clock.at = at + SECOND
+    assert node.tenants.find_key(secret) is None
+    await node.tenants.write_down()
+    assert (await node.other.keys())[0].last_used_at is None
+
+
+async def test_nothing_used_is_forgotten_while_the_store_is_away(node: Node) -> None:
+    """What could not be written is written later; what came in between, with it."""
+    _, secret = await node.add_key()
+    async with running(node):
+        await node.changed()
+    node.clock.at = now()
+    assert node.tenants.find_key(secret)
+    node.tenants.note_user(*ALICE)
+    node.directory.goes_away()
+    with pytest.raises(StoreUnavailable):
+        await node.tenants.write_down()
+    node.clock.at += SECOND
+    node.tenants.note_user(*ALICE)
+    node.tenants.note_user(DEFAULT_TENANT, "bob")
+    node.directory.is_back()
+    await node.tenants.write_down()
+    users = await node.other.users(DEFAULT_TENANT, after=None, limit=10)
+    assert {user.user_id: user.last_seen_at for user in users} == {
+        "alice": node.clock.at,
+        "bob": node.clock.at,
+    }
+    [key] = await node.other.keys()
+    assert key.last_used_at == node.clock.at - SECOND
+
+
+async def test_writing_down_nothing_asks_nothing(node: Node) -> None:
+    """A quiet server writes nothing."""
+    node.directory.calls.clear()
+    await node.tenants.write_down()
+    assert node.directory.calls == []
+
+
+async def test_a_flood_of_joins_is_bounded(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More users than can be noted are noted at their next join."""
+    monkeypatch.setattr(tenants_module, "MAX_NOTED", 2)
+    for user in ("alice", "bob", "carol"):
+        node.tenants.note_user(DEFAULT_TENANT, user)
+    await node.tenants.write_down()
+    node.tenants.note_user(DEFAULT_TENANT, "carol")
+    await node.tenants.write_down()
+    users = await node.other.users(DEFAULT_TENANT, after=None, limit=10)
+    assert [user.user_id for user in users] == ["alice", "bob", "carol"]
