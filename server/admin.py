@@ -81,7 +81,7 @@ class PageHandler(StaticFileHandler):
     def set_extra_headers(self, path: str) -> None:
         self.set_header("Content-Security-Policy", CONTENT_SECURITY_POLICY)
         self.set_header("X-Content-Type-Options", "nosniff")
-        self.set_header("Referrer-Policy", "no-referrer")
+        self.set_header("Referrer-Policy", "same-origin")
         self.set_header("Cache-Control", "no-cache")
 
 

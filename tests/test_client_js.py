@@ -543,13 +543,13 @@ async def test_delays_grow_to_a_limit(pages: Pages, server: RunningServer) -> No
     """Each failure doubles the span from which the next delay is drawn, up to half a minute."""
     page = await scripted(pages, server)
     for delay in (1000, 2000, 4000, 8000, 16000, 30000, 30000):
-        await settle(page, "sockets.at(-1).onclose()")
+        await settle(page, "sockets.at(-1).onclose({ code: 1006, reason: '' })")
         assert (await events(page, "state"))[-1] == {"state": "waiting", "retryInMs": delay}
         sockets = await page.evaluate("sockets.length")
         await page.clock.run_for(delay)
         assert await page.evaluate("sockets.length") == sockets + 1
     await page.evaluate("Math.random = () => 0.5")
-    await settle(page, "sockets.at(-1).onclose()")
+    await settle(page, "sockets.at(-1).onclose({ code: 1006, reason: '' })")
     assert (await events(page, "state"))[-1]["retryInMs"] == 15000
 
 
@@ -557,11 +557,11 @@ async def test_delays_grow_to_a_limit(pages: Pages, server: RunningServer) -> No
 async def test_delays_start_anew(pages: Pages, server: RunningServer, lived_ms: int, delay: int) -> None:
     """After a connection that lived for a while the delays start from the first; after a short one they go on."""
     page = await scripted(pages, server)
-    await settle(page, "sockets[0].onclose()")
+    await settle(page, "sockets[0].onclose({ code: 1006, reason: '' })")
     await page.clock.run_for(1000)
     await settle(page, JOINED + "sockets[1].page([], false)")
     await page.clock.run_for(lived_ms)
-    await settle(page, "sockets[1].onclose()")
+    await settle(page, "sockets[1].onclose({ code: 1006, reason: '' })")
     assert (await events(page, "state"))[-1] == {"state": "waiting", "retryInMs": delay}
 
 
@@ -590,7 +590,7 @@ async def test_back_in_the_foreground(pages: Pages, server: RunningServer) -> No
             window.setHidden = (value) => { hidden = value; document.dispatchEvent(new Event("visibilitychange")); };
         }"""
     )
-    await settle(page, "sockets[0].onclose(); setHidden(true); setHidden(false)")
+    await settle(page, "sockets[0].onclose({ code: 1006, reason: '' }); setHidden(true); setHidden(false)")
     assert await page.evaluate("[inbox.state, sockets.length]") == ["connecting", 2]
     await settle(page, JOINED + "sockets[1].page([], false)")
     await settle(page, "setHidden(true); setHidden(false)")

@@ -139,7 +139,7 @@ def assert_clean(head: Head, what: str) -> None:
     """Said of every answer."""
     assert head.headers["server"] == "notification-server", what
     assert head.headers["x-content-type-options"] == "nosniff", what
-    assert head.headers["referrer-policy"] == "no-referrer", what
+    assert head.headers["referrer-policy"] == "same-origin", what
     assert head.headers["content-security-policy"], what
     assert "strict-transport-security" not in head.headers, what  # it would be ignored over plain HTTP
     assert len(head.headers) == len(head.lines), f"{what}: a header stands there twice: {head.lines}"

@@ -364,4 +364,6 @@ class JsonpSend(SendingHandler):
         return unquote_plus(body[2:]) if body.startswith("d=") else ""
 
     def _acknowledge(self) -> None:
+        # Clients post from a form into a hidden frame of the page, wherever that comes from.
+        self.set_header("Content-Security-Policy", self.server.origins.frame_ancestors or "default-src 'none'")
         self.finish_text("ok")
