@@ -149,7 +149,7 @@ def test_a_step_of_the_end_that_fails_or_is_late_holds_up_no_other(tmp_path: Pat
     """The store is closed in any case."""
     faults = """
 import asyncio
-from server import app
+from server import app, doors
 app.SHUTDOWN_DEADLINE_S = 1.0
 app.LETTING_GO_S = 0.5
 async def hang(*_):
@@ -157,7 +157,7 @@ async def hang(*_):
 def fail(*_):
     raise RuntimeError("broken")
 app.Notifier.close = hang
-app.SockJSDoor.close_all = fail
+doors.SockJSDoor.close_all = fail
 app.OutboxWorker.stop = hang
 """
     with faulty(tmp_path, faults) as server:
@@ -209,7 +209,7 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path, number: signal.Signals)
     """With one sentence, whatever is still to be done."""
     fault = """
 import asyncio
-from server import app
+from server import app, doors
 app.SHUTDOWN_DEADLINE_S = app.LAST_RESORT_S = 3600
 async def hang(*_):
     print("is ending", flush=True)
@@ -456,11 +456,8 @@ SQLiteStore.open = hang
     assert "Traceback" not in server.log
 
 
-async def test_after_its_end_a_server_hears_of_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_after_its_end_a_server_hears_of_nothing(tmp_path: Path) -> None:
     """Others may go on in the same process."""
-    monkeypatch.setattr(app, "_tune_gc", lambda: None)
     connected = sorted(map(str, dispatcher.getAllReceivers(signal=NOTIFICATION_STORED)))
     settings = {"NOTIFY_APPLICATION_PORT": "0", "NOTIFY_APPLICATION_DATA": str(tmp_path)}
     server, stop = app.Server(load(None, settings)), asyncio.Event()

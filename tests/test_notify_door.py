@@ -279,7 +279,7 @@ async def test_who_may_not_be_on_this_machine_is_403(server: RunningServer, head
     before = await inbox(server)
     answer = post(server, {"content": "x", "users": ALICE}, **headers)
     assert answer.status == 403
-    assert "apikey" in problem(answer)["detail"]
+    assert "notification-server key add" in problem(answer)["detail"]
     assert await inbox(server) == before
 
 
@@ -303,7 +303,7 @@ def test_in_release_publishing_without_a_key_must_be_switched_on(tmp_path: Path)
     with RunningServer(tmp_path, **settings) as server:
         answer = post(server, {"content": "x"})
         assert answer.status == 403
-        assert "publish_without_key" in problem(answer)["detail"]
+        assert "notification-server key add" in problem(answer)["detail"]
     with RunningServer(tmp_path, **settings, NOTIFY_APPLICATION_PUBLISH_WITHOUT_KEY="true") as server:
         assert post(server, {"content": "x"}).status == 200
 
