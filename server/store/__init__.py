@@ -16,6 +16,15 @@ from server.grants import ApiKey, KnownUser, SigningSecret, SignOut, Tenant
 from server.messages import Document, EmailDuty, Mail, MailRecipient, Notification, Recipient
 
 
+HUB, SERVICE, EVENTS = "hub", "service", "events"
+WAYS = (HUB, SERVICE, EVENTS)
+"""The ways of listening of which the store remembers what was sent: see `Deliveries`."""
+
+ACKNOWLEDGED = SERVICE
+"""The way whose clients acknowledge: its mark is that, with its time; whoever sees or deletes a document
+acknowledges it, too."""
+
+
 @dataclass(frozen=True, slots=True)
 class Change:
     """What a changing verb did. `ids`: the given ids that are documents of the user, in the order given,
@@ -151,9 +160,103 @@ class Directory(Protocol):
         """Sign with this one from now on; the others are good for checking until then (unless they end earlier)."""
 
 
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """How far a notification got with one of its users. `sent_at`: stored in the inbox. `delivered_at`: when a client
+    acknowledged it, or it was seen or deleted; None: not yet. `refused`: its mail was refused for good; None: it was
+    not. Instants: aware UTC, whole milliseconds."""
+
+    user_id: str
+    sent_at: datetime
+    delivered_at: datetime | None
+    refused: RefusedMail | None
+
+
+class Deliveries(Protocol):
+    """What clients have been sent, and have acknowledged, of the dialects in which that is remembered.
+
+    A way is the name of such a dialect: one of `WAYS`. No verb here changes a `rev`: to the inbox nothing happened."""
+
+    async def begin(self, tenant: str, user_id: str, way: str, at: datetime) -> datetime:
+        """When this user first used the way; `at` if that is now. The user need not be known."""
+
+    async def backlog(
+        self,
+        tenant: str,
+        user_id: str,
+        way: str,
+        *,
+        since: datetime | None,
+        after: Document | None,
+        limit: int,
+    ) -> list[Document]:
+        """The unseen documents that are not marked for this way, oldest first by (created_at, id). `since`: only those
+        created then or later (None: all); `after`: only those after the position of this one (None: from the oldest)."""
+
+    async def mark(self, way: str, documents: Mapping[tuple[str, str], Collection[str]]) -> None:
+        """Remember that documents, by (tenant, user id), have been sent in this way; for `ACKNOWLEDGED`: that a client has
+        acknowledged them now. Documents that are marked, seen or deleted already stay as they are."""
+
+    async def of_notification(
+        self, tenant: str, nid: str, *, after: str | None, limit: int
+    ) -> list[Delivery]:
+        """Of the users of a notification, in the order of their ids, those beyond `after` only. Raises `NotFound` if the
+        tenant has no notification of this id (or all of its users' documents are gone)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Broadcast:
+    """A claimed broadcast: a notification for everybody whom its tenant knew when it was accepted. `after`: the users up
+    to this id have their documents (None: nobody yet). `lease` proves the claim."""
+
+    notification: Notification
+    after: str | None
+    lease: str
+
+
+class Broadcasts(Protocol):
+    """Notifications for all users of a tenant, until each user has a document. What is claimed and not settled may be
+    claimed again when the lease has run out (in the embedded store also as soon as it is opened again)."""
+
+    async def add(self, notification: Notification) -> None:
+        """Durable when this returns: every user will get it."""
+
+    async def claim(self, lease_s: float) -> Broadcast | None:
+        """The oldest one that is open, of an active tenant, and not leased; None if there is none."""
+
+    async def expand(self, notification: Notification, user_ids: Sequence[str]) -> list[Document]:
+        """Store a document for each of these distinct users who has none of this notification yet (a deleted one is
+        one); the new documents, in the order of the users. May be repeated, and done by several at once: nobody gets two."""
+
+    async def advance(self, broadcast: Broadcast, after: str, lease_s: float) -> bool:
+        """The users up to this id have their documents; the lease begins anew. False if it was lost: then stop."""
+
+    async def finish(self, broadcast: Broadcast) -> bool:
+        """Everybody has their document. False if the lease was lost."""
+
+    async def open_of(self, tenant: str) -> list[Notification]:
+        """Those of a tenant that are not finished, oldest first: who joins is given their document of each."""
+
+    async def count_open(self) -> int:
+        """For health and metrics."""
+
+
+class Leases(Protocol):
+    """One of many processes does what only one may do. Times go by the store's clock."""
+
+    async def take(self, name: str, holder: str, lease_s: float) -> bool:
+        """Whether `holder` has the lease of this name for so long from now on: it was free, had run out, or was theirs."""
+
+    async def give_back(self, name: str, holder: str) -> None:
+        """Let somebody else have it at once. Nothing happens if it is not theirs."""
+
+
 class Store(Protocol):
     """The inbox of all users. Durable before a verb returns: a crash of the process or the machine loses
     nothing returned."""
+
+    changes_overlap_s: float
+    """See `changes`. 0: revs become visible in their order."""
 
     name: str
     """For people: `embedded (data/notifications.sqlite3)`, `MongoDB (db ws_notification)`; never a
@@ -162,6 +265,11 @@ class Store(Protocol):
     directory: Directory
     """To be used while the store is open. After the first `open` it holds the tenant `default` and one signing secret.
     """
+
+    deliveries: Deliveries
+    broadcasts: Broadcasts
+    leases: Leases
+    """To be used while the store is open, as all of these."""
 
     async def open(self) -> None:
         """Connect, make indexes, bring what an earlier version (or the original system) left up to this one. That goes
@@ -201,6 +309,13 @@ class Store(Protocol):
     ) -> list[Document]:
         """Unseen documents, oldest first by (created_at, id), those after the position of `after` only (None:
         from the oldest)."""
+
+    async def changes(
+        self, tenant: str, user_id: str, *, after: tuple[int, str], limit: int
+    ) -> list[Document]:
+        """Documents of the user whose (rev, id) lies beyond `after` (its id "" comes before all), in that order, tombstones
+        included. A rev may become visible up to `changes_overlap_s` after a higher one: begin that much before what you
+        have, and drop what you know."""
 
     async def count_unseen(self, tenant: str, user_ids: Collection[str]) -> dict[str, int]:
         """The exact number of unseen documents of each user; every given user is in the answer."""
