@@ -40,7 +40,7 @@ from server.smtp import SMTPTransport
 from server.streams import open_stream
 from server.tasks import Tasks
 from server.tenants import Tenants
-from server.wire import SIGNED_OUT, CloseReason
+from server.wire import SIGNED_OUT, CloseReason, EventFrames
 from server.wiring import make_store, publisher_rules
 
 logger = logging.getLogger(__name__)
@@ -128,6 +128,7 @@ class Server:
             inbox=Inbox(self._store, self._backplane),
             rooms=self._rooms,
             tasks=self._sessions,
+            dialect=EventFrames(),
             page_limit=config.application.page_limit,
             max_queue_bytes=config.connections.queue_bytes,
             max_pending=config.connections.pending_commands,

@@ -149,4 +149,6 @@ class Doors:
 
 def _field_limits(config: Config) -> FieldLimits:
     limits = config.limits
-    return FieldLimits(limits.content_bytes, limits.field_bytes, limits.users_per_request)
+    return FieldLimits(
+        limits.content_bytes, limits.field_bytes, limits.users_per_request, limits.data_bytes
+    )

@@ -156,5 +156,13 @@ class Unseen:
     count: int
 
 
-Event = Added | Seen | Deleted | Unseen
-"""What the screens of one user are told."""
+@dataclass(frozen=True, slots=True)
+class Broadcasted:
+    """A notification for everybody of a tenant was accepted. Told to those who have no user; the users' documents
+    follow, each as `Added`."""
+
+    notification: Notification
+
+
+Event = Added | Seen | Deleted | Unseen | Broadcasted
+"""What connections are told."""

@@ -14,6 +14,10 @@ from typing import Any
 from server.errors import InvalidNotification, TooLarge
 from server.ids import new_id
 from server.messages import Mail, Notification, Publication, Recipient, now
+from server.payloads import LIFTED, lifted
+
+DEFAULT_TYPE = "notification"
+"""Of what comes from dialects that know no types, or in which it is not named."""
 
 TRUE_TEXTS = ("1", "true", "True", "yes", "Yes")
 
@@ -28,11 +32,12 @@ _TEXT_TYPE = re.compile(r"text/([a-z0-9][a-z0-9.+-]{0,63})\s*(?:;|$)", re.IGNORE
 @dataclass(frozen=True, slots=True)
 class FieldLimits:
     """`content_bytes`: of `content` and `email_content`, `field_bytes`: of every other text, both in UTF-8;
-    `users`: in one request."""
+    `users`: in one request; `data_bytes`: of a payload or `data`, as compact JSON."""
 
     content_bytes: int = 64 * 1024
     field_bytes: int = 2 * 1024
     users: int = 10_000
+    data_bytes: int = 64 * 1024
 
 
 def parse_notify(fields: Mapping[str, Any], tenant: str, limits: FieldLimits) -> Publication:
@@ -55,6 +60,109 @@ def parse_notify(fields: Mapping[str, Any], tenant: str, limits: FieldLimits) ->
     )
     mail = _mail(fields, notification, limits)
     return Publication(notification, _recipients(fields.get("users"), limits), mail)
+
+
+def parse_hub(user_id: str, message: Any, tenant: str, limits: FieldLimits) -> Publication:
+    """The publication in a message to a user's channel (CONTRACT C2): `{"type": text, "payload": any}`, of which
+    either may be missing. Raises `InvalidNotification` or `TooLarge`."""
+    if not isinstance(message, dict):
+        raise InvalidNotification("", 'not an object {"type": …, "payload": …}')
+    recipient = Recipient(_user_id(user_id, "user_id", limits))
+    type_ = _text(message, "type", limits.field_bytes)
+    return Publication(_of_payload(tenant, type_, message.get("payload"), limits), (recipient,))
+
+
+def parse_service(fields: Any, tenant: str, limits: FieldLimits) -> Publication:
+    """The publication in a request of CONTRACT C3: `{"user_id": text or integer, "payload": any but null}`. Raises
+    `InvalidNotification` or `TooLarge`."""
+    if not isinstance(fields, dict):
+        raise InvalidNotification("", 'not an object {"user_id": …, "payload": …}')
+    recipient = Recipient(_user_id(fields.get("user_id"), "user_id", limits))
+    if fields.get("payload") is None:
+        raise InvalidNotification("payload", "missing, or null")
+    return Publication(_of_payload(tenant, DEFAULT_TYPE, fields["payload"], limits), (recipient,))
+
+
+def parse_internal(fields: Any, tenant: str, limits: FieldLimits) -> Publication:
+    """The publication in a request of CONTRACT C4: `{"userIds": [text or integer, …], "payload": {…}}`. Raises
+    `InvalidNotification` or `TooLarge`."""
+    if not isinstance(fields, dict):
+        raise InvalidNotification("", 'not an object {"userIds": …, "payload": …}')
+    ids, payload = fields.get("userIds"), fields.get("payload")
+    if not isinstance(ids, list) or not ids:
+        raise InvalidNotification("userIds", "missing, or not a list with at least one user")
+    if len(ids) > limits.users:
+        raise TooLarge("userIds", f"{len(ids)} users are more than the {limits.users} allowed in one request")
+    if not isinstance(payload, dict):
+        raise InvalidNotification("payload", "missing, or not an object")
+    user_ids = dict.fromkeys(_user_id(value, f"userIds[{index}]", limits) for index, value in enumerate(ids))
+    type_ = _type_in(payload, limits) or DEFAULT_TYPE
+    return Publication(_of_payload(tenant, type_, payload, limits), tuple(map(Recipient, user_ids)))
+
+
+def parse_broadcast(fields: Any, tenant: str, limits: FieldLimits) -> Notification:
+    """The notification for everybody in a request of CONTRACT C5: `{"title": text, "message": text, "data": any}`, of
+    which `data` may be missing. Raises `InvalidNotification` or `TooLarge`."""
+    if not isinstance(fields, dict):
+        raise InvalidNotification("", 'not an object {"title": …, "message": …}')
+    for name in ("title", "message"):
+        if fields.get(name) is None:
+            raise InvalidNotification(name, "missing")
+    data = fields.get("data")
+    return Notification(
+        nid=new_id(tenant),
+        tenant=tenant,
+        created_at=now(),
+        content=_text(fields, "message", limits.content_bytes),
+        title=_text(fields, "title", limits.field_bytes),
+        type=_type_in(data, limits),
+        data=_json_value(data, "data", limits.data_bytes),
+    )
+
+
+def _of_payload(tenant: str, type_: str, payload: Any, limits: FieldLimits) -> Notification:
+    data = _json_value(payload, "payload", limits.data_bytes)
+    max_bytes = dict.fromkeys(LIFTED, limits.field_bytes) | {"content": limits.content_bytes}
+    return Notification(
+        nid=new_id(tenant), tenant=tenant, created_at=now(), type=type_, data=data, **lifted(data, max_bytes)
+    )
+
+
+def _type_in(data: Any, limits: FieldLimits) -> str:
+    """The type that an object names, if that is a text that fits."""
+    type_ = data.get("type") if isinstance(data, dict) else None
+    if not isinstance(type_, str):
+        return ""
+    try:
+        return _checked(type_.strip(), "type", limits.field_bytes)
+    except InvalidNotification:
+        return ""
+
+
+def _json_value(value: Any, name: str, max_bytes: int) -> Any:
+    """`value`, which is JSON, if it can be stored and sent on as it is."""
+    try:
+        size = len(json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode())
+    except UnicodeEncodeError as exc:
+        raise InvalidNotification(name, "not valid Unicode (a lone surrogate)") from exc
+    except RecursionError as exc:
+        raise InvalidNotification(name, "nested too deeply") from exc
+    except ValueError as exc:
+        raise InvalidNotification(name, "NaN and Infinity are not JSON") from exc
+    if size > max_bytes:
+        raise TooLarge(name, f"{size} bytes are more than the {max_bytes} allowed")
+    return value
+
+
+def _user_id(value: Any, path: str, limits: FieldLimits) -> str:
+    """A user's id: a text, or an integer, which is the same as its digits."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if value is None or value == "":
+        raise InvalidNotification(path, "missing")
+    if not isinstance(value, str):
+        raise InvalidNotification(path, "neither a text nor an integer")
+    return _checked(value, path, limits.field_bytes)
 
 
 def _text(fields: Mapping[str, Any], name: str, max_bytes: int) -> str:
@@ -92,7 +200,7 @@ def _recipients(value: Any, limits: FieldLimits) -> tuple[Recipient, ...]:
     """The distinct users, in order of appearance; of one named twice, the first email given counts."""
     recipients: dict[str, Recipient] = {}
     for index, user in enumerate(_user_list(value, limits.users)):
-        recipient = _recipient(user, f"users[{index}]", limits.field_bytes)
+        recipient = _recipient(user, f"users[{index}]", limits)
         known = recipients.get(recipient.user_id)
         if known is None or known.email is None:
             recipients[recipient.user_id] = recipient
@@ -114,17 +222,12 @@ def _user_list(value: Any, max_users: int) -> Sequence[Any]:
     return value
 
 
-def _recipient(user: Any, path: str, max_bytes: int) -> Recipient:
+def _recipient(user: Any, path: str, limits: FieldLimits) -> Recipient:
     if not isinstance(user, dict):
         raise InvalidNotification(path, 'not an object {"id": …, "email": …}')
-    id_ = user.get("id")
-    if isinstance(id_, int) and not isinstance(id_, bool):
-        id_ = str(id_)
-    if id_ is None or id_ == "":
-        raise InvalidNotification(f"{path}.id", "missing")
-    if not isinstance(id_, str):
-        raise InvalidNotification(f"{path}.id", "neither a text nor an integer")
-    return Recipient(_checked(id_, f"{path}.id", max_bytes), _email(user.get("email"), f"{path}.email"))
+    return Recipient(
+        _user_id(user.get("id"), f"{path}.id", limits), _email(user.get("email"), f"{path}.email")
+    )
 
 
 def _email(value: Any, path: str) -> str | None:

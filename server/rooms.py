@@ -13,8 +13,9 @@ from datetime import datetime
 from typing import Protocol
 
 from server.callers import Caller
+from server.dialects import Dialect
 from server.messages import Added, Deleted, Event, Seen
-from server.wire import Burst, CloseReason, EventFrames, Frame
+from server.wire import Burst, CloseReason, Frame
 
 REORDER_WINDOW_S = 30.0
 """How long a push may be overtaken by a later change of the same document: above any store time-out."""
@@ -67,6 +68,9 @@ class Listener(Protocol):
 
     connection: Connection
 
+    dialect: Dialect
+    """In which it is told."""
+
     sign_in: SignIn | None
     """By what the member is in the room; None: nothing ends that."""
 
@@ -77,6 +81,9 @@ class Listener(Protocol):
 
 Room = tuple[str, str]
 """Its name: (tenant, user id)."""
+
+NOBODY = ""
+"""In the place of a user id: the room of those who listen to a tenant and have no user."""
 
 
 class Rooms:
@@ -89,13 +96,12 @@ class Rooms:
         self._clock = clock
         self._last_alive: OrderedDict[Room, float] = OrderedDict()
         self._changed: OrderedDict[str, tuple[Seen | Deleted, float]] = OrderedDict()
-        self._frames = EventFrames()
 
     # -- membership ------------------------------------------------------------------------------------------
     def join(self, room: Room, listener: Listener) -> None:
         """Add a listener to a user's room."""
         members = self._members.setdefault(room, set())
-        self._users[room[0]] += not members
+        self._users[room[0]] += not members and room[1] != NOBODY
         self._joined[room[0]] += listener not in members
         members.add(listener)
 
@@ -108,7 +114,7 @@ class Rooms:
         self._joined[room[0]] -= 1
         self._remember_sign_of_life(room, listener.connection.last_alive_at)
         if not members:
-            self._users[room[0]] -= 1
+            self._users[room[0]] -= room[1] != NOBODY
             del self._members[room]
 
     def size(self, room: Room) -> int:
@@ -161,16 +167,18 @@ class Rooms:
         """Hand events to all of the user's local sessions, in this order; how many sessions there are. An `Added` that
         was overtaken by a later change of its document tells of what it has become, or nothing if it was deleted:
         nobody's screen goes back in time, and none misses a document."""
-        current = (self._brought_up_to_date(event) for event in events)
-        pushes = [(event, self._frames.frame(event)) for event in current if event is not None]
+        current = [event for each in events if (event := self._brought_up_to_date(each)) is not None]
         members = self._members.get(room)
         if not members:
             return 0
-        for some in _bursts(pushes):
-            burst = some[0][1] if len(some) == 1 else Burst([frame for _, frame in some])
-            # A copy: a push may find its connection dead, and leave the room.
-            for listener in tuple(members):
-                listener.push(some, burst)
+        told: dict[Dialect, list[tuple[list[Push], Frame]]] = {}
+        # A copy: a push may find its connection dead, and leave the room.
+        for listener in tuple(members):
+            bursts = told.get(listener.dialect)
+            if bursts is None:
+                bursts = told[listener.dialect] = _bursts(listener.dialect, current)
+            for pushes, burst in bursts:
+                listener.push(pushes, burst)
         return len(members)
 
     def _brought_up_to_date(self, event: Event) -> Event | None:
@@ -210,8 +218,17 @@ def _rev(change: Seen | Deleted) -> int:
     return change.rev
 
 
-def _bursts(pushes: list[Push]) -> Iterator[list[Push]]:
-    """The pushes in order, in portions of at most `MAX_BURST_CHARS`, or of one."""
+def _bursts(dialect: Dialect, events: Iterable[Event]) -> list[tuple[list[Push], Frame]]:
+    """What tells of the events in a dialect, in order, in portions of at most `MAX_BURST_CHARS` or of one; each as
+    single frames and as one."""
+    pushes = [(event, frame) for event in events if (frame := dialect.frame(event)) is not None]
+    return [
+        (some, some[0][1] if len(some) == 1 else Burst([frame for _, frame in some]))
+        for some in _portions(pushes)
+    ]
+
+
+def _portions(pushes: list[Push]) -> Iterator[list[Push]]:
     some: list[Push] = []
     size = 0
     for push in pushes:

@@ -11,6 +11,7 @@ import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
+from server.dialects import Dialect
 from server.messages import Added, Deleted, Document, Event, Seen
 from server.revs import COUNTER_BITS
 from server.rooms import REORDER_WINDOW_S, Connection, Push, SignIn
@@ -29,11 +30,13 @@ class Screen:
         "_listed_to",
         "_max_held_bytes",
         "connection",
+        "dialect",
         "sign_in",
     )
 
-    def __init__(self, connection: Connection, max_held_bytes: int) -> None:
+    def __init__(self, connection: Connection, dialect: Dialect, max_held_bytes: int) -> None:
         self.connection = connection
+        self.dialect = dialect
         self.sign_in: SignIn | None = None
         self._max_held_bytes = max_held_bytes
         # pushes waiting behind an answer; None while no answer is being made

@@ -32,6 +32,7 @@ from server.commands import (
     MarkSeen,
     parse_command,
 )
+from server.dialects import Dialect
 from server.errors import BadCredentials, Busy, NotJoined, ServerError, StoreUnavailable
 from server.inbox import CHANGES_PER_BATCH, Inbox
 from server.limits import Limits
@@ -71,8 +72,9 @@ nothing else."""
 
 @dataclass(frozen=True, slots=True)
 class SessionServices:
-    """What all sessions share. `page_limit`: documents a page; `max_queue_bytes`: of pushes waiting behind an
-    answer; `max_pending`, `max_pending_bytes`: of commands waiting for their turn."""
+    """What all sessions share. `dialect`: the classic one, of `wire`; `page_limit`: documents a page;
+    `max_queue_bytes`: of pushes waiting behind an answer; `max_pending`, `max_pending_bytes`: of commands waiting for
+    their turn."""
 
     authenticator: Authenticator
     tenants: Tenants
@@ -80,6 +82,7 @@ class SessionServices:
     inbox: Inbox
     rooms: Rooms
     tasks: Tasks
+    dialect: Dialect
     page_limit: int
     max_queue_bytes: int
     max_pending: int
@@ -108,7 +111,7 @@ class Session:
     def __init__(self, connection: Connection, services: SessionServices) -> None:
         self.connection = connection
         self._services = services
-        self._screen = Screen(connection, services.max_queue_bytes)
+        self._screen = Screen(connection, services.dialect, services.max_queue_bytes)
         self._room: Room | None = None
         # how many commands it has carried out lately; None before the first
         self._bucket: TokenBucket | None = None

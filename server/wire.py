@@ -16,7 +16,7 @@ from datetime import datetime
 from typing import Any
 
 from server.errors import InvalidInput, ServerError
-from server.messages import Added, Deleted, Document, Event, Notification, Seen
+from server.messages import Added, Deleted, Document, Event, Notification, Seen, Unseen
 from server.revs import to_wire
 
 MAX_DOCUMENTS_PER_FRAME = 100
@@ -97,13 +97,13 @@ FAILED = CloseReason(1011, "internal error")
 
 def notification_frame(documents: Sequence[Document]) -> Frame:
     """`notification` with these documents, in this order; may be empty (a client's sign of a good join)."""
-    return _frame("notification", [_document_fields(document) for document in documents])
+    return _frame("notification", [document_fields(document) for document in documents])
 
 
 def newest_frame(documents: Sequence[Document], before: str | None, has_more: bool) -> Frame:
     """The answer to `ListNewest`: a `notification` that says beside its data what it answers, and whether older
     documents follow. Deployed clients look at neither."""
-    array = _encode(_encode([_document_fields(document) for document in documents]))
+    array = _encode(_encode([document_fields(document) for document in documents]))
     more = "true" if has_more else "false"
     return Frame(f'{{"name":"notification","data":{array},"before":{_encode(before)},"more":{more}}}')
 
@@ -144,7 +144,8 @@ def _frame(name: str, array: Sequence[Any]) -> Frame:
     return Frame(f'{{"name":"{name}","data":{_encode(_encode(array))}}}')
 
 
-def _document_fields(document: Document) -> dict[str, Any]:
+def document_fields(document: Document) -> dict[str, Any]:
+    """A document as JSON has it."""
     return {"_id": document.id, "_userId": document.user_id, **_shared_fields(document)}
 
 
@@ -159,9 +160,9 @@ def _shared_fields(document: Document) -> dict[str, Any]:
         "url": notification.url,
         "icon": notification.icon,
         "image": notification.image,
-        "createdAt": _instant(document.created_at),
-        "updatedAt": _instant(document.updated_at),
-        "deletedAt": _instant(document.deleted_at),
+        "createdAt": instant(document.created_at),
+        "updatedAt": instant(document.updated_at),
+        "deletedAt": instant(document.deleted_at),
         "delete": document.deleted,
         "seen": document.seen,
         "rev": to_wire(document.rev),
@@ -171,7 +172,7 @@ def _shared_fields(document: Document) -> dict[str, Any]:
     return fields
 
 
-def _instant(instant: datetime | None) -> str | None:
+def instant(instant: datetime | None) -> str | None:
     """ISO 8601 with milliseconds and `Z` (RFC 3339), as JavaScript's `toISOString` writes it."""
     return None if instant is None else instant.replace(tzinfo=None).isoformat(timespec="milliseconds") + "Z"
 
@@ -187,15 +188,15 @@ class EventFrames:
     def __init__(self) -> None:
         self._rests: dict[tuple[str, int], tuple[Notification, str]] = {}
 
-    def frame(self, event: Event) -> Frame:
-        """The frame that tells a client of `event`."""
+    def frame(self, event: Event) -> Frame | None:
+        """The frame that tells a client of `event`; None: classic clients are not told."""
         if isinstance(event, Added):
             return self._added(event.document)
         if isinstance(event, Seen):
             return seen_frame(event.ids)
         if isinstance(event, Deleted):
             return delete_frame(event.ids)
-        return count_frame(event.count)
+        return count_frame(event.count) if isinstance(event, Unseen) else None
 
     def _added(self, document: Document) -> Frame:
         is_fresh = document.updated_at == document.created_at == document.notification.created_at

@@ -10,14 +10,17 @@ import pytest
 
 from server import backplane as module
 from server.backplane import LocalBackplane
+from server.dialects import Dialect
 from server.messages import Event, Unseen
-from server.rooms import Push, Room, Rooms
-from server.wire import Frame
+from server.rooms import Push, Room, Rooms, SignIn
+from server.wire import EventFrames, Frame
 from tests.support.recording import RecordingConnection
 
 ALICE: Room = ("acme", "alice")
 BOB: Room = ("acme", "bob")
 CAROL: Room = ("acme", "carol")
+
+CLASSIC = EventFrames()
 
 
 class Member:
@@ -25,6 +28,8 @@ class Member:
 
     def __init__(self) -> None:
         self.connection = RecordingConnection()
+        self.dialect: Dialect = CLASSIC
+        self.sign_in: SignIn | None = None
         self.told: list[Event] = []
         self.failure: Exception | None = None
 

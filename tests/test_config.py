@@ -546,10 +546,11 @@ def test_the_embedded_store_must_be_written_out_in_release(folder: Folder) -> No
     assert config.mongodb.url is None
 
 
-@pytest.mark.parametrize("key", ["content_bytes", "field_bytes"])
+@pytest.mark.parametrize("key", ["content_bytes", "field_bytes", "data_bytes"])
 def test_a_limit_that_cannot_be_reached_is_reported(folder: Folder, key: str) -> None:
     """A text cannot be longer than the body it comes in."""
-    limits = {"body_bytes": "1 KiB", "content_bytes": "9", "field_bytes": "9", key: "2 KiB"}
+    limits = {"body_bytes": "1 KiB", "content_bytes": "9", "field_bytes": "9", "data_bytes": "9"}
+    limits[key] = "2 KiB"
     text = "\n".join(f"{name}={value}" for name, value in limits.items())
     assert folder.problems(f"[LIMITS]\n{text}") == [
         f"config.ini: [LIMITS] {key}: is more than body_bytes, so that it can never be reached"

@@ -9,18 +9,23 @@ from datetime import timedelta
 import pytest
 
 from server.backplane import LocalBackplane
+from server.dialects import Dialect
 from server.messages import now
 from server.presence import Presence
-from server.rooms import Push, Room, Rooms
-from server.wire import Frame
+from server.rooms import Push, Room, Rooms, SignIn
+from server.wire import EventFrames, Frame
 from tests.support.recording import RecordingConnection
 
 ALICE: Room = ("acme", "alice")
+
+CLASSIC = EventFrames()
 
 
 class Member:
     def __init__(self) -> None:
         self.connection = RecordingConnection()
+        self.dialect: Dialect = CLASSIC
+        self.sign_in: SignIn | None = None
 
     def push(self, pushes: Sequence[Push], burst: Frame) -> None: ...
 

@@ -8,14 +8,18 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from server import rooms as module
+from server.dialects import Dialect
 from server.messages import Added, Deleted, Document, Event, Notification, Seen, Unseen, now
-from server.rooms import REORDER_WINDOW_S, Push, Room, Rooms
-from server.wire import GOING_AWAY, SLOW, Frame, count_frame
+from server.rooms import REORDER_WINDOW_S, Push, Room, Rooms, SignIn
+from server.wire import GOING_AWAY, SLOW, EventFrames, Frame, count_frame
 from tests.support.recording import Message, RecordingConnection, messages_of
 
 ALICE: Room = ("acme", "alice")
 BOB: Room = ("acme", "bob")
 ALICE_OF_ANOTHER_TENANT: Room = ("globex", "alice")
+
+
+CLASSIC = EventFrames()
 
 
 class Clock:
@@ -35,6 +39,8 @@ class Member:
     connection: RecordingConnection = field(default_factory=RecordingConnection)
     told: list[Push] = field(default_factory=list)
     bursts: list[Frame] = field(default_factory=list)
+    dialect: Dialect = CLASSIC
+    sign_in: SignIn | None = None
 
     def push(self, pushes: Sequence[Push], burst: Frame) -> None:
         self.told.extend(pushes)

@@ -84,7 +84,7 @@ def _page_limit(reading: Reading, written: int) -> int:
 
 def _limits(reading: Reading) -> Limits:
     limits = Limits(**_fields(reading, "LIMITS"))
-    for name in ("content_bytes", "field_bytes"):
+    for name in ("content_bytes", "field_bytes", "data_bytes"):
         if getattr(limits, name) > limits.body_bytes:
             reading.problem("LIMITS", name, "is more than body_bytes, so that it can never be reached")
     return limits

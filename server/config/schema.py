@@ -158,6 +158,8 @@ class Limits:
     content_bytes: int = setting(64 * KIB, values.size(1, 4 * MIB), live=True)
     # UTF-8 bytes of each other text of a notification.
     field_bytes: int = setting(2 * KIB, values.size(1, MIB), live=True)
+    # A payload or `data`, as compact JSON.
+    data_bytes: int = setting(64 * KIB, values.size(1, 4 * MIB), live=True)
     # Password checks at once: each takes a core for a moment and 64 MiB of memory, which is what makes
     # guessing dear.
     password_checks: int = setting(2, values.integer(1, 64))

@@ -15,7 +15,6 @@ from typing import Protocol
 from server.grants import ApiKey, KnownUser, SigningSecret, SignOut, Tenant
 from server.messages import Document, EmailDuty, Mail, MailRecipient, Notification, Recipient
 
-
 HUB, SERVICE, EVENTS = "hub", "service", "events"
 WAYS = (HUB, SERVICE, EVENTS)
 """The ways of listening of which the store remembers what was sent: see `Deliveries`."""
@@ -190,24 +189,25 @@ class Deliveries(Protocol):
         after: Document | None,
         limit: int,
     ) -> list[Document]:
-        """The unseen documents that are not marked for this way, oldest first by (created_at, id). `since`: only those
-        created then or later (None: all); `after`: only those after the position of this one (None: from the oldest)."""
+        """The unseen documents that are not marked for this way, oldest first by (created_at, id). `since`: only
+        those created then or later (None: all); `after`: only those after the position of this one (None: from the
+        oldest)."""
 
     async def mark(self, way: str, documents: Mapping[tuple[str, str], Collection[str]]) -> None:
-        """Remember that documents, by (tenant, user id), have been sent in this way; for `ACKNOWLEDGED`: that a client has
-        acknowledged them now. Documents that are marked, seen or deleted already stay as they are."""
+        """Remember that documents, by (tenant, user id), have been sent in this way; for `ACKNOWLEDGED`: that a
+        client has acknowledged them now. Documents that are marked, seen or deleted already stay as they are."""
 
     async def of_notification(
         self, tenant: str, nid: str, *, after: str | None, limit: int
     ) -> list[Delivery]:
-        """Of the users of a notification, in the order of their ids, those beyond `after` only. Raises `NotFound` if the
-        tenant has no notification of this id (or all of its users' documents are gone)."""
+        """Of the users of a notification, in the order of their ids, those beyond `after` only. Raises `NotFound` if
+        the tenant has no notification of this id (or all of its users' documents are gone)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Broadcast:
-    """A claimed broadcast: a notification for everybody whom its tenant knew when it was accepted. `after`: the users up
-    to this id have their documents (None: nobody yet). `lease` proves the claim."""
+    """A claimed broadcast: a notification for everybody whom its tenant knew when it was accepted. `after`: the users
+    up to this id have their documents (None: nobody yet). `lease` proves the claim."""
 
     notification: Notification
     after: str | None
@@ -226,7 +226,8 @@ class Broadcasts(Protocol):
 
     async def expand(self, notification: Notification, user_ids: Sequence[str]) -> list[Document]:
         """Store a document for each of these distinct users who has none of this notification yet (a deleted one is
-        one); the new documents, in the order of the users. May be repeated, and done by several at once: nobody gets two."""
+        one); the new documents, in the order of the users. May be repeated, and done by several at once: nobody gets
+        two."""
 
     async def advance(self, broadcast: Broadcast, after: str, lease_s: float) -> bool:
         """The users up to this id have their documents; the lease begins anew. False if it was lost: then stop."""
@@ -245,7 +246,8 @@ class Leases(Protocol):
     """One of many processes does what only one may do. Times go by the store's clock."""
 
     async def take(self, name: str, holder: str, lease_s: float) -> bool:
-        """Whether `holder` has the lease of this name for so long from now on: it was free, had run out, or was theirs."""
+        """Whether `holder` has the lease of this name for so long from now on: it was free, had run out, or was
+        theirs."""
 
     async def give_back(self, name: str, holder: str) -> None:
         """Let somebody else have it at once. Nothing happens if it is not theirs."""
@@ -313,9 +315,9 @@ class Store(Protocol):
     async def changes(
         self, tenant: str, user_id: str, *, after: tuple[int, str], limit: int
     ) -> list[Document]:
-        """Documents of the user whose (rev, id) lies beyond `after` (its id "" comes before all), in that order, tombstones
-        included. A rev may become visible up to `changes_overlap_s` after a higher one: begin that much before what you
-        have, and drop what you know."""
+        """Documents of the user whose (rev, id) lies beyond `after` (its id "" comes before all), in that order,
+        tombstones included. A rev may become visible up to `changes_overlap_s` after a higher one: begin that much
+        before what you have, and drop what you know."""
 
     async def count_unseen(self, tenant: str, user_ids: Collection[str]) -> dict[str, int]:
         """The exact number of unseen documents of each user; every given user is in the answer."""

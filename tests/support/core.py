@@ -32,6 +32,7 @@ from server.tasks import Tasks
 from server.tenants import Tenants
 from server.tokens.own import OwnTokens
 from server.users import ConfigUsers, DemoUsers
+from server.wire import EventFrames
 from tests.support.recording import RecordingConnection
 
 ALICE: Room = (DEFAULT_TENANT, "alice")
@@ -191,6 +192,7 @@ async def open_core(folder: Path, limits: LimitSettings = UNLIMITED) -> AsyncIte
         inbox=inbox,
         rooms=rooms,
         tasks=tasks,
+        dialect=EventFrames(),
         page_limit=PAGE_LIMIT,
         max_queue_bytes=MAX_QUEUE_BYTES,
         max_pending=MAX_PENDING,
