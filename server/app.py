@@ -204,14 +204,14 @@ class Server:
             self._outbox,
             self._limits,
             self._doors.gate,
-            self._doors.sockjs,
+            self._doors.connections,
             self._sign_in.authenticator,
             self._sign_in.brake,
             listener,
         )
         self._metrics.watch(
             Sources(
-                connections=lambda: self._doors.sockjs.connection_counts,
+                connections=lambda: self._doors.connections.counts,
                 joined=lambda: self._rooms.joined_by_tenant,
                 users=lambda: self._rooms.users_by_tenant,
                 queues={

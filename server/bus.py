@@ -28,6 +28,12 @@ its request came in; None: not known)."""
 REFUSED = "refused"
 """A door turned a caller away: `door: str`, `code: str` (that of the error), `tenant: str | None` (None: not known)."""
 
+MESSAGE_RECEIVED = "message.received"
+"""A door that fetches (Redis, RabbitMQ) got a message, whatever becomes of it: `door: str`."""
+
+CONSUMER_CHANGED = "consumer.changed"
+"""Such a door has begun to consume, or does so no more: `door: str`, `is_up: bool`."""
+
 SIGNED_IN = "signed.in"
 """Somebody proved who they are: `method: str`, `tenant: str`, `took_s: float`."""
 

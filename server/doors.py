@@ -31,6 +31,7 @@ from server.security_headers import SecurityHeaders, StrictSecurityHeaders
 from server.session import Session, SessionServices
 from server.tenants import Tenants
 from server.tokens.own import OwnTokens
+from server.transports.registry import ConnectionOptions, Connections
 from server.transports.sockjs import SockJSDoor, SockJSOptions
 from server.wire import GOING_AWAY
 
@@ -86,18 +87,15 @@ class Doors:
             internal=config.application.internal,
             public_metrics=config.application.public_metrics,
         )
-        self.sockjs = SockJSDoor(self._open_session, self.identify, limits, self._sockjs_options())
+        self.connections = Connections(_connection_options(config), limits)
+        self.sockjs = SockJSDoor(
+            self._open_session, self.identify, self.connections, self._sockjs_options()
+        )
 
     def _sockjs_options(self) -> SockJSOptions:
-        application, connections = self._config.application, self._config.connections
         return SockJSOptions(
             client_url="/client/sockjs.min.js",
-            origins=application.origins,
-            heartbeat_s=connections.heartbeat_s,
-            disconnect_delay_s=connections.disconnect_delay_s,
-            max_queue_bytes=connections.queue_bytes,
-            slow_after_s=connections.slow_after_s,
-            max_message_bytes=connections.message_bytes,
+            origins=self._config.application.origins,
             frame_ancestors=None if self._config.release else DEMO_FRAME_ANCESTORS,
         )
 
@@ -143,8 +141,19 @@ class Doors:
 
     def close(self) -> None:
         """Say goodbye to all clients."""
-        self.sockjs.close_all(GOING_AWAY)
-        self.sockjs.stop()
+        self.connections.close_all(GOING_AWAY)
+        self.connections.stop()
+
+
+def _connection_options(config: Config) -> ConnectionOptions:
+    connections = config.connections
+    return ConnectionOptions(
+        heartbeat_s=connections.heartbeat_s,
+        disconnect_delay_s=connections.disconnect_delay_s,
+        max_queue_bytes=connections.queue_bytes,
+        slow_after_s=connections.slow_after_s,
+        max_message_bytes=connections.message_bytes,
+    )
 
 
 def _field_limits(config: Config) -> FieldLimits:

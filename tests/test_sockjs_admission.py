@@ -13,7 +13,7 @@ from websockets.asyncio.client import ClientConnection
 
 from server.bus import THROTTLED
 from server.rates import Rate
-from server.transports.sockjs.connections import STRANGER_MESSAGE_BYTES
+from server.transports.connections import STRANGER_MESSAGE_BYTES
 from server.wire import NOT_JOINED, TIMED_OUT, CloseReason
 from tests.support.sockjs_door import (
     NO_LIMITS,

@@ -18,9 +18,10 @@ from server import bus
 from server.config.schema import Limits as LimitSettings
 from server.limits import Limits
 from server.rooms import Connection
+from server.transports.connections import ClientConnection
+from server.transports.registry import ConnectionOptions, Connections
 from server.transports.sockjs import SockJSDoor
 from server.transports.sockjs import door as door_module
-from server.transports.sockjs.connections import ClientConnection
 from server.wire import GOING_AWAY, CloseReason
 from tests.support.sockjs_door import (
     OPTIONS,
@@ -149,7 +150,7 @@ async def test_callbacks_are_names(callback: str) -> None:
             )
             assert (status, body) == (500, b'invalid "callback" parameter')
             assert headers["content-type"].startswith("text/plain")
-        assert service.door.connection_count == 0
+        assert service.connections.count == 0
 
 
 @pytest.mark.parametrize("transport", WEBSOCKETS)
@@ -283,7 +284,7 @@ async def test_nothing_outlives_a_connection(transport: str) -> None:
                 session = await service.next_session()
         await asyncio.wait_for(session.over.wait(), WAIT_S)
         assert session.closed_count == 1
-        assert service.door.connection_count == 0
+        assert service.connections.count == 0
         assert service.ends == [(transport, None)]
         del session
         service.all_sessions.clear()
@@ -336,9 +337,10 @@ async def test_http_1_0_streams_end(transport: str) -> None:
 async def test_a_stopped_door_has_no_timers() -> None:
     """Stopping ends everything periodic, sockjs-tornado's own timers too; twice is as good as once."""
     loop = asyncio.get_running_loop()
-    door = SockJSDoor(EchoSession, identify, Limits(LimitSettings()), OPTIONS)
-    door.stop()
-    door.stop()
+    connections = Connections(ConnectionOptions(), Limits(LimitSettings()))
+    SockJSDoor(EchoSession, identify, connections, OPTIONS)
+    connections.stop()
+    connections.stop()
     await asyncio.sleep(0)
     scheduled = getattr(loop, "_scheduled")  # noqa: B009  # asyncio has no public list of its timers
     assert not [timer for timer in scheduled if not timer.cancelled()]
@@ -388,14 +390,14 @@ async def test_close_all() -> None:
             await service.request("POST", path + "/xhr")  # between two polls
             for _ in range(5):
                 await service.next_session()
-            assert service.door.connection_counts == {
+            assert service.connections.counts == {
                 "websocket": 1,
                 "rawwebsocket": 1,
                 "xhr_streaming": 1,
                 "xhr": 2,
             }
-            service.door.close_all(GOING_AWAY)
-            assert service.door.connection_count == 0
+            service.connections.close_all(GOING_AWAY)
+            assert service.connections.count == 0
             assert (await streaming.read_answer())[2].endswith(b'c[1001,"going away"]\n')
             assert (await polling.read_answer())[2] == b'c[1001,"going away"]\n'
         assert (await service.request("POST", path + "/xhr"))[2] == b'c[1001,"going away"]\n'
@@ -524,10 +526,10 @@ async def test_the_bus_hears_of_connections() -> None:
         async with service.websocket("rawwebsocket"):
             session = await service.next_session()
             assert opened == ["rawwebsocket"]
-            assert service.door.connection_counts == {"rawwebsocket": 1}
+            assert service.connections.counts == {"rawwebsocket": 1}
         await asyncio.wait_for(session.over.wait(), WAIT_S)
         assert service.ends == [("rawwebsocket", None)]
-        assert service.door.connection_counts == {}
+        assert service.connections.counts == {}
 
 
 # -- garbage, huge and rapid input ---------------------------------------------------------------------------

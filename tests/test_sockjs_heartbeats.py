@@ -109,9 +109,9 @@ async def test_heartbeats_are_spread() -> None:
     async with serving(heartbeat_s=25.0) as service:
         for _ in range(48):
             await service.request("POST", service.new_session_path() + "/xhr")
-        sizes = [len(part) for part in service.door._slices]
+        sizes = [len(part) for part in service.connections._slices]
         assert len(sizes) > 20
         assert sum(sizes) == 48
         assert max(sizes) <= 4
-        soon = [(service.door._tick_count + tick) % len(sizes) for tick in range(1, len(sizes) // 2)]
+        soon = [(service.connections._tick_count + tick) % len(sizes) for tick in range(1, len(sizes) // 2)]
         assert sum(sizes[number] for number in soon) == 0

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from server.transports.sockjs import connections
+from server.transports import connections
 from server.wire import SLOW
 from tests.support.smtp_sink import CertificateAuthority
 from tests.support.sockjs_door import (
@@ -63,7 +63,7 @@ async def test_a_full_queue_closes_its_own_connection_only(transport: str) -> No
             assert slow.closed_count == 1
             assert service.ends == [(transport, SLOW)]
             # the bound, and what the kernels of both sides hold
-            assert service.door.options.max_queue_bytes <= count * 8192 <= 4 * 256 * 1024
+            assert service.connections.options.max_queue_bytes <= count * 8192 <= 4 * 256 * 1024
             if transport in STREAMING:
                 assert (await service.request("POST", path + "/xhr"))[2] == b'c[3008,"slow"]\n'
         good.connection.send(frame(-1))

@@ -10,7 +10,7 @@ import ssl
 import struct
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 from pydispatch import dispatcher
@@ -23,6 +23,7 @@ from server import bus
 from server.config.schema import Limits as LimitSettings
 from server.limits import Limits
 from server.rooms import Connection
+from server.transports.registry import ConnectionOptions, Connections
 from server.transports.sockjs import SockJSDoor, SockJSOptions
 from server.wire import CloseReason, Frame
 from tests.support.sockjs_services import identify
@@ -38,9 +39,8 @@ STREAMING = {
 POLLING = {"xhr": ("POST", "/xhr"), "jsonp": ("GET", "/jsonp?c=callback")}
 WEBSOCKETS = {"websocket": "/000/a/websocket", "rawwebsocket": "/websocket"}
 
-OPTIONS = SockJSOptions(
-    client_url="/our/own/sockjs.js", prefix="/socket", disconnect_delay_s=WAIT_S, refusal_delay_s=0.0
-)
+OPTIONS = SockJSOptions(client_url="/our/own/sockjs.js", prefix="/socket", refusal_delay_s=0.0)
+CONNECTION_OPTIONS = ConnectionOptions(disconnect_delay_s=WAIT_S)
 
 NO_LIMITS = LimitSettings(connects_per_address=None, commands_per_connection=None)
 
@@ -86,7 +86,11 @@ class DoorService:
         self.ends: list[tuple[str, CloseReason | None]] = []
         """What the bus said of connections that are over: transport, reason."""
         self.limits = Limits(limits)
-        self.door = SockJSDoor(self._open, identify, self.limits, replace(OPTIONS, **options))
+        known = {field.name for field in fields(ConnectionOptions)}
+        ours = {name: value for name, value in options.items() if name in known}
+        others = {name: value for name, value in options.items() if name not in known}
+        self.connections = Connections(replace(CONNECTION_OPTIONS, **ours), self.limits)
+        self.door = SockJSDoor(self._open, identify, self.connections, replace(OPTIONS, **others))
         dispatcher.connect(self._note_end, signal=bus.CONNECTION_CLOSED)
         self._server = HTTPServer(Application(self.door.routes), ssl_options=tls)
         sockets = bind_sockets(0, "127.0.0.1", socket.AF_INET)
@@ -104,7 +108,7 @@ class DoorService:
         self.ends.append((transport, reason))
 
     async def stop(self) -> None:
-        self.door.stop()
+        self.connections.stop()
         self._server.stop()
         await self._server.close_all_connections()
 

@@ -20,8 +20,10 @@ from server.callers import Caller, CallerPolicy
 from server.config.schema import Limits as LimitSettings
 from server.limits import Limits
 from server.rooms import Connection
-from server.transports.sockjs import ClientSession, SockJSDoor, SockJSOptions
-from server.transports.sockjs.frames import raw_websocket_bytes
+from server.transports.connections import ClientSession
+from server.transports.registry import ConnectionOptions, Connections
+from server.transports.sockjs import SockJSDoor, SockJSOptions
+from server.transports.websocket import text_frame_bytes
 from server.wire import CloseReason, Frame
 
 GO_AWAY = CloseReason(3000, "Go away!")
@@ -39,7 +41,7 @@ class StringFrame(Frame):
         super().__init__(json.dumps(string))
 
     def encoded(self, encode: Callable[[str], bytes]) -> bytes:
-        if encode is raw_websocket_bytes:
+        if encode is text_frame_bytes:
             return encode(json.loads(self.text))
         return super().encoded(encode)
 
@@ -79,7 +81,8 @@ def protocol_doors() -> list[SockJSDoor]:
         (EchoSession, replace(OPTIONS, prefix="/cookie_needed_echo", cookie_needed=True)),
         (CloseSession, replace(OPTIONS, prefix="/close")),
     ]
-    return [SockJSDoor(session, identify, Limits(LimitSettings()), options) for session, options in services]
+    connections = Connections(ConnectionOptions(), Limits(LimitSettings()))
+    return [SockJSDoor(session, identify, connections, options) for session, options in services]
 
 
 async def serve(port: int) -> None:

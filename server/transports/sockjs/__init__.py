@@ -11,7 +11,7 @@ frames          text -> frames -> bytes
 stock           what is taken from sockjs-tornado
 """
 
-from server.transports.sockjs.connections import ClientSession
+from server.transports.connections import ClientSession
 from server.transports.sockjs.door import SockJSDoor, SockJSOptions
 
 __all__ = ["ClientSession", "SockJSDoor", "SockJSOptions"]

@@ -7,10 +7,10 @@ The functions from text to bytes belong to the module, because `Frame.encoded` r
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from server.transports.websocket import PING_BYTES, text_frame_bytes
 from server.wire import CloseReason
 
 OPEN = "o"
@@ -45,21 +45,9 @@ def parse_messages(payload: str, *, may_be_single: bool = False) -> list[str] | 
         raise ValueError("nested too deeply") from exc
 
 
-# -- WebSocket (RFC 6455 section 5.2), from server to client: not masked -------------------------------------
+# -- WebSocket -----------------------------------------------------------------------------------------------
 
 
-def text_frame_bytes(payload: str) -> bytes:
-    """A whole WebSocket text frame."""
-    data = payload.encode()
-    size = len(data)
-    if size < 126:
-        return struct.pack("!BB", 0x81, size) + data
-    if size < 65536:
-        return struct.pack("!BBH", 0x81, 126, size) + data
-    return struct.pack("!BBQ", 0x81, 127, size) + data
-
-
-PING_BYTES = b"\x89\x00"
 HEARTBEAT_BYTES = text_frame_bytes(HEARTBEAT) + PING_BYTES
 """Both: the one for SockJS clients and what is between, the other one is answered by every WebSocket client."""
 
@@ -67,11 +55,6 @@ HEARTBEAT_BYTES = text_frame_bytes(HEARTBEAT) + PING_BYTES
 def sockjs_websocket_bytes(text: str) -> bytes:
     """One message to a SockJS client over WebSocket."""
     return text_frame_bytes(f"a[{text}]")
-
-
-def raw_websocket_bytes(text: str) -> bytes:
-    """One message to a client that speaks plain WebSocket."""
-    return text_frame_bytes(text)
 
 
 # -- streaming -----------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 from server.callers import Caller
-from server.transports.sockjs.connections import ClientConnection
+from server.transports.connections import ClientConnection
 from server.transports.sockjs.frames import HEARTBEAT, OPEN, Encode, array_frame, close_frame
 from server.wire import CloseReason, Frame
 
@@ -71,10 +71,20 @@ class HttpConnection(ClientConnection):
     It is over when nobody came to receive for `disconnect_delay_s`. A closed one says so for as long.
     """
 
-    __slots__ = ("_drained", "_end_frame", "_receiver", "_texts", "_texts_bytes", "receiving", "session_id")
+    __slots__ = (
+        "_door",
+        "_drained",
+        "_end_frame",
+        "_receiver",
+        "_texts",
+        "_texts_bytes",
+        "receiving",
+        "session_id",
+    )
 
     def __init__(self, door: SockJSDoor, transport: str, caller: Caller, session_id: str) -> None:
-        super().__init__(door, transport, caller)
+        super().__init__(door.connections, transport, caller)
+        self._door = door
         self.session_id = session_id
         self.receiving = asyncio.Lock()
         """Held while messages of this client are handled: its requests may overtake each other."""
@@ -105,7 +115,7 @@ class HttpConnection(ClientConnection):
         self.last_alive_at = time.monotonic()
         if is_new:
             receiver.send_frame(OPEN)
-            self.open()
+            self.open(self._door.open_session)
         self.flush()
         return True
 

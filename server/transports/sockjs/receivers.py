@@ -13,8 +13,8 @@ from tornado.concurrent import future_add_done_callback
 from tornado.web import stream_request_body
 
 from server.errors import Busy
-from server.transports.sockjs import connections
-from server.transports.sockjs.connections import LOG, STRANGER_MESSAGE_BYTES, tune_socket
+from server.transports import connections
+from server.transports.connections import LOG, STRANGER_MESSAGE_BYTES, tune_socket
 from server.transports.sockjs.frames import (
     Encode,
     array_frame,
@@ -55,7 +55,7 @@ class ReceivingHandler(Handler, Receiver):
         except Busy as error:
             await self.refuse(error)
             return
-        tune_socket(self._stream, self.server.give_up_after_s)
+        tune_socket(self._stream, self.server.connections.give_up_after_s)
         if prelude:
             self.write(prelude)
             self.flush()
@@ -365,5 +365,7 @@ class JsonpSend(SendingHandler):
 
     def _acknowledge(self) -> None:
         # Clients post from a form into a hidden frame of the page, wherever that comes from.
-        self.set_header("Content-Security-Policy", self.server.origins.frame_ancestors or "default-src 'none'")
+        self.set_header(
+            "Content-Security-Policy", self.server.origins.frame_ancestors or "default-src 'none'"
+        )
         self.finish_text("ok")

@@ -1,4 +1,4 @@
-"""What all connections of this door have in common: from open to closed, messages in, a bounded queue out."""
+"""What all connections of clients have in common: from open to closed, messages in, a bounded queue out."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ import socket
 import sys
 import termios
 import time
-from collections.abc import Awaitable, Iterable, Sized
+from collections.abc import Awaitable, Callable, Iterable, Sized
 from typing import TYPE_CHECKING, Protocol
 
-from tornado.iostream import IOStream
+from tornado.iostream import IOStream, SSLIOStream, StreamClosedError
 
 from server.callers import Caller
+from server.rooms import Connection
 from server.wire import FAILED, SLOW, TIMED_OUT, CloseReason, Frame
 
 if TYPE_CHECKING:
-    from server.transports.sockjs.door import SockJSDoor
+    from server.transports.registry import Connections
 
 LOG = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ MESSAGES_PER_TURN = 64
 
 
 class ClientSession(Protocol):
-    """What this door needs of the core's session."""
+    """What a transport needs of the core's session."""
 
     def receive(self, text: str) -> Awaitable[None] | None:
         """Take one message. No more is read of this connection until a returned awaitable is done. What it raises is
@@ -65,7 +66,7 @@ class ClientConnection:
 
     __slots__ = (
         "_asked_at",
-        "_door",
+        "_connections",
         "_limit_bytes",
         "_session",
         "_unanswered",
@@ -78,11 +79,11 @@ class ClientConnection:
         "transport",
     )
 
-    def __init__(self, door: SockJSDoor, transport: str, caller: Caller) -> None:
-        """`transport` is its name in the protocol's URLs; of raw WebSocket: `rawwebsocket`."""
-        self._door = door
+    def __init__(self, connections: Connections, transport: str, caller: Caller) -> None:
+        """`transport` is its name, for figures."""
+        self._connections = connections
         self._session: ClientSession | None = None
-        self._limit_bytes = door.options.max_queue_bytes
+        self._limit_bytes = connections.options.max_queue_bytes
         self._window_began_at = 0.0
         self._window_mark = 0
         self._asked_at = 0.0
@@ -92,14 +93,14 @@ class ClientConnection:
         self.is_closed = False
         self.last_alive_at = time.monotonic()
         self.slot = 0
-        """The slice of the door's heartbeats that this connection is in."""
+        """The slice of the heartbeats that this connection is in."""
 
     # -- life ------------------------------------------------------------------------------------------------
-    def open(self) -> None:
+    def open(self, open_session: Callable[[Connection], ClientSession]) -> None:
         """Open a session for this client; what that raises closes the connection."""
-        self._door.add(self)
+        self._connections.add(self)
         try:
-            session = self._door.open_session(self)
+            session = open_session(self)
         except Exception:
             LOG.exception("a session could not be opened for %s", self.caller.address)
             self.close(FAILED)
@@ -116,7 +117,7 @@ class ClientConnection:
         if self.is_closed:
             return False
         self.is_closed = True
-        self._door.remove(self, reason)
+        self._connections.remove(self, reason)
         self._close_session()
         return True
 
@@ -136,7 +137,7 @@ class ClientConnection:
     @property
     def max_message_bytes(self) -> int:
         """How large a message may be that is read now: a stranger's is a join."""
-        most = self._door.options.max_message_bytes
+        most = self._connections.options.max_message_bytes
         return most if self.is_joined else min(most, STRANGER_MESSAGE_BYTES)
 
     # -- in --------------------------------------------------------------------------------------------------
@@ -200,14 +201,14 @@ class ClientConnection:
 
     def _begin_queue(self, size: int) -> None:
         """Note that a frame of this size is the first in an empty queue."""
-        self._limit_bytes = size + self._door.options.max_queue_bytes
-        self._door.backlogged.add(self)
+        self._limit_bytes = size + self._connections.options.max_queue_bytes
+        self._connections.backlogged.add(self)
         self._begin_window()
 
     def _watch(self) -> None:
         """Let `check_progress` see to what was queued past `_admit`: pongs, what surrounds frames."""
-        if self not in self._door.backlogged:
-            self._door.backlogged.add(self)
+        if self not in self._connections.backlogged:
+            self._connections.backlogged.add(self)
             self._begin_window()
 
     def _begin_window(self) -> None:
@@ -218,15 +219,78 @@ class ClientConnection:
     def check_progress(self, now: float) -> None:
         """Close the connection as slow if its queue leaves too slowly. No sign of life is taken from that: the kernel,
         which takes it, is not the client."""
-        options = self._door.options
+        options = self._connections.options
         if not self._queued_bytes():
-            self._door.backlogged.discard(self)
+            self._connections.backlogged.discard(self)
             self._limit_bytes = options.max_queue_bytes
         elif now - self._window_began_at >= options.slow_after_s:
             if self._written_bytes() - self._window_mark < MIN_BYTES_PER_S * options.slow_after_s:
                 self.close(SLOW)
             else:
                 self._begin_window()
+
+
+class StreamedConnection(ClientConnection):
+    """A client to whom frames go over a stream of its own, whose queue is the connection's."""
+
+    __slots__ = ("_pending", "_send_now", "_stream")
+
+    encode: Callable[[str], bytes]
+    """From a message to the bytes that carry it, the same for all connections of a class: a static function."""
+
+    def __init__(self, connections: Connections, transport: str, caller: Caller, stream: IOStream) -> None:
+        super().__init__(connections, transport, caller)
+        self._stream = stream
+        self._pending = pending_writes(stream)
+        # Under TLS what is written is not what is sent.
+        self._send_now: Callable[[bytes], int] | None = (
+            None if isinstance(stream, SSLIOStream) else stream.socket.send
+        )
+
+    # -- out -------------------------------------------------------------------------------------------------
+    def send(self, frame: Frame) -> None:
+        if not self.is_closed:
+            self._write(frame.encoded(self.encode))
+
+    def _write(self, data: bytes) -> None:
+        """Straight to the socket while nothing is queued: half the price of a stream's write. Never raises."""
+        if self._send_now is not None and not self._pending:
+            try:
+                sent = self._send_now(data)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                # Not now: who sends may be in the middle of a room.
+                self._stream.io_loop.add_callback(self._stream.close)
+                return
+            if sent == len(data):
+                return
+            data = data[sent:]
+        self._queue(data)
+
+    def _queue(self, data: bytes) -> None:
+        if self._stream.closed() or not self._admit(len(data)):
+            return
+        # Cannot raise: the stream is open. What becomes of it is seen by whoever reads from it.
+        self._stream.write(data)
+
+    def _queued_bytes(self) -> int:
+        return 0 if self._stream.closed() else unwritten_bytes(self._stream)
+
+    def _written_bytes(self) -> int:
+        return written_bytes(self._stream)
+
+    async def drained(self) -> None:
+        if self._stream.closed() or not self._stream.writing():
+            return
+        try:
+            await self._stream.write(b"")
+        except StreamClosedError:
+            pass
+
+    def lost(self) -> None:
+        """The stream is closed, by whomever."""
+        self._end(None)
 
 
 # -- what tornado's streams do not say by themselves ---------------------------------------------------------

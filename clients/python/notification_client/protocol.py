@@ -1,0 +1,333 @@
+"""All that is not I/O: what a call sends, what its answer means, and whether and when it is sent again."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import time
+from collections.abc import Callable, Generator, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, Generic, NotRequired, Required, TypedDict, TypeVar
+from urllib.parse import quote, urlsplit
+
+from notification_client.errors import (
+    Invalid,
+    NotFound,
+    NotificationError,
+    RateLimited,
+    Refused,
+    TooLarge,
+    Unavailable,
+    UnexpectedAnswer,
+)
+
+VERSION = "0.1.0"
+
+T = TypeVar("T")
+
+FIRST_DELAY_S = 0.5
+LONGEST_DELAY_S = 5.0
+"""Of the pause before an attempt, which doubles with each one; the server may ask for more."""
+
+NOTHING_DONE = ("busy", "auth_unavailable")
+"""The codes of a 503 that come before anything is stored. After `store_unavailable` all of it may be stored yet."""
+
+
+class Recipient(TypedDict):
+    """A user by id, with the address for mail; without one they are never mailed."""
+
+    id: Required[str | int]
+    email: NotRequired[str | None]
+
+
+class Fields(TypedDict, total=False):
+    """What `notify` takes beside content and users; docs/api.md describes each."""
+
+    title: str
+    type: str
+    url: str
+    icon: str
+    image: str
+    email_send: bool
+    email_force: bool
+    email_subject: str
+    email_content: str
+    email_type: str
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """By `token` the user can join until `expires_at` (aware UTC)."""
+
+    token: str = field(repr=False)
+    expires_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """How far a notification got with one user.
+
+    `status`: "sent" (stored), "delivered" (acknowledged or seen, at `delivered_at`) or "failed" (never seen, and its
+    mail was refused for good: `reason`). Instants: aware UTC.
+    """
+
+    user_id: str
+    status: str
+    sent_at: datetime
+    delivered_at: datetime | None
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Retries:
+    """When a call that failed is sent again.
+
+    `attempts`: at most so many, the first one included (1: never again). `total_s`: none begins later than so many
+    seconds after the call did. `may_duplicate`: also where the notification may have been stored already (the answer
+    was lost), so that users may get it twice. Without it, that is an error with `maybe_done`.
+    """
+
+    attempts: int = 4
+    total_s: float = 15.0
+    may_duplicate: bool = False
+
+
+DEFAULT_RETRIES = Retries()
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[T]):
+    """One request. `read` makes the result of the answer's JSON. `is_harmless`: twice does no more than once."""
+
+    method: str
+    path: str
+    body: bytes | None = field(repr=False)
+    read: Callable[[Any], T]
+    is_harmless: bool = False
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {} if self.body is None else {"Content-Type": "application/json"}
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """`headers`: asked for by lower-case names."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes = field(repr=False)
+
+
+# -- what is sent --------------------------------------------------------------------------------------------
+def base_url(url: str) -> str:
+    """The url, if it can be the address of a server. Raises ValueError, which does not repeat it."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("url: not an http:// or https:// address")
+    if parts.username is not None or parts.query or parts.fragment:
+        raise ValueError("url: has a user, a query or a fragment; the key is an argument of its own")
+    return url.rstrip("/")
+
+
+def headers(key: str | None) -> dict[str, str]:
+    """What goes with each request. Raises ValueError for what can be no key, and does not repeat it."""
+    sent = {"User-Agent": f"notification-client/{VERSION}", "Accept": "application/json"}
+    if key is not None:
+        if not key or not all("!" <= character <= "~" for character in key):
+            raise ValueError("key: empty, or has white space or other characters that no key has")
+        sent["Authorization"] = f"Api-Key {key}"
+    return sent
+
+
+def seconds(timeout: float) -> float:
+    """The timeout, if it is one: without any, a call could wait for ever. Raises ValueError."""
+    if not 0 < timeout < math.inf:
+        raise ValueError("timeout: not a positive number of seconds")
+    return timeout
+
+
+def notify(content: str, users: Iterable[str | int | Recipient], fields: Fields) -> Call[None]:
+    if unknown := fields.keys() - Fields.__annotations__.keys():
+        # The server ignores what it does not know: a slip of the pen would be lost.
+        raise TypeError(f"notify() knows no field {', '.join(sorted(unknown))}")
+    recipients = [{"id": user} if isinstance(user, str | int) else user for user in _several(users, "users")]
+    return _post("/notify", {"content": content, "users": recipients, **fields}, _nothing)
+
+
+def notify_user_by_id(user_id: str | int, message: Any) -> Call[None]:
+    return _post("/api/notifications/send/", {"user_id": user_id, "payload": message}, _nothing)
+
+
+def send(user_ids: Iterable[str | int], payload: Mapping[str, Any]) -> Call[str]:
+    body = {"userIds": _several(user_ids, "user_ids"), "payload": dict(payload)}
+    return _post("/api/realtime/internal/notify", body, _id)
+
+
+def broadcast(title: str, message: str, data: Any) -> Call[str]:
+    body = {"title": title, "message": message} | ({} if data is None else {"data": data})
+    return _post("/api/notifications/send/", body, _id)
+
+
+def token(user_id: str | int, expires_in: float | None) -> Call[Token]:
+    body = {"user_id": user_id, "expires_in": expires_in}
+    return _post("/api/v2/tokens", body, _token, is_harmless=True)
+
+
+def sign_out(user_id: str | int) -> Call[None]:
+    path = f"/api/v2/users/{_segment(user_id, 'user_id')}/sign-out"
+    return Call("POST", path, None, _nothing, is_harmless=True)
+
+
+def deliveries(id: str, after: str | None) -> Call[tuple[list[Delivery], str | None]]:
+    """A page; with it what to ask for the next one with, None after the last."""
+    query = "" if after is None else f"?after={quote(after, safe='')}"
+    path = f"/api/notifications/{_segment(id, 'id')}/deliveries{query}"
+    return Call("GET", path, None, _page, is_harmless=True)
+
+
+def _post(path: str, body: Any, read: Callable[[Any], T], *, is_harmless: bool = False) -> Call[T]:
+    return Call("POST", path, json.dumps(body, allow_nan=False).encode(), read, is_harmless)
+
+
+def _several(values: Iterable[T], name: str) -> list[T]:
+    if isinstance(values, str | Mapping):
+        # A text is an iterable, too: of its letters.
+        raise TypeError(f"{name}: not a list")
+    return list(values)
+
+
+def _segment(value: str | int, name: str) -> str:
+    """One segment of a path, whatever it is made of; dots too, or ".." would be another path."""
+    if value == "":
+        raise ValueError(f"{name}: empty")
+    return quote(str(value), safe="").replace(".", "%2E")
+
+
+# -- what is answered ----------------------------------------------------------------------------------------
+def _nothing(_: Any) -> None:
+    return None
+
+
+def _id(answer: Any) -> str:
+    return str(answer["id"])
+
+
+def _token(answer: Any) -> Token:
+    return Token(str(answer["token"]), datetime.fromisoformat(answer["expires_at"]))
+
+
+def _page(answer: Any) -> tuple[list[Delivery], str | None]:
+    return [_delivery(item) for item in answer["deliveries"]], answer["next"]
+
+
+def _delivery(item: Any) -> Delivery:
+    delivered_at = item["delivered_at"] and datetime.fromisoformat(item["delivered_at"])
+    sent_at = datetime.fromisoformat(item["sent_at"])
+    return Delivery(str(item["user_id"]), str(item["status"]), sent_at, delivered_at, item.get("reason"))
+
+
+def result(call: Call[T], answer: Answer) -> T:
+    """What the answer says. Raises NotificationError."""
+    if not 200 <= answer.status < 300:
+        raise refusal(answer)
+    try:
+        return call.read(json.loads(answer.body or b"null"))
+    except (ValueError, TypeError, LookupError, RecursionError) as exc:
+        message = f"the answer {answer.status} is not that of a notification server"
+        raise UnexpectedAnswer(message, status=answer.status, maybe_done=True) from exc
+
+
+def refusal(answer: Answer) -> NotificationError:
+    """The error that an answer other than 2xx stands for."""
+    problem = _problem(answer.body)
+    code = str(problem.get("title", ""))
+    message = str(problem.get("detail") or f"the server answered {answer.status}, without a reason")
+    match answer.status:
+        case 400 if b"API Key refused" in answer.body:
+            return Refused("API Key refused", status=400, code="bad_credentials")
+        case 400 | 413:
+            return _invalid(answer.status, problem, code, message)
+        case 401 | 403:
+            return Refused(message, status=answer.status, code=code)
+        case 404:
+            return NotFound(message, status=404, code=code)
+        case 429 | 502 | 503 | 504:
+            limited = answer.status == 429
+            maybe_done = not (limited or (answer.status == 503 and code in NOTHING_DONE))
+            kind = RateLimited if limited else Unavailable
+            unavailable = kind(message, status=answer.status, code=code, maybe_done=maybe_done)
+            unavailable.retry_after = _retry_after(answer.headers.get("retry-after", ""))
+            return unavailable
+    return UnexpectedAnswer(message, status=answer.status, code=code, maybe_done=answer.status >= 500)
+
+
+def _problem(body: bytes) -> dict[str, Any]:
+    """The JSON object in the body (RFC 9457), {} if there is none."""
+    try:
+        problem = json.loads(body)
+    except (ValueError, RecursionError):
+        return {}
+    return problem if isinstance(problem, dict) else {}
+
+
+def _invalid(status: int, problem: Mapping[str, Any], code: str, message: str) -> Invalid:
+    field = str(problem.get("field", ""))
+    # As Django REST framework has it: {"field": ["why", …], …}.
+    reasons = {name: why[0] for name, why in problem.items() if isinstance(why, list) and why}
+    if reasons:
+        field, reason = next(iter(reasons.items()))
+        message = f"{field}: {reason}"
+    error = (TooLarge if status == 413 else Invalid)(message, status=status, code=code)
+    error.field = field
+    return error
+
+
+def _retry_after(value: str) -> float | None:
+    """In how many seconds, from either form of Retry-After (RFC 9110 section 10.2.3); None: it does not say."""
+    if value.isdecimal():
+        return float(value)
+    try:
+        at = parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    return max(0.0, (at.replace(tzinfo=at.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
+
+
+# -- sending again -------------------------------------------------------------------------------------------
+def exchange(
+    call: Call[T], retries: Retries, clock: Callable[[], float] = time.monotonic
+) -> Generator[float, Answer | NotificationError, T]:
+    """Carry out a call by somebody who can: each time it yields in how many seconds the call is to be sent, it wants
+    the answer, or why there is none. Returns the result; raises NotificationError."""
+    last_begin = clock() + retries.total_s
+    maybe_done = False
+    delay_s, attempt = 0.0, 1
+    while True:
+        outcome = yield delay_s
+        try:
+            if isinstance(outcome, NotificationError):
+                raise outcome
+            return result(call, outcome)
+        except NotificationError as error:
+            error.maybe_done = maybe_done = error.maybe_done or maybe_done
+            delay_s = _delay_s(error, attempt)
+            is_last = attempt >= retries.attempts or clock() + delay_s > last_begin
+            if is_last or not _may_repeat(call, error, retries):
+                raise
+        attempt += 1
+
+
+def _may_repeat(call: Call[Any], error: NotificationError, retries: Retries) -> bool:
+    is_safe = call.is_harmless or retries.may_duplicate or not error.maybe_done
+    return isinstance(error, Unavailable) and is_safe
+
+
+def _delay_s(error: NotificationError, attempt: int) -> float:
+    """Never shorter than the server asked for, and never the same for all who were refused together."""
+    bound_s = min(FIRST_DELAY_S * 2.0 ** min(attempt - 1, 10), LONGEST_DELAY_S)
+    asked_s = getattr(error, "retry_after", None) or 0.0
+    return asked_s + random.uniform(bound_s / 2, bound_s)  # noqa: S311  # spreads retries, keeps no secret

@@ -1,0 +1,272 @@
+"""What the doors have in common that fetch notifications from a broker (Redis, RabbitMQ): connecting for ever, saying how
+that goes, the lease, and work that keeps each user's order. It knows neither broker."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import random
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
+from typing import Any, Generic, TypeVar
+
+from server.bus import CONSUMER_CHANGED, MESSAGE_RECEIVED, REFUSED, tell
+from server.checks import Trouble
+from server.errors import InvalidNotification, StoreUnavailable, TooLarge
+from server.store import Leases
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+RETRY_FIRST_S, RETRY_MAX_S = 0.25, 30.0
+"""Between two tries to reach what is away; growing with each failure in a row."""
+
+STABLE_S = 10.0
+"""What was well for so long has recovered: the next failure begins with the shortest delay again."""
+
+LEASE_S = 15.0
+"""For how long one process alone consumes. It is renewed three times as often, so that a short trouble loses nothing; a
+process that dies is followed by another after at most this and a third."""
+
+LANES = 16
+"""How many notifications of different users a door has stored at once: enough for the store's group commit."""
+
+
+class Backoff:
+    """Delays that double up to `max_s`, with jitter, so that not all nodes come back at the same moment."""
+
+    def __init__(self, first_s: float = RETRY_FIRST_S, max_s: float = RETRY_MAX_S) -> None:
+        self._first_s, self._max_s = first_s, max_s
+        self._next_s = first_s
+
+    def next_s(self) -> float:
+        """How long to wait this time."""
+        delay_s, self._next_s = self._next_s, min(2 * self._next_s, self._max_s)
+        return delay_s * random.uniform(0.5, 1)  # noqa: S311  # nobody gains by guessing it
+
+    def reset(self) -> None:
+        self._next_s = self._first_s
+
+
+class Lease:
+    """The right of one process, `holder`, to do what only one may do. Asks the store at each `renew`."""
+
+    def __init__(self, leases: Leases, name: str, holder: str, lease_s: float = LEASE_S) -> None:
+        self._leases, self._name, self._holder = leases, name, holder
+        self._lease_s = lease_s
+        self.is_ours = False
+        """As far as is known."""
+        self.sure_until = float("-inf")
+        """Until then (`time.monotonic`) nobody else has had it, whatever happens."""
+
+    @property
+    def renew_every_s(self) -> float:
+        return self._lease_s / 3
+
+    async def renew(self) -> bool:
+        """Whether the lease is ours. While the store cannot say: whether it was, since others cannot get it either."""
+        began_at = time.monotonic()
+        try:
+            self.is_ours = await self._leases.take(self._name, self._holder, self._lease_s)
+        except StoreUnavailable:
+            return self.is_ours
+        if self.is_ours:
+            self.sure_until = began_at + self._lease_s
+        return self.is_ours
+
+    async def give_back(self) -> None:
+        """Let somebody else have it at once; does not raise."""
+        if self.is_ours:
+            self.is_ours = False
+            with suppress(StoreUnavailable):
+                await self._leases.give_back(self._name, self._holder)
+
+
+class Lanes(Generic[T]):
+    """Does work for several users at once, and that for one user in its order. `work` does not raise what it expects;
+    anything else is logged. Unbounded: who puts in looks at `waiting`."""
+
+    def __init__(self, work: Callable[[T], Awaitable[None]], count: int = LANES) -> None:
+        self._work = work
+        self._queues: list[asyncio.Queue[T]] = [asyncio.Queue() for _ in range(count)]
+        self._is_idle = asyncio.Event()
+        self._is_idle.set()
+        self.waiting = 0
+        """What was put in and is not done."""
+
+    def put(self, user_id: str, item: T) -> None:
+        self.waiting += 1
+        self._is_idle.clear()
+        self._queues[hash(user_id) % len(self._queues)].put_nowait(item)
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            for number, queue in enumerate(self._queues):
+                group.create_task(self._run_lane(queue), name=f"lane {number}")
+
+    async def _run_lane(self, queue: asyncio.Queue[T]) -> None:
+        while True:
+            item = await queue.get()
+            try:
+                await self._work(item)
+            except Exception:
+                logger.exception("a message could not be worked on")
+            finally:
+                self.waiting -= 1
+                if not self.waiting:
+                    self._is_idle.set()
+
+    async def idle(self) -> None:
+        """Return when nothing waits."""
+        await self._is_idle.wait()
+
+
+class Consumer(ABC):
+    """A door that fetches. `place`: where from, for people, without a password."""
+
+    door = ""
+    """The name of this door, for figures and logs."""
+
+    def __init__(self, place: str, tenant: str, backoff: Backoff | None = None) -> None:
+        self.place = place
+        self._tenant = tenant
+        self._backoff = backoff or Backoff()
+        self._stopping = asyncio.Event()
+        self._ended = asyncio.Event()
+        self._ended.set()
+        self._said: object = None
+        self._is_up = False
+        self._up_at = 0.0
+        self._trouble = "not connected"
+
+    @abstractmethod
+    async def _consume(self) -> None:
+        """Connect, and consume until `_stopping`; calls `_note_up` once it does. May return early where there is nothing
+        to do for the moment. Raises what ended it."""
+
+    @abstractmethod
+    def _why(self, error: Exception) -> str | None:
+        """Why an attempt failed, for the log: no secrets, no content. None: that was not to be expected."""
+
+    # -- life ------------------------------------------------------------------------------------------------
+    async def run(self) -> None:
+        """Consume until `stop`, through all that the broker and the store do."""
+        self._ended.clear()
+        try:
+            while not self._stopping.is_set():
+                try:
+                    await self._consume()
+                except Exception as error:
+                    self._note_down(error)
+                    await self._pause(self._backoff.next_s())
+        finally:
+            self._set_up(False)
+            self._ended.set()
+
+    async def stop(self, deadline_s: float) -> None:
+        """Fetch no more; let what was fetched be stored for so many seconds. Idempotent. To be called while notifications
+        are still taken."""
+        self._stopping.set()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(deadline_s):
+                await self._ended.wait()
+
+    async def _pause(self, delay_s: float) -> None:
+        """Wait, unless it is time to stop."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(delay_s):
+                await self._stopping.wait()
+
+    async def probe(self) -> None:
+        """How the door is, for `Checks`. Raises `Trouble`."""
+        if self._trouble:
+            raise Trouble(self._trouble)
+
+    # -- saying how it goes ----------------------------------------------------------------------------------
+    def _note_up(self) -> None:
+        self._up_at = time.monotonic()
+        self._trouble = ""
+        self._say("up", logging.INFO, "consuming from %s", self.place)
+        self._set_up(True)
+
+    def _note_standby(self) -> None:
+        """Another process does the work, and all is well."""
+        self._trouble = ""
+        self._say("standby", logging.INFO, "another process consumes from %s", self.place)
+        self._set_up(False)
+
+    def _note_down(self, error: Exception) -> None:
+        if self._is_up and time.monotonic() - self._up_at >= STABLE_S:
+            self._backoff.reset()
+        why = self._why(error)
+        self._trouble = self._trouble_of(error)
+        if why is None:
+            logger.error("%s: failed; trying again", self.door, exc_info=error)
+            self._said = None
+        else:
+            self._say(why, logging.WARNING, "not consuming from %s: %s; trying again", self.place, why)
+        self._set_up(False)
+
+    def _trouble_of(self, error: Exception) -> str:
+        """In words for anybody."""
+        return "the store is away" if isinstance(error, StoreUnavailable) else "not connected"
+
+    def _say(self, what: object, level: int, text: str, *arguments: object) -> None:
+        """Once for each change."""
+        if what != self._said:
+            self._said = what
+            logger.log(level, f"%s: {text}", self.door, *arguments)
+
+    def _set_up(self, is_up: bool) -> None:
+        if is_up is not self._is_up:
+            self._is_up = is_up
+            tell(CONSUMER_CHANGED, self, door=self.door, is_up=is_up)
+
+    def _note_received(self) -> None:
+        tell(MESSAGE_RECEIVED, self, door=self.door)
+
+    def _note_refused(self, code: str) -> None:
+        """A message will not become a notification."""
+        tell(REFUSED, self, door=self.door, code=code, tenant=self._tenant)
+
+
+def json_of(body: bytes, max_bytes: int) -> Any:
+    """The JSON value in a message (RFC 8259: UTF-8). Raises `InvalidNotification`, `TooLarge`."""
+    if len(body) > max_bytes:
+        raise TooLarge("", f"the message is over the {max_bytes} bytes allowed")
+    try:
+        return json.loads(body.decode(), parse_constant=_no_constant)
+    except UnicodeDecodeError as exc:
+        raise InvalidNotification("", "the message is not UTF-8") from exc
+    except RecursionError as exc:
+        raise InvalidNotification("", "nested too deeply") from exc
+    except ValueError as exc:
+        raise InvalidNotification("", "the message is not JSON") from exc
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(name)
+
+
+async def first_of(*coroutines: Coroutine[Any, Any, None]) -> None:
+    """Run these until the first one ends, cancel the others, and end as it did."""
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+    failures = [task.exception() for task in tasks if not task.cancelled() and task.exception()]
+    if failures and failures[0] is not None:
+        raise failures[0]
+
+
+def in_one_line(text: str) -> str:
+    """What a broker says, fit for a line of the log."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text[:300]).split())

@@ -1,0 +1,180 @@
+"""WebSocket (RFC 6455) for any dialect: a message is a text frame; pings by one timer, frames straight to the socket, a
+bounded queue."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+import time
+from typing import TYPE_CHECKING
+
+from tornado.httputil import HTTPServerRequest
+from tornado.iostream import StreamClosedError
+from tornado.websocket import WebSocketHandler, WebSocketProtocol, WebSocketProtocol13
+
+from server.callers import Caller
+from server.rates import TokenBucket
+from server.transports.connections import ClientSession, StreamedConnection, tune_socket
+from server.transports.registry import Connections
+from server.wire import CloseReason
+
+if TYPE_CHECKING:
+    from server.rooms import Connection
+
+
+def text_frame_bytes(text: str) -> bytes:
+    """A whole text frame, from server to client: not masked (section 5.2)."""
+    data = text.encode()
+    size = len(data)
+    if size < 126:
+        return struct.pack("!BB", 0x81, size) + data
+    if size < 65536:
+        return struct.pack("!BBH", 0x81, 126, size) + data
+    return struct.pack("!BBQ", 0x81, 127, size) + data
+
+
+PING_BYTES = b"\x89\x00"
+
+FRAMES_PER_TURN = 16
+"""How many frames of one client are taken before the others get their turn."""
+
+
+class PacedProtocol(WebSocketProtocol13):
+    """Reads no faster than frames may come, of whatever kind: pings and endless fragments cost as much as commands, and
+    no session hears of them. The rest waits at the client, for TCP lets it send no more.
+
+    Has no attributes of its own: Tornado's fill what Python keeps for all instances together, and one more would cost
+    every connection a KiB."""
+
+    handler: WebSocketEndpoint  # the only one that makes it
+
+    @property
+    def is_amid_fragments(self) -> bool:
+        """Whether a part of a message has come, and not all. Tornado has no public name for it."""
+        return self._fragmented_message_buffer is not None
+
+    async def _receive_frame(self) -> None:
+        await super()._receive_frame()
+        pause_s = self.handler.connection.note_frame()
+        if pause_s is not None:
+            await asyncio.sleep(pause_s)
+
+
+TEXT_ONLY = CloseReason(1003, "text frames only")
+
+
+class WebSocketConnection(StreamedConnection):
+    """A client over WebSocket."""
+
+    __slots__ = ("_bucket", "_frame_count", "_protocol")
+
+    encode = staticmethod(text_frame_bytes)
+
+    def __init__(
+        self, connections: Connections, transport: str, caller: Caller, protocol: PacedProtocol
+    ) -> None:
+        super().__init__(connections, transport, caller, protocol.stream)
+        self._protocol = protocol
+        self._bucket = TokenBucket()
+        self._frame_count = 0
+
+    # -- in --------------------------------------------------------------------------------------------------
+    def fit_message_limit(self) -> None:
+        """Let messages be as large as this client may send them from now on."""
+        self._protocol.params.max_message_size = self.max_message_bytes
+
+    def note_frame(self) -> float | None:
+        """Count a frame of the client; how many seconds not to read on for. 0: until the others had their turn."""
+        self._frame_count += 1
+        pause_s = self._connections.admission.pace_frame(self._bucket)
+        return pause_s if pause_s or self._frame_count % FRAMES_PER_TURN == 0 else None
+
+    def note_pong(self) -> None:
+        """A pong is a sign of life, but not between the parts of a message, or one without an end would never be given
+        up. (Amid a frame there can be none.)"""
+        if not self._protocol.is_amid_fragments:
+            self.last_alive_at = time.monotonic()
+
+    def _send_heartbeat(self) -> None:
+        self._write(PING_BYTES)
+
+    # -- end -------------------------------------------------------------------------------------------------
+    def close(self, reason: CloseReason) -> None:
+        if not self._end(reason) or self._stream.closed():
+            return
+        try:
+            self._say_goodbye(reason)
+            # Tornado gives the client 5 seconds to answer, then drops what is still queued.
+            self._protocol.close(reason.code, reason.reason)
+        except StreamClosedError:
+            pass
+
+    def abort(self) -> None:
+        """End the connection without a word: "the server must abruptly terminate the ws connection"."""
+        self._stream.close()
+
+    def _say_goodbye(self, reason: CloseReason) -> None:
+        """Write what comes before the close frame."""
+
+
+class WebSocketEndpoint(WebSocketHandler):
+    """The request that becomes a WebSocket. A door derives from it, decides in `prepare` who may come in, and opens the
+    session with `open_session`."""
+
+    transport = ""
+    """Its name, for figures."""
+    connection_class = WebSocketConnection
+    connection: WebSocketConnection
+    connections: Connections
+
+    def identify(self, request: HTTPServerRequest) -> Caller:
+        raise NotImplementedError
+
+    def open_session(self, connection: Connection) -> ClientSession:
+        """The session of a client that has just connected."""
+        raise NotImplementedError
+
+    def get_websocket_protocol(self) -> WebSocketProtocol | None:
+        stock = super().get_websocket_protocol()
+        return PacedProtocol(self, False, stock.params) if isinstance(stock, WebSocketProtocol13) else stock
+
+    @property
+    def ping_interval(self) -> float:
+        """None by tornado, which takes a task per connection for it: see `ClientConnection.heartbeat`."""
+        return 0
+
+    def check_origin(self, origin: str) -> bool:
+        """Was decided in `prepare`, if at all."""
+        return True
+
+    def open(self, *args: str, **kwargs: str) -> None:
+        protocol: PacedProtocol = self.ws_connection  # type: ignore[assignment]  # is there by now
+        tune_socket(protocol.stream, self.connections.give_up_after_s)
+        caller = self.identify(self.request)
+        self.connection = self.connection_class(self.connections, self.transport, caller, protocol)
+        self._forget_request()
+        self.connection.open(self.open_session)
+        self.connection.fit_message_limit()
+
+    def _forget_request(self) -> None:
+        """Nobody will look at the request again, and it stays as long as the connection."""
+        self.request.headers.clear()
+        self.request.body = b""
+        self.open_kwargs = {}
+
+    async def on_message(self, message: str | bytes) -> None:
+        if isinstance(message, bytes):
+            self.connection.close(TEXT_ONLY)
+        else:
+            await self.receive(message)
+            self.connection.fit_message_limit()
+
+    async def receive(self, message: str) -> None:
+        """Take what a text frame holds."""
+        await self.connection.receive([message])
+
+    def on_pong(self, data: bytes) -> None:
+        self.connection.note_pong()
+
+    def on_close(self) -> None:
+        self.connection.lost()
