@@ -108,7 +108,7 @@ ensure_node_modules() {
 }
 
 # Where Debian keeps servers that are not in everybody's PATH. The same places as in tests/support/servers.py.
-server_folders='/usr/sbin /usr/local/sbin /usr/lib/postgresql/*/bin'
+server_folders='/usr/sbin /usr/local/sbin /usr/lib/rabbitmq/bin /usr/lib/postgresql/*/bin'
 
 find_servers() {
     for name; do
@@ -120,16 +120,40 @@ find_servers() {
     done
 }
 
-# MariaDB, PostgreSQL and nginx, by one call of apt-get. The tests start servers of their own from them.
+# Predis and phpredis, with which backends publish in PHP.
+has_php() {
+    command -v php >/dev/null && php -r 'exit(extension_loaded("redis") ? 0 : 1);' &&
+        [ -e /usr/share/php/Predis/Autoloader.php ]
+}
+
+# Go, and a Redis client that needs no module proxy.
+has_go() {
+    command -v go >/dev/null && [ -d /usr/share/gocode/src/github.com/gomodule/redigo/redis ]
+}
+
+# MariaDB, PostgreSQL, Redis, RabbitMQ and nginx, PHP and Go, by one call of apt-get. The tests start servers of their own
+# from them.
 ensure_servers() {
     set --
     find_servers mariadbd mariadb-install-db || set -- "$@" mariadb-server
     find_servers postgres initdb || set -- "$@" postgresql
+    find_servers redis-server redis-cli || set -- "$@" redis-server
+    find_servers rabbitmq-server rabbitmqctl epmd || set -- "$@" rabbitmq-server
     find_servers nginx || set -- "$@" nginx
+    has_php || set -- "$@" php-cli php-redis php-predis
+    has_go || set -- "$@" golang-go golang-github-gomodule-redigo-dev
     if [ $# -gt 0 ]; then apt_install "$@" || :; fi
     find_servers mariadbd mariadb-install-db ||
         lacks mariadb "there is no MariaDB; install it (Debian: apt install mariadb-server) or put it in the PATH."
     find_servers postgres initdb ||
         lacks postgres "there is no PostgreSQL; install it (Debian: apt install postgresql) or put it in the PATH."
+    find_servers redis-server redis-cli ||
+        lacks redis "there is no Redis; install it (Debian: apt install redis-server) or put it in the PATH."
+    find_servers rabbitmq-server rabbitmqctl epmd ||
+        lacks rabbitmq "there is no RabbitMQ; install it (Debian: apt install rabbitmq-server) or put it in the PATH."
     find_servers nginx || lacks nginx "there is no nginx; install it (Debian: apt install nginx) or put it in the PATH."
+    has_php || lacks php "there is no PHP with phpredis and Predis; install them (Debian: apt install php-cli\
+ php-redis php-predis)."
+    has_go || lacks go "there is no Go with redigo; install them (Debian: apt install golang-go\
+ golang-github-gomodule-redigo-dev)."
 }

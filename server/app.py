@@ -15,6 +15,7 @@ from tornado.httpserver import HTTPServer
 
 from server import __version__, logs, tls
 from server.backplane import LocalBackplane
+from server.broadcaster import Broadcaster
 from server.bus import ACCESS_CHANGED, NOTIFICATION_STORED
 from server.checks import Checks, State, Trouble
 from server.config import Config
@@ -22,11 +23,13 @@ from server.config.changes import changed_keys, with_live_keys
 from server.counts import UnseenCounts
 from server.doors import Doors
 from server.errors import InvalidConfig, StartupError, StoreUnavailable
+from server.feed import FeedServices
 from server.grants import SignOut
 from server.inbox import Inbox
 from server.limits import Limits
 from server.listening import Peers, TCPListener
 from server.mail_folder import MailFolder
+from server.marks import Marks
 from server.messages import EmailDuty
 from server.metrics import Metrics, Sources
 from server.notifier import Notifier
@@ -93,12 +96,17 @@ class Server:
         self._mail_folder = None if config.email.host else MailFolder(config.application.data / "mail")
         self._mail: MailTransport = self._mail_folder or SMTPTransport(config.email)
         self._outbox = OutboxWorker(self._store, self._mail, self._presence, config.email)
+        self._broadcaster = Broadcaster(self._store, self._backplane, self._rooms, self._tenants)
+        self._marks = Marks(lambda: self._store.deliveries)
+        self._inbox = Inbox(self._store, self._backplane)
         self._metrics = Metrics({"version": __version__, "store": self._store.name.partition(" ")[0]})
         self._checks = self._make_checks()
         self._peers = Peers(lambda: self._limits.sockets_per_address, self._is_exempt)
         self._doors = Doors(
             config,
             sessions=self._session_services(),
+            feeds=self._feed_services(),
+            broadcaster=self._broadcaster,
             notifier=self._notifier,
             publishers=self._publishers,
             tenants=self._tenants,
@@ -125,7 +133,8 @@ class Server:
             authenticator=self._sign_in.authenticator,
             tenants=self._tenants,
             limits=self._limits,
-            inbox=Inbox(self._store, self._backplane),
+            inbox=self._inbox,
+            broadcaster=self._broadcaster,
             rooms=self._rooms,
             tasks=self._sessions,
             dialect=EventFrames(),
@@ -133,6 +142,19 @@ class Server:
             max_queue_bytes=config.connections.queue_bytes,
             max_pending=config.connections.pending_commands,
             max_pending_bytes=config.connections.message_bytes,
+        )
+
+    def _feed_services(self) -> FeedServices:
+        return FeedServices(
+            tenants=self._tenants,
+            limits=self._limits,
+            rooms=self._rooms,
+            tasks=self._sessions,
+            store=self._store,
+            inbox=self._inbox,
+            marks=self._marks,
+            broadcaster=self._broadcaster,
+            max_queue_bytes=self.config.connections.queue_bytes,
         )
 
     def _make_checks(self) -> Checks:
@@ -205,6 +227,8 @@ class Server:
             self._limits,
             self._doors.gate,
             self._doors.connections,
+            self._doors.feeds,
+            self._broadcaster,
             self._sign_in.authenticator,
             self._sign_in.brake,
             listener,
@@ -216,6 +240,8 @@ class Server:
                 users=lambda: self._rooms.users_by_tenant,
                 queues={
                     "fan_out": lambda: self._backplane.waiting,
+                    "broadcasts": lambda: self._broadcaster.waiting,
+                    "marks": lambda: self._marks.waiting,
                     "commands": lambda: len(self._sessions),
                     "sockets": lambda: len(self._peers),
                 },
@@ -228,6 +254,8 @@ class Server:
         self._loops.start(self._outbox.run(), "outbox")
         self._loops.start(self._tenants.run(), "tenants")
         self._loops.start(self._metrics.run(), "metrics")
+        self._loops.start(self._broadcaster.run(), "broadcasts")
+        self._loops.start(self._marks.run(), "marks")
         self._loops.start(self._sweep(), "sweep")
 
     def _wake_outbox(self, duty: EmailDuty | None) -> None:
@@ -357,9 +385,10 @@ class Server:
 
     async def _write_use(self) -> None:
         try:
+            await self._marks.write()
             await self._tenants.write_down()
         except StoreUnavailable as error:
-            logger.warning("when keys were last used is not written down: %s", error)
+            logger.warning("what was sent, and when keys were last used, is not written down: %s", error)
 
     def _hear_no_more(self) -> None:
         dispatcher.disconnect(self._wake_outbox, NOTIFICATION_STORED, sender=self._notifier)

@@ -10,15 +10,18 @@ from tornado.web import Application, RequestHandler
 
 from server import admin, health
 from server.assets import example_folder
+from server.broadcaster import Broadcaster
 from server.callers import Caller, CallerPolicy
 from server.checks import Checks
 from server.config import Config
 from server.exposition import Exposition
+from server.feed import FeedServices
 from server.grants import Grant
 from server.health import Instruments
-from server.ingest import users
+from server.ingest import deliveries, publishing, users
 from server.ingest.base import Gate, presented
 from server.ingest.notify import NotifyDoor, NotifyHandler
+from server.ingest.publishing import PublishingDoors
 from server.ingest.users import UserDoors
 from server.limits import Limits
 from server.mail_folder import MailFolder
@@ -31,6 +34,8 @@ from server.security_headers import SecurityHeaders, StrictSecurityHeaders
 from server.session import Session, SessionServices
 from server.tenants import Tenants
 from server.tokens.own import OwnTokens
+from server.transports import hub, service, tenant
+from server.transports.feeds import FeedDoors
 from server.transports.registry import ConnectionOptions, Connections
 from server.transports.sockjs import SockJSDoor, SockJSOptions
 from server.wire import GOING_AWAY
@@ -60,7 +65,9 @@ class Doors:
         config: Config,
         *,
         sessions: SessionServices,
+        feeds: FeedServices,
         notifier: Notifier,
+        broadcaster: Broadcaster,
         publishers: Publishers,
         tenants: Tenants,
         limits: Limits,
@@ -77,6 +84,10 @@ class Doors:
         self.callers = CallerPolicy(config.application.trusted_proxies, config.application.hosts)
         self.gate = Gate(self.identify, publishers, limits)
         self._notify = NotifyDoor(notifier, config.limits.body_bytes, _field_limits(config))
+        self._publishing = PublishingDoors(
+            notifier, broadcaster, config.limits.body_bytes, _field_limits(config)
+        )
+        self._deliveries = feeds.store.deliveries
         self._users = UserDoors(tenants, own_tokens.make, config.auth.max_token_s)
         self._instruments = Instruments(
             metrics=metrics,
@@ -88,8 +99,14 @@ class Doors:
             public_metrics=config.application.public_metrics,
         )
         self.connections = Connections(_connection_options(config), limits)
-        self.sockjs = SockJSDoor(
-            self._open_session, self.identify, self.connections, self._sockjs_options()
+        self.sockjs = SockJSDoor(self._open_session, self.identify, self.connections, self._sockjs_options())
+        self.feeds = FeedDoors(
+            self.connections,
+            feeds,
+            sessions.authenticator,
+            publishers,
+            self.identify,
+            config.application.origins,
         )
 
     def _sockjs_options(self) -> SockJSOptions:
@@ -105,6 +122,11 @@ class Doors:
         routes: list[Any] = [
             (r"/notify", NotifyHandler, {"gate": self.gate, "door": self._notify}),
             *users.routes(self.gate, self._users),
+            *publishing.routes(self.gate, self._publishing),
+            *deliveries.routes(self.gate, self._deliveries),
+            *hub.routes(self.feeds),
+            *tenant.routes(self.feeds),
+            *service.routes(self.feeds),
             *health.routes(self._instruments),
             *admin.routes(folder),
         ]
@@ -133,8 +155,8 @@ class Doors:
         """Go by a changed configuration from now on."""
         application = config.application
         self.callers = CallerPolicy(application.trusted_proxies, application.hosts)
-        self._notify.max_body_bytes = config.limits.body_bytes
-        self._notify.limits = _field_limits(config)
+        self._notify.max_body_bytes = self._publishing.max_body_bytes = config.limits.body_bytes
+        self._notify.limits = self._publishing.limits = _field_limits(config)
         self._users.max_token_s = config.auth.max_token_s
         self._instruments.internal = application.internal
         self._instruments.public_metrics = application.public_metrics
@@ -158,6 +180,4 @@ def _connection_options(config: Config) -> ConnectionOptions:
 
 def _field_limits(config: Config) -> FieldLimits:
     limits = config.limits
-    return FieldLimits(
-        limits.content_bytes, limits.field_bytes, limits.users_per_request, limits.data_bytes
-    )
+    return FieldLimits(limits.content_bytes, limits.field_bytes, limits.users_per_request, limits.data_bytes)

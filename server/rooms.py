@@ -5,6 +5,7 @@ A room exists while it has a session. Nothing here awaits: fan-out never waits f
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,8 +15,8 @@ from typing import Protocol
 
 from server.callers import Caller
 from server.dialects import Dialect
-from server.messages import Added, Deleted, Event, Seen
-from server.wire import Burst, CloseReason, Frame
+from server.messages import Added, Deleted, Event, Seen, now
+from server.wire import TOKEN_EXPIRED, Burst, CloseReason, Frame
 
 REORDER_WINDOW_S = 30.0
 """How long a push may be overtaken by a later change of the same document: above any store time-out."""
@@ -48,6 +49,15 @@ class Connection(Protocol):
     def last_alive_at(self) -> float:
         """When the client last gave a sign of life (anything it sent, a pong, an acknowledged heartbeat);
         `time.monotonic`."""
+
+
+def close_at(connection: Connection, expires_at: datetime | None) -> asyncio.TimerHandle | None:
+    """Close the connection when the token by which it joined ends, unless the timer is cancelled before. None: it does
+    not end."""
+    if expires_at is None:
+        return None
+    delay_s = max(0.0, (expires_at - now()).total_seconds())
+    return asyncio.get_running_loop().call_later(delay_s, connection.close, TOKEN_EXPIRED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +138,10 @@ class Rooms:
     def online(self, rooms: Iterable[Room]) -> list[Room]:
         """Those of the rooms that have members, in the order given."""
         return [room for room in rooms if room in self._members]
+
+    def users_of(self, tenant: str) -> list[str]:
+        """The users of a tenant who have a connection on this node."""
+        return [user_id for owner, user_id in self._members if owner == tenant and user_id != NOBODY]
 
     @property
     def user_count(self) -> int:

@@ -16,10 +16,10 @@ import random
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from datetime import datetime
 from typing import TypeVar
 
 from server.auth import Authenticator
+from server.broadcaster import Broadcaster
 from server.commands import (
     Command,
     Delete,
@@ -38,7 +38,7 @@ from server.inbox import CHANGES_PER_BATCH, Inbox
 from server.limits import Limits
 from server.messages import Document, now
 from server.rates import TokenBucket
-from server.rooms import Connection, Room, Rooms, SignIn
+from server.rooms import Connection, Room, Rooms, SignIn, close_at
 from server.screen import Screen
 from server.store import Change
 from server.tasks import Tasks
@@ -46,7 +46,6 @@ from server.tenants import Tenants
 from server.wire import (
     FAILED,
     MAX_DOCUMENTS_PER_FRAME,
-    TOKEN_EXPIRED,
     Frame,
     count_frame,
     delete_frame,
@@ -80,6 +79,7 @@ class SessionServices:
     tenants: Tenants
     limits: Limits
     inbox: Inbox
+    broadcaster: Broadcaster
     rooms: Rooms
     tasks: Tasks
     dialect: Dialect
@@ -254,19 +254,15 @@ class Session:
         self._leave()
         self._room = room
         self._screen.sign_in = sign_in
-        if identity.expires_at is not None:
-            self._end_at(identity.expires_at)
+        self._expiry = close_at(self.connection, identity.expires_at)
         services.tenants.note_user(*room)
         self._screen.begin_answer()
         services.rooms.join(room, self._screen)
         await self._welcome(room)
 
-    def _end_at(self, expires_at: datetime) -> None:
-        delay_s = max(0.0, (expires_at - now()).total_seconds())
-        self._expiry = asyncio.get_running_loop().call_later(delay_s, self.connection.close, TOKEN_EXPIRED)
-
     async def _welcome(self, room: Room) -> None:
         """All unseen documents and their count; when the store is away, as soon as it is back."""
+        await self._patiently(lambda: self._services.broadcaster.catch_up(room))
         await self._list_unseen(room, is_patient=True)
         count = await self._patiently(lambda: self._services.inbox.count_unseen(room))
         if count is not None:

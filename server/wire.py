@@ -88,6 +88,8 @@ TOKEN_EXPIRED = CloseReason(3005, "token_expired")
 """The token of the join has ended. Come back with a new one."""
 NOT_JOINED = CloseReason(3006, "not_joined")
 """Nobody joined in time."""
+TOO_MANY = CloseReason(3429, "too_many_connections")
+"""The user has as many connections as they may."""
 REVOKED = CloseReason(3500, "revoked")
 """The key behind the token was revoked, or the tenant was removed."""
 SIGNED_OUT = CloseReason(3501, "signed_out")

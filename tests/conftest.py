@@ -1,4 +1,4 @@
-"""The fixtures that start something real: mongod, MariaDB, PostgreSQL, nginx, Chromium, the npm packages.
+"""The fixtures that start something real: mongod, MariaDB, PostgreSQL, Redis, RabbitMQ, nginx, Chromium, npm packages.
 
 Each is made when the first test asks for it. What scripts/test could not install is a skip with its reason,
 or with CI=true a failure (tests/support/available.py).
@@ -24,6 +24,8 @@ from tests.support.available import is_ci
 from tests.support.mariadb import MariaDB
 from tests.support.mongod import Mongod
 from tests.support.postgres import Postgres
+from tests.support.rabbitmq import RabbitMQServer
+from tests.support.redis_server import RedisServer
 from tests.support.servers import server_program
 
 # A busy machine is not a failed property.
@@ -34,14 +36,20 @@ hypothesis.settings.load_profile("tests")
 _MARKED_BY_FIXTURE = {
     "browser": "browser",
     "node_modules": "node",
-    **dict.fromkeys(("mariadb", "own_mariadb", "postgres", "own_postgres", "nginx"), "servers"),
+    **dict.fromkeys(
+        (
+            *("mariadb", "own_mariadb", "postgres", "own_postgres", "nginx"),
+            *("redis_server", "own_redis_server", "rabbitmq", "own_rabbitmq"),
+        ),
+        "servers",
+    ),
 }
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
-        "servers: starts MariaDB, PostgreSQL or nginx (set by itself on each test that uses the fixture of one)",
+        "servers: starts MariaDB, PostgreSQL, Redis, RabbitMQ or nginx (set by itself on each test that uses the fixture of one)",
     )
     # Python's own answer to SIGTERM runs no cleanup: folders and processes would be left.
     signal.signal(signal.SIGTERM, lambda *_: pytest.exit("SIGTERM", returncode=143))
@@ -140,6 +148,36 @@ def postgres() -> Iterator[Postgres]:
 def own_postgres() -> Iterator[Postgres]:
     """A PostgreSQL for this test alone, which may kill, freeze and restart it."""
     with Postgres() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[RedisServer]:
+    """A Redis of this test run. Leave it as you found it, and use channels of your own; to kill one, use
+    `own_redis_server`."""
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture
+def own_redis_server() -> Iterator[RedisServer]:
+    """A Redis for this test alone, which may kill, freeze and restart it."""
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def rabbitmq() -> Iterator[RabbitMQServer]:
+    """A RabbitMQ of this test run. Leave it as you found it, and use exchanges and queues of your own; to kill one, use
+    `own_rabbitmq`."""
+    with RabbitMQServer() as server:
+        yield server
+
+
+@pytest.fixture
+def own_rabbitmq() -> Iterator[RabbitMQServer]:
+    """A RabbitMQ for this test alone, which may kill, freeze and restart it."""
+    with RabbitMQServer() as server:
         yield server
 
 

@@ -175,6 +175,7 @@ async def test_what_is_not_open_yet_is_unavailable(place: Place) -> None:
         directory.note_key_use({"x": AT}),
         directory.note_users({("acme", "alice"): AT}),
         directory.users("acme", after=None, limit=1),
+        directory.known_since("acme", "alice"),
         directory.sign_out("acme", "alice", AT),
         directory.forget_sign_outs(AT),
         directory.add_secret(make_secret(AT), retire_others_at=AT),
@@ -202,6 +203,7 @@ OTHERS: dict[str, Verb] = {
     "tenants": lambda d: d.tenants(),
     "keys": lambda d: d.keys(),
     "users": lambda d: d.users("acme", after=None, limit=10),
+    "known_since": lambda d: d.known_since("acme", "alice"),
     "note_key_use": lambda d: d.note_key_use({"0" * 24: later(1)}),
     "note_users": lambda d: d.note_users({("acme", "alice"): later(1)}),
     "forget_sign_outs": lambda d: d.forget_sign_outs(later(1)),
@@ -668,6 +670,16 @@ async def test_users_come_page_by_page(store: Store, directory: Directory) -> No
 
 
 # -- signing out ---------------------------------------------------------------------------------------------
+
+
+async def test_since_when_a_user_is_known(directory: Directory) -> None:
+    """Since they joined first; nobody else of the same id in another tenant."""
+    await add_tenant(directory, "acme")
+    assert await directory.known_since("acme", "alice") is None
+    await directory.note_users({("acme", "alice"): later(5)})
+    await directory.note_users({("acme", "alice"): later(9)})
+    assert await directory.known_since("acme", "alice") == later(5)
+    assert await directory.known_since("default", "alice") is None
 
 
 async def test_the_last_sign_out_of_each_user_counts(directory: Directory) -> None:

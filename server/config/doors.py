@@ -32,7 +32,8 @@ AMQP_URL = values.matching(
 # Glob characters would make it a pattern for more than it says (Redis, "PSUBSCRIBE").
 _PREFIX = values.matching(r"[A-Za-z0-9_.-]{1,100}", "is not a prefix of up to 100 of A-Z a-z 0-9 . _ -")
 _NAME = values.matching(
-    r"(?!amq\.)[\x21-\x7e]{1,127}", "is not a name that RabbitMQ takes (up to 127 ASCII characters, not amq.…)"
+    r"(?!amq\.)[\x21-\x7e]{1,127}",
+    "is not a name that RabbitMQ takes (up to 127 ASCII characters, not amq.…)",
 )
 _KEY = values.matching(r"[\x21-\x7e]{1,127}", "is not a routing key (up to 127 ASCII characters)")
 
@@ -63,9 +64,9 @@ class RabbitMQ:
     """Notifications that backends publish in RabbitMQ (CONTRACT C3).
 
     `exchange_durable`: as those declare it who publish; the original did not, and RabbitMQ refuses whoever says
-    otherwise (406). `queue`: durable; several servers share it. `dead_letter_exchange`: where what is refused goes; None:
-    nowhere. `prefetch`: how many messages are worked on at once. `timeout_s`: for connecting and for each answer; also the
-    interval of heartbeats, in whole seconds.
+    otherwise (406). `queue`: durable; several servers share it. `dead_letter_exchange`: where what is refused goes;
+    None: nowhere. `prefetch`: how many messages are fetched ahead. `timeout_s`: for connecting, and for each answer;
+    also the interval of heartbeats, in whole seconds.
     """
 
     url: str = setting("", AMQP_URL, secret=True)

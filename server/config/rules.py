@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
-from server.config import rules_access, rules_sql
+from server.config import rules_access, rules_doors, rules_sql
 from server.config.reader import Reading, Values
 from server.config.schema import (
     Application,
@@ -45,6 +45,8 @@ def make_config(reading: Reading) -> Config:
         service_jwt=rules_access.jwt(reading, "SERVICE_JWT"),
         sql=rules_sql.sql(reading),
         hook=rules_access.hook(reading),
+        redis_hub=rules_doors.redis_hub(reading),
+        rabbitmq=rules_doors.rabbitmq(reading),
     )
     config = replace(config, auth=rules_access.sign_in(reading, config))
     rules_access.warn_together(reading, config)

@@ -17,6 +17,7 @@ from zoneinfo import ZoneInfo
 from server.callers import IPNetwork
 from server.config import access_values, values
 from server.config.access import TLS, CertificateGrant, HTTPHook, JWTRules, SignIn, SQLLogin
+from server.config.doors import RabbitMQ, RedisHub
 from server.config.keys import DAY_S, KIB, MIB, Key, setting
 from server.grants import DEFAULT_TENANT
 from server.rates import Rate
@@ -211,8 +212,8 @@ class Config:
 
     `file`: where they were read from, None without a file. `release`: configuration=RELEASE. `users`: name ->
     argon2 hash of those who may join. `jwt`, `service_jwt`: None where the section names no key. `sql`: from `[SQL]` or
-    `[MYSQL]`, None without either. `hook`: None without an address. `warnings`: what the operator should know though it
-    works, each naming file, section and key.
+    `[MYSQL]`, None without either. `hook`: None without an address. `redis_hub`, `rabbitmq`: None: those doors are
+    shut. `warnings`: what the operator should know though it works, each naming file, section and key.
     """
 
     file: Path | None = None
@@ -231,6 +232,8 @@ class Config:
     service_jwt: JWTRules | None = None
     sql: SQLLogin | None = None
     hook: HTTPHook | None = None
+    redis_hub: RedisHub | None = None
+    rabbitmq: RabbitMQ | None = None
     warnings: tuple[str, ...] = ()
 
 
@@ -297,5 +300,7 @@ SECTIONS: Mapping[str, Section] = {
         _section("SQL", SQLLogin),
         _section("MYSQL", None, *_MYSQL_KEYS),
         _section("HOOK", HTTPHook),
+        _section("REDIS_HUB", RedisHub),
+        _section("RABBITMQ", RabbitMQ),
     )
 }

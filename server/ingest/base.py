@@ -143,14 +143,7 @@ class DoorHandler(RequestHandler):
 
     def refuse(self, error: ServerError) -> None:
         """Answer with what is wrong, as RFC 9457 has it."""
-        problem = {
-            "type": "about:blank",
-            "title": error.code,
-            "status": self.status_of(error),
-            "detail": str(error),
-        }
-        if isinstance(error, InvalidInput):
-            problem["field"] = error.field
+        problem = self.problem(error)
         self.set_status(self.status_of(error))
         self.set_header("Content-Type", "application/problem+json")
         if isinstance(error, NoCredentials):
@@ -163,6 +156,16 @@ class DoorHandler(RequestHandler):
             self.set_header("Retry-After", str(RETRY_AFTER_S))
         self.note_refusal(error)
         self._finish(json.dumps(problem))
+
+    def problem(self, error: ServerError) -> dict[str, Any]:
+        """The body that says what is wrong. A door whose contract has another one puts that beside it."""
+        problem = {
+            "type": "about:blank",
+            "title": error.code,
+            "status": self.status_of(error),
+            "detail": str(error),
+        }
+        return problem | {"field": error.field} if isinstance(error, InvalidInput) else problem
 
     def status_of(self, error: ServerError) -> int:
         """The HTTP status that this door answers the error with."""

@@ -1,5 +1,5 @@
-"""What the doors have in common that fetch notifications from a broker (Redis, RabbitMQ): connecting for ever, saying how
-that goes, the lease, and work that keeps each user's order. It knows neither broker."""
+"""What the doors have in common that fetch from a broker (Redis, RabbitMQ): connecting for ever, saying how that goes,
+the lease, and work that keeps each user's order. It knows neither broker."""
 
 from __future__ import annotations
 
@@ -58,6 +58,7 @@ class Lease:
     def __init__(self, leases: Leases, name: str, holder: str, lease_s: float = LEASE_S) -> None:
         self._leases, self._name, self._holder = leases, name, holder
         self._lease_s = lease_s
+        self._asking = asyncio.Lock()
         self.is_ours = False
         """As far as is known."""
         self.sure_until = float("-inf")
@@ -78,12 +79,19 @@ class Lease:
             self.sure_until = began_at + self._lease_s
         return self.is_ours
 
+    async def covers(self, instant: float) -> bool:
+        """Whether what came at this instant (`time.monotonic`) is ours to deal with, and nobody else's."""
+        if instant <= self.sure_until:
+            return True
+        async with self._asking:  # many may wait for the same answer
+            return instant <= self.sure_until or await self.renew()
+
     async def give_back(self) -> None:
         """Let somebody else have it at once; does not raise."""
         if self.is_ours:
-            self.is_ours = False
             with suppress(StoreUnavailable):
                 await self._leases.give_back(self._name, self._holder)
+                self.is_ours = False
 
 
 class Lanes(Generic[T]):
@@ -146,8 +154,8 @@ class Consumer(ABC):
 
     @abstractmethod
     async def _consume(self) -> None:
-        """Connect, and consume until `_stopping`; calls `_note_up` once it does. May return early where there is nothing
-        to do for the moment. Raises what ended it."""
+        """Connect, and consume until `_stopping`; calls `_note_up` once it does. May return early where there is
+        nothing to do for the moment. Raises what ended it."""
 
     @abstractmethod
     def _why(self, error: Exception) -> str | None:
@@ -164,13 +172,17 @@ class Consumer(ABC):
                 except Exception as error:
                     self._note_down(error)
                     await self._pause(self._backoff.next_s())
+            await self._finish()
         finally:
             self._set_up(False)
             self._ended.set()
 
+    async def _finish(self) -> None:  # noqa: B027  # most have nothing to do then
+        """What there is to do after the last message was fetched."""
+
     async def stop(self, deadline_s: float) -> None:
-        """Fetch no more; let what was fetched be stored for so many seconds. Idempotent. To be called while notifications
-        are still taken."""
+        """Fetch no more; let what was fetched be stored for so many seconds. Idempotent. To be called while the
+        notifier still takes something."""
         self._stopping.set()
         with suppress(TimeoutError):
             async with asyncio.timeout(deadline_s):
@@ -253,7 +265,7 @@ def _no_constant(name: str) -> None:
     raise ValueError(name)
 
 
-async def first_of(*coroutines: Coroutine[Any, Any, None]) -> None:
+async def first_of(*coroutines: Coroutine[Any, Any, object]) -> None:
     """Run these until the first one ends, cancel the others, and end as it did."""
     tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
     try:

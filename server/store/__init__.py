@@ -17,11 +17,12 @@ from server.messages import Document, EmailDuty, Mail, MailRecipient, Notificati
 
 HUB, SERVICE, EVENTS = "hub", "service", "events"
 WAYS = (HUB, SERVICE, EVENTS)
-"""The ways of listening of which the store remembers what was sent: see `Deliveries`."""
+"""The ways of listening of which the store remembers what was sent: see `Deliveries`. Each is a bit of what the stores
+keep, by its place here: a further one comes last, and needs a new version of the embedded store's schema."""
 
 ACKNOWLEDGED = SERVICE
-"""The way whose clients acknowledge: its mark is that, with its time; whoever sees or deletes a document
-acknowledges it, too."""
+"""The way whose clients acknowledge: its mark says that they did, and comes with the time. Whoever sees or deletes a
+document acknowledges it, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +149,9 @@ class Directory(Protocol):
     async def users(self, tenant: str, *, after: str | None, limit: int) -> list[KnownUser]:
         """The known users of a tenant, in the order of their ids, those beyond `after` only."""
 
+    async def known_since(self, tenant: str, user_id: str) -> datetime | None:
+        """When the user was first notified or joined, as far as that is written down; None: never."""
+
     async def sign_out(self, tenant: str, user_id: str, at: datetime) -> None:
         """Void all that proved before `at` who this user is. The user need not be known."""
 
@@ -161,8 +165,9 @@ class Directory(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """How far a notification got with one of its users. `sent_at`: stored in the inbox. `delivered_at`: when a client
-    acknowledged it, or it was seen or deleted; None: not yet. `refused`: its mail was refused for good; None: it was
+    """How far a notification got with one of its users. `sent_at`: the `created_at` of the document. `delivered_at`:
+    when a client acknowledged it, or the user saw or deleted it, whichever came first; None: not yet. (Of what was seen
+    or deleted before this was remembered: its `updated_at`.) `refused`: its mail was refused for good; None: it was
     not. Instants: aware UTC, whole milliseconds."""
 
     user_id: str
@@ -174,10 +179,12 @@ class Delivery:
 class Deliveries(Protocol):
     """What clients have been sent, and have acknowledged, of the dialects in which that is remembered.
 
-    A way is the name of such a dialect: one of `WAYS`. No verb here changes a `rev`: to the inbox nothing happened."""
+    A way is the name of such a dialect: one of `WAYS`. No verb here changes `rev` or `updated_at` of a document: to the
+    inbox nothing happened."""
 
     async def begin(self, tenant: str, user_id: str, way: str, at: datetime) -> datetime:
-        """When this user first used the way; `at` if that is now. The user need not be known."""
+        """When this user first used the way, the same at every call: `at` of the first. The user need not be known, and
+        is not by this."""
 
     async def backlog(
         self,
@@ -189,25 +196,27 @@ class Deliveries(Protocol):
         after: Document | None,
         limit: int,
     ) -> list[Document]:
-        """The unseen documents that are not marked for this way, oldest first by (created_at, id). `since`: only
-        those created then or later (None: all); `after`: only those after the position of this one (None: from the
-        oldest)."""
+        """The unseen documents that are not marked for this way, oldest first by (created_at, id). `since`: only those
+        created then or later (None: all); `after`: only those after the position of this one (None: from the oldest).
+        However many are marked, they cost nothing."""
 
     async def mark(self, way: str, documents: Mapping[tuple[str, str], Collection[str]]) -> None:
-        """Remember that documents, by (tenant, user id), have been sent in this way; for `ACKNOWLEDGED`: that a
-        client has acknowledged them now. Documents that are marked, seen or deleted already stay as they are."""
+        """Remember that documents (their ids, by tenant and user id) have been sent in this way; for `ACKNOWLEDGED`:
+        that a client has acknowledged them now. Documents that are marked, seen or deleted already stay as they are.
+        One write, however many users; may be repeated."""
 
     async def of_notification(
         self, tenant: str, nid: str, *, after: str | None, limit: int
     ) -> list[Delivery]:
-        """Of the users of a notification, in the order of their ids, those beyond `after` only. Raises `NotFound` if
-        the tenant has no notification of this id (or all of its users' documents are gone)."""
+        """Of the users who have a document of the notification (a deleted one is one), in the order of their ids, those
+        beyond `after` only. Raises `NotFound` if nobody has one, unless it is a broadcast that is still open."""
 
 
 @dataclass(frozen=True, slots=True)
 class Broadcast:
     """A claimed broadcast: a notification for everybody whom its tenant knew when it was accepted. `after`: the users
-    up to this id have their documents (None: nobody yet). `lease` proves the claim."""
+    up to this id have their documents, in the order of `Directory.users` (None: nobody yet). `lease` proves the
+    claim."""
 
     notification: Notification
     after: str | None
@@ -215,39 +224,44 @@ class Broadcast:
 
 
 class Broadcasts(Protocol):
-    """Notifications for all users of a tenant, until each user has a document. What is claimed and not settled may be
-    claimed again when the lease has run out (in the embedded store also as soon as it is opened again)."""
+    """Notifications for all users of a tenant, each open until every user has a document. One that is claimed and not
+    finished may be claimed again when the lease has run out (in the embedded store also as soon as it is opened again).
+    Those of a removed tenant rest until they are erased with it. Lease times go by the store's clock."""
 
     async def add(self, notification: Notification) -> None:
-        """Durable when this returns: every user will get it."""
+        """Durable when this returns: every user will get it. Its `nid` must be new."""
 
     async def claim(self, lease_s: float) -> Broadcast | None:
-        """The oldest one that is open, of an active tenant, and not leased; None if there is none."""
+        """Lease, for so long, the oldest one that no lease holds, of a tenant that is not removed; None if there is
+        none."""
 
     async def expand(self, notification: Notification, user_ids: Sequence[str]) -> list[Document]:
         """Store a document for each of these distinct users who has none of this notification yet (a deleted one is
-        one); the new documents, in the order of the users. May be repeated, and done by several at once: nobody gets
-        two."""
+        one), as `Store.add` does; the new documents, in the order of the users. Needs no lease, may be repeated, and
+        done by several at once: nobody gets two. The users need not be known; then they are. Documents stored after all
+        by a call that raised `StoreUnavailable` are no news to the next: `Store.complete_intents` returns them."""
 
     async def advance(self, broadcast: Broadcast, after: str, lease_s: float) -> bool:
-        """The users up to this id have their documents; the lease begins anew. False if it was lost: then stop."""
+        """The users up to this id have their documents; the lease begins anew. False if somebody else has claimed it
+        since, or finished it, or its tenant was removed: then nothing is changed, and the caller is to stop."""
 
     async def finish(self, broadcast: Broadcast) -> bool:
-        """Everybody has their document. False if the lease was lost."""
+        """Everybody has their document: it is no longer open. False if somebody else has claimed it since, or finished
+        it: then nothing is changed."""
 
     async def open_of(self, tenant: str) -> list[Notification]:
-        """Those of a tenant that are not finished, oldest first: who joins is given their document of each."""
+        """Those of a tenant that are open, leased or not, oldest first: who joins is given their document of each."""
 
     async def count_open(self) -> int:
-        """For health and metrics."""
+        """Those of tenants that are not removed. For health and metrics."""
 
 
 class Leases(Protocol):
     """One of many processes does what only one may do. Times go by the store's clock."""
 
     async def take(self, name: str, holder: str, lease_s: float) -> bool:
-        """Whether `holder` has the lease of this name for so long from now on: it was free, had run out, or was
-        theirs."""
+        """Whether `holder` has the lease of this name for so long from now on: it was free, had run out, or was theirs.
+        Otherwise nothing is changed. In the embedded store all are free as soon as it is opened again."""
 
     async def give_back(self, name: str, holder: str) -> None:
         """Let somebody else have it at once. Nothing happens if it is not theirs."""
@@ -256,9 +270,6 @@ class Leases(Protocol):
 class Store(Protocol):
     """The inbox of all users. Durable before a verb returns: a crash of the process or the machine loses
     nothing returned."""
-
-    changes_overlap_s: float
-    """See `changes`. 0: revs become visible in their order."""
 
     name: str
     """For people: `embedded (data/notifications.sqlite3)`, `MongoDB (db ws_notification)`; never a
@@ -272,6 +283,9 @@ class Store(Protocol):
     broadcasts: Broadcasts
     leases: Leases
     """To be used while the store is open, as all of these."""
+
+    changes_overlap_s: float
+    """How much later than a higher one a rev may become visible: see `changes`. 0: never later."""
 
     async def open(self) -> None:
         """Connect, make indexes, bring what an earlier version (or the original system) left up to this one. That goes
@@ -315,9 +329,10 @@ class Store(Protocol):
     async def changes(
         self, tenant: str, user_id: str, *, after: tuple[int, str], limit: int
     ) -> list[Document]:
-        """Documents of the user whose (rev, id) lies beyond `after` (its id "" comes before all), in that order,
-        tombstones included. A rev may become visible up to `changes_overlap_s` after a higher one: begin that much
-        before what you have, and drop what you know."""
+        """Documents of the user whose (rev, id) lies beyond `after`, in that order, tombstones included. `after`: a
+        rev, and an id ("" comes before all). A rev may become visible up to `changes_overlap_s` after a higher one:
+        begin that much before what you have (see `revs`), and drop what you know; then go on from the last one
+        returned."""
 
     async def count_unseen(self, tenant: str, user_ids: Collection[str]) -> dict[str, int]:
         """The exact number of unseen documents of each user; every given user is in the answer."""

@@ -158,6 +158,10 @@ class MongoDirectory:
         with self._connection.operation():
             return await self._users.page(tenant, after, limit)
 
+    async def known_since(self, tenant: str, user_id: str) -> datetime | None:
+        with self._connection.operation():
+            return await self._users.known_since(tenant, user_id)
+
     async def sign_out(self, tenant: str, user_id: str, at: datetime) -> None:
         with self._connection.operation():
             user = {"_id": {"tenant": tenant, "userId": user_id}}

@@ -70,6 +70,11 @@ class KnownUsers:
             for each in found
         ]
 
+    async def known_since(self, tenant: str, user_id: str) -> datetime | None:
+        """As `Directory.known_since`."""
+        found = await self._connection.users.find_one({"_id": _id((tenant, user_id))}, {"firstSeenAt": 1})
+        return None if found is None else found["firstSeenAt"]
+
     def keep(self, tenants: Mapping[str, datetime]) -> None:
         """Forget whom this node remembers of tenants that have ended. `tenants`: the active ones, and since when: of
         two of the same name the later is another."""

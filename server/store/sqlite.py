@@ -1,7 +1,8 @@
 """The embedded store: one SQLite file in the data folder, for a server that is one process. Keeps the `Store` contract.
 
 How it lies on disk is in `sqlite_schema`, how older files come to that in `sqlite_upgrade`, what the verbs do there in
-`sqlite_documents` and `sqlite_mail`, and who does it in `sqlite_threads`. Tenants and keys are in `sqlite_directory`.
+`sqlite_documents` and `sqlite_mail`, and who does it in `sqlite_threads`. Tenants and keys are in `sqlite_directory`,
+what was sent in `sqlite_deliveries`, notifications for everybody in `sqlite_broadcasts`.
 """
 
 from __future__ import annotations
@@ -21,10 +22,14 @@ from server.errors import StoreUnavailable
 from server.folder_lock import FolderLock
 from server.messages import Document, EmailDuty, Notification, Recipient
 from server.revs import RevClock
-from server.store import Change, Directory, MailCounts, MailJob, MailOutcome
+from server.store import Broadcasts, Change, Deliveries, Directory, Leases, MailCounts, MailJob, MailOutcome
+from server.store import sqlite_broadcasts as broadcasts
 from server.store import sqlite_documents as documents
 from server.store import sqlite_mail as mail
+from server.store.sqlite_broadcasts import SQLiteBroadcasts
+from server.store.sqlite_deliveries import SQLiteDeliveries
 from server.store.sqlite_directory import SQLiteDirectory
+from server.store.sqlite_leases import SQLiteLeases
 from server.store.sqlite_schema import cannot_open, open_reader, to_ms
 from server.store.sqlite_threads import Readers, Work, Writer, within
 from server.store.sqlite_upgrade import open_upgraded
@@ -41,6 +46,9 @@ MAX_UNHEARD = 10_000
 class SQLiteStore:
     """See `Store`. While it is open, it holds the folder of its file against other processes."""
 
+    changes_overlap_s = 0.0
+    """Revs are given out by the one thread that writes."""
+
     def __init__(
         self, path: Path, *, timeout_s: float = 10.0, clock: Callable[[], datetime] = messages.now
     ) -> None:
@@ -48,6 +56,12 @@ class SQLiteStore:
         milliseconds."""
         self.name = f"embedded ({path})"
         self.directory: Directory = SQLiteDirectory(self._write, self._read, clock)
+        self.deliveries: Deliveries = SQLiteDeliveries(self._write, self._read, clock)
+        self.broadcasts: Broadcasts = SQLiteBroadcasts(
+            self._write, self._write_documents, self._read, clock, lambda: self._revs.next()
+        )
+        self._leases = SQLiteLeases(self._write, clock)
+        self.leases: Leases = self._leases
         self._path = path
         self._timeout_s = timeout_s
         self._busy_timeout_s = timeout_s / 2  # so that a lock is what is reported, not the time-out
@@ -97,10 +111,10 @@ class SQLiteStore:
                 mail.add(connection, key, duty)
             return added
 
-        return await self._write(work, self._unheard.extend)
+        return await self._write_documents(work)
 
     async def complete_intents(self) -> list[Document]:
-        """See `Store.complete_intents`. A transaction leaves nothing half done: these are the documents of adds that
+        """See `Store.complete_intents`. A transaction leaves nothing half done: these are the documents of works that
         timed out and came through after all, of which nobody has told their users."""
         documents = list(self._unheard)
         self._unheard.clear()
@@ -120,6 +134,12 @@ class SQLiteStore:
     ) -> list[Document]:
         """See `Store.unseen`."""
         return await self._read(lambda c: documents.unseen(c, tenant, user_id, after, limit))
+
+    async def changes(
+        self, tenant: str, user_id: str, *, after: tuple[int, str], limit: int
+    ) -> list[Document]:
+        """See `Store.changes`."""
+        return await self._read(lambda c: documents.changes(c, tenant, user_id, after, limit))
 
     async def count_unseen(self, tenant: str, user_ids: Collection[str]) -> dict[str, int]:
         """See `Store.count_unseen`."""
@@ -181,9 +201,10 @@ class SQLiteStore:
                     readers.append(open_reader(self._path, self._busy_timeout_s))
                     undo.callback(readers[-1].close)
                 row = writer.execute("SELECT value FROM meta WHERE name = 'last_rev'").fetchone()
-                # The folder is ours alone, so whoever claimed mail before us was killed: it need not wait.
+                # The folder is ours alone, so whoever claimed something before us was killed: it need not wait.
                 writer.execute("BEGIN IMMEDIATE")
                 mail.end_leases(writer, self._clock())
+                broadcasts.end_leases(writer)
                 writer.execute("COMMIT")
             except (OSError, sqlite3.Error) as exc:
                 raise cannot_open(self._path, exc) from exc
@@ -192,6 +213,7 @@ class SQLiteStore:
             undo.pop_all()
         self._stored_rev = row[0]
         self._revs = RevClock(self._stored_rev, lambda: to_ms(self._clock()))
+        self._leases.free()
         return writer, readers
 
     def _store_rev(self, connection: sqlite3.Connection) -> None:
@@ -199,6 +221,10 @@ class SQLiteStore:
         if self._revs.last != self._stored_rev:
             connection.execute("UPDATE meta SET value = ? WHERE name = 'last_rev'", (self._revs.last,))
             self._stored_rev = self._revs.last
+
+    async def _write_documents(self, work: Work[list[Document]]) -> list[Document]:
+        """Users are to hear of the new documents that this returns, also if they come too late for the caller."""
+        return await self._write(work, self._unheard.extend)
 
     async def _write(self, work: Work[T], unheard: Callable[[T], None] | None = None) -> T:
         if self._writer is None:

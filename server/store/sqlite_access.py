@@ -202,6 +202,14 @@ def users(connection: sqlite3.Connection, tenant: str, after: str | None, limit:
     return [KnownUser(tenant, user_id, from_ms(first), _instant(last)) for user_id, first, last in rows]
 
 
+def known_since(connection: sqlite3.Connection, tenant: str, user_id: str) -> datetime | None:
+    """See `Directory.known_since`."""
+    row = connection.execute(
+        "SELECT first_seen_at FROM users WHERE tenant = ? AND user_id = ?", (tenant, user_id)
+    ).fetchone()
+    return None if row is None else from_ms(row[0])
+
+
 # -- signing out ---------------------------------------------------------------------------------------------
 
 

@@ -101,6 +101,10 @@ class SQLiteDirectory:
         """See `Directory.users`."""
         return await self._read(lambda c: sqlite_access.users(c, tenant, after, limit))
 
+    async def known_since(self, tenant: str, user_id: str) -> datetime | None:
+        """See `Directory.known_since`."""
+        return await self._read(lambda c: sqlite_access.known_since(c, tenant, user_id))
+
     async def sign_out(self, tenant: str, user_id: str, at: datetime) -> None:
         """See `Directory.sign_out`."""
         await self._write(lambda c: sqlite_access.sign_out(c, tenant, user_id, at))

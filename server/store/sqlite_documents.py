@@ -9,26 +9,31 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
 from server.ids import new_id
 from server.messages import Document, Notification, Recipient
-from server.store import Change
+from server.store import WAYS, Change
 from server.store.sqlite_schema import from_ms, id_bytes, to_ms
 
-_IDS_PER_STATEMENT = 500
+IDS_PER_STATEMENT = 500
 """SQLite takes 999 variables in a statement by default before 3.32, and more gain nothing."""
 
 _to_json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 
+MAX_REV = (1 << 63) - 1
+"""What SQLite takes for an integer."""
+
 _USER = "(SELECT key FROM users WHERE tenant = ? AND user_id = ?)"
 
+NOTIFICATION = "n.nid, n.created_at, n.type, n.title, n.content, n.url, n.icon, n.image, n.data"
+"""What `read_notification` reads."""
+
 # CROSS JOIN keeps the order: the documents by their index, then each one's notification.
-_SELECT = """
-    SELECT d.id, d.created_at, d.updated_at, d.rev, d.seen, d.deleted_at,
-           n.nid, n.created_at, n.type, n.title, n.content, n.url, n.icon, n.image, n.data
+_SELECT = f"""
+    SELECT d.id, d.created_at, d.updated_at, d.rev, d.seen, d.deleted_at, {NOTIFICATION}
     FROM documents d CROSS JOIN notifications n ON n.key = d.notification
 """
 
@@ -46,9 +51,35 @@ PAGE = f"""{_SELECT}
     ORDER BY d.created_at, d.id
 """
 
-UNSEEN = f"""{_SELECT}
-    WHERE d.user = {_USER} AND d.seen = 0 AND d.deleted_at IS NULL AND (d.created_at, d.id) > (?, ?)
-    ORDER BY d.created_at, d.id LIMIT ?
+
+def _oldest_unseen(marks: Iterable[int]) -> str:
+    """The statement for the positions of the oldest unseen documents of a user that have one of these marks."""
+    series = (
+        f"SELECT created_at, id FROM documents WHERE user = :user AND marks = {each}"
+        " AND seen = 0 AND deleted_at IS NULL AND (created_at, id) > (:created_at, :id)"
+        for each in marks
+    )
+    return f"{' UNION ALL '.join(series)} ORDER BY created_at, id LIMIT :limit"
+
+
+_ALL_MARKS = range(1 << len(WAYS))
+
+OLDEST_UNSEEN = _oldest_unseen(_ALL_MARKS)
+
+
+def oldest_unseen(without: int = 0) -> str:
+    """The statement for the oldest unseen documents of a user that have none of these marks."""
+    marks = [each for each in _ALL_MARKS if not each & without]
+    return f"""{_SELECT}
+        WHERE d.user = :user AND d.id IN (SELECT id FROM ({_oldest_unseen(marks)}))
+        ORDER BY d.created_at, d.id
+    """
+
+
+UNSEEN = oldest_unseen()
+
+CHANGES = f"""{_SELECT}
+    WHERE d.user = {_USER} AND (d.rev, d.id) > (?, ?) ORDER BY d.rev, d.id LIMIT ?
 """
 
 COUNT = """
@@ -57,32 +88,44 @@ COUNT = """
     FROM users u
 """
 
-_FIRST = (-(1 << 63), b"")
-_LAST = ((1 << 63) - 1, b"")
-"""Positions (created_at, id) before and after all documents."""
+Position = tuple[int, bytes]
+"""Of a document in its inbox: (created_at, id)."""
+
+FIRST: Position = (-(1 << 63), b"")
+_LAST: Position = ((1 << 63) - 1, b"")
+"""Before and after all documents."""
 
 
 def add(
     connection: sqlite3.Connection, notification: Notification, recipients: Sequence[Recipient], rev: int
 ) -> tuple[int, list[Document]]:
     """Store a notification and its documents; its key and they."""
-    key = _add_notification(connection, notification)
+    key = add_notification(connection, notification)
+    user_ids = [recipient.user_id for recipient in recipients]
+    return key, add_documents(connection, key, notification, user_ids, rev)
+
+
+def add_documents(
+    connection: sqlite3.Connection, key: int, notification: Notification, user_ids: Sequence[str], rev: int
+) -> list[Document]:
+    """Store the documents of these users of the notification with this key; the users are known then."""
     at = notification.created_at
     tenant, ms = notification.tenant, to_ms(at)
-    documents = [Document(new_id(tenant), each.user_id, notification, at, at, rev) for each in recipients]
+    documents = [Document(new_id(tenant), user_id, notification, at, at, rev) for user_id in user_ids]
     connection.executemany(
         "INSERT INTO users (tenant, user_id, first_seen_at) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
-        ((tenant, recipient.user_id, ms) for recipient in recipients),
+        ((tenant, user_id, ms) for user_id in user_ids),
     )
     connection.executemany(
         "INSERT INTO documents (user, id, notification, created_at, updated_at, rev)"
         f" VALUES ({_USER}, ?, ?, ?, ?, ?)",
         ((tenant, each.user_id, bytes.fromhex(each.id), key, ms, ms, rev) for each in documents),
     )
-    return key, documents
+    return documents
 
 
-def _add_notification(connection: sqlite3.Connection, notification: Notification) -> int:
+def add_notification(connection: sqlite3.Connection, notification: Notification) -> int:
+    """Store a notification without documents; its key."""
     cursor = connection.execute(
         "INSERT INTO notifications (nid, tenant, created_at, type, title, content, url, icon, image, data)"
         " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -110,7 +153,7 @@ def _add_notification(connection: sqlite3.Connection, notification: Notification
 def newest(
     connection: sqlite3.Connection, tenant: str, user_id: str, before: str | None, limit: int
 ) -> list[Document]:
-    position: tuple[int, bytes] | None = _LAST
+    position: Position | None = _LAST
     if before is not None:
         position = connection.execute(
             f"SELECT created_at, id FROM documents WHERE user = {_USER} AND id = ?",
@@ -130,16 +173,36 @@ def page(connection: sqlite3.Connection, tenant: str, user_id: str, page: int, l
 def unseen(
     connection: sqlite3.Connection, tenant: str, user_id: str, after: Document | None, limit: int
 ) -> list[Document]:
-    position = _FIRST if after is None else (to_ms(after.created_at), bytes.fromhex(after.id))
-    return _documents(connection, tenant, user_id, UNSEEN, (tenant, user_id, *position, limit))
+    position = FIRST if after is None else position_of(after)
+    return read_oldest(connection, tenant, user_id, UNSEEN, position, limit)
+
+
+def read_oldest(
+    connection: sqlite3.Connection, tenant: str, user_id: str, statement: str, after: Position, limit: int
+) -> list[Document]:
+    """What a statement of `oldest_unseen` finds beyond this position."""
+    values = _beyond(user_key(connection, tenant, user_id), after, limit)
+    return _documents(connection, tenant, user_id, statement, values)
+
+
+def position_of(document: Document) -> Position:
+    return to_ms(document.created_at), bytes.fromhex(document.id)
+
+
+def changes(
+    connection: sqlite3.Connection, tenant: str, user_id: str, after: tuple[int, str], limit: int
+) -> list[Document]:
+    rev, id_ = after
+    values = (tenant, user_id, max(min(rev, MAX_REV), -1), id_bytes(id_) or b"", limit)
+    return _documents(connection, tenant, user_id, CHANGES, values)
 
 
 def count_unseen(connection: sqlite3.Connection, tenant: str, user_ids: Collection[str]) -> dict[str, int]:
     counts = dict.fromkeys(user_ids, 0)
-    for some in _portions(list(counts)):
+    for some in portions(list(counts)):
         counts.update(
             connection.execute(
-                f"{COUNT} WHERE tenant = ? AND user_id IN ({_marks(some)})",
+                f"{COUNT} WHERE tenant = ? AND user_id IN ({question_marks(some)})",
                 (tenant, *some),
             ).fetchall()
         )
@@ -150,13 +213,13 @@ def still_unseen(
     connection: sqlite3.Connection, tenant: str, nid: str, user_ids: Collection[str]
 ) -> set[str]:
     found: set[str] = set()
-    for some in _portions(list(user_ids)):
+    for some in portions(list(user_ids)):
         # A document has the created_at of its notification: that finds it in the index.
         rows = connection.execute(
             "SELECT u.user_id FROM notifications n CROSS JOIN users u CROSS JOIN documents d"
             " ON d.user = u.key AND d.created_at = n.created_at AND d.notification = n.key"
             " AND d.seen = 0 AND d.deleted_at IS NULL"
-            f" WHERE n.nid = ? AND n.tenant = ? AND u.tenant = ? AND u.user_id IN ({_marks(some)})",
+            f" WHERE n.nid = ? AND n.tenant = ? AND u.tenant = ? AND u.user_id IN ({question_marks(some)})",
             (id_bytes(nid), tenant, tenant, *some),
         )
         found.update(user_id for (user_id,) in rows)
@@ -164,19 +227,38 @@ def still_unseen(
 
 
 def _documents(
-    connection: sqlite3.Connection, tenant: str, user_id: str, statement: str, values: Sequence[Any]
+    connection: sqlite3.Connection,
+    tenant: str,
+    user_id: str,
+    statement: str,
+    values: Sequence[Any] | dict[str, Any],
 ) -> list[Document]:
     return [_document(tenant, user_id, row) for row in connection.execute(statement, values).fetchall()]
 
 
 def _document(tenant: str, user_id: str, row: Sequence[Any]) -> Document:
     """A document of a row of `_SELECT`."""
-    id_, created_at, updated_at, rev, seen, deleted_at, nid, accepted_at, *texts, data = row
-    type_, title, content, url, icon, image = texts
-    notification = Notification(
+    id_, created_at, updated_at, rev, seen, deleted_at, *notification = row
+    return Document(
+        id=id_.hex(),
+        user_id=user_id,
+        notification=read_notification(tenant, notification),
+        created_at=from_ms(created_at),
+        updated_at=from_ms(updated_at),
+        rev=rev,
+        seen=bool(seen),
+        deleted=deleted_at is not None,
+        deleted_at=None if deleted_at is None else from_ms(deleted_at),
+    )
+
+
+def read_notification(tenant: str, row: Sequence[Any]) -> Notification:
+    """The notification in the columns `NOTIFICATION`."""
+    nid, created_at, type_, title, content, url, icon, image, data = row
+    return Notification(
         nid=nid.hex(),
         tenant=tenant,
-        created_at=from_ms(accepted_at),
+        created_at=from_ms(created_at),
         content=content,
         type=type_,
         title=title,
@@ -184,17 +266,6 @@ def _document(tenant: str, user_id: str, row: Sequence[Any]) -> Document:
         icon=icon,
         image=image,
         data=None if data is None else json.loads(data),
-    )
-    return Document(
-        id=id_.hex(),
-        user_id=user_id,
-        notification=notification,
-        created_at=from_ms(created_at),
-        updated_at=from_ms(updated_at),
-        rev=rev,
-        seen=bool(seen),
-        deleted=deleted_at is not None,
-        deleted_at=None if deleted_at is None else from_ms(deleted_at),
     )
 
 
@@ -223,13 +294,9 @@ def mark_all_seen(
     now: datetime,
     next_rev: Callable[[], int],
 ) -> Change:
-    user = _user(connection, tenant, user_id)
-    rows = connection.execute(
-        "SELECT id FROM documents WHERE user = ? AND seen = 0 AND deleted_at IS NULL"
-        " ORDER BY created_at, id LIMIT ?",
-        (user, limit),
-    ).fetchall()
-    ids = [id_ for (id_,) in rows]
+    user = user_key(connection, tenant, user_id)
+    rows = connection.execute(OLDEST_UNSEEN, _beyond(user, FIRST, limit)).fetchall()
+    ids = [id_ for _, id_ in rows]
     return _mark_seen(connection, user, ids, ids, now, next_rev)
 
 
@@ -246,8 +313,10 @@ def delete(
         return Change((), 0, None)
     rev, ms = next_rev(), to_ms(now)
     connection.executemany(
-        "UPDATE documents SET deleted_at = ?, updated_at = ?, rev = ? WHERE user = ? AND id = ?",
-        ((ms, ms, rev, user, id_) for id_ in found),
+        # What was seen before version 3 was acknowledged then.
+        "UPDATE documents SET deleted_at = ?1, updated_at = ?1, rev = ?2,"
+        " acked_at = coalesce(acked_at, CASE WHEN seen THEN updated_at ELSE ?1 END) WHERE user = ?3 AND id = ?4",
+        ((ms, rev, user, id_) for id_ in found),
     )
     return Change(tuple(id_.hex() for id_ in found), len(found), rev)
 
@@ -264,13 +333,14 @@ def _mark_seen(
     if to_change:
         rev, ms = next_rev(), to_ms(now)
         connection.executemany(
-            "UPDATE documents SET seen = 1, updated_at = ?, rev = ? WHERE user = ? AND id = ?",
+            "UPDATE documents SET seen = 1, updated_at = ?1, rev = ?2, acked_at = coalesce(acked_at, ?1)"
+            " WHERE user = ?3 AND id = ?4",
             ((ms, rev, user, id_) for id_ in to_change),
         )
     return Change(tuple(id_.hex() for id_ in ids), len(to_change), rev)
 
 
-def _user(connection: sqlite3.Connection, tenant: str, user_id: str) -> int | None:
+def user_key(connection: sqlite3.Connection, tenant: str, user_id: str) -> int | None:
     """The key of a user; None if nothing was ever stored for them."""
     row = connection.execute(f"SELECT {_USER}", (tenant, user_id)).fetchone()
     return None if row[0] is None else int(row[0])
@@ -280,24 +350,31 @@ def _find(
     connection: sqlite3.Connection, tenant: str, user_id: str, ids: Sequence[str]
 ) -> tuple[int | None, dict[bytes, bool]]:
     """The user's key, and those of the ids that are the user's and not deleted, in the order given -> whether seen."""
-    user = _user(connection, tenant, user_id)
+    user = user_key(connection, tenant, user_id)
     wanted = list(dict.fromkeys(raw for raw in map(id_bytes, ids) if raw is not None))
     states: dict[bytes, bool] = {}
-    for some in _portions(wanted):
+    for some in portions(wanted):
         states.update(
             connection.execute(
                 "SELECT id, seen FROM documents"
-                f" WHERE user = ? AND deleted_at IS NULL AND id IN ({_marks(some)})",
+                f" WHERE user = ? AND deleted_at IS NULL AND id IN ({question_marks(some)})",
                 (user, *some),
             ).fetchall()
         )
     return user, {raw: states[raw] for raw in wanted if raw in states}
 
 
-def _portions(values: Sequence[Any]) -> Iterator[Sequence[Any]]:
-    for start in range(0, len(values), _IDS_PER_STATEMENT):
-        yield values[start : start + _IDS_PER_STATEMENT]
+def _beyond(user: int | None, after: Position, limit: int) -> dict[str, Any]:
+    """What the statements for the oldest unseen ask for."""
+    created_at, id_ = after
+    return {"user": user, "created_at": created_at, "id": id_, "limit": limit}
 
 
-def _marks(values: Sequence[Any]) -> str:
+def portions(values: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    """As many of them at a time as go into one statement."""
+    for start in range(0, len(values), IDS_PER_STATEMENT):
+        yield values[start : start + IDS_PER_STATEMENT]
+
+
+def question_marks(values: Sequence[Any]) -> str:
     return ",".join("?" * len(values))

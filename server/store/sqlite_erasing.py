@@ -1,8 +1,8 @@
 """Erasing a removed tenant from the embedded store, step by step: what a step does on a connection.
 
-Its documents go first, user by user, then the notifications that they leave behind, then the rest. No step depends on
-another: after a crash, or when a server that has not heard of the removal stores something more, the next one goes on.
-"""
+Its documents go first, user by user, then its open broadcasts, then the notifications that both leave behind, then the
+rest. No step depends on another: after a crash, or when a server that has not heard of the removal stores something
+more, the next one goes on."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ def erase_some(connection: sqlite3.Connection, tenant: str, limit: int) -> tuple
     ).fetchall()
     if users:
         return _erase_users(connection, tenant, [key for (key,) in users], limit), False
-    if _erase_orphans(connection, tenant, limit):
-        return 0, False
+    for erase_rest in (_end_broadcasts, _erase_orphans, _erase_ways):
+        if erase_rest(connection, tenant, limit):
+            return 0, False
     connection.execute("DELETE FROM api_keys WHERE tenant = ?", (tenant,))
     connection.execute("DELETE FROM sign_outs WHERE tenant = ?", (tenant,))
     connection.execute("DELETE FROM tenants WHERE name = ?", (tenant,))
@@ -52,6 +53,15 @@ def _erase_users(connection: sqlite3.Connection, tenant: str, users: list[int], 
     return erased
 
 
+def _end_broadcasts(connection: sqlite3.Connection, tenant: str, limit: int) -> int:
+    keys = connection.execute(
+        "SELECT notification FROM broadcasts WHERE tenant = ? LIMIT ?", (tenant, limit)
+    ).fetchall()
+    connection.executemany("INSERT OR IGNORE INTO orphans VALUES (?, ?)", ((tenant, key) for (key,) in keys))
+    connection.executemany("DELETE FROM broadcasts WHERE notification = ?", keys)
+    return len(keys)
+
+
 def _erase_orphans(connection: sqlite3.Connection, tenant: str, limit: int) -> int:
     """Notifications of whose documents none is left, and their mail."""
     keys = connection.execute(
@@ -68,3 +78,11 @@ def _erase_orphans(connection: sqlite3.Connection, tenant: str, limit: int) -> i
         "DELETE FROM orphans WHERE tenant = ? AND notification = ?", ((tenant, key) for (key,) in keys)
     )
     return len(keys)
+
+
+def _erase_ways(connection: sqlite3.Connection, tenant: str, limit: int) -> int:
+    return connection.execute(
+        "DELETE FROM ways WHERE (tenant, user_id, way) IN"
+        " (SELECT tenant, user_id, way FROM ways WHERE tenant = ? LIMIT ?)",
+        (tenant, limit),
+    ).rowcount

@@ -1,8 +1,8 @@
 """The tables of the embedded store, and how a connection to them is made. Older files: see `sqlite_upgrade`.
 
 Instants are integers: milliseconds since 1970 (UTC). Ids are the 12 bytes of the ObjectId. Users and notifications have
-a small integer `key` of their own, because each of the four trees of `documents` repeats the user, and a notification
-is stored once for all of its users.
+a small integer `key` of their own, because each of the trees of `documents` repeats them, and a notification is stored
+once for all of its users.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from pathlib import Path
 from server.errors import StartupError, StoreUnavailable
 from server.grants import DEFAULT_TENANT, new_secret
 from server.ids import is_id, new_id
+from server.store import WAYS
 
-VERSION = 2
+VERSION = 3
 """Kept in `PRAGMA user_version`. A file of a newer version is not touched."""
 
 _APPLICATION_ID = 0x4E4F5449  # "NOTI": tells our files from anybody else's SQLite files
@@ -31,11 +32,13 @@ log, the more often a page in it is written over before it must be copied."""
 _LOG_KEPT_BYTES = 64 * 1024 * 1024
 """A log that grew further, because of a huge transaction, is cut back to this."""
 
-# The primary key of `documents` finds a user's documents by id and, since ids rise with time, keeps those of one
-# page of the inbox side by side. `inbox` leaves out tombstones and `unseen` also what was seen, so that however much
-# a user has deleted or read, the newest and the oldest unseen are found without stepping over it; their last columns,
-# which take no space, let counting do without the documents themselves. `changes` orders a user's changes. No foreign
-# keys: one function writes each group of rows, and every insert would search once more.
+# The primary key of `documents` finds a user's documents by id and, since ids rise with time, keeps those of one page
+# of the inbox side by side. `inbox` leaves out tombstones, so that however much a user has deleted, the newest are
+# found without stepping over it; its last column, which takes no space, lets counting do without the documents
+# themselves. `changes` orders a user's changes. No foreign keys: one function writes each group of rows, and every
+# insert would search once more. # `marks`: a bit for each of `store.WAYS` in which the document was sent (see
+# `mark_of`). `acked_at`: when a client acknowledged it, or it was first seen or deleted; null where that was before
+# version 3, too.
 _TABLES = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID;
 
@@ -54,10 +57,10 @@ CREATE TABLE documents (
     user INTEGER NOT NULL, id BLOB NOT NULL, notification INTEGER NOT NULL,
     created_at INTEGER NOT NULL, updated_at INTEGER NOT NULL, rev INTEGER NOT NULL,
     seen INTEGER NOT NULL DEFAULT 0, deleted_at INTEGER,
+    marks INTEGER NOT NULL DEFAULT 0, acked_at INTEGER,
     PRIMARY KEY (user, id)
 ) WITHOUT ROWID;
 CREATE INDEX inbox ON documents (user, created_at, id, deleted_at) WHERE deleted_at IS NULL;
-CREATE INDEX unseen ON documents (user, created_at, id, seen, deleted_at) WHERE seen = 0 AND deleted_at IS NULL;
 CREATE UNIQUE INDEX changes ON documents (user, rev, id);
 
 -- One row for each notification that still owes mail. due_at: the earliest of its recipients that no lease holds;
@@ -81,6 +84,34 @@ CREATE TABLE refused_mail (
     code INTEGER NOT NULL, reason TEXT NOT NULL, refused_at INTEGER NOT NULL,
     PRIMARY KEY (notification, user_id)
 ) WITHOUT ROWID;
+"""
+
+# `unseen_by_marks` leaves out what was seen or deleted, and keeps apart what was sent in which ways, so that the oldest
+# unseen, and those that were not sent in some way, are found without stepping over the others: the few series of a user
+# are merged. `of_notification` grows at its end only, which costs an insert little.
+INDEXES = {
+    "unseen_by_marks": """
+CREATE INDEX unseen_by_marks ON documents (user, marks, created_at, id, seen, deleted_at)
+WHERE seen = 0 AND deleted_at IS NULL
+""",
+    "of_notification": "CREATE INDEX of_notification ON documents (notification, user)",
+}
+"""Those that are new in version 3, by their names."""
+
+# `ways`: when a user first used a way of listening; the user need not have a row in `users`. `broadcasts`: those that
+# are open; the users up to `after` have their documents.
+BROADCAST_TABLES = """
+CREATE TABLE ways (
+    tenant TEXT NOT NULL, user_id TEXT NOT NULL, way TEXT NOT NULL, begun_at INTEGER NOT NULL,
+    PRIMARY KEY (tenant, user_id, way)
+) WITHOUT ROWID;
+
+CREATE TABLE broadcasts (
+    notification INTEGER PRIMARY KEY, tenant TEXT NOT NULL, created_at INTEGER NOT NULL,
+    after TEXT, lease TEXT, leased_until INTEGER
+);
+CREATE INDEX broadcasts_by_age ON broadcasts (created_at);
+CREATE INDEX broadcasts_of_tenant ON broadcasts (tenant, created_at);
 """
 
 # Beside these, `meta` counts the changes of what `Directory.access` returns, as access_sequence. The rows of `api_keys`
@@ -121,6 +152,11 @@ def to_ms(instant: datetime) -> int:
 def from_ms(ms: int) -> datetime:
     """A stored instant: aware UTC."""
     return _EPOCH + timedelta(milliseconds=ms)
+
+
+def mark_of(way: str) -> int:
+    """The bit of a way of listening in `marks`."""
+    return 1 << WAYS.index(way)
 
 
 def id_bytes(text: str) -> bytes | None:
@@ -168,14 +204,17 @@ def version_of(connection: sqlite3.Connection) -> int:
     return _pragma(connection, "user_version")
 
 
-def has_table(connection: sqlite3.Connection, name: str) -> bool:
-    found = connection.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", (name,))
+def has(connection: sqlite3.Connection, name: str) -> bool:
+    """Whether there is a table or an index of this name."""
+    found = connection.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (name,))
     return found.fetchone() is not None
 
 
 def make(connection: sqlite3.Connection, now: datetime) -> None:
     """All that belongs in an empty file, in one transaction."""
-    connection.executescript("BEGIN IMMEDIATE;" + _TABLES + DIRECTORY_TABLES)
+    connection.executescript("BEGIN IMMEDIATE;" + _TABLES + DIRECTORY_TABLES + BROADCAST_TABLES)
+    for statement in INDEXES.values():
+        connection.execute(statement)
     connection.execute("INSERT INTO meta VALUES ('epoch', ?), ('last_rev', 0), ('pings', 0)", (new_id(),))
     fill_directory(connection, now)
     connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")

@@ -1,7 +1,7 @@
 """Brings a file of the embedded store up to this version: one that is empty, or that an earlier version wrote.
 
 For whoever holds the folder. Each step is a transaction, or a row of them that skips what is done already, and the
-version is raised after the last one: so it can be interrupted anywhere, and goes on when the file is opened again.
+version is raised by the last one: so it can be interrupted anywhere, and goes on when the file is opened again.
 Until then the earlier version can use the file, too.
 """
 
@@ -16,10 +16,12 @@ from pathlib import Path
 
 from server.errors import StoreUnavailable
 from server.store.sqlite_schema import (
+    BROADCAST_TABLES,
     DIRECTORY_TABLES,
+    INDEXES,
     VERSION,
     fill_directory,
-    has_table,
+    has,
     make,
     open_writer,
     to_ms,
@@ -30,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 USERS_PER_STEP = 1000
 REPORT_EVERY_S = 3.0
+STEPS_BETWEEN_QUESTIONS = 100_000
+"""Of SQLite's, while it makes an index: some milliseconds."""
 
 
 def open_upgraded(
@@ -41,8 +45,8 @@ def open_upgraded(
     try:
         if version_of(connection) == 0:
             make(connection, now)
-        if version_of(connection) == 1:
-            _upgrade_to_2(connection, path, now, is_given_up)
+        if version_of(connection) < VERSION:
+            _upgrade(connection, path, now, is_given_up)
     except BaseException:
         connection.close()
         raise
@@ -51,25 +55,46 @@ def open_upgraded(
 
 def is_being_upgraded(connection: sqlite3.Connection) -> bool:
     """Whether somebody of this version has begun with this file, but not ended."""
-    return version_of(connection) < VERSION and (
-        version_of(connection) == 0 or has_table(connection, "tenants")
-    )
+    return version_of(connection) < VERSION and (version_of(connection) == 0 or has(connection, "broadcasts"))
 
 
-def _upgrade_to_2(
+def _upgrade(
     connection: sqlite3.Connection, path: Path, now: datetime, is_given_up: Callable[[], bool]
 ) -> None:
-    """Tenants, keys and known users. All that there is belongs to the tenant `default` already."""
-    if not has_table(connection, "tenants"):
-        connection.executescript(
-            "BEGIN IMMEDIATE;"
-            "ALTER TABLE users ADD COLUMN first_seen_at INTEGER NOT NULL DEFAULT 0;"
-            "ALTER TABLE users ADD COLUMN last_seen_at INTEGER;" + DIRECTORY_TABLES
-        )
-        fill_directory(connection, now)
-        connection.execute("COMMIT")
-    _find_first_seen(connection, path, now, is_given_up)
-    connection.execute("PRAGMA user_version = 2")
+    # What takes no time comes first: by the tables others see that it has begun.
+    if not has(connection, "tenants"):
+        _add_directory(connection, now)
+    if not has(connection, "broadcasts"):
+        _add_broadcasts(connection)
+    if version_of(connection) == 1:
+        _find_first_seen(connection, path, now, is_given_up)
+    for name, statement in INDEXES.items():
+        if not has(connection, name):
+            _make_index(connection, path, name, statement, is_given_up)
+    connection.executescript(
+        f"BEGIN IMMEDIATE; DROP INDEX IF EXISTS unseen; PRAGMA user_version = {VERSION}; COMMIT"
+    )
+    logger.info("brought %s up to date", path)
+
+
+def _add_directory(connection: sqlite3.Connection, now: datetime) -> None:
+    """New in version 2: tenants, keys and known users. All that there is belongs to the tenant `default` already."""
+    connection.executescript(
+        "BEGIN IMMEDIATE;"
+        "ALTER TABLE users ADD COLUMN first_seen_at INTEGER NOT NULL DEFAULT 0;"
+        "ALTER TABLE users ADD COLUMN last_seen_at INTEGER;" + DIRECTORY_TABLES
+    )
+    fill_directory(connection, now)
+    connection.execute("COMMIT")
+
+
+def _add_broadcasts(connection: sqlite3.Connection) -> None:
+    """New in version 3: marks of what was sent, and broadcasts. The documents need not be touched."""
+    connection.executescript(
+        "BEGIN IMMEDIATE;"
+        "ALTER TABLE documents ADD COLUMN marks INTEGER NOT NULL DEFAULT 0;"
+        "ALTER TABLE documents ADD COLUMN acked_at INTEGER;" + BROADCAST_TABLES + "COMMIT"
+    )
 
 
 def _find_first_seen(
@@ -81,9 +106,7 @@ def _find_first_seen(
     reported_at = time.monotonic()
     for key in range(0, last, USERS_PER_STEP):
         if is_given_up():
-            raise StoreUnavailable(
-                f"bringing {path} up to date was interrupted; it goes on at the next start"
-            )
+            raise _interrupted(path)
         if time.monotonic() - reported_at >= REPORT_EVERY_S:
             reported_at = time.monotonic()
             logger.info("bringing %s up to date: %d of %d users (%d %%)", path, key, last, 100 * key // last)
@@ -93,4 +116,23 @@ def _find_first_seen(
             " WHERE key > ? AND key <= ? AND first_seen_at = 0",
             (to_ms(now), key, key + USERS_PER_STEP),
         )
-    logger.info("brought %s up to date", path)
+
+
+def _make_index(
+    connection: sqlite3.Connection, path: Path, name: str, statement: str, is_given_up: Callable[[], bool]
+) -> None:
+    """The only step that takes long and cannot be divided: if it is interrupted, it begins anew."""
+    logger.info("bringing %s up to date: making the index %s", path, name)
+    connection.set_progress_handler(is_given_up, STEPS_BETWEEN_QUESTIONS)
+    try:
+        connection.execute(statement)
+    except sqlite3.OperationalError as exc:
+        if exc.sqlite_errorcode == sqlite3.SQLITE_INTERRUPT:
+            raise _interrupted(path) from exc
+        raise
+    finally:
+        connection.set_progress_handler(None, 0)
+
+
+def _interrupted(path: Path) -> StoreUnavailable:
+    return StoreUnavailable(f"bringing {path} up to date was interrupted; it goes on at the next start")

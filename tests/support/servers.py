@@ -1,4 +1,4 @@
-"""Servers of the system (MariaDB, PostgreSQL, nginx) that tests start themselves: never the system's own service, its
+"""Servers of the system (MariaDB, PostgreSQL, Redis, RabbitMQ, nginx) that tests start themselves: never the system's own service, its
 port or its data."""
 
 from __future__ import annotations
@@ -24,14 +24,15 @@ def server_program(name: str, what: str) -> Path:
     versions = sorted(
         glob("/usr/lib/postgresql/*/bin"), key=lambda path: int(path.split("/")[4]), reverse=True
     )
-    path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin", *versions])
+    folders = ["/usr/sbin", "/usr/local/sbin", "/usr/lib/rabbitmq/bin", *versions]
+    path = os.pathsep.join([os.environ.get("PATH", os.defpath), *folders])
     found = shutil.which(name, path=path)
     if found is None:
         unavailable(what, f"there is no {name}")
     return Path(found)
 
 
-class DatabaseServer(ABC):
+class OwnServer(ABC):
     """One server process on a loopback port of its own, with its data in a folder of its own. Tests may stop, kill and
     freeze it and start it again; it keeps its port and its data until close()."""
 
@@ -48,15 +49,6 @@ class DatabaseServer(ABC):
         except BaseException:
             self.close()
             raise
-
-    @abstractmethod
-    def url(self, database: str) -> str:
-        """What `[SQL] url` would be for this database, as its administrator."""
-
-    @abstractmethod
-    def run(self, sql: str, database: str | None = None) -> str:
-        """Let the database's own command line tool carry this out; what it prints, without headers. Raises
-        CalledProcessError. `database` None: the one that each server has."""
 
     @abstractmethod
     def _initialise(self) -> None:
@@ -136,3 +128,16 @@ class DatabaseServer(ABC):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class DatabaseServer(OwnServer):
+    """One that a login by SQL may ask."""
+
+    @abstractmethod
+    def url(self, database: str) -> str:
+        """What `[SQL] url` would be for this database, as its administrator."""
+
+    @abstractmethod
+    def run(self, sql: str, database: str | None = None) -> str:
+        """Let the database's own command line tool carry this out; what it prints, without headers. Raises
+        CalledProcessError. `database` None: the one that each server has."""

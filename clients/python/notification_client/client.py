@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import ssl
-import time
+from asyncio import sleep as sleep_async
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from time import sleep
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
@@ -31,12 +31,13 @@ _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.
 
 
 def _failure(error: httpx.RequestError) -> NotificationError:
-    """Why there is no answer. Whatever is not known to have come before the first byte may have arrived."""
-    name = type(error).__name__
+    """Why there is no answer. Whatever is not known to have failed before the first byte was sent may have arrived."""
     if isinstance(error, _NOT_SENT):
-        failure: NotificationError = Unreachable(f"no connection to the server ({name})")
+        failure: NotificationError = Unreachable(
+            f"no connection to the server: {error or type(error).__name__}"
+        )
     else:
-        failure = AnswerLost(f"no answer from the server ({name})", maybe_done=True)
+        failure = AnswerLost(f"no answer from the server: {type(error).__name__}", maybe_done=True)
     failure.__cause__ = error
     return failure
 
@@ -75,8 +76,8 @@ class Client(_Base):
     """Publishes at one server, with one key. May be used by any number of threads at once, and after a fork.
 
     `url`: of the server, with the path it is mounted at, if any. `key`: an API key; None where the server asks for
-    none. `timeout`: seconds, for each of connecting, sending and waiting for (more of) the answer. `tls`: whom to trust,
-    and the own certificate, where the usual certificate authorities are not enough.
+    none. `timeout`: seconds, for each of connecting, sending and waiting for (more of) the answer. `tls`: whom to
+    trust, and the own certificate, where the usual certificate authorities are not enough.
 
     Connections are kept and used again: make one client, keep it, and close it at the end (or use it in `with`). Every
     method raises `NotificationError` (see `errors`), and repeats what failed as `retries` says.
@@ -144,7 +145,7 @@ class Client(_Base):
         delay_s = next(steps)
         while True:
             if delay_s:
-                time.sleep(delay_s)
+                sleep(delay_s)
             outcome = self._attempt(call)
             try:
                 delay_s = steps.send(outcome)
@@ -226,7 +227,7 @@ class AsyncClient(_Base):
         delay_s = next(steps)
         while True:
             if delay_s:
-                await asyncio.sleep(delay_s)
+                await sleep_async(delay_s)
             outcome = await self._attempt(call)
             try:
                 delay_s = steps.send(outcome)

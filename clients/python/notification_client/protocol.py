@@ -28,6 +28,9 @@ VERSION = "0.1.0"
 
 T = TypeVar("T")
 
+KEY_REFUSED = b"<html><body>API Key refused</body></html>"
+"""What `POST /notify` answers, with 400, to a wrong key."""
+
 FIRST_DELAY_S = 0.5
 LONGEST_DELAY_S = 5.0
 """Of the pause before an attempt, which doubles with each one; the server may ask for more."""
@@ -126,7 +129,7 @@ class Answer:
 def base_url(url: str) -> str:
     """The url, if it can be the address of a server. Raises ValueError, which does not repeat it."""
     parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
         raise ValueError("url: not an http:// or https:// address")
     if parts.username is not None or parts.query or parts.fragment:
         raise ValueError("url: has a user, a query or a fragment; the key is an argument of its own")
@@ -244,10 +247,10 @@ def result(call: Call[T], answer: Answer) -> T:
 def refusal(answer: Answer) -> NotificationError:
     """The error that an answer other than 2xx stands for."""
     problem = _problem(answer.body)
-    code = str(problem.get("title", ""))
+    code = title if isinstance(title := problem.get("title"), str) else ""
     message = str(problem.get("detail") or f"the server answered {answer.status}, without a reason")
     match answer.status:
-        case 400 if b"API Key refused" in answer.body:
+        case 400 if answer.body == KEY_REFUSED:
             return Refused("API Key refused", status=400, code="bad_credentials")
         case 400 | 413:
             return _invalid(answer.status, problem, code, message)
@@ -256,9 +259,9 @@ def refusal(answer: Answer) -> NotificationError:
         case 404:
             return NotFound(message, status=404, code=code)
         case 429 | 502 | 503 | 504:
-            limited = answer.status == 429
-            maybe_done = not (limited or (answer.status == 503 and code in NOTHING_DONE))
-            kind = RateLimited if limited else Unavailable
+            is_limited = answer.status == 429
+            maybe_done = not (is_limited or (answer.status == 503 and code in NOTHING_DONE))
+            kind = RateLimited if is_limited else Unavailable
             unavailable = kind(message, status=answer.status, code=code, maybe_done=maybe_done)
             unavailable.retry_after = _retry_after(answer.headers.get("retry-after", ""))
             return unavailable
@@ -275,14 +278,14 @@ def _problem(body: bytes) -> dict[str, Any]:
 
 
 def _invalid(status: int, problem: Mapping[str, Any], code: str, message: str) -> Invalid:
-    field = str(problem.get("field", ""))
-    # As Django REST framework has it: {"field": ["why", …], …}.
-    reasons = {name: why[0] for name, why in problem.items() if isinstance(why, list) and why}
-    if reasons:
-        field, reason = next(iter(reasons.items()))
-        message = f"{field}: {reason}"
+    field = problem.get("field")
+    if field is None:
+        # As Django REST framework has it: {"field": ["why", …], …}.
+        reasons = ((name, why[0]) for name, why in problem.items() if isinstance(why, list) and why)
+        field, reason = next(reasons, ("", message))
+        message = f"{field}: {reason}" if field else message
     error = (TooLarge if status == 413 else Invalid)(message, status=status, code=code)
-    error.field = field
+    error.field = str(field)
     return error
 
 

@@ -1,0 +1,137 @@
+"""Notifications for everybody of a tenant (CONTRACT C5): one durable record, then the answer, then a document for
+each user whom the tenant knew by then, in batches. Whoever is connected comes first; who joins in between is not made
+to wait."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterable
+
+from server.backplane import LocalBackplane
+from server.bus import INBOX_CHANGED, NOTIFICATION_STORED, tell
+from server.errors import StoreUnavailable
+from server.messages import Added, Broadcasted, Document, Notification, Publication
+from server.rooms import NOBODY, Room, Rooms
+from server.store import Broadcast, Store
+from server.tenants import Tenants
+
+logger = logging.getLogger(__name__)
+
+BATCH_USERS = 500
+"""Documents of a batch: stored and pushed together, then others get their turn."""
+
+LEASE_S = 30.0
+"""After so long another node goes on with what a node that crashed had begun."""
+
+LOOK_S = 1.0
+"""Between two looks for broadcasts of other nodes."""
+
+RETRY_S = 2.0
+
+
+class Broadcaster:
+    """One for each node."""
+
+    def __init__(self, store: Store, backplane: LocalBackplane, rooms: Rooms, tenants: Tenants) -> None:
+        self._store = store
+        self._backplane = backplane
+        self._rooms = rooms
+        self._tenants = tenants
+        self._wake = asyncio.Event()
+        self._open_count = 0
+        # who was connected when a broadcast was accepted here
+        self._first: dict[str, list[str]] = {}
+
+    async def broadcast(self, notification: Notification, received_at: float = 0.0) -> None:
+        """Accept one: when this returns it is durable, and every user will get it. Raises `StoreUnavailable`."""
+        # Who has joined a moment ago is known, too.
+        await self._tenants.write_down()
+        connected = self._rooms.users_of(notification.tenant)
+        began_at = time.monotonic()
+        await self._store.broadcasts.add(notification)
+        stored_at = time.monotonic()
+        self._first[notification.nid] = connected
+        self._open_count += 1
+        self._wake.set()
+        self._backplane.publish([((notification.tenant, NOBODY), Broadcasted(notification))])
+        publication = Publication(notification, (), door="broadcast", received_at=received_at)
+        tell(
+            NOTIFICATION_STORED,
+            self,
+            publication=publication,
+            documents=[],
+            duty=None,
+            store_s=stored_at - began_at,
+        )
+
+    @property
+    def waiting(self) -> int:
+        """How many broadcasts are not finished, on all nodes, as known here."""
+        return self._open_count
+
+    async def catch_up(self, room: Room) -> None:
+        """Give a user who joins their document of each broadcast that has not come to them yet. Raises
+        `StoreUnavailable`."""
+        if not self._open_count:
+            return
+        tenant, user_id = room
+        known_since = await self._store.directory.known_since(tenant, user_id)
+        if known_since is None:
+            return
+        for notification in await self._store.broadcasts.open_of(tenant):
+            if known_since <= notification.created_at:
+                self._publish(await self._store.broadcasts.expand(notification, [user_id]))
+
+    # -- in the background -----------------------------------------------------------------------------------
+    async def run(self) -> None:
+        """Bring all broadcasts to their users, until cancelled."""
+        while True:
+            try:
+                self._open_count = await self._store.broadcasts.count_open()
+                while self._open_count and (claimed := await self._store.broadcasts.claim(LEASE_S)):
+                    await self._carry_out(claimed)
+                    self._open_count = await self._store.broadcasts.count_open()
+            except StoreUnavailable as error:
+                logger.debug("broadcasts wait for the store: %s", error)
+                await asyncio.sleep(RETRY_S)
+            except Exception:
+                logger.exception("a broadcast could not be carried on; it is tried again")
+                await asyncio.sleep(RETRY_S)
+            await self._pause()
+
+    async def _pause(self) -> None:
+        try:
+            async with asyncio.timeout(LOOK_S):
+                await self._wake.wait()
+        except TimeoutError:
+            pass
+        self._wake.clear()
+
+    async def _carry_out(self, broadcast: Broadcast) -> None:
+        notification, after = broadcast.notification, broadcast.after
+        first = self._first.get(notification.nid, [])
+        for start in range(0, len(first), BATCH_USERS):
+            await self._expand(notification, first[start : start + BATCH_USERS])
+        while users := await self._store.directory.users(notification.tenant, after=after, limit=BATCH_USERS):
+            await self._expand(
+                notification,
+                [user.user_id for user in users if user.first_seen_at <= notification.created_at],
+            )
+            after = users[-1].user_id
+            if not await self._store.broadcasts.advance(broadcast, after, LEASE_S):
+                return
+        if await self._store.broadcasts.finish(broadcast):
+            logger.info("a broadcast reached all users: tenant=%s", notification.tenant)
+        self._first.pop(notification.nid, None)
+
+    async def _expand(self, notification: Notification, user_ids: list[str]) -> None:
+        if user_ids:
+            await self._backplane.has_space()
+            self._publish(await self._store.broadcasts.expand(notification, user_ids))
+
+    def _publish(self, documents: Iterable[Document]) -> None:
+        told = [((document.notification.tenant, document.user_id), Added(document)) for document in documents]
+        self._backplane.publish(told)
+        tell(INBOX_CHANGED, self, rooms=[room for room, _ in told])

@@ -1,0 +1,345 @@
+"""One client that only listens: who it is was proven before its connection was opened, and it has no commands (but a
+dialect may let it acknowledge). Knows no transport.
+
+Order, per connection: the room is joined before anything is read; what waited for this client comes first, oldest
+first, and pushes meanwhile wait behind it (see `screen`). When the store is away, that is read as soon as it is back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from typing import TypeVar
+
+from server.auth import Identity
+from server.broadcaster import Broadcaster
+from server.dialects import Dialect, HubDialect, RealtimeDialect, ServiceDialect, StreamDialect, TenantDialect
+from server.errors import RateLimited, StoreUnavailable
+from server.ids import is_id
+from server.inbox import Inbox
+from server.limits import Limits
+from server.marks import Marks
+from server.messages import Added, Document, now
+from server.revs import COUNTER_BITS
+from server.rooms import NOBODY, Connection, Push, Room, Rooms, SignIn, close_at
+from server.screen import Screen
+from server.store import EVENTS, HUB, SERVICE, Store
+from server.tasks import Tasks
+from server.tenants import Tenants
+from server.wire import FAILED, TOO_MANY, Frame
+
+logger = logging.getLogger(__name__)
+
+PORTION = 100
+"""Documents read at a time."""
+
+LAST_ID = "f" * 24
+"""Comes after all ids."""
+
+RETRY_FIRST_S = 0.5
+RETRY_MAX_S = 10.0
+"""Until the next try to read what waits for a client, while the store is away."""
+
+
+Portion = tuple[list[tuple[Frame, Sequence[Document]]], Document | None]
+"""Frames to send, with the documents that each shows; and, if more documents are surely read after these, the last
+one of them (see `Screen.listing_waits`)."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class FeedServices:
+    """What all feeds share. `max_queue_bytes`: of pushes that wait behind what is read."""
+
+    tenants: Tenants
+    limits: Limits
+    rooms: Rooms
+    tasks: Tasks
+    store: Store
+    inbox: Inbox
+    marks: Marks
+    broadcaster: Broadcaster
+    max_queue_bytes: int
+
+
+class _FeedScreen(Screen):
+    """Tells of the documents that have been sent."""
+
+    __slots__ = ("_note",)
+
+    def __init__(
+        self,
+        connection: Connection,
+        dialect: Dialect,
+        max_held_bytes: int,
+        note: Callable[[Sequence[str]], None] | None,
+    ) -> None:
+        super().__init__(connection, dialect, max_held_bytes)
+        self._note = note
+
+    def push(self, pushes: Sequence[Push], burst: Frame) -> None:
+        is_straight = self._held is None and self._answered is None
+        super().push(pushes, burst)
+        if is_straight:
+            self._note_sent(pushes)
+
+    def _send_news(self, pushes: Sequence[Push]) -> None:
+        news = [push for push in pushes if not self._is_answered(push[0])]
+        super()._send_news(news)
+        self._note_sent(news)
+
+    def answer(self, frame: Frame, documents: Sequence[Document] = ()) -> None:
+        super().answer(frame, documents)
+        if self._note is not None and not self.connection.is_closed:
+            self._note([document.id for document in documents])
+
+    def _note_sent(self, pushes: Sequence[Push]) -> None:
+        if self._note is not None and not self.connection.is_closed:
+            self._note([event.document.id for event, _ in pushes if isinstance(event, Added)])
+
+
+class Feed:
+    """The session of such a client (`transports.connections.ClientSession`). To be made when the connection opens: that
+    joins the room, or closes the connection with the reason why it cannot."""
+
+    __slots__ = ("_expiry", "_is_joined", "_room", "_screen", "_services", "_task", "connection")
+
+    way: str | None = None
+    """The name by which the store remembers what was sent; None: it does not."""
+    dialect: Dialect
+
+    def __init__(self, connection: Connection, services: FeedServices, identity: Identity) -> None:
+        self.connection = connection
+        self._services = services
+        self._room: Room = (identity.tenant, identity.user_id)
+        self._screen = _FeedScreen(connection, self.dialect, services.max_queue_bytes, self._noting())
+        self._expiry: asyncio.TimerHandle | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._is_joined = self._join(identity)
+        if self._is_joined:
+            self._task = services.tasks.start(self._catch_up(), "feed")
+
+    def _noting(self) -> Callable[[Sequence[str]], None] | None:
+        return None if self.way is None else self._note
+
+    def _note(self, ids: Sequence[str]) -> None:
+        if self.way is not None and ids:
+            self._services.marks.note(self.way, self._room, ids)
+
+    def _join(self, identity: Identity) -> bool:
+        services, room = self._services, self._room
+        sign_in = SignIn(identity.issued_at or now(), identity.key_id)
+        why_over = services.tenants.why_over(room, sign_in)
+        if why_over is not None:
+            self.connection.close(why_over)
+            return False
+        if room[1] != NOBODY:
+            try:
+                services.limits.join_user(room)
+            except RateLimited:
+                self.connection.close(TOO_MANY)
+                return False
+            services.tenants.note_user(*room)
+        self._screen.sign_in = sign_in
+        self._expiry = close_at(self.connection, identity.expires_at)
+        self._screen.begin_answer()
+        services.rooms.join(room, self._screen)
+        return True
+
+    # -- the transport's side --------------------------------------------------------------------------------
+    @property
+    def is_joined(self) -> bool:
+        return self._is_joined
+
+    def receive(self, text: str) -> Awaitable[None] | None:
+        """What the client says; most dialects give it nothing to say."""
+        return None
+
+    def closed(self) -> None:
+        """The connection is over."""
+        if not self._is_joined:
+            return
+        self._is_joined = False
+        self._services.rooms.leave(self._room, self._screen)
+        if self._room[1] != NOBODY:
+            self._services.limits.leave_user(self._room)
+        if self._expiry is not None:
+            self._expiry.cancel()
+        if self._task is not None:
+            self._task.cancel()
+
+    # -- what waited -----------------------------------------------------------------------------------------
+    async def _catch_up(self) -> None:
+        try:
+            if self._room[1] != NOBODY:
+                await self._patiently(partial(self._services.broadcaster.catch_up, self._room))
+            async for told, last in self._backlog():
+                for frame, documents in told:
+                    self._screen.answer(frame, documents)
+                    with self._screen.listing_waits(last):
+                        await self.connection.drained()
+        except Exception:
+            logger.exception("what waited for a client could not be sent")
+            self.connection.close(FAILED)
+        finally:
+            self._screen.end_answer()
+
+    async def _backlog(self) -> AsyncIterator[Portion]:
+        """What is to be sent before anything new."""
+        return
+        yield  # makes it one that yields nothing
+
+    async def _unmarked(self, way: str, since: datetime | None = None) -> AsyncIterator[Portion]:
+        """The unseen documents that are not marked for this way, oldest first. `since`: only those created then or
+        later."""
+        services, (tenant, user_id) = self._services, self._room
+        after: Document | None = None
+        while True:
+            read = partial(
+                services.store.deliveries.backlog,
+                tenant,
+                user_id,
+                way,
+                since=since,
+                after=after,
+                limit=PORTION,
+            )
+            documents = await self._patiently(read)
+            after = documents[-1] if len(documents) == PORTION else None
+            # Some may have been marked a moment ago, which is not written yet.
+            new = [each for each in documents if not services.marks.is_noted(way, self._room, each.id)]
+            yield self._told(new), after
+            if after is None:
+                return
+
+    def _told(self, documents: Iterable[Document]) -> list[tuple[Frame, Sequence[Document]]]:
+        frames = ((self.dialect.frame(Added(document)), document) for document in documents)
+        return [(frame, (document,)) for frame, document in frames if frame is not None]
+
+    async def _patiently(self, read: Callable[[], Awaitable[T]]) -> T:
+        """What `read` returns, as soon as the store is there."""
+        delay_s = RETRY_FIRST_S
+        while True:
+            with contextlib.suppress(StoreUnavailable):
+                return await read()
+            with self._screen.listing_waits(None):
+                await asyncio.sleep(delay_s * random.uniform(0.5, 1.0))  # noqa: S311  # apart from others, no secret
+            delay_s = min(2 * delay_s, RETRY_MAX_S)
+
+
+class HubFeed(Feed):
+    """CONTRACT C2: what has not been sent to this user in this dialect comes once, when they connect."""
+
+    __slots__ = ()
+    way = HUB
+    dialect = HubDialect()
+
+    def _backlog(self) -> AsyncIterator[Portion]:
+        return self._unmarked(HUB)
+
+
+class RealtimeFeed(Feed):
+    """CONTRACT C4: as that of C2."""
+
+    __slots__ = ()
+    way = EVENTS
+    dialect = RealtimeDialect()
+
+    def _backlog(self) -> AsyncIterator[Portion]:
+        return self._unmarked(EVENTS)
+
+
+class ServiceFeed(Feed):
+    """CONTRACT C3: what this user has not acknowledged comes at each connect until they have; nothing from before they
+    first used this dialect."""
+
+    __slots__ = ()
+    dialect: ServiceDialect = ServiceDialect()
+
+    async def _backlog(self) -> AsyncIterator[Portion]:
+        tenant, user_id = self._room
+        begin = partial(self._services.store.deliveries.begin, tenant, user_id, SERVICE, now())
+        since = await self._patiently(begin)
+        async for portion in self._unmarked(SERVICE, since):
+            yield portion
+
+    def receive(self, text: str) -> None:
+        """`message_ack` (no answer) and the command `ping`."""
+        try:
+            message = json.loads(text)
+        except (ValueError, RecursionError):
+            self.connection.send(self.dialect.error("the message is not JSON"))
+            return
+        kind, key = (message.get("type"), message.get("key")) if isinstance(message, dict) else (None, None)
+        if kind == "message_ack" and isinstance(key, str):
+            if is_id(key):
+                self._services.marks.note(SERVICE, self._room, (key.lower(),))
+        elif kind == "command" and key == "ping":
+            self.connection.send(self.dialect.pong())
+        else:
+            self.connection.send(
+                self.dialect.error("known are message_ack with a key, and command with the key ping")
+            )
+
+
+class TenantFeed(Feed):
+    """CONTRACT C5: what is for everybody of a tenant, for a client without a user (`rooms.NOBODY`). What it missed it
+    does not get."""
+
+    __slots__ = ()
+    dialect = TenantDialect()
+
+
+class StreamFeed(Feed):
+    """Server-Sent Events: first all unseen documents, oldest first; or, to who comes back, what has changed since the
+    rev that they saw last, each document as it is now. Then how many are unseen."""
+
+    __slots__ = ("_since",)
+    dialect: StreamDialect = StreamDialect()
+
+    def __init__(
+        self, connection: Connection, services: FeedServices, identity: Identity, since: int | None
+    ) -> None:
+        self._since = since
+        super().__init__(connection, services, identity)
+
+    async def _backlog(self) -> AsyncIterator[Portion]:
+        listed = self._unseen() if self._since is None else self._changed(self._since)
+        async for portion in listed:
+            yield portion
+        count = await self._patiently(partial(self._services.inbox.count_unseen, self._room))
+        yield [(self.dialect.count(count), ())], None
+
+    async def _unseen(self) -> AsyncIterator[Portion]:
+        after: Document | None = None
+        while True:
+            read = partial(self._services.inbox.unseen, self._room, after=after, limit=PORTION)
+            documents = await self._patiently(read)
+            after = documents[-1] if len(documents) == PORTION else None
+            yield self._told(documents), after
+            if after is None:
+                return
+
+    async def _changed(self, since: int) -> AsyncIterator[Portion]:
+        store, (tenant, user_id) = self._services.store, self._room
+        overlap = int(store.changes_overlap_s * 1000) << COUNTER_BITS
+        after = (max(since - overlap, 0), "" if overlap else LAST_ID)
+        while True:
+            documents = await self._patiently(
+                partial(store.changes, tenant, user_id, after=after, limit=PORTION)
+            )
+            yield [(self._as_it_is(document), (document,)) for document in documents], None
+            if len(documents) < PORTION:
+                return
+            after = (documents[-1].rev, documents[-1].id)
+
+    def _as_it_is(self, document: Document) -> Frame:
+        return self.dialect.deleted(document) if document.deleted else self.dialect.added(document)

@@ -1,0 +1,265 @@
+"""The Redis hub (CONTRACT C2): what backends publish to the channels `user_noti:{user id}`.
+
+Redis keeps nothing of what it passes on: what cannot be stored waits here, in a bounded buffer, and whoever is not
+subscribed at the moment misses it. So one process of a cluster consumes, and the next takes over when its lease ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from urllib.parse import unquote, urlsplit
+
+from redis.asyncio import Connection, SSLConnection
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from server.checks import Trouble
+from server.config.doors import RedisHub
+from server.errors import Busy, InvalidInput, InvalidNotification, StoreUnavailable
+from server.ingest.consumer import Backoff, Consumer, Lanes, Lease, first_of, in_one_line, json_of
+from server.messages import Publication
+from server.notifier import Notifier
+from server.parsers import FieldLimits, parse_hub
+from server.rooms import Room
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_PORT = 6379
+
+STORE_RETRY_MAX_S = 5.0
+"""Between two tries to store a message that waits: who reads it has been waiting, too."""
+
+TURN = 64
+"""Messages after which others get a turn: a full socket is read without waiting, and so without giving up the loop."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Message:
+    """As it came; it is read when its turn has come, since its bytes take the least room."""
+
+    user_id: str
+    body: bytes
+    received_at: float
+
+
+class RedisDoor(Consumer):
+    """`limits`, `max_message_bytes`: of one message; may be changed while the server runs. `is_online`: whether a user
+    has a connection on any node; asked only with `skip_offline`. `run` and `stop` are those of every consumer."""
+
+    door = "redis"
+
+    def __init__(
+        self,
+        settings: RedisHub,
+        notifier: Notifier,
+        lease: Lease,
+        *,
+        limits: FieldLimits,
+        max_message_bytes: int,
+        is_online: Callable[[Room], bool],
+        backoff: Backoff | None = None,
+    ) -> None:
+        url = urlsplit(settings.url)
+        port = url.port or DEFAULT_PORT
+        super().__init__(f"Redis at {url.hostname}:{port}", settings.tenant, backoff)
+        self.limits = limits
+        self.max_message_bytes = max_message_bytes
+        self._settings = settings
+        self._notifier = notifier
+        self._lease = lease
+        self._is_online = is_online
+        self._prefix = f"{settings.prefix}:".encode()
+        self._lanes = Lanes(self._work)
+        self._waiting_bytes = 0
+        self._dropped = 0
+        self._connection: Connection | None = None
+        self._pongs: list[asyncio.Future[None]] = []
+
+    @property
+    def waiting(self) -> int:
+        """How many messages wait to be stored."""
+        return self._lanes.waiting
+
+    # -- life ------------------------------------------------------------------------------------------------
+    async def run(self) -> None:
+        await first_of(super().run(), self._lanes.run())
+
+    async def _finish(self) -> None:
+        await self._lease.give_back()
+        try:
+            await self._lanes.idle()
+        finally:
+            if self._lanes.waiting:
+                logger.warning("redis: %d messages could not be stored in time", self._lanes.waiting)
+
+    async def _consume(self) -> None:
+        if not await self._lease.renew():
+            self._note_standby()
+            await self._pause(self._lease.renew_every_s)
+            return
+        connection = self._make_connection()
+        try:
+            async with asyncio.timeout(self._settings.timeout_s):
+                await connection.connect()  # type: ignore[no-untyped-call]  # of redis-py
+                await connection.send_command("PSUBSCRIBE", self._prefix + b"*")
+            self._connection = connection
+            await first_of(self._listen(connection), self._keep_lease(), self._stopping.wait())
+        finally:
+            self._connection = None
+            self._answer_pings(Trouble("not connected"))
+            await connection.disconnect(nowait=True)
+
+    def _make_connection(self) -> Connection:
+        settings, url = self._settings, urlsplit(self._settings.url)
+        make: Callable[..., Connection] = Connection
+        if url.scheme == "rediss":
+            make = partial(SSLConnection, ssl_ca_certs=str(settings.ca) if settings.ca else None)
+        return make(
+            host=url.hostname or "",
+            port=url.port or DEFAULT_PORT,
+            db=int(url.path.strip("/") or 0),
+            username=unquote(url.username) if url.username else None,
+            password=settings.password or (unquote(url.password) if url.password else None),
+            socket_timeout=settings.timeout_s,
+            socket_connect_timeout=settings.timeout_s,
+            retry=Retry(NoBackoff(), 0),  # trying again is ours
+            client_name="notification-server",
+            protocol=2,  # known to every Redis and to what speaks like it
+        )
+
+    async def _keep_lease(self) -> None:
+        """Return when somebody else has it."""
+        while True:
+            await asyncio.sleep(self._lease.renew_every_s)
+            if not await self._lease.renew():
+                logger.warning("redis: another process has taken over")
+                return
+
+    # -- listening -------------------------------------------------------------------------------------------
+    async def _listen(self, connection: Connection) -> None:
+        """Take what comes; never waits for the store, or Redis would cut off a subscriber that is slow. Raises when the
+        connection has ended, or is silent also when asked."""
+        is_asked, turn = False, 0
+        while True:
+            pushed = await connection.read_response(
+                disable_decoding=True, timeout=self._settings.timeout_s, disconnect_on_error=False
+            )
+            if pushed is not None:
+                is_asked = False
+                self._take(pushed)
+                turn = (turn + 1) % TURN
+                if not turn:
+                    await asyncio.sleep(0)
+            elif is_asked:
+                raise TimeoutError
+            else:
+                is_asked = True
+                await connection.send_command("PING")
+
+    def _take(self, pushed: list[bytes | int]) -> None:
+        match pushed:
+            case [b"pmessage", _, bytes() as channel, bytes() as body]:
+                self._receive(channel, body)
+            case [b"psubscribe", *_]:
+                self._note_up()
+            case [b"pong", *_]:
+                self._answer_pings(None)
+
+    def _receive(self, channel: bytes, body: bytes) -> None:
+        self._note_received()
+        try:
+            message = _Message(channel.removeprefix(self._prefix).decode(), body, time.monotonic())
+        except UnicodeDecodeError:
+            self._skip(InvalidNotification("user_id", "not UTF-8"))
+            return
+        settings = self._settings
+        if settings.skip_offline and not self._is_online((settings.tenant, message.user_id)):
+            self._note_refused("offline")
+        elif self._has_space(message):
+            self._waiting_bytes += len(body)
+            self._lanes.put(message.user_id, message)
+        else:
+            self._drop("the store is away, and the buffer is full")
+
+    def _has_space(self, message: _Message) -> bool:
+        """An empty buffer takes any one message."""
+        settings, waiting = self._settings, self._lanes.waiting
+        is_full = waiting >= settings.buffer_messages
+        return not waiting or not (is_full or self._waiting_bytes + len(message.body) > settings.buffer_bytes)
+
+    # -- storing ---------------------------------------------------------------------------------------------
+    async def _work(self, message: _Message) -> None:
+        try:
+            await self._store(self._parse(message), message.received_at)
+        except InvalidInput as error:
+            self._skip(error)
+        finally:
+            self._waiting_bytes -= len(message.body)
+
+    def _parse(self, message: _Message) -> Publication:
+        value = json_of(message.body, self.max_message_bytes)
+        publication = parse_hub(message.user_id, value, self._settings.tenant, self.limits)
+        return replace(publication, door=self.door, received_at=message.received_at)
+
+    async def _store(self, publication: Publication, received_at: float) -> None:
+        """Until it is stored; those of the same user wait behind it."""
+        backoff = Backoff(max_s=STORE_RETRY_MAX_S)
+        while await self._lease.covers(received_at):
+            try:
+                await self._notifier.notify(publication)
+            except (StoreUnavailable, Busy):
+                await asyncio.sleep(backoff.next_s())
+            else:
+                self._note_stored()
+                return
+        # It came when the lease could not be renewed, and somebody else has it now, and with it the message.
+        self._drop("another process has taken over")
+
+    def _skip(self, error: InvalidInput) -> None:
+        logger.info("redis: skipped a message: %s", error)
+        self._note_refused(error.code)
+
+    def _drop(self, why: str) -> None:
+        """Say so once; how many there were is said when it is over."""
+        if not self._dropped:
+            logger.warning("redis: messages are dropped: %s", why)
+        self._dropped += 1
+        self._note_refused("dropped")
+
+    def _note_stored(self) -> None:
+        if self._dropped:
+            logger.warning("redis: messages are stored again; %d were dropped", self._dropped)
+            self._dropped = 0
+
+    # -- health ----------------------------------------------------------------------------------------------
+    async def probe(self) -> None:
+        """Ask Redis, over the connection that is subscribed."""
+        await super().probe()
+        if self._connection is not None:
+            pong = asyncio.get_running_loop().create_future()
+            self._pongs.append(pong)
+            await self._connection.send_command("PING")
+            await pong
+
+    def _answer_pings(self, trouble: Trouble | None) -> None:
+        pongs, self._pongs = self._pongs, []
+        for pong in pongs:
+            if pong.done():
+                continue
+            if trouble is None:
+                pong.set_result(None)
+            else:
+                pong.set_exception(trouble)
+
+    def _why(self, error: Exception) -> str | None:
+        if isinstance(error, TimeoutError):
+            return f"no answer within {self._settings.timeout_s:g} s"
+        if isinstance(error, StoreUnavailable | RedisError | OSError):
+            return in_one_line(str(error)) or type(error).__name__
+        return None

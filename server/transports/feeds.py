@@ -1,0 +1,121 @@
+"""What the doors for clients without commands have in common: who may come in is decided before the upgrade, by a
+token or a key in the request. Each door is a file of its own, which says how its dialect is asked and refused."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tornado.httputil import HTTPServerRequest
+from tornado.web import RequestHandler
+
+from server.auth import Authenticator, Identity
+from server.bus import REFUSED, tell
+from server.callers import Caller
+from server.commands import MAX_TOKEN_CHARS, JoinByToken
+from server.errors import BadCredentials, NoCredentials, RateLimited, ServerError
+from server.feed import Feed, FeedServices
+from server.limits import retry_after
+from server.publishers import Publishers
+from server.rooms import Connection
+from server.transports.connections import ClientSession
+from server.transports.registry import Connections
+from server.transports.websocket import WebSocketEndpoint
+
+REFUSAL_DELAY_S = 1.0
+"""By about how much the answer to who connects too often is held back."""
+
+
+@dataclass(slots=True)
+class FeedDoors:
+    """What these doors need. `identify`: see `callers.CallerPolicy`; `origins`: those whose pages may connect, ("*",)
+    for all."""
+
+    connections: Connections
+    services: FeedServices
+    authenticator: Authenticator
+    publishers: Publishers
+    identify: Callable[[str, Mapping[str, str]], Caller]
+    origins: tuple[str, ...] = ("*",)
+
+
+class FeedRequest(RequestHandler):
+    """A request that wants to listen."""
+
+    door = ""
+    """Its name, for figures."""
+    doors: FeedDoors
+    identity: Identity
+
+    def initialize(self, doors: FeedDoors) -> None:
+        self.doors = doors
+        self.connections = doors.connections
+
+    def identify(self, request: HTTPServerRequest) -> Caller:
+        return self.doors.identify(request.remote_ip or "", request.headers)
+
+    @property
+    def caller(self) -> Caller:
+        return self.identify(self.request)
+
+    async def prepare(self) -> None:
+        """Find out who comes in; who may not is answered here."""
+        try:
+            if not self._is_page_allowed():
+                raise BadCredentials("pages of this origin may not connect")
+            self.connections.admission.may_connect(self.caller)
+            self.identity = await self.who()
+        except ServerError as error:
+            if isinstance(error, RateLimited):
+                await asyncio.sleep(REFUSAL_DELAY_S)
+                self.set_header("Retry-After", retry_after(error))
+            tell(REFUSED, self.doors, door=self.door, code=error.code, tenant=None)
+            self.refuse(error)
+
+    def _is_page_allowed(self) -> bool:
+        origin = self.request.headers.get("Origin")
+        allowed = self.doors.origins
+        return origin is None or "*" in allowed or origin.lower().rstrip("/") in allowed
+
+    async def who(self) -> Identity:
+        """Who is listening, and until when. Raises `ServerError`."""
+        raise NotImplementedError
+
+    async def _of_token(self, token: str | None, missing: str) -> Identity:
+        """The user of a token."""
+        if not token:
+            raise NoCredentials(missing)
+        if len(token) > MAX_TOKEN_CHARS:
+            raise BadCredentials("the token is too long")
+        return await self.doors.authenticator.authenticate(JoinByToken(token), self.caller)
+
+    def refuse(self, error: ServerError) -> None:
+        """Answer in the words of this door's contract."""
+        raise NotImplementedError
+
+    def answer(self, status: int, fields: Mapping[str, Any]) -> None:
+        """Answer with JSON instead of the upgrade."""
+        self.set_status(status)
+        self.set_header("Content-Type", "application/json")
+        self.set_header("Cache-Control", "no-store")
+        self.finish(dict(fields))
+
+
+class FeedWebSocket(FeedRequest, WebSocketEndpoint):
+    """A WebSocket whose client only listens."""
+
+    feed_class: type[Feed]
+
+    def open_session(self, connection: Connection) -> ClientSession:
+        return self.feed_class(connection, self.doors.services, self.identity)
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        """Tornado's own refusals, such as of a request that is no upgrade."""
+        self.answer(status_code, {"error": self._reason.lower()})
+
+
+def hidden(url: str) -> str:
+    """A URL without what stands behind `?`, where tokens and keys are."""
+    return url.partition("?")[0]
