@@ -131,8 +131,8 @@ has_go() {
     command -v go >/dev/null && [ -d /usr/share/gocode/src/github.com/gomodule/redigo/redis ]
 }
 
-# MariaDB, PostgreSQL, Redis, RabbitMQ and nginx, PHP and Go, by one call of apt-get. The tests start servers of their own
-# from them.
+# MariaDB, PostgreSQL, Redis, RabbitMQ and nginx, PHP and Go, by one call of apt-get. The tests start servers of their
+# own from them.
 ensure_servers() {
     set --
     find_servers mariadbd mariadb-install-db || set -- "$@" mariadb-server

@@ -153,6 +153,10 @@ class Authenticator:
         tell(SIGNED_IN, self, method=found.method, tenant=identity.tenant, took_s=took_s)
         return identity
 
+    def still(self, proof: Proof) -> Identity:
+        """Who somebody is by a proof of another moment, if it still counts. Raises `BadCredentials`, `TokenExpired`."""
+        return self._identity(_Found("proof", proof, is_token=True))
+
     def apply(
         self, *, default_tenant: str | None, cache_s: float, token_methods: Sequence[TokenMethod]
     ) -> None:

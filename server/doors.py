@@ -18,10 +18,11 @@ from server.exposition import Exposition
 from server.feed import FeedServices
 from server.grants import Grant
 from server.health import Instruments
-from server.ingest import deliveries, publishing, users
+from server.ingest import deliveries, publishing, user_tokens, users
 from server.ingest.base import Gate, presented
 from server.ingest.notify import NotifyDoor, NotifyHandler
 from server.ingest.publishing import PublishingDoors
+from server.ingest.user_tokens import UserTokenDoors
 from server.ingest.users import UserDoors
 from server.limits import Limits
 from server.mail_folder import MailFolder
@@ -89,6 +90,9 @@ class Doors:
         )
         self._deliveries = feeds.store.deliveries
         self._users = UserDoors(tenants, own_tokens.make, config.auth.max_token_s)
+        self._user_tokens = UserTokenDoors(
+            sessions.authenticator, own_tokens.make_login, own_tokens.check_refresh
+        )
         self._instruments = Instruments(
             metrics=metrics,
             exposition=Exposition(metrics),
@@ -122,6 +126,7 @@ class Doors:
         routes: list[Any] = [
             (r"/notify", NotifyHandler, {"gate": self.gate, "door": self._notify}),
             *users.routes(self.gate, self._users),
+            *user_tokens.routes(self.gate, self._user_tokens),
             *publishing.routes(self.gate, self._publishing),
             *deliveries.routes(self.gate, self._deliveries),
             *hub.routes(self.feeds),

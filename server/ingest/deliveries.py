@@ -32,7 +32,7 @@ class DeliveriesHandler(DoorHandler):
             if not is_id(nid):
                 raise NotFound("there is no such notification")
             limit = self._limit()
-            after = self.get_query_argument("after", None)
+            after = self.get_query_argument("after", None, strip=False)
             found = await self._deliveries.of_notification(grant.tenant, nid, after=after, limit=limit + 1)
         except ServerError as error:
             self.refuse(error)

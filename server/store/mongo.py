@@ -1,8 +1,8 @@
 """The store on MongoDB: standalone, replica set or sharded cluster (shard key: `tenant`, `_userId`).
 
-It reads and changes inboxes itself; `mongo_adding` stores notifications, `mongo_mail` keeps the mail that is owed,
-`mongo_directory` who may do what; `mongo_migration` brings up what an earlier version left.
-"""
+It reads and changes inboxes itself; `mongo_adding` stores notifications, `mongo_broadcasts` keeps those for everybody,
+`mongo_mail` the mail that is owed, `mongo_deliveries` what was sent, `mongo_directory` who may do what;
+`mongo_migration` brings up what an earlier version left."""
 
 from __future__ import annotations
 
@@ -16,11 +16,14 @@ from server import messages
 from server.ids import is_id
 from server.messages import Document, EmailDuty, Notification, Recipient
 from server.revs import RevClock
-from server.store import Change, Directory, MailCounts, MailJob, MailOutcome
+from server.store import Broadcasts, Change, Deliveries, Directory, Leases, MailCounts, MailJob, MailOutcome
 from server.store.mongo_adding import Adding
+from server.store.mongo_broadcasts import MongoBroadcasts
 from server.store.mongo_connection import Connection
+from server.store.mongo_deliveries import MongoDeliveries
 from server.store.mongo_directory import MongoDirectory
 from server.store.mongo_documents import INDEXES, WHOLE, Raw, beyond, read_document
+from server.store.mongo_leases import MongoLeases
 from server.store.mongo_mail import MailDuties
 from server.store.mongo_migration import Migration
 from server.store.mongo_revs import StoredRevs
@@ -31,6 +34,9 @@ NEWEST_FIRST = -1
 
 _KEYS = {"createdAt": 1, "rev": 1}
 """What the place of a document and its next rev are known by, beside its `_id`."""
+
+_MAX_REV = (1 << 63) - 1
+"""What MongoDB takes for an integer."""
 
 _NOT_DELETED: Raw = {"delete": False}
 _UNSEEN: Raw = {"seen": False, "delete": False}
@@ -44,6 +50,9 @@ class MongoStore:
     `collection`: that of the documents; None: the one named like `db` if there is one (the original's), else
     `notifications`. `timeout_s` bounds every verb. `legacy_timezone`: the zone of the original's times; None: UTC.
     """
+
+    changes_overlap_s = 30.0
+    """More than the time limit of any verb, plus what the clocks of the nodes may differ."""
 
     def __init__(
         self,
@@ -64,6 +73,9 @@ class MongoStore:
         self._migration = Migration(self._connection, users, legacy_timezone)
         self._directory = MongoDirectory(self._connection, users, self._mail, clock)
         self.directory: Directory = self._directory
+        self.deliveries: Deliveries = MongoDeliveries(self._connection, clock)
+        self.broadcasts: Broadcasts = MongoBroadcasts(self._connection, self._adding)
+        self.leases: Leases = MongoLeases(self._connection)
         self.name = self._connection.name
 
     async def open(self) -> None:
@@ -128,6 +140,15 @@ class MongoStore:
             )
             return [read_document(each) for each in found]
 
+    async def changes(
+        self, tenant: str, user_id: str, *, after: tuple[int, str], limit: int
+    ) -> list[Document]:
+        query = {"tenant": tenant, "_userId": user_id, **_changed_after(*after)}
+        sort = {"rev": 1, "_id": 1}
+        with self._connection.operation():
+            found = self._connection.documents.find(query, WHOLE, sort=sort, limit=limit, hint="changes")
+            return [read_document(each) for each in await found.to_list()]
+
     async def count_unseen(self, tenant: str, user_ids: Collection[str]) -> dict[str, int]:
         unseen = {"tenant": tenant, "_userId": {"$in": list(user_ids)}, "seen": False, "delete": False}
         group = {"$group": {"_id": "$_userId", "count": {"$sum": 1}}}
@@ -174,19 +195,25 @@ class MongoStore:
         with self._connection.operation():
             found = await self._own(tenant, user_id, ids)
             unseen = [each for each in found if not each["seen"]]
-            changed, rev = await self._change(tenant, user_id, unseen, _UNSEEN, {"seen": True})
+            changed, rev = await self._change(tenant, user_id, unseen, _UNSEEN, self._to_seen())
             return Change(tuple(str(each["_id"]) for each in found), changed, rev)
 
     async def delete(self, tenant: str, user_id: str, ids: Sequence[str]) -> Change:
         with self._connection.operation():
             found = await self._own(tenant, user_id, ids)
-            tombstone = {"delete": True, "deletedAt": self._clock()}
+            at = self._clock()
+            # What was seen before `ackedAt` was written down was acknowledged then.
+            acked_at = {"$ifNull": ["$ackedAt", {"$cond": ["$seen", "$updatedAt", at]}]}
+            tombstone = {"delete": True, "deletedAt": at, "ackedAt": acked_at}
             changed, rev = await self._change(tenant, user_id, found, _NOT_DELETED, tombstone)
             return Change(tuple(str(each["_id"]) for each in found), changed, rev)
 
     async def mark_all_seen(self, tenant: str, user_id: str, *, limit: int) -> Change:
         with self._connection.operation():
             return await self._mark_oldest_seen(tenant, user_id, limit)
+
+    def _to_seen(self) -> Raw:
+        return {"seen": True, "ackedAt": {"$ifNull": ["$ackedAt", self._clock()]}}
 
     async def _own(self, tenant: str, user_id: str, ids: Sequence[str]) -> list[Raw]:
         """Of the documents with these ids those that are the user's and not deleted, in the order given, once each."""
@@ -234,7 +261,7 @@ class MongoStore:
             if rev is None:
                 rev = await self._rev_above(found)
             ids = [each["_id"] for each in found]
-            if await self._update(tenant, user_id, ids, _UNSEEN, {"seen": True}, rev) == len(ids):
+            if await self._update(tenant, user_id, ids, _UNSEEN, self._to_seen(), rev) == len(ids):
                 changed += ids
                 break
             # Another device was quicker for some. Others take their place, or the caller would think none are left.
@@ -249,12 +276,12 @@ class MongoStore:
     async def _update(
         self, tenant: str, user_id: str, ids: Sequence[ObjectId], where: Raw, to: Raw, rev: int
     ) -> int:
-        """Give these documents the fields `to` and the rev, as far as they match `where` and have none as high;
-        how many."""
+        """Give these documents the fields `to` (expressions) and the rev, as far as they match `where` and have none as
+        high; how many."""
         below: Raw = {"rev": {"$not": {"$gte": rev}}}  # Not $lt: the original's have none.
         same = {"tenant": tenant, "_userId": user_id, "_id": {"$in": ids}, **below, **where}
         change = {"$set": {**to, "updatedAt": self._clock(), "rev": rev}}
-        return (await self._connection.documents.update_many(same, change)).modified_count
+        return (await self._connection.documents.update_many(same, [change])).modified_count
 
     # -- mail ------------------------------------------------------------------------------------------------
 
@@ -282,3 +309,16 @@ class MongoStore:
     async def mail_counts(self) -> MailCounts:
         with self._connection.operation():
             return await self._mail.counts()
+
+
+def _changed_after(rev: int, id_: str) -> Raw:
+    """The filter for the documents of a user beyond this place among the changes."""
+    if rev < 0 or (rev, id_) == (0, ""):
+        return {}
+    later = {"_id": {"$gt": ObjectId(id_ if is_id(id_) else bytes(12))}}
+    if rev == 0:
+        # The original's documents have no rev: the index has them first.
+        return {"$or": [{"rev": None, **later}, {"rev": {"$gt": 0}}]}
+    rev = min(rev, _MAX_REV)
+    # The first condition alone gives the bounds of the index scan; an $or over both would need a sort.
+    return {"rev": {"$gte": rev}, "$or": [{"rev": {"$gt": rev}}, later]}

@@ -11,10 +11,11 @@ aside: with `failedAt` and `failure` instead of `openedAt`. Giving it an `opened
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from bson import ObjectId
@@ -96,8 +97,8 @@ class Adding:
             raise
 
     async def complete(self) -> list[Document]:
-        """As `Store.complete_intents`. A single document whose insert timed out and came through is completed, too:
-        nobody has told its user of it yet."""
+        """As `Store.complete_intents`. A document whose insert timed out and came through, alone or for a broadcast, is
+        completed, too: nobody has told its user of it yet."""
         with self._connection.operation():
             completed = await self._find_landed()
         while len(completed) < ENOUGH_DOCUMENTS:
@@ -148,8 +149,12 @@ class Adding:
         try:
             await self._batcher.insert(encode(fields), _user(document), document.created_at)
         except StoreUnavailable:
-            self._uncertain.append(_Uncertain(document, time.monotonic()))
+            self._doubt([document])
             raise
+
+    def _doubt(self, documents: Sequence[Document]) -> None:
+        timed_out_at = time.monotonic()
+        self._uncertain.extend(_Uncertain(document, timed_out_at) for document in documents)
 
     async def _find_landed(self) -> list[Document]:
         latest = time.monotonic() - self._grace_s
@@ -159,7 +164,41 @@ class Adding:
         landed = await self._read_stored(settled)
         for _ in settled:
             self._uncertain.popleft()
-        return [document for document in landed if not document.deleted]
+        # Who has changed it since knows of it; and what has another rev was stored by another call.
+        revs = {document.id: document.rev for document in settled}
+        return [document for document in landed if document.rev == revs[document.id]]
+
+    # -- everybody -------------------------------------------------------------------------------------------
+
+    async def expand(self, notification: Notification, user_ids: Sequence[str]) -> list[Document]:
+        """As `Broadcasts.expand`. The id of a document follows from its notification and user, so that MongoDB refuses
+        a second one, whoever stores it."""
+        having = await self._having(notification, user_ids)
+        lacking = [user_id for user_id in user_ids if user_id not in having]
+        if not lacking:
+            return []
+        rev = await self._revs.next()
+        documents = [
+            _new_document(notification, _id_for(notification, user_id), user_id, rev) for user_id in lacking
+        ]
+        await self._register(documents)
+        common = notification_fields(notification)
+        new: list[Document] = []
+        try:
+            for chunk in _chunks(documents):
+                there = await self._insert_missing([encode(document_fields(each, common)) for each in chunk])
+                new += [document for place, document in enumerate(chunk) if place not in there]
+        except BaseException:
+            self._doubt(documents)  # the caller does not hear of those that are stored
+            raise
+        return new
+
+    async def _having(self, notification: Notification, user_ids: Sequence[str]) -> set[str]:
+        """Those of the users who have a document of it."""
+        these = {"tenant": notification.tenant, "nid": ObjectId(notification.nid)}
+        query = {**these, "_userId": {"$in": list(user_ids)}}
+        found = self._connection.documents.find(query, {"_userId": 1}, hint="notification")
+        return {each["_userId"] for each in await found.to_list()}
 
     # -- several users ---------------------------------------------------------------------------------------
 
@@ -190,23 +229,20 @@ class Adding:
         and whether it was this call that closed the intent."""
         common = notification_fields(documents[0].notification)
         others_wrote = False
-        for start in range(0, len(documents), CHUNK_DOCUMENTS):
-            chunk = [
-                encode(document_fields(document, common))
-                for document in documents[start : start + CHUNK_DOCUMENTS]
-            ]
-            others_wrote |= await self._insert_missing(chunk)
+        for chunk in _chunks(documents):
+            there = await self._insert_missing([encode(document_fields(each, common)) for each in chunk])
+            others_wrote |= bool(there)
         is_ours = await self._close_intent(intent)
         return (await self._read_stored(documents) if others_wrote else list(documents)), is_ours
 
-    async def _insert_missing(self, documents: Sequence[RawBSONDocument]) -> bool:
-        """Insert these documents; whether some were there already, which stay as they are."""
+    async def _insert_missing(self, documents: Sequence[RawBSONDocument]) -> set[int]:
+        """Insert these documents; the places of those that were there already, which stay as they are."""
         try:
             await self._connection.documents.insert_many(documents, ordered=False)
         except BulkWriteError as exc:
             raise_but_for_duplicates(exc)
-            return True
-        return False
+            return {error["index"] for error in exc.details["writeErrors"]}
+        return set()
 
     async def _close_intent(self, intent: Raw) -> bool:
         """False if somebody else has closed it before."""
@@ -260,3 +296,15 @@ def _still_open(intent: Raw) -> Raw:
 
 def _new_document(notification: Notification, id_: str, user_id: str, rev: int) -> Document:
     return Document(id_, user_id, notification, notification.created_at, notification.created_at, rev)
+
+
+def _chunks(documents: Sequence[Document]) -> Iterator[Sequence[Document]]:
+    for start in range(0, len(documents), CHUNK_DOCUMENTS):
+        yield documents[start : start + CHUNK_DOCUMENTS]
+
+
+def _id_for(notification: Notification, user_id: str) -> str:
+    """The id of the user's document of a broadcast: the seconds of an ObjectId, then 8 bytes that follow from both. Of
+    a million documents of the same second two are alike with a probability of 1 to 37 million."""
+    seconds = int(notification.created_at.timestamp())
+    return f"{seconds:08x}{hashlib.sha256(f'{notification.nid}{user_id}'.encode()).hexdigest()[:16]}"

@@ -59,14 +59,18 @@ class DocumentRefused(OperationFailure):
 
 class Connection:
     """One client for one database, with its collections, all from `open` on: `documents` (one for each user of a
-    notification), `intents` (notifications for several users: open, or with mail still owed), `tenants` with their
-    keys, the known `users`, `sign_outs`, and `meta`."""
+    notification), `intents` (notifications for several users: open, or with mail still owed), `broadcasts` (for all
+    users of a tenant: open), `tenants` with their keys, the known `users`, their `ways` of listening, `sign_outs`,
+    `leases`, and `meta`."""
 
     documents: Collection
     intents: Collection
+    broadcasts: Collection
     tenants: Collection
     users: Collection
+    ways: Collection
     sign_outs: Collection
+    leases: Collection
     meta: Collection
 
     is_router: bool
@@ -208,9 +212,12 @@ class Connection:
             name = self._db_name if existing else "notifications"
         self.documents: Collection = database[name]
         self.intents: Collection = database[f"{name}_intents"]
+        self.broadcasts: Collection = database[f"{name}_broadcasts"]
         self.tenants: Collection = database[f"{name}_tenants"]
         self.users: Collection = database[f"{name}_users"]
+        self.ways: Collection = database[f"{name}_ways"]
         self.sign_outs: Collection = database[f"{name}_sign_outs"]
+        self.leases: Collection = database[f"{name}_leases"]
         self.meta: Collection = database[f"{name}_meta"]
 
 

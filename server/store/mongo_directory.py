@@ -16,7 +16,7 @@ from server.errors import NotFound, StoreUnavailable
 from server.grants import DEFAULT_TENANT, ApiKey, KnownUser, SigningSecret, SignOut, Tenant, new_secret
 from server.ids import new_id
 from server.store import Access
-from server.store.mongo_connection import Connection
+from server.store.mongo_connection import Collection, Connection
 from server.store.mongo_documents import Raw
 from server.store.mongo_mail import MailDuties
 from server.store.mongo_tenants import TenantRecords
@@ -104,11 +104,13 @@ class MongoDirectory:
         with self._connection.operation():
             # Without them nobody completes a notification any more; what was completed until now goes, too.
             await self._connection.intents.delete_many({"tenant": name})
+            await self._connection.broadcasts.delete_many({"tenant": name})
             erased = await self._erase_documents(name, limit)
         if erased:
             return erased
-        while await self._erase_users(name, limit):
-            pass
+        for users in (self._connection.users, self._connection.ways):
+            while await self._erase_users(users, name, limit):
+                pass
         with self._connection.operation():
             await self._connection.sign_outs.delete_many(of_tenant(name))
             await self._tenants.forget(name)
@@ -121,9 +123,8 @@ class MongoDirectory:
         ids = [each["_id"] for each in found]
         return (await documents.delete_many({"tenant": tenant, "_id": {"$in": ids}})).deleted_count
 
-    async def _erase_users(self, tenant: str, limit: int) -> int:
+    async def _erase_users(self, users: Collection, tenant: str, limit: int) -> int:
         with self._connection.operation():
-            users = self._connection.users
             found = await users.find(of_tenant(tenant), {"_id": 1}, limit=limit).to_list()
             return (await users.delete_many({"_id": {"$in": [each["_id"] for each in found]}})).deleted_count
 

@@ -53,14 +53,26 @@ INBOX_INDEXES = (
         "_id",
         only={"seen": False, "delete": False},
     ),
+    # It keeps apart what was sent in which ways.
+    _index(
+        "backlog", "tenant", "_userId", "marks", "createdAt", "_id", only={"seen": False, "delete": False}
+    ),
     _index("changes", "tenant", "_userId", "rev", "_id"),
     _index("notification", "tenant", "nid", "_userId"),
     *MAIL_INDEXES,
 )
-INTENT_INDEXES = (_index("open", "openedAt", only={"openedAt": {"$exists": True}}), *MAIL_INDEXES)
+INTENT_INDEXES = (
+    _index("open", "openedAt", only={"openedAt": {"$exists": True}}),
+    _index("refused", "tenant", "nid", only={"mail.refusals": {"$exists": True}}),
+    *MAIL_INDEXES,
+)
 INDEXES = {
     "documents": INBOX_INDEXES,
     "intents": INTENT_INDEXES,
+    "broadcasts": (
+        _index("oldest", "createdAt", "_id"),
+        _index("tenant", "tenant", "createdAt", "_id"),
+    ),
     "tenants": (_index("keys", "keys.id"),),
     "sign_outs": (_index("at", "at"),),
 }

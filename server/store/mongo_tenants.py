@@ -21,6 +21,8 @@ from server.store.mongo_documents import Raw
 MAX_REVOKED_KEYS = 1000
 """Of each tenant. A document ends at 16 MB: this leaves room for 50,000 that are in use."""
 
+_REMOVED: Raw = {"removedAt": {"$ne": None}}
+
 _REVOKED = {"$ne": ["$$this.revokedAt", None]}
 _NOT_REVOKED = {"$eq": ["$$this.revokedAt", None]}
 
@@ -75,7 +77,7 @@ class TenantRecords:
 
     async def forget(self, name: str) -> None:
         """Let go of the name of a removed tenant, and of its keys."""
-        await self._connection.tenants.delete_one({"_id": name, "removedAt": {"$ne": None}})
+        await self._connection.tenants.delete_one({"_id": name, **_REMOVED})
 
     async def keys(self, tenant: str | None) -> list[ApiKey]:
         """As `Directory.keys`."""
@@ -136,8 +138,13 @@ class TenantRecords:
 
 async def removed_among(connection: Connection, names: Collection[str]) -> list[str]:
     """Those of these tenants that are removed and not erased."""
-    removed = {"_id": {"$in": list(names)}, "removedAt": {"$ne": None}}
+    removed = {"_id": {"$in": list(names)}, **_REMOVED}
     return [each["_id"] for each in await connection.tenants.find(removed, {"_id": 1}).to_list()]
+
+
+async def all_removed(connection: Connection) -> list[str]:
+    """The tenants that are removed and not erased."""
+    return [each["_id"] for each in await connection.tenants.find(_REMOVED, {"_id": 1}).to_list()]
 
 
 def _key_in_use(name: str) -> Raw:

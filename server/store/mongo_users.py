@@ -72,7 +72,7 @@ class KnownUsers:
 
     async def known_since(self, tenant: str, user_id: str) -> datetime | None:
         """As `Directory.known_since`."""
-        found = await self._connection.users.find_one({"_id": _id((tenant, user_id))}, {"firstSeenAt": 1})
+        found = await self._connection.users.find_one({"_id": id_of((tenant, user_id))}, {"firstSeenAt": 1})
         return None if found is None else found["firstSeenAt"]
 
     def keep(self, tenants: Mapping[str, datetime]) -> None:
@@ -99,7 +99,7 @@ class KnownUsers:
 
     async def _insert_missing(self, first_seen_at: Mapping[UserKey, datetime]) -> None:
         """For new users many times as fast as upserts are."""
-        ids = {user: _id(user) for user in first_seen_at}
+        ids = {user: id_of(user) for user in first_seen_at}
         found = await self._connection.users.find({"_id": {"$in": list(ids.values())}}, {"_id": 1}).to_list()
         known = {(each["_id"]["tenant"], each["_id"]["userId"]) for each in found}
         new = [
@@ -129,10 +129,10 @@ def of_tenant(tenant: str) -> Raw:
     return {"_id": {"$gt": {"tenant": tenant}, "$lt": {"tenant": tenant, "userId": MaxKey()}}}
 
 
-def _id(user: UserKey) -> Raw:
+def id_of(user: UserKey) -> Raw:
     tenant, user_id = user
     return {"tenant": tenant, "userId": user_id}
 
 
 def _upsert(user: UserKey, change: Raw) -> UpdateOne:
-    return UpdateOne({"_id": _id(user)}, change, upsert=True)
+    return UpdateOne({"_id": id_of(user)}, change, upsert=True)

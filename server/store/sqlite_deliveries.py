@@ -54,7 +54,9 @@ class SQLiteDeliveries:
     async def begin(self, tenant: str, user_id: str, way: str, at: datetime) -> datetime:
         """See `Deliveries.begin`."""
         begun_at = await self._read(lambda c: _begun_at(c, tenant, user_id, way))
-        return begun_at or await self._write(lambda c: begin(c, tenant, user_id, way, at))
+        if begun_at is None:
+            begun_at = await self._write(lambda c: begin(c, tenant, user_id, way, at))
+        return begun_at
 
     async def backlog(
         self,

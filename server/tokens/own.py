@@ -29,6 +29,12 @@ _ALGORITHM = "HS256"
 
 _CLAIMS = ("iss", "sub", "tenant", "iat", "exp", "jti", "key")
 
+IDENTITY, ACCESS, REFRESH = "identity", "access", "refresh"
+"""What the claim `token_type` of tokens that are given for a password says (CONTRACT C3)."""
+
+IDENTITY_S = 3600
+REFRESH_S = 24 * 3600
+
 
 class OwnTokens:
     """Makes and checks them. The newest secret signs; those it replaced are good for checking until they retire."""
@@ -51,6 +57,20 @@ class OwnTokens:
     def make(self, tenant: str, user_id: str, key_id: str, lifetime_s: float) -> tuple[str, datetime]:
         """A token that lets this user listen, and when it ends: after `lifetime_s`, rounded up to a full second. Raises
         `AuthUnavailable` if there is nothing to sign with."""
+        return self._sign(tenant, user_id, lifetime_s, {"key": key_id})
+
+    def make_login(self, tenant: str, user_id: str, with_refresh: bool) -> dict[str, str]:
+        """The tokens for who has given a password, by their types: `identity` and `access` let the user listen, for an
+        hour; `refresh` gets new ones, for a day. Raises `AuthUnavailable`."""
+        lives = {IDENTITY: IDENTITY_S, ACCESS: IDENTITY_S} | ({REFRESH: REFRESH_S} if with_refresh else {})
+        return {
+            kind: self._sign(tenant, user_id, life_s, {"key": "", "token_type": kind, "user_id": user_id})[0]
+            for kind, life_s in lives.items()
+        }
+
+    def _sign(
+        self, tenant: str, user_id: str, lifetime_s: float, more: Mapping[str, Any]
+    ) -> tuple[str, datetime]:
         secret = next(reversed(self._secrets.values()), None)
         if secret is None:
             raise AuthUnavailable("there is no secret to sign tokens with yet; try again")
@@ -64,24 +84,40 @@ class OwnTokens:
             "iat": issued_at.timestamp(),
             "exp": ends,
             "jti": random.token_urlsafe(12),
-            "key": key_id,
+            **more,
         }
         header = {"kid": secret.id, "typ": TYPE}
         token = self._jwt.encode(said, secret.secret, _ALGORITHM, header)
         return token, datetime.fromtimestamp(ends, UTC)
 
+    def check_refresh(self, token: str) -> Proof:
+        """Whose refresh token this is. Raises `BadCredentials`, `TokenExpired`."""
+        said = self._read(token)
+        if said is None or said.get("token_type") != REFRESH:
+            raise BadCredentials(TOKEN_WRONG)
+        return _proof(said)
+
     async def check_token(self, token: str, caller: Caller) -> Proof | None:
         """As `auth.TokenMethod`."""
+        said = self._read(token)
+        if said is None:
+            return None
+        if said.get("token_type") == REFRESH:
+            raise BadCredentials(TOKEN_WRONG)
+        return _proof(said)
+
+    def _read(self, token: str) -> dict[str, Any] | None:
+        """What a token of ours says; None if it is none. Raises `BadCredentials`, `TokenExpired`."""
         secret = self._signer(token)
         if secret is None:
             return None
         try:
-            said = self._jwt.decode(token, secret.secret, [_ALGORITHM], issuer=ISSUER)
-            return _proof(said)
+            said: dict[str, Any] = self._jwt.decode(token, secret.secret, [_ALGORITHM], issuer=ISSUER)
         except ExpiredSignatureError:
             raise TokenExpired from None
         except (PyJWTError, ValueError):
             raise BadCredentials(TOKEN_WRONG) from None
+        return said
 
     def _signer(self, token: str) -> SigningSecret | None:
         """Who the token says has signed it; None if it was not one of us."""
@@ -98,13 +134,17 @@ class OwnTokens:
 
 
 def _proof(said: Mapping[str, Any]) -> Proof:
+    """Raises `BadCredentials`."""
     key_id = said["key"]
-    if not isinstance(key_id, str):
-        raise ValueError("key: is not a text")
-    return Proof(
-        claims.user_id(said["sub"]),
-        tenant=claims.tenant(said["tenant"]),
-        issued_at=claims.instant(said["iat"]),
-        expires_at=claims.instant(said["exp"]),
-        key_id=key_id,
-    )
+    try:
+        if not isinstance(key_id, str):
+            raise ValueError("key: is not a text")
+        return Proof(
+            claims.user_id(said["sub"]),
+            tenant=claims.tenant(said["tenant"]),
+            issued_at=claims.instant(said["iat"]),
+            expires_at=claims.instant(said["exp"]),
+            key_id=key_id or None,
+        )
+    except ValueError:
+        raise BadCredentials(TOKEN_WRONG) from None

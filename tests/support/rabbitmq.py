@@ -40,7 +40,7 @@ class RabbitMQServer(OwnServer):
 
     def control(self, *command: str) -> str:
         """Let rabbitmqctl carry this out; what it prints. Takes a second. Raises CalledProcessError."""
-        argv = [*self._environment(self.port), server_program("rabbitmqctl", self.name), "-q", *command]
+        argv = [*self._environment(self.port), _program("rabbitmqctl"), "-q", *command]
         done = subprocess.run(argv, check=True, capture_output=True, encoding="utf-8", timeout=60)
         return done.stdout.strip()
 
@@ -66,11 +66,7 @@ class RabbitMQServer(OwnServer):
         wait_until(lambda: _connects(self._epmd_port), "epmd answering")
 
     def _command(self, port: int) -> Sequence[str | Path]:
-        # Not the one of the PATH, which changes the user and logs elsewhere.
-        program = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
-        if not program.exists():
-            program = server_program("rabbitmq-server", self.name)
-        return [*self._environment(port), program]
+        return [*self._environment(port), _program("rabbitmq-server")]
 
     def _environment(self, port: int) -> list[str | Path]:
         """The settings, and nothing of the machine's own."""
@@ -105,6 +101,12 @@ class RabbitMQServer(OwnServer):
                 return connection.recv(1) == _METHOD_FRAME
         except OSError:
             return False
+
+
+def _program(name: str) -> Path:
+    """Debian's in the PATH changes the user, and logs elsewhere."""
+    own = Path("/usr/lib/rabbitmq/bin") / name
+    return own if own.exists() else server_program(name, "rabbitmq")
 
 
 def _connects(port: int) -> bool:

@@ -1,5 +1,5 @@
-"""Servers of the system (MariaDB, PostgreSQL, Redis, RabbitMQ, nginx) that tests start themselves: never the system's own service, its
-port or its data."""
+"""Servers of the system (MariaDB, PostgreSQL, Redis, RabbitMQ, nginx) that tests start themselves: never the system's
+own service, its port or its data."""
 
 from __future__ import annotations
 

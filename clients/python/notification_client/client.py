@@ -137,8 +137,9 @@ class Client(_Base):
 
     # -- I/O -------------------------------------------------------------------------------------------------
     def _connect(self) -> None:
-        self._pid = os.getpid()
         self._http = httpx.Client(**self._settings())
+        # Last: until then other threads of a forked process know that the connections are not theirs.
+        self._pid = os.getpid()
 
     def _run(self, call: Call[T]) -> T:
         steps = protocol.exchange(call, self._retries)

@@ -256,7 +256,7 @@ def refusal(answer: Answer) -> NotificationError:
             return _invalid(answer.status, problem, code, message)
         case 401 | 403:
             return Refused(message, status=answer.status, code=code)
-        case 404:
+        case 404 if code:
             return NotFound(message, status=404, code=code)
         case 429 | 502 | 503 | 504:
             is_limited = answer.status == 429

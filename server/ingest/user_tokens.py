@@ -1,0 +1,156 @@
+"""`/api/users/…`: tokens for a password, as the Django service gave them (CONTRACT C3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from server.auth import Authenticator, Proof
+from server.commands import MAX_CREDENTIAL_CHARS, MAX_TOKEN_CHARS, Join, JoinByToken
+from server.errors import BadCredentials, InvalidInput, NoCredentials, Refused, ServerError
+from server.ingest.base import DoorHandler, Gate
+
+CORS_HEADERS = {
+    "Access-Control-Allow-Origin": "*",
+    "Access-Control-Allow-Headers": "origin, content-type, accept, authorization",
+    "Access-Control-Allow-Methods": "GET, POST, OPTIONS",
+    "Access-Control-Max-Age": "86400",
+}
+"""Credentials travel in bodies and headers, never in cookies."""
+
+REQUIRED = "This field is required."
+
+
+@dataclass(frozen=True, slots=True)
+class UserTokenDoors:
+    """What the handlers need beside the gate. `make_login`: of tenant and user id, and whether with a refresh token:
+    the tokens by type. `check_refresh`: whose refresh token that is."""
+
+    authenticator: Authenticator
+    make_login: Callable[[str, str, bool], dict[str, str]]
+    check_refresh: Callable[[str], Proof]
+
+
+class _UserTokenHandler(DoorHandler):
+    door = "user-tokens"
+
+    def initialize(self, gate: Gate, doors: UserTokenDoors) -> None:  # type: ignore[override]  # what the route holds
+        super().initialize(gate)
+        self._doors = doors
+
+    def set_default_headers(self) -> None:
+        super().set_default_headers()
+        for name, value in CORS_HEADERS.items():
+            self.set_header(name, value)
+
+    def options(self) -> None:
+        """The preflight of a page of another origin."""
+        self.set_status(204)
+
+    def text_field(self, name: str, max_chars: int) -> str:
+        value = self.json_fields(InvalidInput).get(name)
+        if not isinstance(value, str) or not value:
+            raise InvalidInput(name, REQUIRED)
+        if len(value) > max_chars:
+            raise InvalidInput(name, f"longer than {max_chars} characters")
+        return value
+
+    def status_of(self, error: ServerError) -> int:
+        return 401 if isinstance(error, Refused) else super().status_of(error)
+
+    def problem(self, error: ServerError) -> dict[str, Any]:
+        """Beside ours: `{"field": ["why"]}`, and `{"detail", "code"}` as that service's library has them."""
+        problem = super().problem(error)
+        if isinstance(error, InvalidInput):
+            return {error.field or "non_field_errors": [error.reason]} | problem
+        if isinstance(error, BadCredentials):
+            return problem | self.wrong
+        return problem
+
+    wrong: dict[str, str] = {"detail": "Token is invalid or expired", "code": "token_not_valid"}  # noqa: RUF012
+
+
+class ObtainHandler(_UserTokenHandler):
+    """`POST /api/users/token/ {"username", "password"}` -> `{"refresh", "access", "identity"}`."""
+
+    wrong = {"detail": "No active account found with the given credentials"}  # noqa: RUF012
+
+    async def post(self) -> None:
+        """Check the password, and give tokens."""
+        try:
+            self._gate.limits.check_request(None, self.caller)
+            login = self.text_field("username", MAX_CREDENTIAL_CHARS)
+            password = self.text_field("password", MAX_CREDENTIAL_CHARS)
+            identity = await self._doors.authenticator.authenticate(Join(login, password), self.caller)
+            tokens = self._doors.make_login(identity.tenant, identity.user_id, True)
+        except ServerError as error:
+            self.refuse(error)
+        else:
+            self.answer(tokens)
+
+
+class RefreshHandler(_UserTokenHandler):
+    """`POST /api/users/token/refresh/ {"refresh"}` -> `{"access", "identity"}`."""
+
+    async def post(self) -> None:
+        """Give new tokens to whose refresh token still counts."""
+        try:
+            self._gate.limits.check_request(None, self.caller)
+            proof = self._doors.check_refresh(self.text_field("refresh", MAX_TOKEN_CHARS))
+            identity = self._doors.authenticator.still(proof)
+            tokens = self._doors.make_login(identity.tenant, identity.user_id, False)
+        except ServerError as error:
+            self.refuse(error)
+        else:
+            self.answer(tokens)
+
+
+class VerifyHandler(_UserTokenHandler):
+    """`POST /api/users/token/verify/ {"token"}` -> `{}`."""
+
+    async def post(self) -> None:
+        """Say whether a token counts."""
+        try:
+            self._gate.limits.check_request(None, self.caller)
+            token = self.text_field("token", MAX_TOKEN_CHARS)
+            await self._verify(token)
+        except ServerError as error:
+            self.refuse(error)
+        else:
+            self.answer({})
+
+    async def _verify(self, token: str) -> None:
+        try:
+            await self._doors.authenticator.authenticate(JoinByToken(token), self.caller)
+        except BadCredentials:
+            self._doors.authenticator.still(self._doors.check_refresh(token))
+
+
+class IsAuthenticatedHandler(_UserTokenHandler):
+    """`GET /api/users/is-authenticated/` with `Authorization: Bearer …`: 200 without a body."""
+
+    async def get(self) -> None:
+        """Say whether the caller's token counts."""
+        try:
+            self._gate.limits.check_request(None, self.caller)
+            scheme, _, token = self.request.headers.get("Authorization", "").partition(" ")
+            if scheme.lower() != "bearer" or not token.strip():
+                raise NoCredentials("Authentication credentials were not provided.")
+            if len(token) > MAX_TOKEN_CHARS:
+                raise BadCredentials("the token is too long")
+            await self._doors.authenticator.authenticate(JoinByToken(token.strip()), self.caller)
+        except ServerError as error:
+            self.refuse(error)
+        else:
+            self.set_status(200)
+
+
+def routes(gate: Gate, doors: UserTokenDoors) -> list[tuple[Any, ...]]:
+    what = {"gate": gate, "doors": doors}
+    return [
+        (r"/api/users/token/?", ObtainHandler, what),
+        (r"/api/users/token/refresh/?", RefreshHandler, what),
+        (r"/api/users/token/verify/?", VerifyHandler, what),
+        (r"/api/users/is-authenticated/?", IsAuthenticatedHandler, what),
+    ]

@@ -1,0 +1,153 @@
+"""`Deliveries` on MongoDB. In a document `marks` has a bit for each of `WAYS` in which it was sent, and `ackedAt` says
+when a client acknowledged it, or it was first seen or deleted; what is absent is none.
+
+`<collection>_ways` has since when users use which: `_id` is {tenant, userId}, as of the known users.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from datetime import datetime
+
+from bson import ObjectId
+from pymongo import ReturnDocument, UpdateMany
+
+from server.errors import NotFound
+from server.ids import is_id
+from server.messages import Document
+from server.store import ACKNOWLEDGED, WAYS, Delivery, RefusedMail
+from server.store.mongo_connection import Connection
+from server.store.mongo_documents import WHOLE, Raw, beyond, read_document
+from server.store.mongo_users import UserKey, id_of
+
+_BEFORE_ALL = ObjectId(bytes(12))
+
+_DELIVERY = {
+    "_userId": 1,
+    "createdAt": 1,
+    "updatedAt": 1,
+    "seen": 1,
+    "delete": 1,
+    "ackedAt": 1,
+    "mail.refused": 1,
+}
+
+
+class MongoDeliveries:
+    """`Deliveries` on an open connection."""
+
+    def __init__(self, connection: Connection, clock: Callable[[], datetime]) -> None:
+        self._connection = connection
+        self._clock = clock
+
+    async def begin(self, tenant: str, user_id: str, way: str, at: datetime) -> datetime:
+        user = {"_id": id_of((tenant, user_id))}
+        with self._connection.operation():
+            found = await self._connection.ways.find_one(user)
+            if found is None or way not in found:
+                found = await self._connection.ways.find_one_and_update(
+                    user,
+                    [{"$set": {way: {"$ifNull": [f"${way}", at]}}}],
+                    upsert=True,
+                    return_document=ReturnDocument.AFTER,
+                )
+        return at if found is None else found[way]
+
+    async def backlog(
+        self,
+        tenant: str,
+        user_id: str,
+        way: str,
+        *,
+        since: datetime | None,
+        after: Document | None,
+        limit: int,
+    ) -> list[Document]:
+        lowest = [] if since is None else [(since, _BEFORE_ALL)]
+        if after is not None:
+            lowest.append((after.created_at, ObjectId(after.id)))
+        # The index has the documents of each value in their order, and MongoDB merges them.
+        query = {
+            "tenant": tenant,
+            "_userId": user_id,
+            "seen": False,
+            "delete": False,
+            "marks": {"$in": [None, *_values(_bit(way), are_set=False)]},
+            **(beyond(max(lowest), 1) if lowest else {}),
+        }
+        sort = {"createdAt": 1, "_id": 1}
+        with self._connection.operation():
+            found = self._connection.documents.find(query, WHOLE, sort=sort, limit=limit, hint="backlog")
+            return [read_document(each) for each in await found.to_list()]
+
+    async def mark(self, way: str, documents: Mapping[UserKey, Collection[str]]) -> None:
+        bit = _bit(way)
+        change: Raw = {"$bit": {"marks": {"or": bit}}}
+        if way == ACKNOWLEDGED:
+            change["$set"] = {"ackedAt": self._clock()}
+        still = {"seen": False, "delete": False, "marks": {"$nin": _values(bit, are_set=True)}}
+        updates = [
+            UpdateMany(
+                {"tenant": tenant, "_userId": user_id, "_id": {"$in": ids}, **still}, change, hint="_id_"
+            )
+            for (tenant, user_id), given in documents.items()
+            if (ids := [ObjectId(id_) for id_ in given if is_id(id_)])
+        ]
+        if updates:
+            with self._connection.operation():
+                await self._connection.documents.bulk_write(updates, ordered=False)
+
+    async def of_notification(
+        self, tenant: str, nid: str, *, after: str | None, limit: int
+    ) -> list[Delivery]:
+        with self._connection.operation():
+            found = await self._find(tenant, nid, after, limit) if is_id(nid) else []
+            if not (found or (is_id(nid) and await self._is_there(tenant, nid))):
+                raise NotFound(f"there is no notification {nid!r}")
+            refused = await self._refused(tenant, nid, found) if found else {}
+        return [_delivery(each, refused.get(each["_userId"])) for each in found]
+
+    async def _find(self, tenant: str, nid: str, after: str | None, limit: int) -> list[Raw]:
+        query: Raw = {"tenant": tenant, "nid": ObjectId(nid)}
+        if after is not None:
+            query["_userId"] = {"$gt": after}
+        documents = self._connection.documents
+        found = documents.find(query, _DELIVERY, sort={"_userId": 1}, limit=limit, hint="notification")
+        return await found.to_list()
+
+    async def _is_there(self, tenant: str, nid: str) -> bool:
+        """Whether anybody has it, or will."""
+        notification = {"tenant": tenant, "nid": ObjectId(nid)}
+        for place in (self._connection.documents, self._connection.broadcasts):
+            if await place.find_one(notification, {"_id": 1}) is not None:
+                return True
+        return False
+
+    async def _refused(self, tenant: str, nid: str, found: list[Raw]) -> dict[str, RefusedMail]:
+        """Whose mail was refused, by user id: it is written down in the one document of the notification, or, if it
+        had several users, in what is left of its intent."""
+        where = {"tenant": tenant, "nid": ObjectId(nid), "mail.refusals": {"$exists": True}}
+        intent = await self._connection.intents.find_one(where, {"mail.refused": 1})
+        places = found if intent is None else [intent]
+        return {
+            each["_userId"]: RefusedMail(each["_userId"], each["email"], each["code"], each["reason"])
+            for place in places
+            for each in place.get("mail", {}).get("refused", ())
+        }
+
+
+def _bit(way: str) -> int:
+    return 1 << WAYS.index(way)
+
+
+def _values(bit: int, *, are_set: bool) -> list[int]:
+    """All values of `marks` that have this bit, or that have it not."""
+    return [value for value in range(1, 1 << len(WAYS)) if bool(value & bit) == are_set]
+
+
+def _delivery(found: Raw, refused: RefusedMail | None) -> Delivery:
+    delivered_at = found.get("ackedAt")
+    if delivered_at is None and (found["seen"] or found["delete"]):
+        # Before this was written down.
+        delivered_at = found.get("updatedAt") or found["createdAt"]
+    return Delivery(found["_userId"], found["createdAt"], delivered_at, refused)
