@@ -8,9 +8,10 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterable
+from functools import partial
 
 from server.backplane import LocalBackplane
-from server.bus import INBOX_CHANGED, NOTIFICATION_STORED, tell
+from server.bus import INBOX_CHANGED, NOTIFICATION_FAILED, NOTIFICATION_PUSHED, NOTIFICATION_STORED, tell
 from server.errors import StoreUnavailable
 from server.messages import Added, Broadcasted, Document, Notification, Publication
 from server.rooms import NOBODY, Room, Rooms
@@ -29,6 +30,9 @@ LOOK_S = 1.0
 """Between two looks for broadcasts of other nodes."""
 
 RETRY_S = 2.0
+
+MAX_FIRST = 100_000
+"""Users who are noted as those to come first, of all open broadcasts together. With more, users come in their turn."""
 
 
 class Broadcaster:
@@ -49,14 +53,19 @@ class Broadcaster:
         # Who has joined a moment ago is known, too.
         await self._tenants.write_down()
         connected = self._rooms.users_of(notification.tenant)
+        publication = Publication(notification, (), door="broadcast", received_at=received_at)
         began_at = time.monotonic()
-        await self._store.broadcasts.add(notification)
+        try:
+            await self._store.broadcasts.add(notification)
+        except StoreUnavailable as error:
+            tell(NOTIFICATION_FAILED, self, publication=publication, code=error.code)
+            raise
         stored_at = time.monotonic()
-        self._first[notification.nid] = connected
+        self._put_first(notification, connected)
         self._open_count += 1
         self._wake.set()
-        self._backplane.publish([((notification.tenant, NOBODY), Broadcasted(notification))])
-        publication = Publication(notification, (), door="broadcast", received_at=received_at)
+        told = [((notification.tenant, NOBODY), Broadcasted(notification))]
+        self._backplane.publish(told, partial(self._note_pushed, publication, stored_at))
         tell(
             NOTIFICATION_STORED,
             self,
@@ -64,6 +73,22 @@ class Broadcaster:
             documents=[],
             duty=None,
             store_s=stored_at - began_at,
+        )
+
+    def _put_first(self, notification: Notification, connected: list[str]) -> None:
+        if sum(map(len, self._first.values())) + len(connected) <= MAX_FIRST:
+            self._first[notification.nid] = connected
+
+    def _note_pushed(self, publication: Publication, stored_at: float, connections: int) -> None:
+        present = time.monotonic()
+        received_at = publication.received_at
+        tell(
+            NOTIFICATION_PUSHED,
+            self,
+            publication=publication,
+            connections=connections,
+            push_s=present - stored_at,
+            total_s=present - received_at if received_at else None,
         )
 
     @property
@@ -90,6 +115,8 @@ class Broadcaster:
         while True:
             try:
                 self._open_count = await self._store.broadcasts.count_open()
+                if not self._open_count:
+                    self._first.clear()  # of some, other nodes may have taken care
                 while self._open_count and (claimed := await self._store.broadcasts.claim(LEASE_S)):
                     await self._carry_out(claimed)
                     self._open_count = await self._store.broadcasts.count_open()
@@ -110,21 +137,31 @@ class Broadcaster:
         self._wake.clear()
 
     async def _carry_out(self, broadcast: Broadcast) -> None:
-        notification, after = broadcast.notification, broadcast.after
-        first = self._first.get(notification.nid, [])
+        if await self._reach_first(broadcast) and await self._reach_all(broadcast):
+            logger.info("a broadcast reached all users: tenant=%s", broadcast.notification.tenant)
+        self._first.pop(broadcast.notification.nid, None)
+
+    async def _reach_first(self, broadcast: Broadcast) -> bool:
+        """Those who were connected; False if somebody else has the broadcast now."""
+        first = self._first.get(broadcast.notification.nid, [])
         for start in range(0, len(first), BATCH_USERS):
-            await self._expand(notification, first[start : start + BATCH_USERS])
-        while users := await self._store.directory.users(notification.tenant, after=after, limit=BATCH_USERS):
-            await self._expand(
-                notification,
-                [user.user_id for user in users if user.first_seen_at <= notification.created_at],
-            )
+            await self._expand(broadcast.notification, first[start : start + BATCH_USERS])
+            # No id is below "": nobody is passed over, and the lease goes on.
+            if not await self._store.broadcasts.advance(broadcast, broadcast.after or "", LEASE_S):
+                return False
+        return True
+
+    async def _reach_all(self, broadcast: Broadcast) -> bool:
+        """Everybody, in the order of their ids; False if somebody else has the broadcast now."""
+        notification, after = broadcast.notification, broadcast.after
+        directory, broadcasts = self._store.directory, self._store.broadcasts
+        while users := await directory.users(notification.tenant, after=after, limit=BATCH_USERS):
+            known = [user.user_id for user in users if user.first_seen_at <= notification.created_at]
+            await self._expand(notification, known)
             after = users[-1].user_id
-            if not await self._store.broadcasts.advance(broadcast, after, LEASE_S):
-                return
-        if await self._store.broadcasts.finish(broadcast):
-            logger.info("a broadcast reached all users: tenant=%s", notification.tenant)
-        self._first.pop(notification.nid, None)
+            if not await broadcasts.advance(broadcast, after, LEASE_S):
+                return False
+        return await broadcasts.finish(broadcast)
 
     async def _expand(self, notification: Notification, user_ids: list[str]) -> None:
         if user_ids:

@@ -143,13 +143,19 @@ class StreamDialect:
         return _event("notification", _encode(document_fields(document)), document.rev)
 
     @staticmethod
+    def listed(document: Document) -> Frame:
+        """A document of a listing that is not in the order of revs: who is cut off in it has to have it all again."""
+        return _event("notification", _encode(document_fields(document)))
+
+    @staticmethod
     def deleted(document: Document) -> Frame:
         """That this document is deleted."""
         return _event("delete", _encode({"ids": [document.id]}), document.rev)
 
     @staticmethod
-    def count(unseen: int) -> Frame:
-        return _event("count", f'{{"unseen":{unseen}}}')
+    def count(unseen: int, upto: int | None = None) -> Frame:
+        """How many are unseen. `upto`: the rev up to which everything has been told, if that is known."""
+        return _event("count", f'{{"unseen":{unseen}}}', upto)
 
     @staticmethod
     def goodbye(code: int, reason: str) -> Frame:

@@ -18,7 +18,7 @@ from server.exposition import Exposition
 from server.feed import FeedServices
 from server.grants import Grant
 from server.health import Instruments
-from server.ingest import deliveries, publishing, user_tokens, users
+from server.ingest import deliveries, publishing, schema, user_tokens, users
 from server.ingest.base import Gate, presented
 from server.ingest.notify import NotifyDoor, NotifyHandler
 from server.ingest.publishing import PublishingDoors
@@ -133,6 +133,7 @@ class Doors:
             *tenant.routes(self.feeds),
             *service.routes(self.feeds),
             *health.routes(self._instruments),
+            *schema.routes(folder / "api", has_example=not self._config.release),
             *admin.routes(folder),
         ]
         if not self._config.release:

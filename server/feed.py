@@ -12,7 +12,7 @@ import contextlib
 import json
 import logging
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -25,7 +25,7 @@ from server.errors import RateLimited, StoreUnavailable
 from server.ids import is_id
 from server.inbox import Inbox
 from server.limits import Limits
-from server.marks import Marks
+from server.marks import Marks, Sent
 from server.messages import Added, Document, now
 from server.revs import COUNTER_BITS
 from server.rooms import NOBODY, Connection, Push, Room, Rooms, SignIn, close_at
@@ -71,19 +71,14 @@ class FeedServices:
 
 
 class _FeedScreen(Screen):
-    """Tells of the documents that have been sent."""
+    """Keeps account of the documents that were sent (`sent` None: nobody asks). What was listed does not come again as
+    a push, however long the listing took."""
 
-    __slots__ = ("_note",)
+    __slots__ = ("sent",)
 
-    def __init__(
-        self,
-        connection: Connection,
-        dialect: Dialect,
-        max_held_bytes: int,
-        note: Callable[[Sequence[str]], None] | None,
-    ) -> None:
+    def __init__(self, connection: Connection, dialect: Dialect, max_held_bytes: int) -> None:
         super().__init__(connection, dialect, max_held_bytes)
-        self._note = note
+        self.sent: Sent | None = None
 
     def push(self, pushes: Sequence[Push], burst: Frame) -> None:
         is_straight = self._held is None and self._answered is None
@@ -98,12 +93,27 @@ class _FeedScreen(Screen):
 
     def answer(self, frame: Frame, documents: Sequence[Document] = ()) -> None:
         super().answer(frame, documents)
-        if self._note is not None and not self.connection.is_closed:
-            self._note([document.id for document in documents])
+        self._drop_held({document.id: document.rev for document in documents})
+        self._note_sent([(Added(document), frame) for document in documents])
+
+    def _drop_held(self, listed: Mapping[str, int]) -> None:
+        held = self._held or []
+        kept = [
+            (event, frame)
+            for event, frame in held
+            if not (isinstance(event, Added) and listed.get(event.document.id, -1) >= event.rev)
+        ]
+        if len(kept) < len(held):
+            self._held = kept
+            self._held_bytes = sum(len(frame.text) for _, frame in kept)
 
     def _note_sent(self, pushes: Sequence[Push]) -> None:
-        if self._note is not None and not self.connection.is_closed:
-            self._note([event.document.id for event, _ in pushes if isinstance(event, Added)])
+        # A connection that has just been closed as slow has dropped it.
+        if self.sent is None or self.connection.is_closed:
+            return
+        for event, frame in pushes:
+            if isinstance(event, Added):
+                self.sent.add(event.document.id, len(frame.text))
 
 
 class Feed:
@@ -120,19 +130,14 @@ class Feed:
         self.connection = connection
         self._services = services
         self._room: Room = (identity.tenant, identity.user_id)
-        self._screen = _FeedScreen(connection, self.dialect, services.max_queue_bytes, self._noting())
+        self._screen = _FeedScreen(connection, self.dialect, services.max_queue_bytes)
+        if self.way is not None:
+            self._screen.sent = Sent(services.marks, self.way, self._room, connection)
         self._expiry: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
         self._is_joined = self._join(identity)
         if self._is_joined:
             self._task = services.tasks.start(self._catch_up(), "feed")
-
-    def _noting(self) -> Callable[[Sequence[str]], None] | None:
-        return None if self.way is None else self._note
-
-    def _note(self, ids: Sequence[str]) -> None:
-        if self.way is not None and ids:
-            self._services.marks.note(self.way, self._room, ids)
 
     def _join(self, identity: Identity) -> bool:
         services, room = self._services, self._room
@@ -171,6 +176,8 @@ class Feed:
         self._services.rooms.leave(self._room, self._screen)
         if self._room[1] != NOBODY:
             self._services.limits.leave_user(self._room)
+        if self._screen.sent is not None:
+            self._screen.sent.end()
         if self._expiry is not None:
             self._expiry.cancel()
         if self._task is not None:
@@ -199,7 +206,8 @@ class Feed:
 
     async def _unmarked(self, way: str, since: datetime | None = None) -> AsyncIterator[Portion]:
         """The unseen documents that are not marked for this way, oldest first. `since`: only those created then or
-        later."""
+        later. Pushes are not left to this listing: what another connection of the user is sent meanwhile gets marked,
+        and is not in it."""
         services, (tenant, user_id) = self._services, self._room
         after: Document | None = None
         while True:
@@ -212,13 +220,12 @@ class Feed:
                 after=after,
                 limit=PORTION,
             )
-            documents = await self._patiently(read)
-            after = documents[-1] if len(documents) == PORTION else None
-            # Some may have been marked a moment ago, which is not written yet.
-            new = [each for each in documents if not services.marks.is_noted(way, self._room, each.id)]
-            yield self._told(new), after
-            if after is None:
+            with services.marks.noted(way, self._room) as noted:
+                documents = await self._patiently(read)
+            yield self._told(document for document in documents if document.id not in noted), None
+            if len(documents) < PORTION:
                 return
+            after = documents[-1]
 
     def _told(self, documents: Iterable[Document]) -> list[tuple[Frame, Sequence[Document]]]:
         frames = ((self.dialect.frame(Added(document)), document) for document in documents)
@@ -261,12 +268,17 @@ class ServiceFeed(Feed):
     """CONTRACT C3: what this user has not acknowledged comes at each connect until they have; nothing from before they
     first used this dialect."""
 
-    __slots__ = ()
+    __slots__ = ("_opened_at",)
     dialect: ServiceDialect = ServiceDialect()
+
+    def __init__(self, connection: Connection, services: FeedServices, identity: Identity) -> None:
+        # Before the room is joined: what is pushed from then on is to be acknowledged.
+        self._opened_at = now()
+        super().__init__(connection, services, identity)
 
     async def _backlog(self) -> AsyncIterator[Portion]:
         tenant, user_id = self._room
-        begin = partial(self._services.store.deliveries.begin, tenant, user_id, SERVICE, now())
+        begin = partial(self._services.store.deliveries.begin, tenant, user_id, SERVICE, self._opened_at)
         since = await self._patiently(begin)
         async for portion in self._unmarked(SERVICE, since):
             yield portion
@@ -300,15 +312,19 @@ class TenantFeed(Feed):
 
 class StreamFeed(Feed):
     """Server-Sent Events: first all unseen documents, oldest first; or, to who comes back, what has changed since the
-    rev that they saw last, each document as it is now. Then how many are unseen."""
+    rev that they saw last, each document as it is now. Then how many are unseen.
 
-    __slots__ = ("_since",)
+    The unseen ones come in the order in which they were made, which need not be that of their revs: none of them is
+    where one could go on from, but all of them together are."""
+
+    __slots__ = ("_since", "_upto")
     dialect: StreamDialect = StreamDialect()
 
     def __init__(
         self, connection: Connection, services: FeedServices, identity: Identity, since: int | None
     ) -> None:
         self._since = since
+        self._upto = 0
         super().__init__(connection, services, identity)
 
     async def _backlog(self) -> AsyncIterator[Portion]:
@@ -316,7 +332,7 @@ class StreamFeed(Feed):
         async for portion in listed:
             yield portion
         count = await self._patiently(partial(self._services.inbox.count_unseen, self._room))
-        yield [(self.dialect.count(count), ())], None
+        yield [(self.dialect.count(count, self._upto or None), ())], None
 
     async def _unseen(self) -> AsyncIterator[Portion]:
         after: Document | None = None
@@ -324,7 +340,8 @@ class StreamFeed(Feed):
             read = partial(self._services.inbox.unseen, self._room, after=after, limit=PORTION)
             documents = await self._patiently(read)
             after = documents[-1] if len(documents) == PORTION else None
-            yield self._told(documents), after
+            self._upto = max([self._upto, *(document.rev for document in documents)])
+            yield [(self.dialect.listed(document), (document,)) for document in documents], after
             if after is None:
                 return
 

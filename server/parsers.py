@@ -11,13 +11,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from server.errors import InvalidNotification, TooLarge
+from server.errors import InvalidInput, InvalidNotification, TooLarge
 from server.ids import new_id
 from server.messages import Mail, Notification, Publication, Recipient, now
 from server.payloads import LIFTED, lifted
 
 DEFAULT_TYPE = "notification"
 """Of what comes from dialects that know no types, or in which it is not named."""
+
+MAX_NESTING = 64
+"""Levels of a payload or `data`. What is nested as deeply as Python can read it, Python could not write inside a
+frame."""
 
 TRUE_TEXTS = ("1", "true", "True", "yes", "Yes")
 
@@ -135,7 +139,7 @@ def _type_in(data: Any, limits: FieldLimits) -> str:
         return ""
     try:
         return _checked(type_.strip(), "type", limits.field_bytes)
-    except InvalidNotification:
+    except InvalidInput:
         return ""
 
 
@@ -151,7 +155,20 @@ def _json_value(value: Any, name: str, max_bytes: int) -> Any:
         raise InvalidNotification(name, "NaN and Infinity are not JSON") from exc
     if size > max_bytes:
         raise TooLarge(name, f"{size} bytes are more than the {max_bytes} allowed")
+    if _is_nested_deeper(value, MAX_NESTING):
+        raise InvalidNotification(name, f"nested more than {MAX_NESTING} levels deep")
     return value
+
+
+def _is_nested_deeper(value: Any, levels: int) -> bool:
+    """Whether there are more than so many lists and objects inside each other."""
+    inside = [value]
+    for _ in range(levels + 1):
+        boxes = [each for each in inside if isinstance(each, list | dict)]
+        if not boxes:
+            return False
+        inside = [each for box in boxes for each in (box.values() if isinstance(box, dict) else box)]
+    return True
 
 
 def _user_id(value: Any, path: str, limits: FieldLimits) -> str:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from server.commands import MAX_CREDENTIAL_CHARS, MAX_TOKEN_CHARS
 from server.errors import InvalidInput
 
 T = TypeVar("T")
@@ -22,8 +23,19 @@ UserId = Annotated[str, Meta(min_length=1, examples=["alice"])] | int
 Instant = Annotated[str, Meta(description="UTC, RFC 3339", examples=["2030-01-31T12:00:00.000Z"])]
 
 Payload = Annotated[
-    Any, Meta(description="Any JSON value but null", examples=[{"title": "Order shipped", "order": 7}])
+    Any,
+    Meta(
+        description="Any JSON value but null",
+        examples=[{"title": "Order shipped", "order": 7}],
+        extra_json_schema={"not": {"type": "null"}},  # msgspec knows no such type: `parsers` refuses it
+    ),
 ]
+
+NOT_BLANK = r"\S"
+
+Credential = Annotated[str, Meta(min_length=1, max_length=MAX_CREDENTIAL_CHARS, pattern=NOT_BLANK)]
+
+Token = Annotated[str, Meta(min_length=1, max_length=MAX_TOKEN_CHARS, pattern=NOT_BLANK)]
 
 
 class UserRef(Struct):
@@ -121,7 +133,7 @@ class TokenRequest(Struct):
 
     user_id: UserId
     expires_in: Annotated[
-        float | None, Meta(ge=1, description="Seconds; at most and by default `max_token_s`")
+        Annotated[float, Meta(ge=1)] | None, Meta(description="Seconds; at most and by default `max_token_s`")
     ] = None
 
 
@@ -135,8 +147,8 @@ class TokenAnswer(Struct):
 class LoginRequest(Struct):
     """Who somebody says they are."""
 
-    username: Annotated[str, Meta(min_length=1, examples=["alice"])]
-    password: Annotated[str, Meta(min_length=1, examples=["alice"])]
+    username: Credential
+    password: Credential
 
 
 class LoginAnswer(Struct):
@@ -150,7 +162,7 @@ class LoginAnswer(Struct):
 class RefreshRequest(Struct):
     """A refresh token."""
 
-    refresh: Annotated[str, Meta(min_length=1)]
+    refresh: Token
 
 
 class RefreshAnswer(Struct):
@@ -163,18 +175,116 @@ class RefreshAnswer(Struct):
 class VerifyRequest(Struct):
     """A token of whatever kind."""
 
-    token: Annotated[str, Meta(min_length=1)]
+    token: Token
 
 
 class Problem(Struct):
-    """What is wrong (RFC 9457). `title` is a stable code, `field` the path of the field as the caller wrote it. Doors
-    whose older clients expect other fields have those beside."""
+    """What is wrong (RFC 9457). `title` is a stable code, `field` the path of the field as the caller wrote it, "" for
+    the request as a whole. Doors whose older clients expect other fields have those beside."""
 
-    type: str
+    type: Literal["about:blank"]
     title: str
     status: int
     detail: str
     field: str | UnsetType = UNSET
+
+
+class FeedRefusal(Struct):
+    """Why a client may not listen."""
+
+    error: str
+
+
+class TenantRefusal(Struct):
+    """The same in the words of `/ws/notify/`."""
+
+    detail: str
+
+
+class TicketAnswer(Struct):
+    """What gets a page in where it can set no header: once, and within so many seconds."""
+
+    ticket: str
+    expires_in: int
+
+
+# -- what operators ask --------------------------------------------------------------------------------------
+
+
+class Alive(Struct):
+    """The process is alive."""
+
+    status: Literal["ok"]
+
+
+class Dependency(Struct):
+    """How something is that this node depends on."""
+
+    status: Literal["up", "down"]
+    latency_ms: float
+    reason: str | UnsetType = UNSET
+
+
+class Readiness(Struct):
+    """Whether clients should be sent to this node."""
+
+    status: Literal["ready", "degraded", "unavailable", "starting", "stopping"]
+    dependencies: dict[str, Dependency]
+
+
+class Pinged(Struct):
+    """How something answers; `ping_ms` is null where it does not."""
+
+    status: Literal["connected", "disconnected", "unknown", "not_configured"]
+    ping_ms: float | None
+    reason: str | UnsetType = UNSET
+
+
+class Clients(Struct):
+    """Who is connected to this node."""
+
+    active_connections: int
+    total_unique_users: int
+
+
+class Health(Struct):
+    """How this node is, in the shape of the Redis hub, with `store` and `mail` beside it."""
+
+    status: Literal["healthy", "degraded"]
+    timestamp: Instant
+    redis: Pinged
+    websocket: Clients
+    uptime_seconds: int
+    store: Pinged
+    mail: Pinged
+
+
+class Listeners(Struct):
+    """Who is connected to this node."""
+
+    active: int
+    total_unique_users: int
+
+
+class Passed(Struct):
+    """What went through this node since it started."""
+
+    received_from_redis: int
+    sent_to_clients: int
+    failed: int
+
+
+class Figures(Struct):
+    """The figures of this node, in the shape of the Redis hub."""
+
+    service: str
+    timestamp: Instant
+    uptime_seconds: int
+    connections: Listeners
+    messages: Passed
+
+
+# -- reading -------------------------------------------------------------------------------------------------
 
 
 def read(fields: Any, kind: type[T], error: type[InvalidInput] = InvalidInput) -> T:
@@ -183,19 +293,41 @@ def read(fields: Any, kind: type[T], error: type[InvalidInput] = InvalidInput) -
     try:
         return msgspec.convert(fields, kind)
     except msgspec.ValidationError as exc:
-        field, reason = _where(str(exc))
-        raise error(field, reason) from None
+        raise error(*_field_and_reason(str(exc))) from None
 
 
-_AT = re.compile(r"^(?P<what>.*?)(?: - at `\$(?P<path>.*)`)?$", re.DOTALL)
+_MESSAGE = re.compile(r"(?P<what>.*?)(?: - at (?:`key` in )?`\$\.?(?P<path>.*)`)?", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(?P<name>.*)`")
+_EXPECTED = re.compile(
+    r"Expected `(?P<types>[^`]*)`(?:, got .*| (?P<bound>of length )?(?P<sign>[<>]=) (?P<value>\S+))"
+)
+
+_WORDS = {
+    "str": "a text",
+    "int": "an integer",
+    "float": "a number",
+    "array": "a list",
+    "object": "an object",
+    "null": "null",
+}
 
 
-def _where(message: str) -> tuple[str, str]:
-    """Field and reason in what msgspec says, such as "Expected `str`, got `int` - at `$.users[2].email`"."""
-    match = _AT.match(message)
-    what, path = (match["what"], (match["path"] or "").lstrip(".")) if match else (message, "")
+def _field_and_reason(message: str) -> tuple[str, str]:
+    """Both in what msgspec says, such as "Expected `str`, got `int` - at `$.users[2].email`"."""
+    match = _MESSAGE.fullmatch(message)
+    what, path = (match["what"], match["path"] or "") if match else (message, "")
     missing = _MISSING.fullmatch(what)
     if missing:
         return f"{path}.{missing['name']}" if path else missing["name"], "missing"
-    return path, (what[:1].lower() + what[1:]).replace("`", "")
+    return path, _reason(what)
+
+
+def _reason(what: str) -> str:
+    match = _EXPECTED.fullmatch(what)
+    if match is None:
+        return what.replace("`", "")
+    if match["sign"] is None:
+        return "not " + " or ".join(_WORDS.get(name, name) for name in match["types"].split(" | "))
+    if not match["bound"]:
+        return f"{'less' if match['sign'] == '>=' else 'more'} than {float(match['value']):g}"
+    return "empty" if match["sign"] == ">=" else f"longer than {match['value']} characters"

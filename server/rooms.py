@@ -39,6 +39,11 @@ class Connection(Protocol):
     async def drained(self) -> None:
         """Return when all that was sent has left the queue, or the connection is closed."""
 
+    @property
+    def in_flight_bytes(self) -> int:
+        """How much of what was sent has not arrived at the client's machine, as far as that can be known; of a
+        connection that was cut off: all."""
+
     def close(self, reason: CloseReason) -> None:
         """End the connection with this code and reason, once; what is queued may be lost. Idempotent."""
 

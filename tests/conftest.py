@@ -49,8 +49,8 @@ _MARKED_BY_FIXTURE = {
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
-        "servers: starts MariaDB, PostgreSQL, Redis, RabbitMQ or nginx (set by itself on each test that uses the fixture"
-        " of one)",
+        "servers: starts MariaDB, PostgreSQL, Redis, RabbitMQ or nginx (set by itself on each test that uses the"
+        " fixture of one)",
     )
     # Python's own answer to SIGTERM runs no cleanup: folders and processes would be left.
     signal.signal(signal.SIGTERM, lambda *_: pytest.exit("SIGTERM", returncode=143))

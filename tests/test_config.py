@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.config import Config, Email, HTTPHook, JWTRules, MongoDB, SQLLogin, editor, load, values
+from server.config.doors import RabbitMQ, RedisHub
 from server.config.keys import Key
 from server.config.reader import read_file
 from server.config.schema import SECTIONS, Section
@@ -789,6 +790,7 @@ def test_defaults_that_are_shown_are_those_in_force() -> None:
     config = load(None, {})
     notes = {"data", "publish_without_key", "sender", "url", "port", "tls", "methods", "algorithms", "check"}
     unset = {"JWT": JWTRules(), "SERVICE_JWT": JWTRules(), "SQL": SQLLogin(), "HOOK": HTTPHook()}
+    unset |= {"REDIS_HUB": RedisHub(), "RABBITMQ": RabbitMQ()}
     for section, key in all_keys():
         if key.field and key.default and key.name not in notes:
             record = getattr(config, section.lower()) or unset[section]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import sqlite3
 import subprocess
@@ -21,14 +22,17 @@ import pytest
 
 from server.errors import StoreUnavailable
 from server.grants import DEFAULT_TENANT, KEY_CHARS, KnownUser
-from server.messages import now
-from server.store import sqlite_upgrade
+from server.messages import Document, now
+from server.store import HUB, sqlite_upgrade
 from server.store.sqlite import SQLiteStore
 from server.store.sqlite_schema import VERSION, from_ms
 from tests.support.sqlite_v1 import first_ms, make_v1, user_id
+from tests.support.sqlite_v2 import make_v2
 from tests.support.stores import put, whole_inbox
 
 ROOT = Path(__file__).resolve().parents[1]
+
+MAKERS = {"v1": make_v1, "v2": make_v2}
 
 
 @pytest.fixture
@@ -68,7 +72,7 @@ def shape(path: Path) -> object:
 
 
 async def check(path: Path, users: int) -> None:
-    """The file of `make_v1` is of this version, with all that was in it."""
+    """The file of `make_v1` or `make_v2` is of this version, with all that was in it."""
     store = SQLiteStore(path)
     await store.open()
     known = await store.directory.users(DEFAULT_TENANT, after=None, limit=users + 1)
@@ -81,6 +85,15 @@ async def check(path: Path, users: int) -> None:
             (f"{number}/2", False),
             (f"{number}/1", True),
         ]
+        [unseen, seen] = inbox
+        for document, delivered_at in ((unseen, None), (seen, seen.updated_at)):
+            nid = document.notification.nid
+            [delivery] = await store.deliveries.of_notification(DEFAULT_TENANT, nid, after=None, limit=10)
+            assert (delivery.user_id, delivery.delivered_at) == (user_id(number), delivered_at)
+        waiting = await store.deliveries.backlog(
+            DEFAULT_TENANT, user_id(number), HUB, since=None, after=None, limit=10
+        )
+        assert waiting == [unseen]
     assert (await store.mail_counts()).due == 3
     access = await store.directory.access()
     assert [tenant.name for tenant in access.tenants] == [DEFAULT_TENANT]
@@ -91,25 +104,47 @@ async def check(path: Path, users: int) -> None:
     assert version(path) == VERSION
 
 
-async def test_a_file_of_version_1(path: Path) -> None:
+@pytest.mark.parametrize("old", MAKERS)
+async def test_an_older_file(old: str, path: Path) -> None:
     """Its documents and users belong to the tenant `default`, who were first seen when their first document was made,
-    whether or not they deleted it."""
-    make_v1(path, 30)
+    whether or not they deleted it. What was seen was delivered when it was seen; the rest was sent in no way."""
+    MAKERS[old](path, 30)
     await open_and_close(path)
     await check(path, 30)
 
 
-async def test_an_empty_file_of_version_1(path: Path) -> None:
+async def test_what_is_deleted_that_was_seen_before(path: Path) -> None:
+    """It keeps the time of its delivery; what was not seen is delivered by being deleted."""
+    make_v2(path, 1)
+    store = SQLiteStore(path)
+    await store.open()
+    unseen, seen = await whole_inbox(store, user_id(0), DEFAULT_TENANT)
+    await store.delete(DEFAULT_TENANT, user_id(0), [seen.id, unseen.id])
+
+    async def delivered_at(document: Document) -> datetime | None:
+        nid = document.notification.nid
+        [delivery] = await store.deliveries.of_notification(DEFAULT_TENANT, nid, after=None, limit=10)
+        return delivery.delivered_at
+
+    [unseen_now, _] = await store.changes(DEFAULT_TENANT, user_id(0), after=(99, ""), limit=2)
+    assert await delivered_at(seen) == seen.updated_at
+    assert await delivered_at(unseen) == unseen_now.deleted_at != unseen.updated_at
+    await store.close()
+
+
+@pytest.mark.parametrize("old", MAKERS)
+async def test_an_older_file_without_documents(old: str, path: Path) -> None:
     """Nobody was ever notified."""
-    make_v1(path, 0, 0)
+    MAKERS[old](path, 0, 0)
     await open_and_close(path)
     assert version(path) == VERSION
     assert rows(path, "SELECT name FROM tenants") == [(DEFAULT_TENANT,)]
 
 
-async def test_old_and_new_files_are_alike(path: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("old", MAKERS)
+async def test_old_and_new_files_are_alike(old: str, path: Path, tmp_path: Path) -> None:
     """The same tables, columns and indexes."""
-    make_v1(path, 3)
+    MAKERS[old](path, 3)
     await open_and_close(path)
     new = tmp_path / "new" / "notifications.sqlite3"
     await open_and_close(new)
@@ -151,6 +186,8 @@ async def test_the_log_says_how_far_it_is(
         f"bringing {path} up to date: 10 of 40 users (25 %)",
         f"bringing {path} up to date: 20 of 40 users (50 %)",
         f"bringing {path} up to date: 30 of 40 users (75 %)",
+        f"bringing {path} up to date: making the index unseen_by_marks",
+        f"bringing {path} up to date: making the index of_notification",
         f"brought {path} up to date",
     ]
 
@@ -201,11 +238,12 @@ from pathlib import Path
 from server.messages import now
 from server.store import sqlite_schema, sqlite_upgrade
 from tests.support.sqlite_v1 import make_v1
+from tests.support.sqlite_v2 import make_v2
 
 sqlite_upgrade.USERS_PER_STEP = 4
 folder = Path(sys.argv[1])
-if sys.argv[2] == "old":
-    make_v1(folder / "original", 10)
+if sys.argv[2] != "new":
+    {"v1": make_v1, "v2": make_v2}[sys.argv[2]](folder / "original", 10)
 connect = sqlite_schema._connect
 
 def upgrade_and_die(path, statement):
@@ -224,7 +262,7 @@ def upgrade_and_die(path, statement):
 
 for statement in range(1000):
     path = folder / f"killed-{statement}"
-    if sys.argv[2] == "old":
+    if sys.argv[2] != "new":
         shutil.copy(folder / "original", path)
     child = os.fork()
     if child == 0:
@@ -236,7 +274,7 @@ print(statement)
 """
 
 
-@pytest.mark.parametrize("kind", ["old", "new"])
+@pytest.mark.parametrize("kind", [*MAKERS, "new"])
 async def test_killed_at_any_statement(kind: str, tmp_path: Path) -> None:
     """Before each of the statements that make a file or bring an old one up to date: opened again, it is whole."""
     output = subprocess.run(
@@ -247,7 +285,7 @@ async def test_killed_at_any_statement(kind: str, tmp_path: Path) -> None:
         text=True,
     )
     statements = int(output.stdout)
-    assert statements > 20
+    assert statements > 15
     [whole] = tmp_path.glob(f"killed-{statements}")
     assert version(whole) == VERSION
     interrupted = 0
@@ -256,7 +294,7 @@ async def test_killed_at_any_statement(kind: str, tmp_path: Path) -> None:
         interrupted += path.exists() and version(path) != VERSION
         await open_and_close(path)
         assert shape(path) == shape(whole)
-        if kind == "old":
+        if kind != "new":
             await check(path, 10)
     assert interrupted > 10
 
@@ -295,12 +333,53 @@ async def test_given_up_on_the_way(path: Path, monkeypatch: pytest.MonkeyPatch) 
     await check(path, 40)
 
 
+async def test_given_up_while_it_makes_an_index(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one step that takes long ends within moments, too."""
+    make_v2(path, 2000)
+    monkeypatch.setattr(sqlite_upgrade, "STEPS_BETWEEN_QUESTIONS", 1000)
+    asked = itertools.count()
+    with pytest.raises(StoreUnavailable, match="goes on at the next start"):
+        sqlite_upgrade.open_upgraded(path, 1.0, now(), lambda: next(asked) == 5)
+    assert next(asked) == 6
+    assert version(path) == 2
+    assert rows(path, "SELECT name FROM sqlite_master WHERE name IN ('unseen', 'unseen_by_marks')") == [
+        ("unseen",)
+    ]
+    await check(path, 2000)
+
+
+async def test_version_2_in_between(path: Path) -> None:
+    """What that version adds and sees, in a file that was not brought up quite, is there afterwards."""
+    make_v2(path, 2)
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        sqlite_upgrade._add_broadcasts(connection)
+        assert version(path) == 2
+        [(id_,)] = connection.execute(
+            "UPDATE documents SET seen = 1, updated_at = 1700000009999, rev = 50"
+            " WHERE user = 2 AND seen = 0 AND deleted_at IS NULL RETURNING hex(id)"
+        ).fetchall()
+        connection.execute(
+            "INSERT INTO documents (user, id, notification, created_at, updated_at, rev)"
+            " VALUES (2, x'00', 1, 5, 5, 51)"
+        )
+    store = SQLiteStore(path)
+    await store.open()
+    new, *_ = await store.changes(DEFAULT_TENANT, user_id(1), after=(50, "f" * 24), limit=9)
+    [seen] = [each for each in await whole_inbox(store, user_id(1), DEFAULT_TENANT) if each.id == id_.lower()]
+    nid = seen.notification.nid
+    [delivery] = await store.deliveries.of_notification(DEFAULT_TENANT, nid, after=None, limit=9)
+    assert delivery.delivered_at == seen.updated_at == from_ms(1_700_000_009_999)
+    waiting = await store.deliveries.backlog(DEFAULT_TENANT, user_id(1), HUB, since=None, after=None, limit=9)
+    assert waiting == [new]
+    await store.close()
+
+
 async def test_an_earlier_server_in_between(path: Path) -> None:
     """Until the end the earlier version can go on with the file: a user that it adds is found, too."""
     make_v1(path, 40)
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
         with pytest.raises(StoreUnavailable, match="goes on at the next start"):
-            sqlite_upgrade._upgrade_to_2(connection, path, now(), lambda: True)
+            sqlite_upgrade._upgrade(connection, path, now(), lambda: True)
         connection.execute("INSERT INTO users (tenant, user_id) VALUES ('default', 'zoe')")
         connection.execute(
             "INSERT INTO documents (user, id, notification, created_at, updated_at, rev)"

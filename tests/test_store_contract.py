@@ -16,7 +16,8 @@ import pytest
 from server.errors import StoreUnavailable
 from server.ids import new_id
 from server.messages import Document, EmailDuty, Mail, MailRecipient, Recipient, now
-from server.store import Change, MailJob, MailOutcome, Store
+from server.revs import COUNTER_BITS
+from server.store import HUB, Broadcast, Change, MailJob, MailOutcome, Store
 from tests.support.stores import (
     KINDS,
     TENANT,
@@ -149,6 +150,7 @@ async def test_a_closed_store_is_unavailable(store: Store) -> None:
     """Every verb says so."""
     document = await put(store)
     job = MailJob(new_id(), TENANT, now(), Mail("", ""), (), new_id(), 0)
+    broadcast = Broadcast(make_notification(), None, new_id())
     await store.close()
     for verb in (
         store.ping(),
@@ -165,6 +167,20 @@ async def test_a_closed_store_is_unavailable(store: Store) -> None:
         store.next_mail_due(),
         store.still_unseen(TENANT, new_id(), [USER]),
         store.mail_counts(),
+        store.changes(TENANT, USER, after=(0, ""), limit=1),
+        store.deliveries.begin(TENANT, USER, HUB, now()),
+        store.deliveries.backlog(TENANT, USER, HUB, since=None, after=None, limit=1),
+        store.deliveries.mark(HUB, {(TENANT, USER): [document.id]}),
+        store.deliveries.of_notification(TENANT, document.notification.nid, after=None, limit=1),
+        store.broadcasts.add(make_notification()),
+        store.broadcasts.claim(1.0),
+        store.broadcasts.expand(make_notification(), [USER]),
+        store.broadcasts.advance(broadcast, USER, 1.0),
+        store.broadcasts.finish(broadcast),
+        store.broadcasts.open_of(TENANT),
+        store.broadcasts.count_open(),
+        store.leases.take("name", "holder", 1.0),
+        store.leases.give_back("name", "holder"),
     ):
         with pytest.raises(StoreUnavailable):
             await verb
@@ -599,6 +615,94 @@ async def test_each_change_has_a_greater_rev(store: Store) -> None:
     assert len(numbers) == len(revs)
     assert numbers == sorted(set(numbers))
     assert numbers[-1] < 2**63
+
+
+# -- what has changed ----------------------------------------------------------------------------------------
+
+
+async def all_changes(
+    store: Store, after: tuple[int, str] = (0, ""), limit: int = 100, user_id: str = USER
+) -> list[Document]:
+    """Portion by portion."""
+    found: list[Document] = []
+    while some := await store.changes(TENANT, user_id, after=after, limit=limit):
+        found += some
+        after = (some[-1].rev, some[-1].id)
+    return found
+
+
+async def test_changes_come_in_their_order(store: Store) -> None:
+    """Each document where it was changed last, as it is now, tombstones included; nobody else's."""
+    first, second, third = await put_many(store, 3)
+    await put(store, "bob")
+    await put(store, USER, "other")
+    assert await all_changes(store) == [first, second, third]
+    seen = await store.mark_seen(TENANT, USER, [first.id])
+    deleted = await store.delete(TENANT, USER, [second.id])
+    unchanged, now_seen, tombstone = await all_changes(store)
+    assert unchanged == third
+    assert now_seen == replace(first, seen=True, rev=seen.rev, updated_at=now_seen.updated_at)
+    at = tombstone.updated_at
+    assert tombstone == replace(second, deleted=True, deleted_at=at, rev=deleted.rev, updated_at=at)
+    assert await all_changes(store, user_id="nobody") == []
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 7, 100])
+async def test_changes_in_portions(limit: int, store: Store) -> None:
+    """Many with one rev, too: nothing is missing, nothing twice."""
+    documents = await put_many(store, 5)
+    notification = make_notification()
+    documents += await store.add(notification, [Recipient(USER), Recipient("bob")], None)
+    await store.mark_all_seen(TENANT, USER, limit=4)
+    await store.delete(TENANT, USER, [documents[0].id, documents[5].id])
+    found = await all_changes(store, limit=limit)
+    assert sorted(ids(found)) == sorted(each.id for each in documents if each.user_id == USER)
+    places = [(each.rev, each.id) for each in found]
+    assert places == sorted(places)
+    assert len({rev for rev, _ in places}) == 3
+
+
+async def test_changes_after_a_place(store: Store) -> None:
+    """It need not be that of a document; whatever 64 bits a client has sent."""
+    first, second = await put_many(store, 2)
+    assert await all_changes(store, (first.rev, first.id)) == [second]
+    assert await all_changes(store, (first.rev, "")) == [first, second]
+    assert await all_changes(store, (first.rev, "f" * 24)) == [second]
+    assert await all_changes(store, (first.rev + 1, "")) == [second]
+    assert await all_changes(store, (second.rev, second.id)) == []
+    for low in ((-1, ""), (-(2**64), "f" * 24), (0, "f" * 24), (first.rev, "x")):
+        assert await all_changes(store, low) == [first, second]
+    for high in (2**63 - 1, 2**63, 2**64):
+        assert await all_changes(store, (high, "")) == []
+
+
+async def test_nothing_changes_behind_who_follows(store: Store) -> None:
+    """Reading from the overlap before the last place on, while others change the inbox, one ends with the inbox."""
+    known: dict[str, Document] = {}
+    documents = await put_many(store, 10)
+    overlap = round(store.changes_overlap_s * 1000) << COUNTER_BITS
+    assert store.changes_overlap_s in (0.0, 30.0)
+
+    async def change() -> None:
+        await asyncio.gather(
+            *(put(store) for _ in range(30)),
+            *(store.mark_seen(TENANT, USER, [each.id]) for each in documents[:5]),
+            *(store.delete(TENANT, USER, [each.id]) for each in documents[3:8]),
+        )
+
+    changing = asyncio.create_task(change())
+    last = 0
+    is_over = False
+    while not is_over:
+        is_over = changing.done()
+        for document in await all_changes(store, (last - overlap, ""), limit=7):
+            if document.id not in known or known[document.id].rev < document.rev:
+                known[document.id] = document
+        last = max(each.rev for each in known.values())
+    await changing
+    alive = sorted((each for each in known.values() if not each.deleted), key=lambda each: each.id)
+    assert alive == sorted(await newest(store, limit=1000), key=lambda each: each.id)
+    assert len(alive) == 35
 
 
 # -- who has not seen a notification -------------------------------------------------------------------------

@@ -13,8 +13,8 @@ import sys
 import time
 from asyncio.subprocess import PIPE, Process
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from bson import ObjectId
 
 from server.messages import Document, now
 from server.store import Store
+from tests.support.broadcast_load import expand_all
 from tests.support.mongo_stores import original, until
 from tests.support.mongod import Mongod
 from tests.support.store_load import USERS, users_of
@@ -46,15 +47,15 @@ def place(request: pytest.FixtureRequest) -> Iterator[Place]:
 
 
 class Load:
-    """The process of tests.support.store_load."""
+    """The process of a module of tests.support that prints what was acknowledged."""
 
     def __init__(self, process: Process, acknowledged: Acknowledged) -> None:
         self._process = process
         self._acknowledged = acknowledged
 
     @classmethod
-    async def start(cls, place: Place, acknowledged: Acknowledged) -> Load:
-        argv = [sys.executable, "-m", "tests.support.store_load", *place.arguments()]
+    async def start(cls, place: Place, acknowledged: Acknowledged, module: str = "store_load") -> Load:
+        argv = [sys.executable, "-m", f"tests.support.{module}", *place.arguments()]
         return cls(await asyncio.create_subprocess_exec(*argv, cwd=ROOT, stdout=PIPE), acknowledged)
 
     async def acknowledges(self, count: int) -> None:
@@ -172,6 +173,66 @@ async def test_killing_the_writer(place: Place) -> None:
 async def test_killing_the_writer_again_and_again(place: Place) -> None:
     """The same over many rounds."""
     await kill_the_writer(place, 8)
+
+
+# -- broadcasts ----------------------------------------------------------------------------------------------
+
+LISTENERS = [f"listener-{number:02}" for number in range(60)]
+
+
+async def kill_who_broadcasts(place: Place, rounds: int) -> None:
+    """Where several nodes may, two at once."""
+    async with opened(place) as store:
+        await store.directory.note_users({(TENANT, listener): now() for listener in LISTENERS})
+    acknowledged: Acknowledged = {}
+    for _ in range(rounds):
+        loads = [await Load.start(place, acknowledged, "broadcast_load") for _ in range(1 + place.is_shared)]
+        try:
+            for load in loads:
+                await load.acknowledges(random.randint(1, 30))
+        finally:
+            for load in loads:
+                await load.kill()
+    async with opened(place) as store:
+        async with asyncio.timeout(COMPLETED_WITHIN_S):
+            while await store.broadcasts.count_open():
+                await expand_all(store)  # all but what leases of the killed still hold
+        await check_broadcasts(store, acknowledged)
+
+
+async def check_broadcasts(store: Store, acknowledged: Acknowledged) -> None:
+    """Everybody has each of them once. One that was stored and not acknowledged everybody has, too."""
+    documents = [document for listener in LISTENERS for document in await whole_inbox(store, listener)]
+    received = Counter((document.notification.nid, document.user_id) for document in documents)
+    assert set(received.values()) == {1}
+    nids = {nid for nid, _ in received}
+    assert nids >= acknowledged.keys()
+    assert received.keys() == {(nid, listener) for nid in nids for listener in LISTENERS}
+    assert len({document.id for document in documents}) == len(documents)
+    assert await store.count_unseen(TENANT, LISTENERS) == dict.fromkeys(LISTENERS, len(nids))
+
+
+@asynccontextmanager
+async def opened(place: Place) -> AsyncIterator[Store]:
+    store = place.store()
+    await store.open()
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+async def test_killing_who_broadcasts(place: Place) -> None:
+    """A broadcast that was acknowledged reaches everybody once, however often those who store its documents are killed
+    meanwhile, and whoever goes on."""
+    await kill_who_broadcasts(place, 4)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+async def test_killing_who_broadcasts_again_and_again(place: Place) -> None:
+    """The same over many rounds."""
+    await kill_who_broadcasts(place, 30)
 
 
 async def test_killing_who_migrates(request: pytest.FixtureRequest) -> None:

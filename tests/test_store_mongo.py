@@ -11,7 +11,7 @@ import re
 import traceback
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -27,10 +27,11 @@ from pymongo.errors import (
     WTimeoutError,
 )
 
-from server.errors import Busy, ServerError, StartupError, StoreUnavailable, TooLarge
+from server.errors import Busy, NotFound, ServerError, StartupError, StoreUnavailable, TooLarge
 from server.messages import Document, EmailDuty, Mail, MailRecipient, Recipient, now
 from server.revs import RevClock
 from server.store import (
+    HUB,
     Change,
     MailCounts,
     MailOutcome,
@@ -153,6 +154,7 @@ async def test_several_nodes_open_at_once(
         "_id_",
         "inbox",
         "unseen",
+        "backlog",
         "changes",
         "notification",
         "mail_due",
@@ -229,6 +231,49 @@ async def test_every_query_uses_its_index(
         profile.expect("mail_due", "mail_refused", most=0)
         assert len(await store.claim_mail(60, 10)) == 2
         profile.expect("mail_due", "_id", most=5)
+        oldest = await store.changes(DEFAULT, "user-3", after=(0, ""), limit=30)
+        profile.expect("changes", most=30)
+        rest = await store.changes(DEFAULT, "user-3", after=(0, oldest[-1].id), limit=1000)
+        profile.expect("changes", most=1000)
+        assert len(rest) == 200 + 40 + 1 - 30
+        await store.changes(DEFAULT, "user-3", after=(rest[-30].rev, rest[-30].id), limit=30)
+        profile.expect("changes", most=31)
+
+        waiting = await store.deliveries.backlog(DEFAULT, "user-3", HUB, since=None, after=None, limit=1000)
+        profile.expect("backlog", most=1000)
+        await store.deliveries.mark(HUB, {(DEFAULT, "user-3"): ids(waiting[:-20])})
+        profile.expect("_id", most=len(waiting) - 20)
+        left = await store.deliveries.backlog(
+            DEFAULT, "user-3", HUB, since=None, after=waiting[5], limit=1000
+        )
+        profile.expect("backlog", most=20)
+        assert left == waiting[-20:]
+        await store.deliveries.backlog(DEFAULT, "user-3", HUB, since=now(), after=None, limit=1000)
+        profile.expect("backlog", most=0)
+        await store.deliveries.begin(DEFAULT, "user-3", HUB, now())
+        profile.expect("_id", most=0)
+        await store.deliveries.of_notification(DEFAULT, notification.nid, after="user-2", limit=3)
+        profile.expect("notification", "refused", most=3)
+        with pytest.raises(NotFound):
+            await store.deliveries.of_notification("other", notification.nid, after=None, limit=3)
+        profile.expect("notification", "_id", most=0)
+
+        for number in range(10):
+            await store.broadcasts.add(make_notification(DEFAULT, content=str(number)))
+        broadcast = await store.broadcasts.claim(60)
+        assert broadcast is not None
+        profile.expect("removed", "oldest", most=1)
+        await store.broadcasts.expand(broadcast.notification, USERS)
+        profile.expect("notification", most=0)
+        await store.broadcasts.advance(broadcast, "user-5", 60)
+        profile.expect("_id", most=2)
+        await store.broadcasts.open_of(DEFAULT)
+        profile.expect("tenant", most=10)
+        await store.broadcasts.finish(broadcast)
+        profile.expect("_id", most=1)
+        await store.leases.take("a", "b", 60)
+        profile.expect("_id", most=1)
+
         await store.directory.users(DEFAULT, after="user-3", limit=3)
         profile.expect("_id", most=3)
         await store.directory.note_users({(DEFAULT, "user-3"): now(), (DEFAULT, "new"): now()})
@@ -246,8 +291,8 @@ class Profile:
         self._database = database
         self._keys = {
             self._key_of(index["key"]): name
-            for collection in map("notifications".__add__, ("", "_intents", "_tenants", "_sign_outs"))
-            for name, index in database[collection].index_information().items()
+            for collection in ("", "_intents", "_broadcasts", "_tenants", "_sign_outs")
+            for name, index in database[f"notifications{collection}"].index_information().items()
         }
         database.command("profile", 2)
         self._seen: set[datetime] = set()
@@ -441,6 +486,109 @@ async def test_an_answer_that_got_lost(store: MongoStore, monkeypatch: pytest.Mo
     monkeypatch.setattr(store._adding, "_grace_s", 0.0)
     assert await store.complete_intents() == await whole_inbox(store)
     assert await store.complete_intents() == []
+
+
+# -- everybody: broadcasts -----------------------------------------------------------------------------------
+
+
+async def test_an_expansion_whose_answer_got_lost(store: MongoStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it has stored is completed, once, but for what its users have changed since; who asks again stores the
+    rest."""
+    monkeypatch.setattr(mongo_adding, "CHUNK_DOCUMENTS", 3)
+    notification = make_notification()
+    insert_missing, calls = store._adding._insert_missing, 0
+
+    async def insert_and_lose_the_second_answer(documents: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        result = await insert_missing(documents)
+        if calls == 2:
+            raise AutoReconnect
+        return result
+
+    monkeypatch.setattr(store._adding, "_insert_missing", insert_and_lose_the_second_answer)
+    with pytest.raises(StoreUnavailable):
+        await store.broadcasts.expand(notification, USERS)
+    [new] = await store.broadcasts.expand(notification, USERS)
+    assert new.user_id == USERS[6]
+    [seen] = await whole_inbox(store, USERS[2])
+    await store.mark_seen("acme", USERS[2], [seen.id])
+    assert await store.complete_intents() == []
+    monkeypatch.setattr(store._adding, "_grace_s", 0.0)
+    completed = await store.complete_intents()
+    assert [document.user_id for document in completed] == [*USERS[:2], *USERS[3:6]]
+    assert await store.complete_intents() == []
+    assert len(await inboxes(store)) == len(USERS)
+
+
+async def test_the_id_of_a_broadcasts_document(store: MongoStore) -> None:
+    """It follows from notification and user, begins with the time as all ids do, and tells nothing of the others."""
+    first, second = make_notification(), make_notification()
+    documents = await store.broadcasts.expand(first, ["a", "b"])
+    documents += await store.broadcasts.expand(second, ["a", "b"])
+    assert len({document.id[8:] for document in documents}) == 4
+    seconds = [ObjectId(document.id).generation_time for document in documents]
+    assert seconds == [each.notification.created_at.replace(microsecond=0) for each in documents]
+
+
+async def test_a_broadcast_that_is_refused(store: MongoStore, raw: Database[dict[str, Any]]) -> None:
+    """Its documents are refused without their content; what is too large is not accepted at all."""
+    refuse(raw)
+    notification = make_notification(content=REFUSED)
+    await store.broadcasts.add(notification)
+    with pytest.raises(OperationFailure, match="refuses the document") as refused:
+        await store.broadcasts.expand(notification, USERS)
+    assert REFUSED not in "".join(traceback.format_exception(refused.value))
+    with pytest.raises(TooLarge):
+        await store.broadcasts.add(make_notification(data="x" * 17_000_000))
+    assert await store.broadcasts.count_open() == 1
+
+
+# -- documents of the original -------------------------------------------------------------------------------
+
+
+async def test_changes_of_the_originals_documents(
+    mongo_database: MongoDatabase, raw: Database[dict[str, Any]]
+) -> None:
+    """They have no rev: they come before all others, by their ids, in portions, too."""
+    old = sorted((original(number) for number in range(7)), key=lambda each: each["_id"])
+    raw["notifications"].insert_many(old[::-1])
+    async with opened(mongo_database) as store:
+        new = await put(store, tenant=DEFAULT)
+        changed = await store.delete(DEFAULT, USER, [str(old[2]["_id"])])
+        expected = [*(str(each["_id"]) for each in old if each is not old[2]), new.id, str(old[2]["_id"])]
+        found: list[Document] = []
+        after = (0, "")
+        while some := await store.changes(DEFAULT, USER, after=after, limit=2):
+            found += some
+            after = (some[-1].rev, some[-1].id)
+        assert ids(found) == expected
+        assert [each.rev for each in found] == [0] * 6 + [new.rev, changed.rev]
+        assert ids(await store.changes(DEFAULT, USER, after=(1, ""), limit=9)) == expected[6:]
+
+
+async def test_deliveries_of_the_originals_documents(
+    mongo_database: MongoDatabase, raw: Database[dict[str, Any]]
+) -> None:
+    """What it has seen or deleted was delivered when that was; its unseen ones were sent in no way."""
+    unseen, seen, deleted = original(1), original(2, seen=True), original(3, delete=True)
+    at = datetime(2015, 6, 1, 10)
+    for each in (seen, deleted):
+        each["updatedAt"] = at
+    raw["notifications"].insert_many([unseen, seen, deleted])
+    async with opened(mongo_database) as store:
+
+        async def delivered_at(document: dict[str, Any]) -> datetime | None:
+            nid = str(document["_id"])
+            [delivery] = await store.deliveries.of_notification(DEFAULT, nid, after=None, limit=9)
+            return delivery.delivered_at
+
+        then = at.replace(tzinfo=UTC)
+        assert [await delivered_at(each) for each in (unseen, seen, deleted)] == [None, then, then]
+        waiting = await store.deliveries.backlog(DEFAULT, USER, HUB, since=None, after=None, limit=9)
+        assert ids(waiting) == [str(unseen["_id"])]
+        await store.delete(DEFAULT, USER, [str(seen["_id"])])
+        assert await delivered_at(seen) == then
 
 
 # -- several users: intents ----------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 
 from server.ids import new_id
 from server.messages import Document, EmailDuty, Mail, MailRecipient, Recipient, now
-from server.store import Change, MailJob, MailOutcome, RefusedMail, Store
+from server.store import ACKNOWLEDGED, WAYS, Change, MailJob, MailOutcome, RefusedMail, Store
 from tests.support.stores import KINDS, Place, fresh_place, make_notification
 
 START = now() - timedelta(hours=1)
@@ -47,6 +47,8 @@ class InboxMachine(RuleBasedStateMachine):
         super().__init__()
         self.store, self.run = store, run
         self.documents: list[Document] = []
+        self.marks: dict[str, set[str]] = {way: set() for way in WAYS}
+        self.delivered: set[str] = set()
         self.last_rev = 0
 
     @initialize()
@@ -79,6 +81,7 @@ class InboxMachine(RuleBasedStateMachine):
             return
         assert change.rev > self.last_rev
         self.last_rev = change.rev
+        self.delivered |= changes.keys()
         stored = {each.id: each for each in self.run(self.newest(user_id))}
         for number, document in enumerate(self.documents):
             if document.id in changes:
@@ -123,6 +126,29 @@ class InboxMachine(RuleBasedStateMachine):
         found = [id_ for id_ in dict.fromkeys(ids) if id_ in mine]
         self.expect(change, user_id, found, {id_: {"deleted": True} for id_ in found})
 
+    @rule(users=st.lists(user, max_size=3, unique=True), index=index)
+    def expand(self, users: list[str], index: int) -> None:
+        """For these users, a notification that some may have, or a new one."""
+        notification = make_notification(self.tenant, created_at=START)
+        if index < len(self.documents):
+            notification = self.documents[index].notification
+        having = {each.user_id for each in self.documents if each.notification == notification}
+        new = self.run(self.store.broadcasts.expand(notification, users))
+        assert [each.user_id for each in new] == [each for each in users if each not in having]
+        assert all(each.rev > self.last_rev for each in new)
+        self.last_rev = max((each.rev for each in new), default=self.last_rev)
+        self.documents += new
+
+    @rule(way=st.sampled_from(WAYS), indexes=st.lists(index, max_size=6))
+    def mark(self, way: str, indexes: list[int]) -> None:
+        ids = self.some_ids(indexes)
+        self.run(self.store.deliveries.mark(way, {(self.tenant, each): ids for each in USERS}))
+        unseen = {document.id for each in USERS for document in self.unseen(each)}
+        marked = unseen & set(ids)
+        self.marks[way] |= marked
+        if way == ACKNOWLEDGED:
+            self.delivered |= marked
+
     # -- what is read ----------------------------------------------------------------------------------------
     @rule(user_id=user)
     def read_all(self, user_id: str) -> None:
@@ -148,6 +174,47 @@ class InboxMachine(RuleBasedStateMachine):
         read = self.run(self.store.unseen(self.tenant, user_id, after=after, limit=limit))
         newer = [each for each in self.unseen(user_id) if after is None or position(each) > position(after)]
         assert read == newer[:limit]
+
+    @rule(
+        user_id=user, way=st.sampled_from(WAYS), index=index, limit=limit, since_ms=st.sampled_from([None, 1])
+    )
+    def read_backlog(self, user_id: str, way: str, index: int, limit: int, since_ms: int | None) -> None:
+        marks = [None, *(each for each in self.documents if each.user_id == user_id)]
+        after = marks[index % len(marks)]
+        since = None if since_ms is None else START - timedelta(milliseconds=since_ms)
+        read = self.run(
+            self.store.deliveries.backlog(self.tenant, user_id, way, since=since, after=after, limit=limit)
+        )
+        waiting = [
+            each
+            for each in self.unseen(user_id)
+            if each.id not in self.marks[way]
+            and (after is None or position(each) > position(after))
+            and (since is None or each.created_at >= since)
+        ]
+        assert read == waiting[:limit]
+
+    @rule(user_id=user, index=index, limit=limit)
+    def read_changes(self, user_id: str, index: int, limit: int) -> None:
+        mine = sorted((each.rev, each.id) for each in self.documents if each.user_id == user_id)
+        after = [(0, ""), *mine][index % (len(mine) + 1)]
+        read = self.run(self.store.changes(self.tenant, user_id, after=after, limit=limit))
+        assert [(each.rev, each.id) for each in read] == [each for each in mine if each > after][:limit]
+        known = {each.id: each for each in self.documents}
+        for each in read:
+            assert (each.seen, each.deleted) == (known[each.id].seen, known[each.id].deleted)
+            assert each.deleted or each == known[each.id]
+
+    @rule(index=index)
+    def read_deliveries(self, index: int) -> None:
+        if not self.documents:
+            return
+        nid = self.documents[index % len(self.documents)].notification.nid
+        read = self.run(self.store.deliveries.of_notification(self.tenant, nid, after=None, limit=10))
+        having = {each.user_id: each for each in self.documents if each.notification.nid == nid}
+        assert [each.user_id for each in read] == sorted(having)
+        delivered = {each.user_id for each in read if each.delivered_at is not None}
+        assert delivered == {user for user, each in having.items() if each.id in self.delivered}
 
     @rule()
     def read_counts(self) -> None:

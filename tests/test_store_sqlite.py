@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import resource
 import sqlite3
 import stat
@@ -19,7 +20,16 @@ from server.errors import StartupError, StoreUnavailable
 from server.grants import ApiKey, Tenant
 from server.ids import new_id
 from server.messages import MailRecipient, Recipient, now
-from server.store import MailOutcome, RefusedMail, sqlite_documents, sqlite_mail, sqlite_threads
+from server.store import (
+    WAYS,
+    MailOutcome,
+    RefusedMail,
+    sqlite_broadcasts,
+    sqlite_deliveries,
+    sqlite_mail,
+    sqlite_reading,
+    sqlite_threads,
+)
 from server.store.sqlite import SQLiteStore
 from server.store.sqlite_schema import VERSION
 from server.store.sqlite_threads import Readers, Writer
@@ -169,29 +179,93 @@ async def test_an_epoch_is_for_life(path: Path, tmp_path: Path) -> None:
     assert await epoch(tmp_path / "other" / "n.sqlite3") != first
 
 
+def plan_of(connection: sqlite3.Connection, statement: str) -> list[str]:
+    """The steps in which SQLite carries out a statement."""
+    named = dict.fromkeys(re.findall(r":(\w+)", statement), 0)
+    values = named or [0] * statement.count("?")
+    return [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {statement}", values)]
+
+
 async def test_each_read_has_its_index(store: SQLiteStore, path: Path) -> None:
     """No read sorts, and none walks through more than it returns, however much is stored."""
     await put_many(store, 3)
     with another_program(path) as other:
-
-        def plan(statement: str) -> list[str]:
-            values = [0] * statement.count("?")
-            return [row[3] for row in other.execute(f"EXPLAIN QUERY PLAN {statement}", values)]
-
         search = "SEARCH d USING INDEX {} (user=? AND (created_at,id){}(?,?))"
-        assert search.format("inbox", "<") in plan(sqlite_documents.NEWEST)
-        assert search.format("unseen", ">") in plan(sqlite_documents.UNSEEN)
-        assert "SEARCH documents USING COVERING INDEX inbox (user=?)" in plan(sqlite_documents.PAGE)
-        assert "SEARCH d USING COVERING INDEX unseen (user=?)" in plan(sqlite_documents.COUNT)
-        for statement in (sqlite_documents.NEWEST, sqlite_documents.UNSEEN):
-            assert not [step for step in plan(statement) if step.startswith(("SCAN", "USE TEMP"))]
+        assert search.format("inbox", "<") in plan_of(other, sqlite_reading.NEWEST)
+        changes = "SEARCH d USING INDEX changes (user=? AND (rev,id)>(?,?))"
+        assert changes in plan_of(other, sqlite_reading.CHANGES)
+        assert "SEARCH documents USING COVERING INDEX inbox (user=?)" in plan_of(other, sqlite_reading.PAGE)
+        assert "SEARCH d USING COVERING INDEX unseen_by_marks (user=?)" in plan_of(
+            other, sqlite_reading.COUNT
+        )
+        of_notification = "SEARCH d USING INDEX of_notification (notification=? AND user=?)"
+        assert of_notification in plan_of(other, f"{sqlite_reading.STILL_UNSEEN} IN (?, ?)")
+        for statement in (sqlite_reading.NEWEST, sqlite_reading.CHANGES):
+            assert not [step for step in plan_of(other, statement) if step.startswith(("SCAN", "USE TEMP"))]
         for statement, search in (
             (sqlite_mail.DUE, "SEARCH m USING COVERING INDEX mails_due (due_at<?)"),
             (sqlite_mail.NEXT_DUE, "SEARCH m USING COVERING INDEX mails_due (due_at>?)"),
             (sqlite_mail.NEXT_LAPSE, "SEARCH m USING COVERING INDEX mails_leased (leased_until>?)"),
         ):
-            assert search in plan(statement)
-            assert not [step for step in plan(statement) if step.startswith("USE TEMP")]
+            assert search in plan_of(other, statement)
+            assert not [step for step in plan_of(other, statement) if step.startswith("USE TEMP")]
+
+
+async def test_what_is_marked_is_not_stepped_over(store: SQLiteStore, path: Path) -> None:
+    """The oldest unseen, in whatever ways they were sent, and those not sent in one way: the series of each value of
+    the marks is found in the index, and they are merged; only what is returned is looked up and sorted."""
+    await put(store)
+    series = (
+        "SEARCH documents USING COVERING INDEX unseen_by_marks (user=? AND marks=? AND (created_at,id)>(?,?))"
+    )
+    merged = [series] * (1 << len(WAYS))
+    unmarked = merged[::2]
+    with another_program(path) as other:
+
+        def searches(statement: str) -> list[str]:
+            return [
+                step
+                for step in plan_of(other, statement)
+                if step.startswith(("SEARCH documents", "SCAN documents"))
+            ]
+
+        assert searches(sqlite_reading.OLDEST_UNSEEN) == merged
+        assert "USE TEMP B-TREE FOR ORDER BY" not in plan_of(other, sqlite_reading.OLDEST_UNSEEN)
+        for statement, expected in (
+            (sqlite_reading.UNSEEN, merged),
+            *((statement, unmarked) for statement in sqlite_deliveries.BACKLOG.values()),
+        ):
+            assert searches(statement) == expected
+            assert plan_of(other, statement).count("USE TEMP B-TREE FOR ORDER BY") == 1  # of what is returned
+            assert "SEARCH d USING PRIMARY KEY (user=? AND id=?)" in plan_of(other, statement)
+
+
+async def test_deliveries_and_broadcasts_have_their_indexes(store: SQLiteStore, path: Path) -> None:
+    """Marking looks at what is marked; deliveries at the documents of the notification, or at users in their order; a
+    claim at the oldest broadcast first."""
+    await put(store)
+    with another_program(path) as other:
+        assert "SEARCH documents USING PRIMARY KEY (user=? AND id=?)" in plan_of(
+            other, sqlite_deliveries.MARK
+        )
+        assert "SEARCH d USING INDEX of_notification (notification=?)" in plan_of(
+            other, sqlite_deliveries.OF_FEW
+        )
+        assert plan_of(other, sqlite_deliveries.OF_MANY) == [
+            "SEARCH u USING COVERING INDEX sqlite_autoindex_users_1 (tenant=? AND user_id>?)",
+            "SEARCH d USING INDEX of_notification (notification=? AND user=?)",
+            "SEARCH r USING PRIMARY KEY (notification=? AND user_id=?) LEFT-JOIN",
+        ]
+        assert plan_of(other, f"{sqlite_broadcasts.HAVING} IN (?, ?)") == [
+            "SEARCH u USING COVERING INDEX sqlite_autoindex_users_1 (tenant=? AND user_id=?)",
+            "SEARCH d USING COVERING INDEX of_notification (notification=? AND user=?)",
+        ]
+        assert "SCAN broadcasts USING INDEX broadcasts_by_age" in plan_of(other, sqlite_broadcasts.NEXT)
+        assert "SEARCH b USING COVERING INDEX broadcasts_of_tenant (tenant=?)" in plan_of(
+            other, sqlite_broadcasts.OPEN_OF
+        )
+        for statement in (sqlite_broadcasts.NEXT, sqlite_broadcasts.OPEN_OF):
+            assert not [step for step in plan_of(other, statement) if step.startswith("USE TEMP")]
 
 
 # -- clock and revs ------------------------------------------------------------------------------------------
@@ -431,6 +505,46 @@ async def test_an_add_that_came_through_after_its_time(
     documents = await store.complete_intents()
     assert len(documents) == 1
     assert await whole_inbox(store) == documents
+    assert await store.complete_intents() == []
+
+
+async def test_leases_end_with_the_process(path: Path) -> None:
+    """Also if the same object opens the file again; closed, it answers nobody."""
+    store = SQLiteStore(path)
+    await store.open()
+    assert await store.leases.take("hub", "a", 600.0)
+    await store.close()
+    with pytest.raises(StoreUnavailable):
+        await store.leases.take("hub", "a", 600.0)
+    await store.open()
+    assert await store.leases.take("hub", "b", 600.0)
+    await store.close()
+
+
+async def test_an_expansion_that_came_through_after_its_time(
+    store: SQLiteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its documents are handed out once by `complete_intents`; who asks again gets those that are still missing."""
+    monkeypatch.setattr(sqlite_threads, "MAX_TRANSACTION_S", 60.0)
+    assert store._writer is not None
+    notification = make_notification()
+    await store.broadcasts.add(notification)
+    blocker = Blocker()
+    blocked = [store._writer.submit(blocker)]
+    await blocker.runs()
+    expanding = asyncio.create_task(store.broadcasts.expand(notification, ["a", "b"]))
+    await asyncio.sleep(0)
+    waits = Blocker()
+    blocked.append(store._writer.submit(waits))
+    blocker.let_go()
+    await waits.runs()
+    expanding.cancel()
+    await asyncio.gather(expanding, return_exceptions=True)
+    waits.let_go()
+    await asyncio.gather(*blocked)
+    [third] = await store.broadcasts.expand(notification, ["a", "b", "c"])
+    assert third.user_id == "c"
+    assert [document.user_id for document in await store.complete_intents()] == ["a", "b"]
     assert await store.complete_intents() == []
 
 

@@ -157,6 +157,22 @@ class DoorHandler(RequestHandler):
         self.note_refusal(error)
         self._finish(json.dumps(problem))
 
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        """What Tornado refuses by itself, such as a method that there is not, and what fails here."""
+        # What was set so far is gone by now.
+        self.set_header(request_id.HEADER, request_id.current() or request_id.begin(None))
+        self.set_header("Content-Type", "application/problem+json")
+        if status_code == 405:
+            self.set_header("Allow", ", ".join(self._methods()))  # RFC 9110 section 15.5.6
+        title = "internal" if status_code >= 500 else self._reason.lower().replace(" ", "_")
+        problem = {"type": "about:blank", "title": title, "status": status_code, "detail": self._reason}
+        self._finish(json.dumps(problem))
+
+    def _methods(self) -> list[str]:
+        """Those that this door has."""
+        named = {name: name.lower() for name in self.SUPPORTED_METHODS}
+        return [name for name, own in named.items() if getattr(type(self), own) is not getattr(RequestHandler, own)]
+
     def problem(self, error: ServerError) -> dict[str, Any]:
         """The body that says what is wrong. A door whose contract has another one puts that beside it."""
         problem = {

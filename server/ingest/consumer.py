@@ -6,7 +6,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import random
+import socket
+import ssl
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine
@@ -34,6 +37,9 @@ process that dies is followed by another after at most this and a third."""
 
 LANES = 16
 """How many notifications of different users a door has stored at once: enough for the store's group commit."""
+
+STORE_AWAY, NOT_CONNECTED = "the store is away", "not connected"
+"""What is wrong, in words for anybody."""
 
 
 class Backoff:
@@ -150,7 +156,7 @@ class Consumer(ABC):
         self._said: object = None
         self._is_up = False
         self._up_at = 0.0
-        self._trouble = "not connected"
+        self._trouble = NOT_CONNECTED
 
     @abstractmethod
     async def _consume(self) -> None:
@@ -159,7 +165,8 @@ class Consumer(ABC):
 
     @abstractmethod
     def _why(self, error: Exception) -> str | None:
-        """Why an attempt failed, for the log: no secrets, no content. None: that was not to be expected."""
+        """Why an attempt failed, other than by the store, for the log: no secrets, no content. None: that was not to be
+        expected."""
 
     # -- life ------------------------------------------------------------------------------------------------
     async def run(self) -> None:
@@ -215,18 +222,15 @@ class Consumer(ABC):
     def _note_down(self, error: Exception) -> None:
         if self._is_up and time.monotonic() - self._up_at >= STABLE_S:
             self._backoff.reset()
-        why = self._why(error)
-        self._trouble = self._trouble_of(error)
+        is_store_away = isinstance(error, StoreUnavailable)
+        why = STORE_AWAY if is_store_away else self._why(error)
+        self._trouble = STORE_AWAY if is_store_away else NOT_CONNECTED
         if why is None:
             logger.error("%s: failed; trying again", self.door, exc_info=error)
             self._said = None
         else:
             self._say(why, logging.WARNING, "not consuming from %s: %s; trying again", self.place, why)
         self._set_up(False)
-
-    def _trouble_of(self, error: Exception) -> str:
-        """In words for anybody."""
-        return "the store is away" if isinstance(error, StoreUnavailable) else "not connected"
 
     def _say(self, what: object, level: int, text: str, *arguments: object) -> None:
         """Once for each change."""
@@ -279,6 +283,21 @@ async def first_of(*coroutines: Coroutine[Any, Any, object]) -> None:
         raise failures[0]
 
 
-def in_one_line(text: str) -> str:
-    """What a broker says, fit for a line of the log."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text[:300]).split())
+def reason_of(error: BaseException) -> str:
+    """Why something outside could not be reached, or what it said, for a line of the log."""
+    chain: list[BaseException] = [error]
+    while below := chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(below)
+    # Libraries wrap what the system says into words of theirs.
+    for each in chain:
+        if isinstance(each, ssl.SSLError | socket.gaierror):
+            return _in_one_line(str(each))
+    for each in chain:
+        if isinstance(each, OSError) and each.errno:
+            return os.strerror(each.errno)
+    return _in_one_line(str(error)) or type(error).__name__
+
+
+def _in_one_line(text: str) -> str:
+    printable = "".join(char if char.isprintable() else " " for char in text[:300])
+    return " ".join(printable.split()).rstrip(".")

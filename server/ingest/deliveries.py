@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Any
 
 from server.errors import InvalidInput, NotFound, ServerError
@@ -25,14 +24,14 @@ class DeliveriesHandler(DoorHandler):
         self._deliveries = deliveries
 
     async def get(self, nid: str) -> None:
-        """`{"id", "deliveries": [{"user_id", "status", "sent_at", "delivered_at", "failed_at"…}], "next"}`: `next` is
-        what `after` must be for the next page, null if there is none."""
+        """`{"id", "deliveries": [{"user_id", "status", "sent_at", "delivered_at"}], "next"}`, in the order of the
+        users' ids; `failed` comes with a `reason`. `next` is what `after` must be for the next page, null if there is none."""
         try:
             grant = await self.admit(self.presented())
             if not is_id(nid):
                 raise NotFound("there is no such notification")
             limit = self._limit()
-            after = self.get_query_argument("after", None, strip=False)
+            after = self._query("after")
             found = await self._deliveries.of_notification(grant.tenant, nid, after=after, limit=limit + 1)
         except ServerError as error:
             self.refuse(error)
@@ -42,10 +41,19 @@ class DeliveriesHandler(DoorHandler):
             self.answer({"id": nid, "deliveries": shown, "next": following})
 
     def _limit(self) -> int:
-        text = self.get_query_argument("limit", str(PAGE))
+        text = self._query("limit")
+        if text is None:
+            return PAGE
         if not (text.isascii() and text.isdigit() and len(text) < 6 and 1 <= int(text) <= MAX_PAGE):
             raise InvalidInput("limit", f"not a number from 1 to {MAX_PAGE}")
         return int(text)
+
+    def _query(self, name: str) -> str | None:
+        values = self.request.query_arguments.get(name)
+        try:
+            return None if values is None else values[-1].decode()
+        except UnicodeDecodeError:
+            raise InvalidInput(name, "not UTF-8") from None
 
 
 def _fields(delivery: Delivery) -> dict[str, Any]:
@@ -56,16 +64,12 @@ def _fields(delivery: Delivery) -> dict[str, Any]:
     fields: dict[str, Any] = {
         "user_id": delivery.user_id,
         "status": status,
-        "sent_at": _text(delivery.sent_at),
-        "delivered_at": _text(delivery.delivered_at),
+        "sent_at": instant(delivery.sent_at),
+        "delivered_at": instant(delivery.delivered_at),
     }
     if status == "failed" and refused is not None:
         fields["reason"] = f"{refused.code} {refused.reason}"
     return fields
-
-
-def _text(at: datetime | None) -> str | None:
-    return instant(at)
 
 
 def routes(gate: Gate, deliveries: Deliveries) -> list[tuple[Any, ...]]:

@@ -6,14 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from server.broadcaster import Broadcaster
-from server.errors import (
-    BadCredentials,
-    InvalidInput,
-    InvalidNotification,
-    NoCredentials,
-    Refused,
-    ServerError,
-)
+from server.errors import BadCredentials, InvalidInput, InvalidNotification, NoCredentials, ServerError
 from server.ingest.base import DoorHandler, Gate
 from server.notifier import Notifier
 from server.parsers import FieldLimits, parse_broadcast, parse_internal, parse_service
@@ -35,6 +28,18 @@ class _PublishingHandler(DoorHandler):
         self._doors = doors
         self.max_body_bytes = doors.max_body_bytes
 
+    async def check_early(self) -> None:
+        # All that may hold a credential is in the headers: a stranger's body is not read.
+        await self.admit(self.presented())
+
+    async def still_admitted(self) -> str:
+        """The tenant of the caller, who may have lost the right to publish while the body came. Raises
+        `ServerError`."""
+        return (await self._gate.publishers.identify(self.presented(), self.caller)).tenant
+
+    def status_of(self, error: ServerError) -> int:
+        return 403 if isinstance(error, NoCredentials) else super().status_of(error)
+
 
 class InternalHandler(_PublishingHandler):
     """`POST /api/realtime/internal/notify` (CONTRACT C4)."""
@@ -44,9 +49,8 @@ class InternalHandler(_PublishingHandler):
     async def post(self) -> None:
         """Publish to one or many users. 202 means: stored for all of them; telling them is under way."""
         try:
-            grant = await self.admit(self.presented())
-            fields = self.json_fields(InvalidNotification)
-            publication = parse_internal(fields, grant.tenant, self._doors.limits)
+            tenant = await self.still_admitted()
+            publication = parse_internal(self.json_fields(InvalidNotification), tenant, self._doors.limits)
             await self._doors.notifier.notify(
                 replace(publication, door=self.door, received_at=self.received_at)
             )
@@ -55,69 +59,51 @@ class InternalHandler(_PublishingHandler):
         else:
             self.answer({"status": "queued", "id": publication.notification.nid}, 202)
 
-    def status_of(self, error: ServerError) -> int:
-        return 403 if isinstance(error, NoCredentials) else super().status_of(error)
-
 
 class SendHandler(_PublishingHandler):
     """`POST /api/notifications/send/`, which two systems have: `{"user_id", "payload"}` is for one user (CONTRACT C3),
     `{"title", "message", "data"}` for everybody of the tenant (CONTRACT C5)."""
 
     door = "service"
-    _fields: dict[str, Any] | None = None
 
     async def post(self) -> None:
         """Publish to one user, or to everybody."""
         try:
-            broken = self._read()
-            grant = await self.admit(self.presented())
-            if broken is not None:
-                raise broken
-            answer = await self._publish(self._fields or {}, grant.tenant)
+            tenant = await self.still_admitted()
+            fields = self.json_fields(InvalidNotification)
+            if _is_broadcast(fields):
+                self.door = "broadcast"
+                answer = await self._broadcast(fields, tenant)
+            else:
+                answer = await self._notify(fields, tenant)
         except ServerError as error:
             self.refuse(error)
         else:
             self.answer(answer)
 
-    def _read(self) -> ServerError | None:
-        """Read the fields, and so which of the two it is. What is wrong with them is told to who may publish only."""
-        try:
-            self._fields = self.json_fields(InvalidNotification)
-        except InvalidNotification as error:
-            return error
-        if self._is_broadcast:
-            self.door = "broadcast"
-        return None
+    async def _broadcast(self, fields: dict[str, Any], tenant: str) -> dict[str, Any]:
+        notification = parse_broadcast(fields, tenant, self._doors.limits)
+        await self._doors.broadcaster.broadcast(notification, self.received_at)
+        return {"status": "broadcasted", "id": notification.nid}
 
-    @property
-    def _is_broadcast(self) -> bool:
-        fields = self._fields or {}
-        return not ({"user_id", "payload"} & fields.keys()) and bool({"title", "message"} & fields.keys())
-
-    async def _publish(self, fields: dict[str, Any], tenant: str) -> dict[str, Any]:
-        doors = self._doors
-        if self._is_broadcast:
-            notification = parse_broadcast(fields, tenant, doors.limits)
-            await doors.broadcaster.broadcast(notification, self.received_at)
-            return {"status": "broadcasted", "id": notification.nid}
-        publication = parse_service(fields, tenant, doors.limits)
-        await doors.notifier.notify(replace(publication, door=self.door, received_at=self.received_at))
+    async def _notify(self, fields: dict[str, Any], tenant: str) -> dict[str, Any]:
+        publication = parse_service(fields, tenant, self._doors.limits)
+        await self._doors.notifier.notify(replace(publication, door=self.door, received_at=self.received_at))
         return {"user_id": fields["user_id"], "payload": fields["payload"]}
-
-    # -- refusing --------------------------------------------------------------------------------------------
-    def status_of(self, error: ServerError) -> int:
-        is_nobody = isinstance(error, NoCredentials) and self._is_broadcast
-        return 403 if is_nobody else super().status_of(error)
 
     def problem(self, error: ServerError) -> dict[str, Any]:
         """Beside ours: `{"field": ["why"]}` as C3 has it, `{"detail": "Invalid API key"}` as C5 has it."""
         problem = super().problem(error)
-        if self._is_broadcast:
-            is_key_wrong = isinstance(error, NoCredentials | BadCredentials)
-            return problem | {"detail": "Invalid API key"} if is_key_wrong else problem
-        if isinstance(error, InvalidInput) and not isinstance(error, Refused):
-            return {error.field.partition("[")[0] or "non_field_errors": [error.reason]} | problem
+        if isinstance(error, NoCredentials | BadCredentials):
+            return problem | {"detail": "Invalid API key"}
+        if isinstance(error, InvalidInput):
+            # Where a field is called as one of ours, ours stays.
+            return {error.field or "non_field_errors": [error.reason]} | problem
         return problem
+
+
+def _is_broadcast(fields: dict[str, Any]) -> bool:
+    return not ({"user_id", "payload"} & fields.keys()) and bool({"title", "message"} & fields.keys())
 
 
 def routes(gate: Gate, doors: PublishingDoors) -> list[tuple[Any, ...]]:

@@ -21,7 +21,7 @@ from aio_pika.exceptions import CONNECTION_EXCEPTIONS, ChannelPreconditionFailed
 
 from server.config.doors import RabbitMQ
 from server.errors import Busy, InvalidInput, StoreUnavailable
-from server.ingest.consumer import Backoff, Consumer, Lanes, first_of, in_one_line, json_of
+from server.ingest.consumer import Backoff, Consumer, Lanes, first_of, json_of, reason_of
 from server.ingest.rabbitmq_link import GOODBYE_S, End, Link, open_link
 from server.messages import Publication
 from server.notifier import Notifier
@@ -87,9 +87,13 @@ class RabbitDoor(Consumer):
             self._note_up()
             try:
                 await first_of(end.wait(), self._stopping.wait())
+            except Exception:  # not when cancelled: then there is no time left
+                await session.finish()
+                raise
+            else:
+                await session.finish()
             finally:
                 self._link = None
-                await session.finish()
 
     async def probe(self) -> None:
         """Ask the broker, over the channel that consumes."""
@@ -116,12 +120,12 @@ class RabbitDoor(Consumer):
         self._note_refused("internal")
 
     def _why(self, error: Exception) -> str | None:
-        if isinstance(error, StoreUnavailable | Busy):
+        if isinstance(error, Busy):
             return str(error)
         if isinstance(error, TimeoutError):
             return f"no answer within {self._settings.timeout_s:g} s"
         if isinstance(error, CONNECTION_EXCEPTIONS):
-            why = in_one_line(str(error)) or type(error).__name__
+            why = reason_of(error)
             hint = "; is exchange_durable right, and dead_letter_exchange that of the queue?"
             return why + hint if isinstance(error, ChannelPreconditionFailed) else why
         return None

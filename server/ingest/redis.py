@@ -22,7 +22,7 @@ from redis.exceptions import RedisError
 from server.checks import Trouble
 from server.config.doors import RedisHub
 from server.errors import Busy, InvalidInput, InvalidNotification, StoreUnavailable
-from server.ingest.consumer import Backoff, Consumer, Lanes, Lease, first_of, in_one_line, json_of
+from server.ingest.consumer import Backoff, Consumer, Lanes, Lease, first_of, json_of, reason_of
 from server.messages import Publication
 from server.notifier import Notifier
 from server.parsers import FieldLimits, parse_hub
@@ -260,6 +260,6 @@ class RedisDoor(Consumer):
     def _why(self, error: Exception) -> str | None:
         if isinstance(error, TimeoutError):
             return f"no answer within {self._settings.timeout_s:g} s"
-        if isinstance(error, StoreUnavailable | RedisError | OSError):
-            return in_one_line(str(error)) or type(error).__name__
+        if isinstance(error, RedisError | OSError):
+            return reason_of(error)
         return None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from server.auth import Authenticator, Proof
@@ -20,6 +21,18 @@ CORS_HEADERS = {
 """Credentials travel in bodies and headers, never in cookies."""
 
 REQUIRED = "This field is required."
+NULL = "This field may not be null."
+BLANK = "This field may not be blank."
+NOT_TEXT = "Not a valid string."
+"""As Django REST framework says it."""
+
+
+class _WrongFields(InvalidInput):
+    """`reasons`: why, by field; at least one."""
+
+    def __init__(self, reasons: dict[str, str]) -> None:
+        super().__init__(*next(iter(reasons.items())))
+        self.reasons = reasons
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +61,13 @@ class _UserTokenHandler(DoorHandler):
         """The preflight of a page of another origin."""
         self.set_status(204)
 
-    def text_field(self, name: str, max_chars: int) -> str:
-        value = self.json_fields(InvalidInput).get(name)
-        if not isinstance(value, str) or not value:
-            raise InvalidInput(name, REQUIRED)
-        if len(value) > max_chars:
-            raise InvalidInput(name, f"longer than {max_chars} characters")
-        return value
+    def texts(self, max_chars: int, *names: str) -> list[str]:
+        """These fields of the body. Raises `InvalidInput`, which tells of all that are wrong."""
+        fields = self.json_fields(InvalidInput)
+        reasons = {name: why for name in names if (why := _why_wrong(fields, name, max_chars))}
+        if reasons:
+            raise _WrongFields(reasons)
+        return [fields[name] for name in names]
 
     def status_of(self, error: ServerError) -> int:
         return 401 if isinstance(error, Refused) else super().status_of(error)
@@ -62,26 +75,35 @@ class _UserTokenHandler(DoorHandler):
     def problem(self, error: ServerError) -> dict[str, Any]:
         """Beside ours: `{"field": ["why"]}`, and `{"detail", "code"}` as that service's library has them."""
         problem = super().problem(error)
+        if isinstance(error, _WrongFields):
+            return {name: [why] for name, why in error.reasons.items()} | problem
         if isinstance(error, InvalidInput):
             return {error.field or "non_field_errors": [error.reason]} | problem
         if isinstance(error, BadCredentials):
-            return problem | self.wrong
+            return problem | dict(self.wrong)
         return problem
 
-    wrong: dict[str, str] = {"detail": "Token is invalid or expired", "code": "token_not_valid"}  # noqa: RUF012
+    def _finish(self, text: str) -> None:
+        if self.get_status() == 401:
+            self.set_header("WWW-Authenticate", 'Bearer realm="api"')  # RFC 9110 section 11.6.1
+        super()._finish(text)
+
+    wrong: Mapping[str, Any] = MappingProxyType(
+        {"detail": "Token is invalid or expired", "code": "token_not_valid"}
+    )
+    """What is said beside ours of a token, or a password, that is wrong."""
 
 
 class ObtainHandler(_UserTokenHandler):
     """`POST /api/users/token/ {"username", "password"}` -> `{"refresh", "access", "identity"}`."""
 
-    wrong = {"detail": "No active account found with the given credentials"}  # noqa: RUF012
+    wrong = MappingProxyType({"detail": "No active account found with the given credentials"})
 
     async def post(self) -> None:
         """Check the password, and give tokens."""
         try:
             self._gate.limits.check_request(None, self.caller)
-            login = self.text_field("username", MAX_CREDENTIAL_CHARS)
-            password = self.text_field("password", MAX_CREDENTIAL_CHARS)
+            login, password = self.texts(MAX_CREDENTIAL_CHARS, "username", "password")
             identity = await self._doors.authenticator.authenticate(Join(login, password), self.caller)
             tokens = self._doors.make_login(identity.tenant, identity.user_id, True)
         except ServerError as error:
@@ -97,8 +119,8 @@ class RefreshHandler(_UserTokenHandler):
         """Give new tokens to whose refresh token still counts."""
         try:
             self._gate.limits.check_request(None, self.caller)
-            proof = self._doors.check_refresh(self.text_field("refresh", MAX_TOKEN_CHARS))
-            identity = self._doors.authenticator.still(proof)
+            [token] = self.texts(MAX_TOKEN_CHARS, "refresh")
+            identity = self._doors.authenticator.still(self._doors.check_refresh(token))
             tokens = self._doors.make_login(identity.tenant, identity.user_id, False)
         except ServerError as error:
             self.refuse(error)
@@ -113,7 +135,7 @@ class VerifyHandler(_UserTokenHandler):
         """Say whether a token counts."""
         try:
             self._gate.limits.check_request(None, self.caller)
-            token = self.text_field("token", MAX_TOKEN_CHARS)
+            [token] = self.texts(MAX_TOKEN_CHARS, "token")
             await self._verify(token)
         except ServerError as error:
             self.refuse(error)
@@ -130,6 +152,20 @@ class VerifyHandler(_UserTokenHandler):
 class IsAuthenticatedHandler(_UserTokenHandler):
     """`GET /api/users/is-authenticated/` with `Authorization: Bearer …`: 200 without a body."""
 
+    wrong = MappingProxyType(
+        {
+            "detail": "Given token not valid for any token type",
+            "code": "token_not_valid",
+            "messages": [
+                {
+                    "token_class": "AccessToken",
+                    "token_type": "access",
+                    "message": "Token is invalid or expired",
+                }
+            ],
+        }
+    )
+
     async def get(self) -> None:
         """Say whether the caller's token counts."""
         try:
@@ -144,6 +180,29 @@ class IsAuthenticatedHandler(_UserTokenHandler):
             self.refuse(error)
         else:
             self.set_status(200)
+
+
+def _why_wrong(fields: Mapping[str, Any], name: str, max_chars: int) -> str:
+    """ "" if it is not."""
+    if name not in fields:
+        return REQUIRED
+    value = fields[name]
+    if value is None:
+        return NULL
+    if not isinstance(value, str) or not _is_unicode(value):
+        return NOT_TEXT
+    if not value.strip():
+        return BLANK
+    return f"longer than {max_chars} characters" if len(value) > max_chars else ""
+
+
+def _is_unicode(text: str) -> bool:
+    """JSON can smuggle in lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def routes(gate: Gate, doors: UserTokenDoors) -> list[tuple[Any, ...]]:

@@ -117,17 +117,17 @@ class MongoDeliveries:
 
     async def _is_there(self, tenant: str, nid: str) -> bool:
         """Whether anybody has it, or will."""
-        notification = {"tenant": tenant, "nid": ObjectId(nid)}
-        for place in (self._connection.documents, self._connection.broadcasts):
-            if await place.find_one(notification, {"_id": 1}) is not None:
-                return True
-        return False
+        document = {"tenant": tenant, "nid": ObjectId(nid)}
+        if await self._connection.documents.find_one(document, {"_id": 1}, hint="notification") is not None:
+            return True
+        broadcast = {"tenant": tenant, "_id": ObjectId(nid)}
+        return await self._connection.broadcasts.find_one(broadcast, {"_id": 1}, hint="_id_") is not None
 
     async def _refused(self, tenant: str, nid: str, found: list[Raw]) -> dict[str, RefusedMail]:
         """Whose mail was refused, by user id: it is written down in the one document of the notification, or, if it
         had several users, in what is left of its intent."""
         where = {"tenant": tenant, "nid": ObjectId(nid), "mail.refusals": {"$exists": True}}
-        intent = await self._connection.intents.find_one(where, {"mail.refused": 1})
+        intent = await self._connection.intents.find_one(where, {"mail.refused": 1}, hint="refused")
         places = found if intent is None else [intent]
         return {
             each["_userId"]: RefusedMail(each["_userId"], each["email"], each["code"], each["reason"])

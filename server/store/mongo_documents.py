@@ -73,7 +73,7 @@ INDEXES = {
         _index("oldest", "createdAt", "_id"),
         _index("tenant", "tenant", "createdAt", "_id"),
     ),
-    "tenants": (_index("keys", "keys.id"),),
+    "tenants": (_index("keys", "keys.id"), _index("removed", "removedAt")),
     "sign_outs": (_index("at", "at"),),
 }
 """By the attribute of `Connection`."""

@@ -139,7 +139,7 @@ class TenantRecords:
 async def removed_among(connection: Connection, names: Collection[str]) -> list[str]:
     """Those of these tenants that are removed and not erased."""
     removed = {"_id": {"$in": list(names)}, **_REMOVED}
-    return [each["_id"] for each in await connection.tenants.find(removed, {"_id": 1}).to_list()]
+    return [each["_id"] for each in await connection.tenants.find(removed, {"_id": 1}, hint="_id_").to_list()]
 
 
 async def all_removed(connection: Connection) -> list[str]:

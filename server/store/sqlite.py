@@ -1,9 +1,8 @@
 """The embedded store: one SQLite file in the data folder, for a server that is one process. Keeps the `Store` contract.
 
 How it lies on disk is in `sqlite_schema`, how older files come to that in `sqlite_upgrade`, what the verbs do there in
-`sqlite_documents` and `sqlite_mail`, and who does it in `sqlite_threads`. Tenants and keys are in `sqlite_directory`,
-what was sent in `sqlite_deliveries`, notifications for everybody in `sqlite_broadcasts`.
-"""
+`sqlite_documents`, `sqlite_reading` and `sqlite_mail`, and who does it in `sqlite_threads`. Tenants and keys are in
+`sqlite_directory`, what was sent in `sqlite_deliveries`, notifications for everybody in `sqlite_broadcasts`."""
 
 from __future__ import annotations
 
@@ -26,6 +25,7 @@ from server.store import Broadcasts, Change, Deliveries, Directory, Leases, Mail
 from server.store import sqlite_broadcasts as broadcasts
 from server.store import sqlite_documents as documents
 from server.store import sqlite_mail as mail
+from server.store import sqlite_reading as reading
 from server.store.sqlite_broadcasts import SQLiteBroadcasts
 from server.store.sqlite_deliveries import SQLiteDeliveries
 from server.store.sqlite_directory import SQLiteDirectory
@@ -123,27 +123,27 @@ class SQLiteStore:
     # -- reading ---------------------------------------------------------------------------------------------
     async def newest(self, tenant: str, user_id: str, *, before: str | None, limit: int) -> list[Document]:
         """See `Store.newest`."""
-        return await self._read(lambda c: documents.newest(c, tenant, user_id, before, limit))
+        return await self._read(lambda c: reading.newest(c, tenant, user_id, before, limit))
 
     async def page(self, tenant: str, user_id: str, *, page: int, limit: int) -> list[Document]:
         """See `Store.page`."""
-        return await self._read(lambda c: documents.page(c, tenant, user_id, page, limit))
+        return await self._read(lambda c: reading.page(c, tenant, user_id, page, limit))
 
     async def unseen(
         self, tenant: str, user_id: str, *, after: Document | None, limit: int
     ) -> list[Document]:
         """See `Store.unseen`."""
-        return await self._read(lambda c: documents.unseen(c, tenant, user_id, after, limit))
+        return await self._read(lambda c: reading.unseen(c, tenant, user_id, after, limit))
 
     async def changes(
         self, tenant: str, user_id: str, *, after: tuple[int, str], limit: int
     ) -> list[Document]:
         """See `Store.changes`."""
-        return await self._read(lambda c: documents.changes(c, tenant, user_id, after, limit))
+        return await self._read(lambda c: reading.changes(c, tenant, user_id, after, limit))
 
     async def count_unseen(self, tenant: str, user_ids: Collection[str]) -> dict[str, int]:
         """See `Store.count_unseen`."""
-        return await self._read(lambda c: documents.count_unseen(c, tenant, user_ids))
+        return await self._read(lambda c: reading.count_unseen(c, tenant, user_ids))
 
     # -- changing --------------------------------------------------------------------------------------------
     async def mark_seen(self, tenant: str, user_id: str, ids: Sequence[str]) -> Change:
@@ -179,7 +179,7 @@ class SQLiteStore:
 
     async def still_unseen(self, tenant: str, nid: str, user_ids: Collection[str]) -> set[str]:
         """See `Store.still_unseen`."""
-        return await self._read(lambda c: documents.still_unseen(c, tenant, nid, user_ids))
+        return await self._read(lambda c: reading.still_unseen(c, tenant, nid, user_ids))
 
     async def mail_counts(self) -> MailCounts:
         """See `Store.mail_counts`."""

@@ -15,6 +15,7 @@ from datetime import datetime, timedelta
 from server.messages import Document, Notification
 from server.store import Broadcast
 from server.store import sqlite_documents as documents
+from server.store import sqlite_reading as reading
 from server.store.sqlite_directory import Run
 from server.store.sqlite_schema import to_ms
 from server.store.sqlite_threads import Work
@@ -28,8 +29,14 @@ NEXT = f"""
 """
 
 OPEN_OF = f"""
-    SELECT {documents.NOTIFICATION} FROM broadcasts b CROSS JOIN notifications n ON n.key = b.notification
+    SELECT {reading.NOTIFICATION} FROM broadcasts b CROSS JOIN notifications n ON n.key = b.notification
     WHERE b.tenant = ? ORDER BY b.created_at, b.notification
+"""
+
+# Without statistics SQLite would go through all documents of each user.
+HAVING = """
+    SELECT u.user_id FROM users u CROSS JOIN documents d INDEXED BY of_notification
+    ON d.notification = ? AND d.user = u.key WHERE u.tenant = ? AND u.user_id
 """
 
 _HELD = "notification = (SELECT key FROM notifications WHERE nid = ?) AND lease = ?"
@@ -104,9 +111,9 @@ def claim(connection: sqlite3.Connection, now: datetime, lease_s: float) -> Broa
         (lease, _until(now, lease_s), key),
     )
     row = connection.execute(
-        f"SELECT {documents.NOTIFICATION} FROM notifications n WHERE n.key = ?", (key,)
+        f"SELECT {reading.NOTIFICATION} FROM notifications n WHERE n.key = ?", (key,)
     ).fetchone()
-    return Broadcast(documents.read_notification(tenant, row), after, lease)
+    return Broadcast(reading.read_notification(tenant, row), after, lease)
 
 
 def expand(
@@ -131,10 +138,9 @@ def expand(
 def _having(connection: sqlite3.Connection, key: int, tenant: str, user_ids: Sequence[str]) -> set[str]:
     """Those of the users who have a document of the notification with this key."""
     found: set[str] = set()
-    for some in documents.portions(user_ids):
+    for some in reading.portions(user_ids):
         rows = connection.execute(
-            "SELECT u.user_id FROM users u CROSS JOIN documents d ON d.notification = ? AND d.user = u.key"
-            f" WHERE u.tenant = ? AND u.user_id IN ({documents.question_marks(some)})",
+            f"{HAVING} IN ({reading.question_marks(some)})",
             (key, tenant, *some),
         )
         found.update(user_id for (user_id,) in rows)
@@ -167,7 +173,7 @@ def finish(connection: sqlite3.Connection, broadcast: Broadcast) -> bool:
 
 def open_of(connection: sqlite3.Connection, tenant: str) -> list[Notification]:
     """See `Broadcasts.open_of`."""
-    return [documents.read_notification(tenant, row) for row in connection.execute(OPEN_OF, (tenant,))]
+    return [reading.read_notification(tenant, row) for row in connection.execute(OPEN_OF, (tenant,))]
 
 
 def count_open(connection: sqlite3.Connection) -> int:

@@ -164,6 +164,10 @@ class ClientConnection:
     async def drained(self) -> None:
         raise NotImplementedError
 
+    @property
+    def in_flight_bytes(self) -> int:
+        return self._queued_bytes()
+
     def heartbeat(self, now: float) -> None:
         """Send the client something to answer; close it if it has not answered for too long."""
         if self._queued_bytes():
@@ -280,6 +284,10 @@ class StreamedConnection(ClientConnection):
     def _written_bytes(self) -> int:
         return written_bytes(self._stream)
 
+    @property
+    def in_flight_bytes(self) -> int:
+        return unconfirmed_bytes(self._stream)
+
     async def drained(self) -> None:
         if self._stream.closed() or not self._stream.writing():
             return
@@ -330,7 +338,15 @@ def is_acknowledged(stream: IOStream) -> bool:
     kernel has taken it all, which is the most that can be known there."""
     if stream.closed() or stream.writing():
         return False
+    return unconfirmed_bytes(stream) == 0
+
+
+def unconfirmed_bytes(stream: IOStream) -> int:
+    """How much of what was ever sent the peer's kernel has not confirmed; if the stream is closed nobody knows: all of
+    it. On other systems than Linux: how much our kernel has not taken."""
+    if stream.closed():
+        return sys.maxsize
     if sys.platform != "linux":
-        return True
-    unacknowledged = fcntl.ioctl(stream.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")  # tcp(7): SIOCOUTQ
-    return unacknowledged == bytes(4)
+        return unwritten_bytes(stream)
+    unacknowledged = fcntl.ioctl(stream.fileno(), termios.TIOCOUTQ, bytes(4))  # tcp(7): SIOCOUTQ
+    return unwritten_bytes(stream) + int.from_bytes(unacknowledged, sys.byteorder)

@@ -15,7 +15,7 @@ from server.auth import Authenticator, Identity
 from server.bus import REFUSED, tell
 from server.callers import Caller
 from server.commands import MAX_TOKEN_CHARS, JoinByToken
-from server.errors import BadCredentials, NoCredentials, RateLimited, ServerError
+from server.errors import BadCredentials, NoCredentials, RateLimited, Refused, ServerError
 from server.feed import Feed, FeedServices
 from server.limits import retry_after
 from server.publishers import Publishers
@@ -64,7 +64,7 @@ class FeedRequest(RequestHandler):
         """Find out who comes in; who may not is answered here."""
         try:
             if not self._is_page_allowed():
-                raise BadCredentials("pages of this origin may not connect")
+                raise Refused("pages of this origin may not connect")
             self.connections.admission.may_connect(self.caller)
             self.identity = await self.who()
         except ServerError as error:
@@ -83,6 +83,14 @@ class FeedRequest(RequestHandler):
         """Who is listening, and until when. Raises `ServerError`."""
         raise NotImplementedError
 
+    def query_text(self, name: str) -> str | None:
+        """A field of the query, the last one of that name; None: not there, or empty. Raises `BadCredentials` if it is
+        no text: Tornado would put it into the log."""
+        try:
+            return self.request.query_arguments.get(name, [b""])[-1].decode().strip() or None
+        except UnicodeDecodeError:
+            raise BadCredentials(f"{name}: not UTF-8") from None
+
     async def _of_token(self, token: str | None, missing: str) -> Identity:
         """The user of a token."""
         if not token:
@@ -100,6 +108,7 @@ class FeedRequest(RequestHandler):
         self.set_status(status)
         self.set_header("Content-Type", "application/json")
         self.set_header("Cache-Control", "no-store")
+        self.set_header("X-Content-Type-Options", "nosniff")
         self.finish(dict(fields))
 
 
@@ -114,8 +123,3 @@ class FeedWebSocket(FeedRequest, WebSocketEndpoint):
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         """Tornado's own refusals, such as of a request that is no upgrade."""
         self.answer(status_code, {"error": self._reason.lower()})
-
-
-def hidden(url: str) -> str:
-    """A URL without what stands behind `?`, where tokens and keys are."""
-    return url.partition("?")[0]

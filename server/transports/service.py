@@ -15,7 +15,7 @@ class ServiceHandler(FeedWebSocket):
     feed_class = ServiceFeed
 
     async def who(self) -> Identity:
-        identity = await self._of_token(self.get_query_argument("token", None), "a token is needed")
+        identity = await self._of_token(self.query_text("token"), "a token is needed")
         if identity.user_id != self.path_args[0]:
             raise BadCredentials("the token is another user's")
         return identity

@@ -19,7 +19,7 @@ class TenantHandler(FeedWebSocket):
     feed_class = TenantFeed
 
     async def who(self) -> Identity:
-        key = self.get_query_argument("api_key", None)
+        key = self.query_text("api_key")
         if not key:
             raise NoCredentials("a key is needed: ?api_key=…")
         doors = self.doors
@@ -32,8 +32,11 @@ class TenantHandler(FeedWebSocket):
         return Identity(grant.tenant, NOBODY, expires_at=expires_at, key_id=grant.key_id)
 
     def refuse(self, error: ServerError) -> None:
-        status = 403 if isinstance(error, Refused) else error.http_status
-        self.answer(status, {"detail": "Invalid API key" if status == 403 else str(error)})
+        is_key_wrong = isinstance(error, NoCredentials | BadCredentials)
+        self.answer(
+            403 if isinstance(error, Refused) else error.http_status,
+            {"detail": "Invalid API key" if is_key_wrong else str(error)},
+        )
 
 
 def routes(doors: FeedDoors) -> list[tuple[Any, ...]]:

@@ -98,6 +98,12 @@ class WebSocketConnection(StreamedConnection):
     def _send_heartbeat(self) -> None:
         self._write(PING_BYTES)
 
+    # -- out -------------------------------------------------------------------------------------------------
+    @property
+    def in_flight_bytes(self) -> int:
+        # Who says goodbye has read what came before; by then the stream may be closed.
+        return 0 if self._protocol.handler.close_code is not None else super().in_flight_bytes
+
     # -- end -------------------------------------------------------------------------------------------------
     def close(self, reason: CloseReason) -> None:
         if not self._end(reason) or self._stream.closed():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import pytest
 from pydispatch import dispatcher
 
 from server.backplane import LocalBackplane
@@ -193,3 +195,18 @@ async def running(behind: Behind, door: Consumer, *, is_awaited: bool = True) ->
         task.cancel()
         await asyncio.wait([task])
         heard.close()
+
+
+async def until_said(caplog: pytest.LogCaptureFixture, text: str = "") -> None:
+    """Return when the door has logged this, or anything."""
+    while not any(text in line for line in said(caplog)):  # noqa: ASYNC110  # a log cannot be awaited
+        await asyncio.sleep(0.01)
+
+
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What the door has logged, at info and above."""
+    return [
+        record.message
+        for record in caplog.records
+        if record.name.startswith("server.ingest") and record.levelno >= logging.INFO
+    ]

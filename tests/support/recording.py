@@ -69,6 +69,10 @@ class RecordingConnection:
         while self.queue and not self.is_closed:
             await self._changed.wait()
 
+    @property
+    def in_flight_bytes(self) -> int:
+        return sum(len(frame.text) for frame in self.queue)
+
     def close(self, reason: CloseReason) -> None:
         self.reasons.append(reason)
         self.go()

@@ -1,0 +1,253 @@
+"""`/events`: Server-Sent Events (HTML Living Standard, 9.2), for pages and for whoever can read lines.
+
+The stream is written past Tornado, straight to the socket, as frames of a WebSocket are (`connections`). To HTTP/1.1 it
+goes in chunks, whose length is part of the bytes that are encoded once for all clients; to HTTP/1.0, which is what
+nginx speaks unless told otherwise, it goes bare until the connection closes. Either way the TCP connection ends with
+the stream: what a client sends behind its request is for nobody.
+
+`Authorization` is what `fetch` can set. The browser's own `EventSource` cannot, so it comes with a ticket (`tickets`);
+it does not get in twice with one, and so not again by itself: its page asks for the next ticket and says in the query
+what the header `Last-Event-ID` says else. A header is left out of logs and histories, which is why no token is taken
+from the query.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import re
+from typing import Any
+
+from tornado.iostream import IOStream
+
+from server.auth import Identity
+from server.callers import Caller
+from server.dialects import StreamDialect
+from server.errors import BadCredentials, NoCredentials, RateLimited, Refused, ServerError, TokenExpired
+from server.feed import StreamFeed
+from server.limits import retry_after
+from server.messages import now
+from server.rooms import SignIn
+from server.transports import connections, cors
+from server.transports.connections import StreamedConnection, tune_socket
+from server.transports.feeds import FeedDoors, FeedRequest
+from server.transports.registry import Connections
+from server.transports.sockjs.origins import Origins
+from server.transports.tickets import LIFETIME_S, Tickets
+from server.wire import CloseReason, Frame
+
+RETRY_MS = (2_000, 6_000)
+"""Between what a client waits before it comes back: not all at the same time after a restart."""
+
+GOODBYE_S = 5.0
+"""How long what is queued, and the goodbye behind it, may take to leave."""
+
+HEARTBEAT = Frame(":\n\n")
+"""A comment, which no client tells its page of."""
+
+REV = re.compile(r"[0-9a-f]{16}")
+"""A rev as `revs.to_wire` writes it."""
+
+ALLOWED_HEADERS = "Authorization, Last-Event-ID, Cache-Control, Content-Type"
+
+
+# -- the connection ------------------------------------------------------------------------------------------
+
+
+def chunk_bytes(text: str) -> bytes:
+    """A chunk (RFC 9112 section 7.1)."""
+    data = text.encode()
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+def bare_bytes(text: str) -> bytes:
+    return text.encode()
+
+
+class EventsConnection(StreamedConnection):
+    """A client that reads a response without an end, over HTTP/1.1."""
+
+    __slots__ = ()
+
+    encode = staticmethod(chunk_bytes)
+    end_bytes = b"0\r\n\r\n"
+
+    def __init__(self, registry: Connections, transport: str, caller: Caller, stream: IOStream) -> None:
+        super().__init__(registry, transport, caller, stream)
+        stream.set_close_callback(self.lost)
+        # Reading is how the end is seen. There is nothing to read: with the first byte the connection is over.
+        asyncio.ensure_future(stream.read_bytes(1, partial=True)).add_done_callback(self._on_read)
+
+    def _on_read(self, future: asyncio.Future[bytes]) -> None:
+        if future.cancelled() or future.exception() is None:
+            self._stream.close()
+
+    def heartbeat(self, now: float) -> None:
+        # The client has no words. What its kernel has confirmed, or that of a proxy, is all the life it shows.
+        if connections.is_acknowledged(self._stream):
+            self.last_alive_at = now
+        super().heartbeat(now)
+
+    def _send_heartbeat(self) -> None:
+        self._write(HEARTBEAT.encoded(self.encode))
+
+    def close(self, reason: CloseReason) -> None:
+        if not self._end(reason) or self._stream.closed():
+            return
+        goodbye = StreamDialect.goodbye(reason.code, reason.reason)
+        left = self._stream.write(goodbye.encoded(self.encode) + self.end_bytes)
+        deadline = asyncio.get_running_loop().call_later(GOODBYE_S, self._stream.close)
+
+        def end(_: asyncio.Future[None]) -> None:
+            deadline.cancel()
+            self._stream.close()
+
+        left.add_done_callback(end)
+
+
+class BareEventsConnection(EventsConnection):
+    """The same over HTTP/1.0."""
+
+    __slots__ = ()
+
+    encode = staticmethod(bare_bytes)
+    end_bytes = b""
+
+
+# -- the requests --------------------------------------------------------------------------------------------
+
+
+class EventsRequest(FeedRequest):
+    """A request to this door, from a page of whatever origin is allowed."""
+
+    door = "events"
+    method = ""
+    """The one that is answered, beside OPTIONS."""
+
+    def initialize(  # type: ignore[override]  # what its routes give it
+        self, doors: FeedDoors, origins: Origins, tickets: Tickets
+    ) -> None:
+        super().initialize(doors)
+        self._origins = origins
+        self._tickets = tickets
+
+    def set_default_headers(self) -> None:
+        self.set_header("Cache-Control", "no-store")
+
+    async def prepare(self) -> None:
+        if self.request.method == self.method:
+            if self._is_page_allowed():
+                cors.allow(self)
+            await super().prepare()
+
+    def options(self) -> None:
+        if self._is_page_allowed():
+            cors.answer_preflight(self, f"{self.method}, OPTIONS", ALLOWED_HEADERS)
+        else:
+            self.refuse(Refused("pages of this origin may not connect"))
+
+    def check_xsrf_cookie(self) -> None:
+        """No cookie has any power here."""
+
+    def _is_page_allowed(self) -> bool:
+        return self._origins.allows(self.request)
+
+    def _bearer(self) -> str | None:
+        """The token in the header `Authorization` (RFC 6750 section 2.1); None if there is none."""
+        scheme, _, token = self.request.headers.get("Authorization", "").strip().partition(" ")
+        return token.strip() if scheme.lower() == "bearer" else None
+
+    # -- refusals --------------------------------------------------------------------------------------------
+    def refuse(self, error: ServerError) -> None:
+        """As RFC 9457 has it."""
+        is_about_token = isinstance(error, NoCredentials | BadCredentials)
+        status = 401 if is_about_token else error.http_status
+        if is_about_token:
+            why = "" if isinstance(error, NoCredentials) else ', error="invalid_token"'
+            self.set_header("WWW-Authenticate", f'Bearer realm="notifications"{why}')
+        if isinstance(error, RateLimited):
+            self.set_header("Retry-After", retry_after(error))
+        self._answer_problem(status, error.code, str(error))
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        """Tornado's own refusals, such as of methods."""
+        if status_code == 405:
+            self.set_header("Allow", f"{self.method}, OPTIONS")
+        self._answer_problem(status_code, self._reason.lower().replace(" ", "_"), self._reason)
+
+    def _answer_problem(self, status: int, code: str, detail: str) -> None:
+        self.set_status(status)
+        self.set_header("Content-Type", "application/problem+json")
+        self.finish(json.dumps({"type": "about:blank", "title": code, "status": status, "detail": detail}))
+
+
+class EventsHandler(EventsRequest):
+    """The stream."""
+
+    method = "GET"
+
+    async def who(self) -> Identity:
+        token, ticket = self._bearer(), self.query_text("ticket")
+        if token is None and ticket is not None:
+            identity = self._tickets.redeem(ticket)
+        else:
+            identity = await self._of_token(token, "a token is needed: Authorization: Bearer …, or ?ticket=…")
+        self._check_place(identity)
+        return identity
+
+    def _check_place(self, identity: Identity) -> None:
+        """Refuse now whom the feed would send away at once: an answer says it better than a stream that ends."""
+        services, room = self.doors.services, (identity.tenant, identity.user_id)
+        if identity.expires_at is not None and identity.expires_at <= now():
+            raise TokenExpired
+        if services.tenants.why_over(room, SignIn(identity.issued_at or now(), identity.key_id)) is not None:
+            raise BadCredentials("the token does not count any more; get a new one")
+        services.limits.join_user(room)
+        services.limits.leave_user(room)
+
+    def _since(self) -> int | None:
+        """The rev that the client has seen last; None: none, or none of ours."""
+        said = self.request.headers.get("Last-Event-ID") or self.query_text("last_event_id") or ""
+        return int(said, 16) if REV.fullmatch(said) else None
+
+    def get(self) -> None:
+        since = self._since()
+        self.set_header("Content-Type", "text/event-stream; charset=utf-8")
+        self.set_header("Cache-Control", "no-store, no-transform")
+        self.set_header("X-Accel-Buffering", "no")
+        self.set_header("Connection", "close")
+        self.write(f"retry: {random.randint(*RETRY_MS)}\n\n")  # noqa: S311  # apart from others, no secret
+        self.flush()
+        self.application.log_request(self)
+        stream = self.detach()
+        if stream.closed():
+            return
+        tune_socket(stream, self.connections.give_up_after_s)
+        is_chunked = self.request.version == "HTTP/1.1"
+        connection_class = EventsConnection if is_chunked else BareEventsConnection
+        connection = connection_class(self.connections, self.door, self.caller, stream)
+        services, identity = self.doors.services, self.identity
+        connection.open(lambda opened: StreamFeed(opened, services, identity, since))
+
+
+class TicketHandler(EventsRequest):
+    """A ticket for who shows a token."""
+
+    method = "POST"
+
+    async def who(self) -> Identity:
+        return await self._of_token(self._bearer(), "a token is needed: Authorization: Bearer …")
+
+    def post(self) -> None:
+        try:
+            ticket = self._tickets.make(self.identity)
+        except ServerError as error:
+            self.refuse(error)
+            return
+        self.answer(200, {"ticket": ticket, "expires_in": round(LIFETIME_S)})
+
+
+def routes(doors: FeedDoors) -> list[tuple[Any, ...]]:
+    given = {"doors": doors, "origins": Origins(doors.origins), "tickets": Tickets()}
+    return [(r"/events", EventsHandler, given), (r"/events/ticket", TicketHandler, given)]

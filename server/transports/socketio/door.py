@@ -1,0 +1,120 @@
+"""The door itself: its routes, and the clients over HTTP that came in by it."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from typing import Any
+
+from tornado.httputil import HTTPServerRequest
+from tornado.routing import PathMatches, Rule
+
+from server.callers import Caller
+from server.errors import Busy
+from server.rooms import Connection
+from server.transports.connections import STRANGER_MESSAGE_BYTES, UNANSWERED_HEARTBEATS, ClientSession
+from server.transports.feeds import FeedDoors
+from server.transports.socketio.connection import SocketIOConnection
+from server.transports.socketio.packets import handshake
+from server.transports.socketio.polling import PollingHandler
+from server.transports.socketio.session import SocketIOSession
+from server.transports.socketio.websocket import SocketIOWebSocket
+from server.transports.sockjs.origins import Origins
+
+PATH = r"/socket\.io/?"
+
+MAX_SESSIONS_WITHOUT_REQUEST = 20_000
+"""How many clients over HTTP may have no request waiting. Each of the others has a TCP connection, which are bounded
+elsewhere; of these any number could be opened over one."""
+
+
+class SocketIODoor:
+    """To be made on a running loop."""
+
+    def __init__(self, doors: FeedDoors) -> None:
+        self.doors = doors
+        self.connections = doors.connections
+        self.origins = Origins(doors.origins)
+        self._over_http: dict[str, SocketIOConnection] = {}
+        self._expected: dict[SocketIOConnection, float] = {}
+        """Clients of which no request waits, and since when; the longest first."""
+        self.connections.on_tick.append(self._forget_expected)
+
+    def identify(self, request: HTTPServerRequest) -> Caller:
+        return self.doors.identify(request.remote_ip or "", request.headers)
+
+    def may_connect(self, caller: Caller) -> None:
+        """Raises `RateLimited`, `Busy`."""
+        if len(self._expected) >= MAX_SESSIONS_WITHOUT_REQUEST:
+            raise Busy("too many sessions; try again")
+        self.connections.admission.may_connect(caller)
+
+    # -- clients ---------------------------------------------------------------------------------------------
+    def make(self, caller: Caller) -> SocketIOConnection:
+        """A connection of a client that may connect; to be opened."""
+        return SocketIOConnection(self, caller, secrets.token_urlsafe(18))
+
+    def open_over_http(self, caller: Caller) -> str:
+        """A new client; what it is told first."""
+        connection = self.make(caller)
+        self._over_http[connection.sid] = connection
+        self.expect(connection)
+        self.open(connection)
+        return self.handshake(connection.sid, upgrades=True)
+
+    def open(self, connection: SocketIOConnection) -> None:
+        def open_session(opened: Connection) -> ClientSession:
+            return SocketIOSession(connection, self.doors)
+
+        connection.open(open_session)
+
+    def handshake(self, sid: str, *, upgrades: bool) -> str:
+        heartbeat_s = self.connections.options.heartbeat_s
+        return handshake(
+            sid,
+            heartbeat_s=heartbeat_s,
+            patience_s=UNANSWERED_HEARTBEATS * heartbeat_s,
+            max_bytes=STRANGER_MESSAGE_BYTES,
+            upgrades=upgrades,
+        )
+
+    def find(self, sid: str) -> SocketIOConnection | None:
+        """The client over HTTP with this id; it may be closed."""
+        return self._over_http.get(sid)
+
+    def forget(self, connection: SocketIOConnection) -> None:
+        """It is over, or over WebSocket from now on."""
+        self._expected.pop(connection, None)
+        self._over_http.pop(connection.sid, None)
+
+    # -- requests that are expected --------------------------------------------------------------------------
+    def expect(self, connection: SocketIOConnection) -> None:
+        """The client has no request waiting, and is expected to send one soon."""
+        self._expected.pop(connection, None)
+        if connection.sid in self._over_http:
+            self._expected[connection] = time.monotonic()
+
+    def keep(self, connection: SocketIOConnection) -> None:
+        """The client has a request waiting."""
+        self._expected.pop(connection, None)
+
+    def _forget_expected(self, now: float) -> None:
+        while self._expected:
+            connection, since = next(iter(self._expected.items()))
+            if now - since < self.connections.options.disconnect_delay_s:
+                return
+            connection.leave()
+            self.forget(connection)
+
+
+class _Upgrades(PathMatches):
+    """Requests for a WebSocket."""
+
+    def match(self, request: HTTPServerRequest) -> dict[str, Any] | None:
+        is_upgrade = request.headers.get("Upgrade", "").lower() == "websocket"
+        return super().match(request) if is_upgrade else None
+
+
+def routes(door: SocketIODoor) -> list[Any]:
+    """What `tornado.web.Application` needs to know."""
+    return [Rule(_Upgrades(PATH), SocketIOWebSocket, {"door": door}), (PATH, PollingHandler, {"door": door})]

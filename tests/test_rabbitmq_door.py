@@ -1,0 +1,501 @@
+"""The door of RabbitMQ: the real broker, which is killed, frozen and out of memory, and pika as the backend."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import sys
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import pika
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pika.adapters.blocking_connection import BlockingChannel
+
+from server.checks import Trouble
+from server.config.doors import RabbitMQ
+from server.ingest.rabbitmq import RabbitDoor
+from server.messages import Document
+from server.store import Store
+from tests.support.certificates import CertificateAuthority
+from tests.support.consuming import (
+    LIMITS,
+    MAX_MESSAGE_BYTES,
+    Behind,
+    open_behind,
+    quickly,
+    running,
+    said,
+    until_said,
+)
+from tests.support.processes import Process
+from tests.support.rabbitmq import RabbitMQServer
+
+ROOT = Path(__file__).resolve().parents[1]
+
+GOOD = {"user_id": 1, "payload": {"additionalProp1": "string", "title": "Hello"}}
+
+
+@pytest.fixture
+async def behind(tmp_path: Path) -> AsyncIterator[Behind]:
+    async with open_behind(tmp_path) as behind:
+        yield behind
+
+
+class Broker:
+    """A RabbitMQ, and doors to it, with an exchange and queues of this test's own."""
+
+    def __init__(self, behind: Behind, server: RabbitMQServer, *, name: str | None = None) -> None:
+        self.behind = behind
+        self.server = server
+        self.exchange = name or f"exchange_{uuid.uuid4().hex[:8]}"
+        self.queue = f"queue_{self.exchange}"
+        self.results = f"results_{self.exchange}"
+
+    def door(self, **fields: Any) -> RabbitDoor:
+        defaults = {"url": self.server.url, "exchange": self.exchange, "queue": self.queue, "timeout_s": 5.0}
+        return RabbitDoor(
+            RabbitMQ(**defaults | fields),
+            self.behind.notifier,
+            cast("Store", self.behind.store),
+            limits=LIMITS,
+            max_message_bytes=MAX_MESSAGE_BYTES,
+            backoff=quickly(),
+        )
+
+    # -- a backend -------------------------------------------------------------------------------------------
+    @contextmanager
+    def channel(self) -> Iterator[BlockingChannel]:
+        """With the exchange, and a queue that gets the results."""
+        with pika.BlockingConnection(pika.URLParameters(self.server.url)) as connection:
+            channel = connection.channel()
+            channel.exchange_declare(self.exchange, "direct")
+            channel.queue_declare(self.results, durable=True)
+            channel.queue_bind(self.results, self.exchange, "notifications.result")
+            channel.confirm_delivery()
+            yield channel
+
+    def publish(self, *messages: Any, **properties: Any) -> None:
+        """JSON values, or bytes as they are; durable when this returns. Raises UnroutableError without a queue."""
+        with self.channel() as channel:
+            for message in messages:
+                channel.basic_publish(
+                    self.exchange,
+                    "notifications.send",
+                    message if isinstance(message, bytes) else json.dumps(message).encode(),
+                    pika.BasicProperties(delivery_mode=2, **properties),
+                    mandatory=True,
+                )
+
+    def declare(self) -> None:
+        """The queue, as the door does."""
+        with self.channel() as channel:
+            channel.queue_declare(self.queue, durable=True)
+            channel.queue_bind(self.queue, self.exchange, "notifications.send")
+
+    def take_results(self, count: int, queue: str | None = None) -> list[tuple[Any, Any]]:
+        """So many, waited for: the value and the properties of each."""
+        taken: list[tuple[Any, Any]] = []
+        with self.channel() as channel:
+            for _, properties, body in channel.consume(
+                queue or self.results, auto_ack=True, inactivity_timeout=30
+            ):
+                if body is None:
+                    raise TimeoutError(f"only {len(taken)} results")
+                taken.append((json.loads(body), properties))
+                if len(taken) == count:
+                    break
+            channel.cancel()
+        return taken
+
+    async def results_of(self, count: int) -> list[Any]:
+        return [value for value, _ in await asyncio.to_thread(self.take_results, count)]
+
+    def waiting(self) -> int:
+        """Messages in the queue that nobody has; what was given back counts again."""
+        with self.channel() as channel:
+            return channel.queue_declare(self.queue, passive=True).method.message_count
+
+
+@pytest.fixture
+def broker(behind: Behind, rabbitmq: RabbitMQServer) -> Broker:
+    return Broker(behind, rabbitmq)
+
+
+@pytest.fixture
+def own_broker(behind: Behind, own_rabbitmq: RabbitMQServer) -> Broker:
+    return Broker(behind, own_rabbitmq)
+
+
+def numbered(count: int, user: str = "alice") -> list[dict[str, Any]]:
+    return [{"user_id": user, "payload": {"body": str(number)}} for number in range(count)]
+
+
+# -- publishing ----------------------------------------------------------------------------------------------
+async def test_a_message_becomes_a_notification(broker: Broker) -> None:
+    """Stored, answered with an echo, and out of the queue."""
+    async with running(broker.behind, broker.door()) as heard:
+        broker.publish(GOOD, correlation_id="nr 7")
+        await heard.stored(1)
+        [(result, properties)] = await asyncio.to_thread(broker.take_results, 1)
+    assert result == GOOD
+    assert (properties.correlation_id, properties.content_type) == ("nr 7", "application/json")
+    [document] = await broker.behind.inbox("1")
+    notification = document.notification
+    assert (notification.type, notification.title, notification.data) == (
+        "notification",
+        "Hello",
+        GOOD["payload"],
+    )
+    assert broker.waiting() == 0
+    assert (heard.received, heard.refused) == (1, [])
+
+
+async def test_the_names_of_the_original_are_the_defaults(
+    behind: Behind, own_rabbitmq: RabbitMQServer
+) -> None:
+    """Who declared its exchange first meets no contradiction; the queue keeps what comes while nobody is there."""
+    broker = Broker(behind, own_rabbitmq, name="notifications_exchange")
+    with broker.channel():  # declares it as the original does
+        pass
+    async with running(behind, broker.door(queue=RabbitMQ().queue)) as heard:
+        broker.publish(GOOD)
+        await heard.stored(1)
+    broker.publish(GOOD)
+    async with running(behind, broker.door(queue=RabbitMQ().queue)) as heard:
+        await heard.stored(1)
+
+
+async def test_users_messages_keep_their_order(broker: Broker) -> None:
+    """Whatever else is stored at the same time."""
+    async with running(broker.behind, broker.door(prefetch=20)) as heard:
+        both = zip(numbered(50, "ann"), numbered(50, "bob"), strict=True)
+        broker.publish(*(message for pair in both for message in pair))
+        await heard.stored(100)
+    for user in ("ann", "bob"):
+        documents = await broker.behind.inbox(user)
+        assert [d.notification.content for d in reversed(documents)] == [str(number) for number in range(50)]
+
+
+async def test_several_share_a_queue(broker: Broker) -> None:
+    """Each message goes to one of them."""
+    async with (
+        running(broker.behind, broker.door(prefetch=1)) as first,
+        running(broker.behind, broker.door(prefetch=1)) as second,
+    ):
+        broker.publish(*numbered(40))
+        await first.until(lambda: first.received + second.received >= 40)
+        await first.stored(40)
+    assert len(await broker.behind.inbox("alice")) == 40
+    assert min(first.received, second.received) > 0
+
+
+# -- what is wrong -------------------------------------------------------------------------------------------
+BAD = {
+    b"": "the message is not JSON",
+    b"hello": "the message is not JSON",
+    b"[]": 'not an object {"user_id": \u2026, "payload": \u2026}',
+    b'{"payload": 1}': "user_id: missing",
+    b'{"user_id": true, "payload": 1}': "user_id: neither a text nor an integer",
+    b'{"user_id": 1}': "payload: missing, or null",
+    b'{"user_id": 1, "payload": null}': "payload: missing, or null",
+    b'{"user_id": 1, "payload": NaN}': "the message is not JSON",
+    b'{"user_id": 1, "payload": "\xff"}': "the message is not UTF-8",
+    b"[" * 4000: "nested too deeply",
+    b"x" * 100_000: "the message is over the 5000 bytes allowed",
+}
+
+
+@pytest.mark.parametrize(("message", "why"), BAD.items(), ids=range(len(BAD)))
+async def test_a_bad_message_is_answered_once_and_rejected(broker: Broker, message: bytes, why: str) -> None:
+    """Counted; the next one is taken, and nothing comes again."""
+    async with running(broker.behind, broker.door()) as heard:
+        broker.publish(message, GOOD)
+        await heard.stored(1)
+        assert await broker.results_of(2) in ([{"error": why}, GOOD], [GOOD, {"error": why}])
+    assert len(heard.refused) == 1
+    assert heard.received == 2
+    assert broker.waiting() == 0
+
+
+async def test_more_bad_messages_than_are_fetched_do_not_stop_it(broker: Broker) -> None:
+    """The original stalled after 20."""
+    async with running(broker.behind, broker.door(prefetch=5)) as heard:
+        broker.publish(*[b"?"] * 30, GOOD)
+        await heard.stored(1)
+        await heard.refusals(30)
+
+
+async def test_rejected_messages_go_to_the_dead_letters(broker: Broker) -> None:
+    """If there is an exchange for them; as they came."""
+    dead = f"dead_{broker.exchange}"
+    with broker.channel() as channel:
+        channel.exchange_declare(dead, "fanout")
+        channel.queue_declare(dead)
+        channel.queue_bind(dead, dead)
+        async with running(broker.behind, broker.door(dead_letter_exchange=dead)) as heard:
+            broker.publish(b'{"user_id": 1}')
+            await heard.refusals(1)
+            [(value, _)] = await asyncio.to_thread(broker.take_results, 1, dead)
+    assert value == {"user_id": 1}
+
+
+async def test_what_nobody_foresaw_is_tried_twice(broker: Broker, caplog: pytest.LogCaptureFixture) -> None:
+    """Then it is answered and rejected: it is neither lost by a passing fault nor comes for ever."""
+    async with running(broker.behind, broker.door()) as heard:
+        broker.behind.store.failure = ZeroDivisionError()
+        broker.publish(GOOD)
+        await heard.refusals(1)
+        assert await broker.results_of(1) == [{"error": "internal"}]
+        broker.behind.store.is_back()
+        broker.publish(GOOD)
+        await heard.stored(1)
+    assert broker.behind.store.calls.count("add") == 3
+    assert heard.refused == ["internal"]
+    assert caplog.text.count("ZeroDivisionError") == 2
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=20,
+)
+messages = (
+    st.binary(max_size=200)
+    | json_values.map(lambda value: json.dumps(value).encode())
+    | st.fixed_dictionaries({}, optional={"user_id": json_values, "payload": json_values}).map(
+        lambda value: json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    )
+)
+
+
+async def test_nothing_that_is_published_ends_the_door(broker: Broker) -> None:
+    """Every message is stored or refused, answered with a result, and out of the queue."""
+    loop = asyncio.get_running_loop()
+    async with running(broker.behind, broker.door()) as heard:
+
+        async def count(total: int) -> None:
+            await heard.until(lambda: len(heard.contents) + len(heard.refused) == total)
+
+        total = 0
+
+        @settings(max_examples=30, suppress_health_check=list(HealthCheck))
+        @given(st.lists(messages, min_size=1, max_size=10))
+        def examples(bodies: list[bytes]) -> None:
+            nonlocal total
+            broker.publish(*bodies)
+            total += len(bodies)
+            asyncio.run_coroutine_threadsafe(count(total), loop).result(60)
+            assert heard.received == total
+            assert len(broker.take_results(len(bodies))) == len(bodies)
+
+        await asyncio.to_thread(examples)
+        assert heard.ups == [True]
+    assert broker.waiting() == 0
+
+
+# -- the store goes and comes --------------------------------------------------------------------------------
+async def test_messages_wait_in_the_queue_for_the_store(
+    broker: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All in their order, none missing; the store is asked with growing delay, and nothing is fetched meanwhile."""
+    caplog.set_level(logging.INFO)
+    door = broker.door()
+    async with running(broker.behind, door) as heard:
+        broker.behind.store.goes_away()
+        broker.publish(*numbered(100))
+        await heard.down()
+        for _ in range(3):
+            await broker.behind.store.failed.get()
+        await until_said(caplog, "not consuming")
+        received = heard.received
+        for _ in range(3):
+            assert await broker.behind.store.failed.get() == "ping"
+        assert heard.received == received
+        assert broker.waiting() == 100
+        with pytest.raises(Trouble, match="^the store is away$"):
+            await door.probe()
+        broker.behind.store.is_back()
+        await heard.stored(100)
+    contents = [d.notification.content for d in reversed(await broker.behind.inbox("alice"))]
+    assert contents == [str(number) for number in range(100)]
+    assert broker.waiting() == 0
+    assert [line for line in said(caplog) if "store" in line] == [
+        f"rabbitmq: not consuming from RabbitMQ at 127.0.0.1:{broker.server.port}: the store is away; trying again"
+    ]
+
+
+async def test_a_stop_stores_what_is_in_hand(broker: Broker) -> None:
+    """And acknowledges it; what was only fetched goes back."""
+    async with running(broker.behind, broker.door()) as heard:
+        gate = broker.behind.store.hold("add")
+        broker.publish(*numbered(10))
+        await gate.reached()
+        await heard.got(10)
+        asyncio.get_running_loop().call_later(0.2, gate.open)  # during the stop, with which this ends
+    stored = len(await broker.behind.inbox("alice"))
+    assert stored >= 1
+    assert broker.waiting() == 10 - stored
+
+
+async def test_nothing_is_acknowledged_before_it_is_stored(broker: Broker) -> None:
+    """Who ends without a word while the store has not answered leaves the message to the next one."""
+    door = broker.door()
+    gate = broker.behind.store.hold("add")
+    task = asyncio.create_task(door.run())
+    broker.declare()
+    broker.publish(GOOD)
+    await gate.reached()
+    task.cancel()
+    await asyncio.wait([task])
+    assert broker.waiting() == 1
+    gate.open()
+    async with running(broker.behind, broker.door()) as heard:
+        await heard.stored(1)
+    assert broker.waiting() == 0
+
+
+async def test_a_server_that_is_killed_loses_nothing(broker: Broker, tmp_path: Path) -> None:
+    """At whatever moment: what was not acknowledged comes again."""
+    broker.declare()
+    broker.publish(*(message | {"user_id": number % 20} for number, message in enumerate(numbered(300))))
+    folder = tmp_path / "killed"
+    folder.mkdir()
+    module = ["-m", "tests.support.door_process"]
+    argv = [sys.executable, *module, str(folder), broker.server.url, broker.exchange]
+    process = Process(argv, log=folder / "log", cwd=ROOT)
+    try:
+        for count in (40, 90, 160, 230):
+            process.start()
+            await asyncio.to_thread(process.wait_for_output, f"stored {count}\n")
+            process.kill()
+    finally:
+        process.kill()
+    expected = {str(number) for number in range(300)}
+
+    async def inboxes(behind: Behind) -> list[Document]:
+        return [document for number in range(20) for document in await behind.inbox(str(number))]
+
+    async with open_behind(folder) as behind:
+        before = {document.notification.content for document in await inboxes(behind)}
+        assert 160 < len(before) < 300, "it was killed while there was something to do"
+        again = Broker(behind, broker.server, name=broker.exchange)
+        async with running(behind, again.door()) as heard:
+            await heard.until(lambda: before | set(heard.contents) == expected)
+        documents = await inboxes(behind)
+    assert {document.notification.content for document in documents} == expected
+    assert len(documents) <= 300 + 4 * 10, "no more come twice than were fetched when it was killed"
+
+
+# -- the broker goes and comes -------------------------------------------------------------------------------
+async def test_a_killed_broker_is_waited_for(own_broker: Broker, caplog: pytest.LogCaptureFixture) -> None:
+    """For ever; log, health and signal say it; nothing of its queue is lost."""
+    caplog.set_level(logging.INFO)
+    server, door = own_broker.server, own_broker.door()
+    place = f"RabbitMQ at 127.0.0.1:{server.port}"
+    async with running(own_broker.behind, door) as heard:
+        await door.probe()
+        gate = own_broker.behind.store.hold("add")
+        own_broker.publish(*numbered(30))
+        await gate.reached()
+        server.kill()
+        await heard.down()
+        gate.open()
+        with pytest.raises(Trouble, match="^not connected$"):
+            await door.probe()
+        await until_said(caplog, "Connection refused")
+        await asyncio.to_thread(server.start)
+        await heard.up()
+        await door.probe()
+        await heard.until(lambda: len(set(heard.contents)) == 30)
+        own_broker.publish(GOOD)
+        await heard.until(lambda: "1" in heard.users)
+    stored = {document.notification.content for document in await own_broker.behind.inbox("alice")}
+    assert stored == {str(number) for number in range(30)}
+    assert own_broker.waiting() == 0
+    lines = said(caplog)
+    assert lines[0] == lines[-1] == f"rabbitmq: consuming from {place}"
+    assert f"rabbitmq: not consuming from {place}: Connection refused; trying again" in lines
+    assert len(lines) == len(set(lines)) + 1, "each change is said once"
+    assert not [record for record in caplog.records if record.name.startswith(("aio_pika", "aiormq"))]
+
+
+async def test_a_frozen_broker_is_waited_for(own_broker: Broker) -> None:
+    """Health says that there is no answer; heartbeats end the connection, and then it is tried again."""
+    server, door = own_broker.server, own_broker.door(timeout_s=1.0)
+    async with running(own_broker.behind, door) as heard:
+        server.freeze()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.3):
+                await door.probe()
+        await heard.down()
+        server.thaw()
+        await heard.up()
+        await asyncio.to_thread(own_broker.publish, *numbered(5))
+        await heard.until(lambda: len(set(heard.contents)) == 5)
+
+
+async def test_a_broker_without_memory_gets_its_acknowledgements(
+    own_broker: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It takes no results then; but messages are stored and leave its queue, so that it can recover."""
+    own_broker.declare()
+    own_broker.publish(*numbered(20))
+    await asyncio.to_thread(own_broker.server.control, "set_vm_memory_high_watermark", "absolute", "1")
+    async with running(own_broker.behind, own_broker.door(timeout_s=1.0)) as heard:
+        await heard.stored(20)
+        await until_said(caplog, "takes no results")
+    await asyncio.to_thread(own_broker.server.control, "set_vm_memory_high_watermark", "0.9")
+    assert own_broker.waiting() == 0
+
+
+async def test_a_queue_that_is_deleted_is_made_again(broker: Broker) -> None:
+    """By connecting anew."""
+    async with running(broker.behind, broker.door()) as heard:
+        with broker.channel() as channel:
+            channel.queue_delete(broker.queue)
+        await heard.down()
+        await heard.up()
+        broker.publish(GOOD)
+        await heard.stored(1)
+
+
+async def test_an_exchange_that_is_declared_otherwise_is_said(
+    broker: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With the key of the configuration; that key mends it."""
+    with pika.BlockingConnection(pika.URLParameters(broker.server.url)) as connection:
+        connection.channel().exchange_declare(broker.exchange, "direct", durable=True)
+    async with running(broker.behind, broker.door(), is_awaited=False):
+        await until_said(caplog, "PRECONDITION_FAILED")
+    assert "exchange_durable" in caplog.text
+    async with running(broker.behind, broker.door(exchange_durable=True)):
+        pass
+
+
+async def test_a_wrong_password_is_said(broker: Broker, caplog: pytest.LogCaptureFixture) -> None:
+    """Without being repeated."""
+    url = broker.server.url.replace("guest:guest", "guest:wr0ng")
+    async with running(broker.behind, broker.door(url=url), is_awaited=False):
+        await until_said(caplog, "ACCESS_REFUSED")
+    assert "wr0ng" not in caplog.text
+
+
+@pytest.mark.servers
+async def test_tls_is_verified(behind: Behind, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """By the authorities of `ca`, or of the system."""
+    authority = CertificateAuthority(tmp_path / "ca")
+    with RabbitMQServer(tls=(authority, authority.server_pair())) as server:
+        broker = Broker(behind, server)
+        async with running(behind, broker.door(url=server.tls_url, ca=authority.ca_file)) as heard:
+            broker.publish(GOOD)
+            await heard.stored(1)
+        caplog.clear()
+        async with running(behind, broker.door(url=server.tls_url), is_awaited=False):
+            await until_said(caplog, "certificate verify failed")
