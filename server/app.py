@@ -6,23 +6,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-import ssl
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from pydispatch import dispatcher
 from tornado.httpserver import HTTPServer
 
-from server import __version__, logs, tls
+from server import __version__
 from server.backplane import LocalBackplane
 from server.broadcaster import Broadcaster
 from server.bus import ACCESS_CHANGED, NOTIFICATION_STORED
 from server.checks import Checks, State, Trouble
 from server.config import Config
-from server.config.changes import changed_keys, with_live_keys
+from server.consumers import Consumers
 from server.counts import UnseenCounts
 from server.doors import Doors
-from server.errors import InvalidConfig, StartupError, StoreUnavailable
+from server.errors import StoreUnavailable
 from server.feed import FeedServices
 from server.grants import SignOut
 from server.inbox import Inbox
@@ -36,6 +35,7 @@ from server.notifier import Notifier
 from server.outbox import MailTransport, OutboxWorker
 from server.presence import Presence
 from server.publishers import Publishers
+from server.reloading import Reloads, tls_context
 from server.rooms import Listener, Room, Rooms
 from server.session import SessionServices
 from server.sign_in import SignIn
@@ -43,7 +43,7 @@ from server.smtp import SMTPTransport
 from server.streams import open_stream
 from server.tasks import Tasks
 from server.tenants import Tenants
-from server.wire import SIGNED_OUT, CloseReason, EventFrames
+from server.wire import CloseReason, EventFrames
 from server.wiring import make_store, publisher_rules
 
 logger = logging.getLogger(__name__)
@@ -78,11 +78,8 @@ class Server:
     def __init__(self, config: Config) -> None:
         self.config = config
         self._loops = Tasks()
-        self._reloads = Tasks()
         self._sessions = Tasks()
-        self._reloading = asyncio.Lock()
-        self._is_reload_due = False
-        self._tls = _tls_context(config)
+        secured = tls_context(config)
         self._store = make_store(config)
         self._tenants = Tenants(lambda: self._store.directory)
         self._sign_in = SignIn(config, self._tenants)
@@ -99,6 +96,7 @@ class Server:
         self._broadcaster = Broadcaster(self._store, self._backplane, self._rooms, self._tenants)
         self._marks = Marks(lambda: self._store.deliveries)
         self._inbox = Inbox(self._store, self._backplane)
+        self._consumers = Consumers(config, self._store, self._notifier, self._presence)
         self._metrics = Metrics({"version": __version__, "store": self._store.name.partition(" ")[0]})
         self._checks = self._make_checks()
         self._peers = Peers(lambda: self._limits.sockets_per_address, self._is_exempt)
@@ -121,6 +119,16 @@ class Server:
             max_body_size=MAX_BODY_BYTES,
             body_timeout=BODY_TIMEOUT_S,
             idle_connection_timeout=IDLE_TIMEOUT_S,
+        )
+        self._reloads = Reloads(
+            config,
+            secured,
+            sign_in=self._sign_in,
+            publishers=self._publishers,
+            limits=self._limits,
+            rooms=self._rooms,
+            doors=self._doors,
+            consumers=self._consumers,
         )
         self._sign_outs: frozenset[SignOut] = frozenset()
         dispatcher.connect(self._wake_outbox, NOTIFICATION_STORED, sender=self._notifier)
@@ -161,7 +169,7 @@ class Server:
         checks = Checks(self._metrics.note_check)
         checks.add("store", self._store.ping, is_vital=True)
         checks.add("mail", self._check_mail, is_vital=False)
-        for name, probe in self._sign_in.probes.items():
+        for name, probe in {**self._sign_in.probes, **self._consumers.probes}.items():
             checks.add(name, probe, is_vital=False)
         return checks
 
@@ -177,7 +185,7 @@ class Server:
     async def run(self, stop: asyncio.Event, started: Callable[[], None] = lambda: None) -> None:
         """Serve until `stop` is set, then end in order; `started` is called when all is up. Raises `StartupError`."""
         application = self.config.application
-        listener = TCPListener(application.address, application.port, self._peers)
+        listener = TCPListener(application.address, application.port, self._peers, application.also_listen)
         try:
             if not await self._open_store(stop):
                 return
@@ -192,7 +200,7 @@ class Server:
             await self._shut_down(listener)
 
     def _serve_connection(self, connection: socket.socket, address: Any, left: Callable[[], None]) -> None:
-        stream = open_stream(connection, left, self._tls)
+        stream = open_stream(connection, left, self._reloads.tls)
         if stream is not None:
             self._http.handle_stream(stream, address)
 
@@ -229,6 +237,7 @@ class Server:
             self._doors.connections,
             self._doors.feeds,
             self._broadcaster,
+            *self._consumers.doors,
             self._sign_in.authenticator,
             self._sign_in.brake,
             listener,
@@ -244,6 +253,7 @@ class Server:
                     "marks": lambda: self._marks.waiting,
                     "commands": lambda: len(self._sessions),
                     "sockets": lambda: len(self._peers),
+                    **self._consumers.queues,
                 },
                 mail_counts=self._store.mail_counts,
             )
@@ -257,6 +267,7 @@ class Server:
         self._loops.start(self._broadcaster.run(), "broadcasts")
         self._loops.start(self._marks.run(), "marks")
         self._loops.start(self._sweep(), "sweep")
+        self._consumers.start(self._loops)
 
     def _wake_outbox(self, duty: EmailDuty | None) -> None:
         if duty is not None:
@@ -309,57 +320,9 @@ class Server:
             logger.info("closed %d connections whose access has ended", closed)
 
     def reload_soon(self, reread: Callable[[], Config]) -> None:
-        """Take over what can be changed without a restart, of the configuration that `reread` returns. Asked for again
-        while that is under way, it is done once more; at the end of the server, it is not done at all."""
-        if self._is_reload_due or self._checks.state is State.STOPPING:
-            return
-        self._is_reload_due = True
-        self._reloads.start(self._reload_in_turn(reread), "reload")
-
-    async def _reload_in_turn(self, reread: Callable[[], Config]) -> None:
-        # Two at once could leave some parts with the older configuration, and some with the newer one.
-        async with self._reloading:
-            self._is_reload_due = False
-            await self._reload(reread)
-
-    async def _reload(self, reread: Callable[[], Config]) -> None:
-        old = self.config
-        try:
-            new = reread()
-            config = with_live_keys(old, new)
-            secured = _tls_context(config)
-            prepared = self._sign_in.prepare(config)
-            logs.setup(config.log)  # the last one that can fail
-        except InvalidConfig as error:
-            logger.error("the configuration is wrong, so nothing was changed: %s", "; ".join(error.problems))
-            return
-        except StartupError as error:
-            logger.error("the configuration cannot be used, so nothing was changed: %s", error)
-            return
-        self.config = config
-        self._tls = secured  # for the connections that come from now on
-        await self._sign_in.apply(config, prepared)
-        self._publishers.apply(publisher_rules(config), self._sign_in.service_tokens)
-        self._limits.apply(config.limits)
-        self._doors.apply(config)
-        self._sign_out_changed(old, config)
-        for warning in new.warnings:
-            if warning not in old.warnings:
-                logger.warning("%s", warning)
-        changes = changed_keys(old, new)
-        logger.info("the configuration was reread; changed: %s", ", ".join(changes.live) or "nothing")
-        if changes.at_restart:
-            logger.warning("these wait for a restart: %s", ", ".join(changes.at_restart))
-
-    def _sign_out_changed(self, old: Config, new: Config) -> None:
-        """Who has another password, or is no user any more (of that tenant), has to come back with what is right
-        now."""
-        tenant = old.application.default_tenant
-        users = new.users if new.application.default_tenant == tenant else {}
-        changed = {name for name, hashed in old.users.items() if users.get(name) != hashed}
-        self._rooms.close_where(
-            lambda room, _: SIGNED_OUT if room[0] == tenant and room[1] in changed else None
-        )
+        """As `Reloads.soon`; at the end of the server it is not done at all."""
+        if self._checks.state is not State.STOPPING:
+            self._reloads.soon(reread)
 
     # -- the end ---------------------------------------------------------------------------------------------
     async def _shut_down(self, listener: TCPListener) -> None:
@@ -371,6 +334,7 @@ class Server:
         self._checks.state = State.STOPPING
         await _step("listening", listener.close, cut_at)
         await _step("reloading", self._reloads.cancel, cut_at)
+        await _step("fetching", lambda: self._consumers.stop(max(0.0, work_ends_at - now())), work_ends_at)
         await _step("notifying", self._notifier.close, work_ends_at)
         await _step("fan-out", self._backplane.flushed, work_ends_at)
         await _step("the clients", self._doors.close, cut_at)
@@ -395,11 +359,6 @@ class Server:
         dispatcher.disconnect(self._follow_access, ACCESS_CHANGED, sender=self._tenants)
         self._counts.close()
         self._metrics.close()
-
-
-def _tls_context(config: Config) -> ssl.SSLContext | None:
-    """None: TLS is not ours. Raises `StartupError`."""
-    return None if config.tls is None else tls.make_context(config.tls)
 
 
 async def _step(what: str, end: Callable[[], Awaitable[None] | None], until: float) -> None:

@@ -84,9 +84,9 @@ class Doors:
         self._mail_folder = mail_folder
         self.callers = CallerPolicy(config.application.trusted_proxies, config.application.hosts)
         self.gate = Gate(self.identify, publishers, limits)
-        self._notify = NotifyDoor(notifier, config.limits.body_bytes, _field_limits(config))
+        self._notify = NotifyDoor(notifier, config.limits.body_bytes, field_limits(config))
         self._publishing = PublishingDoors(
-            notifier, broadcaster, config.limits.body_bytes, _field_limits(config)
+            notifier, broadcaster, config.limits.body_bytes, field_limits(config)
         )
         self._deliveries = feeds.store.deliveries
         self._users = UserDoors(tenants, own_tokens.make, config.auth.max_token_s)
@@ -162,7 +162,7 @@ class Doors:
         application = config.application
         self.callers = CallerPolicy(application.trusted_proxies, application.hosts)
         self._notify.max_body_bytes = self._publishing.max_body_bytes = config.limits.body_bytes
-        self._notify.limits = self._publishing.limits = _field_limits(config)
+        self._notify.limits = self._publishing.limits = field_limits(config)
         self._users.max_token_s = config.auth.max_token_s
         self._instruments.internal = application.internal
         self._instruments.public_metrics = application.public_metrics
@@ -184,6 +184,7 @@ def _connection_options(config: Config) -> ConnectionOptions:
     )
 
 
-def _field_limits(config: Config) -> FieldLimits:
+def field_limits(config: Config) -> FieldLimits:
+    """What one notification may hold."""
     limits = config.limits
     return FieldLimits(limits.content_bytes, limits.field_bytes, limits.users_per_request, limits.data_bytes)

@@ -52,12 +52,13 @@ TOTALS = View()
 class Summary:
     """A few figures for people. `connections`: those open (of a tenant: those that have a user); `users`: users online;
     `sent`: notifications handed to connections; `failed`: notifications that could not be stored, and connections
-    closed because they did not take what was sent."""
+    closed because they did not take what was sent; `fetched`: messages that came by Redis."""
 
     connections: int
     users: int
     sent: int
     failed: int
+    fetched: int
 
 
 class Exposition:
@@ -101,6 +102,7 @@ class Exposition:
             sent=count("pushed"),
             # Which tenant a slow connection was of is not known.
             failed=count("failed") + (0 if view.tenant else count("connections_closed", reason="slow")),
+            fetched=0 if view.tenant else count("messages_received", door="redis"),
         )
 
     async def _current(self) -> list[Metric]:

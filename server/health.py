@@ -112,7 +112,9 @@ class HealthHandler(_Handler):
             {
                 "status": "healthy" if is_healthy else "degraded",
                 "timestamp": _timestamp(),
-                "redis": {"status": "not_configured", "ping_ms": None},
+                "redis": _pinged(findings["redis"])
+                if "redis" in findings
+                else {"status": "not_configured", "ping_ms": None},
                 "websocket": {"active_connections": summary.connections, "total_unique_users": summary.users},
                 "uptime_seconds": int(self._instruments.metrics.uptime_s),
                 "store": _pinged(findings.get("store")),
@@ -183,7 +185,7 @@ class MetricsHandler(_Handler):
             "uptime_seconds": int(self._instruments.metrics.uptime_s),
             "connections": {"active": summary.connections, "total_unique_users": summary.users},
             "messages": {
-                "received_from_redis": 0,
+                "received_from_redis": summary.fetched,
                 "sent_to_clients": summary.sent,
                 "failed": summary.failed,
             },

@@ -12,7 +12,7 @@ import struct
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from server.bus import THROTTLED, tell
@@ -90,16 +90,20 @@ def _do_nothing() -> None:
 class TCPListener:
     """All addresses that a host name and a port stand for."""
 
-    def __init__(self, host: str, port: int, peers: Peers) -> None:
-        """Bind; clients are still refused. Port 0 is any free one. Raises `StartupError`."""
-        self._where = f"port {port} on {host}"
+    def __init__(self, host: str, port: int, peers: Peers, also: Iterable[int] = ()) -> None:
+        """Bind; clients are still refused. Port 0 is any free one; `also`: further ports. Raises `StartupError`."""
         self._peers = peers
         self._tasks = Tasks()
         self._reported_at = -REPORT_EVERY_S
         self._turned_away = 0
         self._turned_away_told_at = -REPORT_EVERY_S
-        with self._explained():
-            self._sockets = _bind(host, port)
+        self._sockets: list[socket.socket] = []
+        with contextlib.ExitStack() as undo:
+            for each in dict.fromkeys((port, *also)):
+                with _explained(f"port {each} on {host}"):
+                    self._sockets += _bind(host, each)
+                undo.callback(self._close)
+            undo.pop_all()
 
     @property
     def port(self) -> int:
@@ -109,8 +113,9 @@ class TCPListener:
     def start(self, serve: Serve) -> None:
         """Accept connections from now on. What `serve` raises is logged. Raises `StartupError`."""
         # Two servers can be bound to one port as long as none of them listens.
-        with self._explained():
-            for listening in self._sockets:
+        for listening in self._sockets:
+            host, port = listening.getsockname()[:2]
+            with _explained(f"port {port} on {host}"):
                 listening.listen(BACKLOG)
         for listening in self._sockets:
             self._tasks.start(self._accept(listening, serve, max_connection_files()), "accept")
@@ -118,19 +123,11 @@ class TCPListener:
     async def close(self) -> None:
         """Refuse all that come from now on. Idempotent."""
         await self._tasks.cancel()
+        self._close()
+
+    def _close(self) -> None:
         for listening in self._sockets:
             listening.close()
-
-    @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as exc:
-            if exc.errno == errno.EADDRINUSE:
-                raise StartupError(
-                    f"{self._where} is in use by another program: stop it, or set port under [APPLICATION]"
-                ) from exc
-            raise StartupError(f"cannot listen on {self._where}: {exc.strerror or exc}") from exc
 
     async def _accept(self, listening: socket.socket, serve: Serve, max_files: int) -> None:
         loop = asyncio.get_running_loop()
@@ -207,6 +204,18 @@ def allow_many_files() -> None:
 
 
 # -- binding -------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _explained(where: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        if exc.errno == errno.EADDRINUSE:
+            raise StartupError(
+                f"{where} is in use by another program: stop it, or set another port under [APPLICATION]"
+            ) from exc
+        raise StartupError(f"cannot listen on {where}: {exc.strerror or exc}") from exc
 
 
 def _bind(host: str, port: int) -> list[socket.socket]:

@@ -128,6 +128,7 @@ class Metrics(Collector):
         self._throttled = make("throttled", "Times that a limit held somebody up or refused them.", "limit")
         self._sign_ins = make("sign_ins", "Users who proved who they are.", "method", "tenant")
         self._sign_in_failures = make("sign_in_failures", "Attempts to sign in that failed.", "code")
+        self._received = make("messages_received", "Messages fetched from a broker.", "door")
         self._opened = make("connections_opened", "Connections of clients that were opened.", "transport")
         self._closed = make("connections_closed", "Connections that ended, by why.", "transport", "reason")
 
@@ -178,6 +179,8 @@ class Metrics(Collector):
             (bus.MAIL_SETTLED, self._note_mail),
             (bus.CONNECTION_OPENED, self._note_opened),
             (bus.CONNECTION_CLOSED, self._note_closed),
+            (bus.MESSAGE_RECEIVED, self._note_received),
+            (bus.CONSUMER_CHANGED, self._note_consumer),
         )
 
     def _whose(self, publication: Publication) -> tuple[str, str]:
@@ -232,6 +235,12 @@ class Metrics(Collector):
         """An HTTP request has been answered."""
         labels = self._door(door), f"{status // 100}xx"
         self._request_s.labels(*labels).observe(max(0.0, took_s))
+
+    def _note_received(self, door: str) -> None:
+        self._received.labels(self._door(door)).inc()
+
+    def _note_consumer(self, door: str, is_up: bool) -> None:
+        self._up[self._dependency(door)] = is_up
 
     def note_check(self, dependency: str, is_up: bool, took_s: float) -> None:
         """Something that the server depends on was asked how it is."""

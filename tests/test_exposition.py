@@ -130,10 +130,10 @@ async def test_histograms_keep_their_buckets(exposition: Exposition) -> None:
 @pytest.mark.parametrize(
     ("view", "summary"),
     [
-        (TOTALS, Summary(connections=7, users=5, sent=50, failed=3)),
-        (EVERYTHING, Summary(connections=7, users=5, sent=50, failed=3)),
-        (ACME, Summary(connections=4, users=3, sent=20, failed=1)),
-        (ACME_ALONE, Summary(connections=4, users=3, sent=20, failed=1)),
+        (TOTALS, Summary(connections=7, users=5, sent=50, failed=3, fetched=0)),
+        (EVERYTHING, Summary(connections=7, users=5, sent=50, failed=3, fetched=0)),
+        (ACME, Summary(connections=4, users=3, sent=20, failed=1, fetched=0)),
+        (ACME_ALONE, Summary(connections=4, users=3, sent=20, failed=1, fetched=0)),
     ],
 )
 async def test_the_summary_is_of_what_the_view_shows(

@@ -26,8 +26,10 @@ from tests.support.feeds import (
     add_tenant,
     hub_path,
     listening,
+    metrics,
     post,
     refused,
+    remembered,
     send,
     user_token,
 )
@@ -254,10 +256,6 @@ async def has_connections(server: RunningServer, count: int) -> None:
     await asyncio.to_thread(wait_until, has, f"{count} connections")
 
 
-def metrics(server: RunningServer) -> str:
-    return server.request("GET", "/metrics", headers={"Accept": "text/plain"}).body.decode()
-
-
 async def test_who_connects_too_often_is_told_when_to_come_back(tmp_path: Path, user: str) -> None:
     """429 with Retry-After, counted by the address that a trusted proxy names; others are let in."""
     limits = {"NOTIFY_LIMITS_CONNECTS_PER_ADDRESS": "1/60s", "NOTIFY_APPLICATION_TRUSTED_PROXIES": "127.0.0.1"}
@@ -313,14 +311,6 @@ async def test_a_crash_loses_nothing(tmp_path: Path, settings_of_store: dict[str
         async with listening(server, hub_path("alice")) as client:
             send(server, "alice", {"n": 2})
             assert numbers(await client.frames(2)) == [1, 2]
-
-
-async def remembered(server: RunningServer) -> None:
-    """Return when no mark waits to be written, and then a while: the last ones may be on their way."""
-    line = 'notification_queue_depth{queue="marks"} 0.0'
-    for _ in range(2):
-        await asyncio.sleep(0.6)
-        await asyncio.to_thread(wait_until, lambda: line in metrics(server), line)
 
 
 async def test_a_crash_amid_the_sending_repeats_at_most(tmp_path: Path, settings_of_store: dict[str, str]) -> None:

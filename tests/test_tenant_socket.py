@@ -100,7 +100,6 @@ async def test_what_is_for_single_users_is_not_told(server: RunningServer) -> No
     broadcast(server, "before", key=key)
     async with listening(server, tenant_path(key)) as client:
         send(server, "alice", {"n": 1}, key)
-        send(server, "", {"n": 1}, key) if False else None
         broadcast(server, "for all", key=key)
         assert (await client.frame())["title"] == "for all"
 

@@ -37,6 +37,8 @@ class Application:
 
     port: int = setting(8587, values.LISTENING_PORT)
     address: str = setting("127.0.0.1", values.ADDRESS)
+    # Where clients of other systems look for what has one port here.
+    also_listen: tuple[int, ...] = setting((), values.PORTS)
     # `load()` brings it within 1..100 with a warning: the original took any number and clamped what it
     # served.
     page_limit: int = setting(30, values.integer(-(10**9), 10**9), key="limit")

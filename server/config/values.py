@@ -225,6 +225,13 @@ def _address(text: str) -> str:
     return address
 
 
+def _ports(text: str) -> tuple[int, ...]:
+    words = text.replace(",", " ").split()
+    if not all(word.isascii() and word.isdigit() and 0 < int(word) < 65536 for word in words):
+        raise ValueError("must be port numbers from 1 to 65535, with blanks between them")
+    return tuple(dict.fromkeys(map(int, words)))
+
+
 def _hosts(text: str) -> tuple[str, ...]:
     hosts = words(text.lower())
     for host in hosts:
@@ -275,6 +282,7 @@ RATE = or_none("off", Kind(_rate, _show_rate))
 DEFAULT_TENANT = or_none(NO_TENANT, Kind(_tenant))
 BOOLEAN = Kind(_boolean, lambda value: "true" if value else "false")
 PORT = integer(1, 65535)
+PORTS = Kind(_ports, _join)
 # What the system gives when asked for port 0; for a listening port only.
 LISTENING_PORT = integer(0, 65535)
 PATH = Kind(lambda text: Path(checked_text(text)))

@@ -147,7 +147,7 @@ EVENTS: Json = operation(
 
 TICKET: Json = operation(
     "Listen",
-    "A ticket for `/events`, good once and not for long",
+    "A ticket for the events, good once and not for long",
     security=any_of("User"),
     answers={
         200: json_answer(

@@ -81,7 +81,7 @@ _TROUBLES: dict[int, Json] = {status: PROBLEMS[status] for status in (413, 429, 
 OBTAIN: Json = operation(
     "Users",
     "Tokens for a password",
-    body=json_body(LoginRequest, {"username": "alice", "password": "a password"}),
+    body=json_body(LoginRequest, {"username": "alice", "password": "alice"}),
     answers={
         200: json_answer(
             "The tokens", LoginAnswer, {"refresh": JWT, "access": JWT, "identity": JWT}, REQUEST_ID

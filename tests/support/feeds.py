@@ -15,6 +15,7 @@ import jwt
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus
 
+from tests.support.processes import wait_until
 from tests.support.running_server import Response, RunningServer
 
 WAIT_S = 30.0
@@ -128,6 +129,25 @@ def broadcast(
     fields = {"title": title, "message": message, **more}
     id_: str = must(post(server, "/api/notifications/send/", fields, key))["id"]
     return id_
+
+
+# -- figures -------------------------------------------------------------------------------------------------
+
+
+def metrics(server: RunningServer) -> str:
+    """All figures, as Prometheus reads them."""
+    return server.request("GET", "/metrics", headers={"Accept": "text/plain"}).body.decode()
+
+
+async def remembered(server: RunningServer) -> None:
+    """Return when no mark waits to be written, and then once more: the last ones may be on their way."""
+
+    def is_idle() -> bool:
+        return 'notification_queue_depth{queue="marks"} 0.0' in metrics(server)
+
+    for _ in range(2):
+        await asyncio.sleep(0.6)
+        await asyncio.to_thread(wait_until, is_idle, "all marks being written")
 
 
 # -- tenants and keys ----------------------------------------------------------------------------------------
