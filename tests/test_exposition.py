@@ -145,7 +145,7 @@ async def test_the_summary_is_of_what_the_view_shows(
 
 async def test_before_anything_happened_the_summary_is_zero() -> None:
     """And needs nothing to be watched."""
-    assert await Exposition(Metrics({})).summary(TOTALS) == Summary(0, 0, 0, 0)
+    assert await Exposition(Metrics({})).summary(TOTALS) == Summary(0, 0, 0, 0, 0)
 
 
 async def test_a_flood_of_questions_is_answered_from_memory(metrics: Metrics) -> None:
