@@ -196,8 +196,8 @@ def test_who_publishes_too_often_is_told_when_to_come_back(tmp_path: Path) -> No
         assert sum(answer.status in (200, 202) for answer in answers) == 3
         problem(answers[-1], 429, "rate_limited")
         assert int(answers[-1].headers["Retry-After"]) >= 1
-        assert answers[-1].headers["RateLimit-Policy"] == '"requests_per_key";q=3;w=60'
-        assert answers[-2].headers["RateLimit"].startswith('"requests_per_key";r=0')
+        assert answers[-1].headers["Ratelimit-Policy"] == '"requests_per_key";q=3;w=60'
+        assert answers[-1].headers["Ratelimit"].startswith('"requests_per_key";r=0')
         assert post(server, INTERNAL, C4).status == 202  # who shows no key is somebody else
 
 
@@ -270,7 +270,8 @@ def test_what_is_no_json_is_400(server: RunningServer, path: str, fields: Any, b
 @each_door
 def test_a_body_that_is_too_large_is_413(server: RunningServer, path: str, fields: Any) -> None:
     """Before all of it has come."""
-    problem(server.request("POST", path, b" " * (4 * 1024 * 1024 + 1)), 413, "too_large", "")
+    size = {"Content-Length": str(4 * 1024 * 1024 + 1)}
+    problem(server.request("POST", path, None, size), 413, "too_large", "")
 
 
 def test_other_methods_are_405(server: RunningServer) -> None:
@@ -333,7 +334,8 @@ def test_while_the_store_is_away_it_is_503(
     with RunningServer(tmp_path, **settings) as server:
         must(post(server, path, fields))
         own_mongod.freeze()
-        answer = post(server, path, fields)
+        while (answer := post(server, path, fields)).status in (200, 202):
+            pass  # it takes a moment until the last thread of it stands still
         own_mongod.thaw()
         problem(answer, 503, "store_unavailable")
         assert int(answer.headers["Retry-After"]) >= 1

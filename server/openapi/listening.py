@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from server.openapi.parts import (
+    HTML,
     JSON,
     PROBLEM,
     RETRY_AFTER,
@@ -24,10 +25,12 @@ from server.requests import FeedRefusal, TenantRefusal, TicketAnswer
 
 UPGRADED = answer("The connection is a WebSocket from now on")
 
-NO_UPGRADE = json_answer(
+NO_UPGRADE = answer(
     "The request asks for no upgrade to a WebSocket, or not as RFC 6455 wants it",
-    FeedRefusal,
-    {"error": 'can "upgrade" only to "websocket".'},
+    {
+        HTML: media(TEXT, 'Can "Upgrade" only to "WebSocket".'),
+        JSON: media(of_type(FeedRefusal), {"error": "bad request"}),
+    },
 )
 
 TOO_MANY = json_answer(

@@ -64,11 +64,11 @@ def form_of_notify(request: Json) -> Json:
         "default": "[]",
         "examples": ['[{"id": "alice"}]'],
     }
-    words = {"type": "string", "enum": ["1", "true", "True", "yes", "Yes", "0", "false"], "default": "false"}
     for name in ("email_send", "email_force"):
         properties[name] = {
-            **words,
-            "description": f"{properties[name]['description']}; any other text is false",
+            "type": "string",
+            "description": f"{properties[name]['description']}; true for 1, true, True, yes and Yes",
+            "default": "false",
         }
     return {
         "title": "NotifyForm",

@@ -10,11 +10,11 @@ const [url, options] = process.argv.slice(2);
 const tell = (...what) => console.log(JSON.stringify(what));
 
 const socket = io(url, { reconnectionDelay: 20, reconnectionDelayMax: 100, ...JSON.parse(options) });
-socket.on("connect", () => {
-  const { engine } = socket.io;
-  tell("connect", engine.transport.name, socket.recovered);
-  engine.on("upgrade", (transport) => tell("upgrade", transport.name));
+socket.io.on("open", () => {
+  tell("open", socket.io.engine.transport.name);
+  socket.io.engine.on("upgrade", (transport) => tell("upgrade", transport.name));
 });
+socket.on("connect", () => tell("connect"));
 socket.on("connect_error", (error) => tell("connect_error", error.message, error.data ?? null, socket.active));
 socket.on("disconnect", (reason) => tell("disconnect", reason, socket.active));
 socket.io.on("reconnect_attempt", () => tell("reconnect_attempt"));
@@ -29,7 +29,6 @@ const actions = {
     socket.auth = { token };
     socket.connect();
   },
-  transport: () => tell("transport", socket.io.engine.transport.name),
 };
 createInterface({ input: process.stdin })
   .on("line", (line) => {

@@ -12,14 +12,17 @@ from typing import Any, cast
 
 from server.auth import Authenticator
 from server.backplane import LocalBackplane
+from server.broadcaster import Broadcaster
 from server.config import Limits as LimitSettings
 from server.credentials import CredentialCache
 from server.errors import StoreUnavailable
+from server.feed import FeedServices
 from server.grants import DEFAULT_TENANT
 from server.guessing import Brake
 from server.ids import new_id
 from server.inbox import Inbox
 from server.limits import Limits
+from server.marks import Marks
 from server.messages import Document, Notification, Publication, Recipient, now
 from server.notifier import Notifier
 from server.passwords import PasswordChecks, hash_password
@@ -95,9 +98,13 @@ class FragileStore:
         self._gates[verb] = Gate()
         return self._gates[verb]
 
-    def __getattr__(self, verb: str) -> Callable[..., Awaitable[Any]]:
-        carry_out = getattr(self._store, verb)
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._store, name)
+        if callable(found):
+            return self._fragile(name, found)
+        return found if isinstance(found, str | float) else _Part(self, found)
 
+    def _fragile(self, verb: str, carry_out: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
         async def call(*arguments: Any, **options: Any) -> Any:
             self.calls.append(verb)
             if self.failure is not None:
@@ -111,6 +118,17 @@ class FragileStore:
             return answer
 
         return call
+
+
+class _Part:
+    """A part of such a store, as `store.deliveries`."""
+
+    def __init__(self, store: FragileStore, part: object) -> None:
+        self._store = store
+        self._part = part
+
+    def __getattr__(self, verb: str) -> Callable[..., Awaitable[Any]]:
+        return self._store._fragile(verb, getattr(self._part, verb))
 
 
 @dataclass
@@ -128,6 +146,9 @@ class Core:
     limits: Limits
     tasks: Tasks
     services: SessionServices
+    broadcaster: Broadcaster
+    marks: Marks
+    feeds: FeedServices
 
     def connect(self, connection: RecordingConnection | None = None) -> RecordingConnection:
         """A client has connected: the connection, with its session."""
@@ -178,6 +199,8 @@ async def open_core(folder: Path, limits: LimitSettings = UNLIMITED) -> AsyncIte
     presence = Presence(rooms, backplane, heartbeat_s=25)
     inbox = Inbox(port, backplane)
     counted = Limits(limits)
+    broadcaster = Broadcaster(port, backplane, rooms, tenants)
+    marks = Marks(lambda: port.deliveries)
     services = SessionServices(
         authenticator=Authenticator(
             [DemoUsers(users), users],
@@ -190,6 +213,7 @@ async def open_core(folder: Path, limits: LimitSettings = UNLIMITED) -> AsyncIte
         tenants=tenants,
         limits=counted,
         inbox=inbox,
+        broadcaster=broadcaster,
         rooms=rooms,
         tasks=tasks,
         dialect=EventFrames(),
@@ -198,10 +222,33 @@ async def open_core(folder: Path, limits: LimitSettings = UNLIMITED) -> AsyncIte
         max_pending=MAX_PENDING,
         max_pending_bytes=MAX_PENDING_BYTES,
     )
-    notifier = Notifier(port, backplane, presence)
+    feeds = FeedServices(
+        tenants=tenants,
+        limits=counted,
+        rooms=rooms,
+        tasks=tasks,
+        store=port,
+        inbox=inbox,
+        marks=marks,
+        broadcaster=broadcaster,
+        max_queue_bytes=MAX_QUEUE_BYTES,
+    )
     try:
         yield Core(
-            store, rooms, backplane, presence, notifier, inbox, tenants, tokens, counted, tasks, services
+            store=store,
+            rooms=rooms,
+            backplane=backplane,
+            presence=presence,
+            notifier=Notifier(port, backplane, presence),
+            inbox=inbox,
+            tenants=tenants,
+            tokens=tokens,
+            limits=counted,
+            tasks=tasks,
+            services=services,
+            broadcaster=broadcaster,
+            marks=marks,
+            feeds=feeds,
         )
     finally:
         await tasks.cancel()

@@ -4,6 +4,7 @@ independent of the server's code."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -12,6 +13,7 @@ from typing import Any
 from urllib.parse import quote
 
 from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosedError
 
 from tests.support.feeds import WAIT_S, user_token
 from tests.support.running_server import Response, RunningServer
@@ -36,9 +38,9 @@ class StockClient:
         what: list[Any] = json.loads(line)
         return what
 
-    async def until(self, name: str) -> list[Any]:
-        """Pass over all that happens before something of this name."""
-        while (what := await self.next())[0] != name:
+    async def until(self, *names: str) -> list[Any]:
+        """Pass over all that happens before something of one of these names."""
+        while (what := await self.next())[0] not in names:
             pass
         return what
 
@@ -110,11 +112,13 @@ class PollingClient:
         self.sid = said["sid"]
         return said
 
-    async def join(self, user: str) -> None:
+    async def join(self, user: str) -> list[str]:
+        """The packets that come together with the one that says that it is connected."""
         await self.open()
         await self.post(connect_packet(user))
-        [packet] = await self.poll()
-        assert packet.startswith('40{"sid":"'), packet
+        first, *others = await self.poll()
+        assert first.startswith('40{"sid":"'), first
+        return others
 
     async def poll(self) -> list[str]:
         """The packets that the next answer brings."""
@@ -142,8 +146,9 @@ class SocketClient:
         """The packets that come before the server closes; code and reason."""
         packets = []
         async with asyncio.timeout(WAIT_S):
-            async for text in self.socket:
-                packets.append(str(text))
+            with contextlib.suppress(ConnectionClosedError):
+                async for text in self.socket:
+                    packets.append(str(text))
         return packets, self.socket.close_code, self.socket.close_reason
 
 

@@ -80,6 +80,7 @@ class SocketIOConnection(WebSocketConnection):
         "_packets_bytes",
         "_poll",
         "_told",
+        "_told_bytes",
         "is_connected",
         "is_over_websocket",
         "is_posting",
@@ -98,7 +99,9 @@ class SocketIOConnection(WebSocketConnection):
         self._poll: Poll | None = None
         self._answering: Poll | None = None
         self._told: Poll | None = None
-        """Whose answer was the last one, as long as the client has not come back for more."""
+        """The request whose answer brought packets last."""
+        self._told_bytes = 0
+        """How much that was, as long as the client has not come back for more."""
         self._packets: list[bytes] = []
         self._packets_bytes = 0
         self._drained: asyncio.Event | None = None
@@ -139,10 +142,9 @@ class SocketIOConnection(WebSocketConnection):
         if not self.is_closed and (self._poll or self._answering):
             self.close(OVERLAPPING)
         if self.is_closed:
-            poll.answer(SEPARATOR.join([*self._last_words, CLOSE]).encode())
-            self._door.forget(self)
+            self._tell_last(poll)
             return
-        self._poll, self._told = poll, None
+        self._poll, self._told_bytes = poll, 0
         self._door.keep(self)
         self._begin_window()
         self._flush()
@@ -158,10 +160,11 @@ class SocketIOConnection(WebSocketConnection):
         if self._poll is not None and self._packets:
             body = b"".join(self._packets).removeprefix(SEPARATOR.encode())
             self._packets, self._packets_bytes = [], 0
+            self._told, self._told_bytes = self._poll, len(body)
             self._answer(self._poll, body)
 
     def _answer(self, poll: Poll, body: bytes) -> None:
-        self._poll, self._answering, self._told = None, poll, poll
+        self._poll, self._answering = None, poll
         self._begin_queue(len(body))
         poll.answer(body)
 
@@ -229,7 +232,8 @@ class SocketIOConnection(WebSocketConnection):
     def in_flight_bytes(self) -> int:
         if self.is_over_websocket:
             return super().in_flight_bytes
-        return self._packets_bytes + (0 if self._told is None else self._told.in_flight_bytes)
+        told = 0 if self._told is None else min(self._told_bytes, self._told.in_flight_bytes)
+        return self._packets_bytes + told
 
     async def drained(self) -> None:
         while not (self.is_closed or self.is_over_websocket) and self._queued_bytes():
@@ -260,7 +264,12 @@ class SocketIOConnection(WebSocketConnection):
             self._say_last(goodbye(reason, self.is_connected), reason)
 
     def leave(self) -> None:
-        """The client says goodbye, and needs to hear none; or nobody came to ask any more."""
+        """The client says goodbye, and needs to hear none: it has read what it was told."""
+        self._told_bytes = 0
+        self.expire()
+
+    def expire(self) -> None:
+        """The client is gone without a word."""
         if self._end(None):
             self._say_last([], LEFT)
 
@@ -275,16 +284,23 @@ class SocketIOConnection(WebSocketConnection):
         if self.is_over_websocket:
             self._close_websocket(words, reason)
             return
-        poll, self._poll = self._poll, None
-        if poll is not None:
-            poll.answer(SEPARATOR.join([*words, CLOSE]).encode())
-            self._door.forget(self)
-            return
-        # The next request is told; unless the client does not take what it is told.
         self._last_words = words
         self._door.expect(self)
-        if self._answering is not None and self._answering.unsent_bytes:
-            self._answering.drop()
+        poll, self._poll = self._poll, None
+        if poll is not None:
+            self._tell_last(poll)
+        elif self._answering is not None and self._answering.unsent_bytes:
+            self._answering.drop()  # the client does not take what it is told
+
+    def _tell_last(self, poll: Poll) -> None:
+        """One answer for the last words and one for the end: with the packet that closes, the client's library drops
+        what came before it in the same answer."""
+        words, self._last_words = self._last_words, ()
+        if words:
+            poll.answer(SEPARATOR.join(words).encode())
+        else:
+            poll.answer(CLOSE.encode())
+            self._door.forget(self)
 
     def _close_websocket(self, words: Sequence[str], reason: CloseReason) -> None:
         if self._stream.closed():

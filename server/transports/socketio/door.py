@@ -103,7 +103,7 @@ class SocketIODoor:
             connection, since = next(iter(self._expected.items()))
             if now - since < self.connections.options.disconnect_delay_s:
                 return
-            connection.leave()
+            connection.expire()
             self.forget(connection)
 
 

@@ -1,0 +1,436 @@
+"""Tests of server/broadcaster.py, on both stores; and broadcasts of a server that is killed amid them."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from pydispatch import dispatcher
+
+from server import broadcaster as module
+from server.backplane import LocalBackplane
+from server.broadcaster import Broadcaster
+from server.bus import NOTIFICATION_FAILED, NOTIFICATION_PUSHED, NOTIFICATION_STORED
+from server.dialects import Dialect
+from server.errors import StoreUnavailable
+from server.grants import DEFAULT_TENANT
+from server.messages import Added, Broadcasted, Notification, Publication, Recipient, now
+from server.parsers import FieldLimits, parse_broadcast
+from server.rooms import NOBODY, Rooms
+from server.store import Store
+from server.tasks import Tasks
+from server.tenants import Tenants
+from server.wire import EventFrames
+from tests.support.client import SocketClient
+from tests.support.command import STORES, store_settings
+from tests.support.core import FragileStore
+from tests.support.feeds import SETTINGS, add_tenant, broadcast, hub_path, internal, listening, must
+from tests.support.processes import wait_until
+from tests.support.recording import RecordingConnection
+from tests.support.running_server import RunningServer
+from tests.support.stores import fresh_place, put, whole_inbox
+from tests.test_tenants import add_tenant as add_tenant_to
+
+ACME = "acme"
+
+
+class Told:
+    """A member of a room that keeps what it is told."""
+
+    dialect: Dialect = EventFrames()
+    sign_in = None
+
+    def __init__(self) -> None:
+        self.connection = RecordingConnection()
+        self.events: list[object] = []
+
+    def push(self, pushes: object, burst: object) -> None:
+        """Not asked: see `Recorder`."""
+
+
+class Recorder(Rooms):
+    """Rooms that keep whom they told what, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[tuple[tuple[str, str], object]] = []
+
+    def deliver(self, room: tuple[str, str], events: object) -> int:  # type: ignore[override]  # any iterable
+        self.told += [(room, event) for event in events]  # type: ignore[attr-defined]
+        return 1
+
+    def comes(self, user: str, tenant: str = ACME) -> None:
+        self.join((tenant, user), Told())  # type: ignore[arg-type]  # a listener, as far as rooms look
+
+    @property
+    def users_told(self) -> list[str]:
+        """Who was told of a document, in order."""
+        return [room[1] for room, event in self.told if isinstance(event, Added)]
+
+
+@dataclasses.dataclass
+class Node:
+    """A broadcaster with what it needs, on a store that may be told to fail."""
+
+    store: FragileStore
+    rooms: Recorder
+    tenants: Tenants
+    backplane: LocalBackplane
+    broadcaster: Broadcaster
+    tasks: Tasks
+
+    def runs(self) -> None:
+        self.tasks.start(self.broadcaster.run(), "broadcasts")
+
+    async def joins(self, user: str, tenant: str = ACME) -> None:
+        """As a session does it: the room first, then what is open."""
+        self.tenants.note_user(tenant, user)
+        self.rooms.comes(user, tenant)
+        await self.broadcaster.catch_up((tenant, user))
+        await self.backplane.flushed()
+
+    async def broadcast(self, **fields: str) -> Notification:
+        notification = parse_broadcast({"title": "T", "message": "M", **fields}, ACME, FieldLimits())
+        await self.broadcaster.broadcast(notification)
+        return notification
+
+    async def is_done(self) -> None:
+        """Return when no broadcast is open, and everybody has been told."""
+        async with asyncio.timeout(60):
+            while await self.store.broadcasts.count_open():
+                await asyncio.sleep(0.01)
+        await self.backplane.flushed()
+
+    async def having(self, notification: Notification, *users: str, tenant: str = ACME) -> list[int]:
+        """How many documents of it each of these has."""
+        return [
+            sum(
+                document.notification.nid == notification.nid
+                for document in await whole_inbox(self.store, user, tenant)  # type: ignore[arg-type]  # stands for one
+            )
+            for user in users
+        ]
+
+
+def node_on(store: Store) -> Node:
+    fragile, rooms = FragileStore(store), Recorder()
+    backplane = LocalBackplane(rooms)
+    tenants = Tenants(lambda: store.directory)
+    broadcaster = Broadcaster(fragile, backplane, rooms, tenants)  # type: ignore[arg-type]  # stands for a store
+    return Node(fragile, rooms, tenants, backplane, broadcaster, Tasks())
+
+
+@pytest.fixture(params=["sqlite", "mongo-replica-set"])
+async def store(request: pytest.FixtureRequest) -> AsyncIterator[Store]:
+    with fresh_place(request.param, request) as place:
+        store = place.store()
+        await store.open()
+        await add_tenant_to(store.directory, ACME)
+        try:
+            yield store
+        finally:
+            await store.close()
+
+
+@pytest.fixture
+async def node(store: Store) -> AsyncIterator[Node]:
+    node = node_on(store)
+    await node.tenants.open()
+    try:
+        yield node
+    finally:
+        await node.tasks.cancel()
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test waits for other nodes."""
+    monkeypatch.setattr(module, "LOOK_S", 0.05)
+    monkeypatch.setattr(module, "RETRY_S", 0.05)
+
+
+# -- whom it reaches -----------------------------------------------------------------------------------------
+async def test_everybody_known_gets_one_document(store: Store, node: Node) -> None:
+    """Who was ever notified, who has joined (a moment ago, too), who is connected; of that tenant only."""
+    await put(store, "notified", ACME)
+    await node.joins("joined")
+    await node.joins("connected")
+    await put(store, "notified", DEFAULT_TENANT)
+    node.rooms.leave((ACME, "joined"), next(iter(node.rooms._members[ACME, "joined"])))
+    node.runs()
+    notification = await node.broadcast()
+    await node.is_done()
+    assert await node.having(notification, "notified", "joined", "connected") == [1, 1, 1]
+    assert await node.having(notification, "notified", tenant=DEFAULT_TENANT) == [0]
+    assert node.rooms.users_told == ["connected"]
+
+
+async def test_who_is_known_only_later_gets_nothing(store: Store, node: Node) -> None:
+    """Neither while it is under way nor afterwards."""
+    await put(store, "known", ACME)
+    notification = await node.broadcast()
+    await asyncio.sleep(0.002)  # the clocks of stores count milliseconds
+    await put(store, "later", ACME)
+    await node.joins("even-later")
+    await node.tenants.write_down()
+    node.runs()
+    await node.is_done()
+    await node.joins("last")
+    assert await node.having(notification, "known", "later", "even-later", "last") == [1, 0, 0, 0]
+
+
+async def test_who_joins_meanwhile_is_not_made_to_wait(store: Store, node: Node) -> None:
+    """Their document is there when they have joined; and it comes once, though the batches reach them, too."""
+    for user in ("a", "b", "c"):
+        await put(store, user, ACME)
+    first, second = await node.broadcast(), await node.broadcast()
+    await node.joins("b")
+    assert await node.having(first, "a", "b") == [0, 1]
+    assert node.rooms.users_told == ["b", "b"]
+    node.runs()
+    await node.is_done()
+    for notification in (first, second):
+        assert await node.having(notification, "a", "b", "c") == [1, 1, 1]
+    assert node.rooms.users_told == ["b", "b"]
+
+
+async def test_the_connected_come_first(
+    store: Store, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever their ids are; everybody is told once."""
+    monkeypatch.setattr(module, "BATCH_USERS", 2)
+    for number in range(9):
+        await put(store, f"u{number}", ACME)
+    for user in ("u8", "u7", "u6"):
+        await node.joins(user)
+    notification = await node.broadcast()
+    gate = node.store.hold("users")
+    node.runs()
+    await gate.reached()
+    await node.backplane.flushed()
+    assert sorted(node.rooms.users_told) == ["u6", "u7", "u8"]
+    assert await node.having(notification, "u0", "u8") == [0, 1]
+    gate.open()
+    await node.is_done()
+    assert await node.having(notification, *(f"u{number}" for number in range(9))) == [1] * 9
+    assert sorted(node.rooms.users_told) == ["u6", "u7", "u8"]
+
+
+async def test_clients_without_a_user_are_told_at_once(node: Node) -> None:
+    """When the record is durable, and nobody's documents are yet; those of the tenant only."""
+    node.rooms.comes(NOBODY)
+    node.rooms.comes(NOBODY, DEFAULT_TENANT)
+    notification = await node.broadcast()
+    await node.backplane.flushed()
+    assert node.rooms.told == [((ACME, NOBODY), Broadcasted(notification))]
+
+
+async def test_a_tenant_without_users_is_soon_done(node: Node) -> None:
+    """There is nothing to do."""
+    node.runs()
+    await node.broadcast()
+    await node.is_done()
+
+
+async def test_broadcasts_come_in_order(store: Store, node: Node) -> None:
+    """Of one tenant, to whoever is connected."""
+    await node.joins("alice")
+    node.runs()
+    sent = [(await node.broadcast()).nid for _ in range(10)]
+    await node.is_done()
+    told = [event.document.notification.nid for _, event in node.rooms.told if isinstance(event, Added)]
+    assert told == sent
+
+
+# -- when something fails ------------------------------------------------------------------------------------
+async def test_while_the_store_is_away_nothing_is_accepted(node: Node) -> None:
+    """And nobody is told; the figures have it."""
+    node.rooms.comes(NOBODY)
+    failed: list[tuple[Publication, str]] = []
+
+    def note(publication: Publication, code: str) -> None:
+        failed.append((publication, code))
+
+    dispatcher.connect(note, NOTIFICATION_FAILED, sender=node.broadcaster)
+    node.store.goes_away()
+    with pytest.raises(StoreUnavailable):
+        await node.broadcast()
+    await node.backplane.flushed()
+    assert node.rooms.told == []
+    assert [(publication.door, code) for publication, code in failed] == [("broadcast", "store_unavailable")]
+    dispatcher.disconnect(note, NOTIFICATION_FAILED, sender=node.broadcaster)
+
+
+async def test_figures_hear_of_what_was_stored_and_pushed(node: Node) -> None:
+    """Once for each broadcast; pushed: where there are clients without a user."""
+    heard: list[str] = []
+
+    def stored(publication: Publication) -> None:
+        heard.append(f"stored {publication.door}")
+
+    def pushed(publication: Publication, connections: int) -> None:
+        heard.append(f"pushed {publication.door} {connections}")
+
+    dispatcher.connect(stored, NOTIFICATION_STORED, sender=node.broadcaster)
+    dispatcher.connect(pushed, NOTIFICATION_PUSHED, sender=node.broadcaster)
+    await node.broadcast()
+    node.rooms.comes(NOBODY)
+    await node.broadcast()
+    await node.backplane.flushed()
+    assert heard == ["stored broadcast", "stored broadcast", "pushed broadcast 1"]
+
+
+@pytest.mark.parametrize("failure", [StoreUnavailable(), RuntimeError("a bug")])
+async def test_a_failure_amid_it_delays_it(
+    store: Store, node: Node, monkeypatch: pytest.MonkeyPatch, failure: Exception
+) -> None:
+    """It goes on when the lease has run out: everybody gets one document, nobody two."""
+    monkeypatch.setattr(module, "BATCH_USERS", 2)
+    monkeypatch.setattr(module, "LEASE_S", 0.3)
+    users = [f"u{number}" for number in range(7)]
+    for user in users:
+        await put(store, user, ACME)
+    notification = await node.broadcast()
+    gate = node.store.hold("advance")
+    node.runs()
+    await gate.reached()
+    node.store.failure = failure
+    gate.open()
+    await asyncio.wait_for(node.store.failed.get(), 30)
+    node.store.is_back()
+    await node.is_done()
+    assert await node.having(notification, *users) == [1] * 7
+
+
+async def test_who_has_lost_the_lease_stops(
+    store: Store, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another node has taken over what this one was too slow for: everybody gets one document, and is told once."""
+    monkeypatch.setattr(module, "BATCH_USERS", 2)
+    monkeypatch.setattr(module, "LEASE_S", 0.1)
+    users = [f"u{number}" for number in range(7)]
+    for user in users:
+        await put(store, user, ACME)
+        await node.joins(user)
+    other = node_on(store)
+    await other.tenants.open()
+    for user in users:
+        other.rooms.comes(user)
+    notification = await node.broadcast()
+    gate = node.store.hold("expand")
+    node.runs()
+    await gate.reached()
+    await asyncio.sleep(0.2)  # the lease runs out
+    other.runs()
+    try:
+        await other.is_done()
+        gate.open()
+        await node.is_done()
+        assert await node.having(notification, *users) == [1] * 7
+        assert Counter(node.rooms.users_told + other.rooms.users_told) == Counter(users)
+        async with asyncio.timeout(30):
+            while node.broadcaster._first:
+                await asyncio.sleep(0.01)
+    finally:
+        await other.tasks.cancel()
+
+
+async def test_who_comes_first_is_bounded(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In memory: with more, everybody comes in their turn."""
+    monkeypatch.setattr(module, "MAX_FIRST", 3)
+    for user in ("a", "b"):
+        await node.joins(user)
+    notifications = [await node.broadcast() for _ in range(3)]
+    assert sum(map(len, node.broadcaster._first.values())) == 2
+    node.runs()
+    await node.is_done()
+    for notification in notifications:
+        assert await node.having(notification, "a", "b") == [1, 1]
+
+
+async def test_a_removed_tenant_gets_nothing_more(store: Store, node: Node) -> None:
+    """Its broadcasts rest; others go on."""
+    await put(store, "alice", ACME)
+    notification = await node.broadcast()
+    await store.directory.remove_tenant(ACME, now())
+    await put(store, "bob", DEFAULT_TENANT)
+    other = parse_broadcast({"title": "T", "message": "M"}, DEFAULT_TENANT, FieldLimits())
+    await node.broadcaster.broadcast(other)
+    node.runs()
+    await node.is_done()
+    assert await node.having(notification, "alice") == [0]
+    assert await node.having(other, "bob", tenant=DEFAULT_TENANT) == [1]
+
+
+# -- the server as a whole -----------------------------------------------------------------------------------
+@pytest.fixture(params=STORES)
+def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RunningServer]:
+    with store_settings(request.param, request) as settings:
+        with RunningServer(tmp_path, **SETTINGS, **settings) as running:
+            yield running
+
+
+def count_having(server: RunningServer, nid: str) -> Counter[str]:
+    """Who has it, and how often."""
+    found: Counter[str] = Counter()
+    after = ""
+    while after is not None:
+        page = must(server.request("GET", f"/api/notifications/{nid}/deliveries?limit=1000&after={after}"))
+        found.update(delivery["user_id"] for delivery in page["deliveries"])
+        after = page["next"]
+    return found
+
+
+@pytest.mark.timeout(240)
+async def test_a_server_that_is_killed_amid_it_goes_on(server: RunningServer) -> None:
+    """SIGKILL in the middle: after the next start every user known before has one document, who joins has it at once,
+    who is known only later has none."""
+    users = [f"u{number:05}" for number in range(10_000)]
+    internal(server, users, {"n": 1})
+    nid = broadcast(server, "T", "M", data={"n": 2})
+    while not 0 < len(count_having(server, nid)) < len(users):
+        assert len(count_having(server, nid)) < len(users), "it was over before it could be killed"
+    server.kill()
+    server.start()
+    async with listening(server, hub_path("u09999")) as client:
+        assert [frame["payload"] for frame in await client.frames(2)] == [{"n": 1}, {"n": 2}]
+    async with listening(server, hub_path("later")) as client:
+        internal(server, ["later"], {"n": 3})
+        assert (await client.frame())["payload"] == {"n": 3}
+    await asyncio.to_thread(
+        wait_until, lambda: len(count_having(server, nid)) == len(users), "all having it", 90
+    )
+    await asyncio.to_thread(
+        wait_until,
+        lambda: b'queue="broadcasts"} 0.0'
+        in server.request("GET", "/metrics", headers={"Accept": "text/plain"}).body,
+        "the broadcast being finished",
+        60,
+    )
+    assert count_having(server, nid) == Counter(users)
+
+
+async def test_offline_connected_and_joining_users_have_it_once(server: RunningServer) -> None:
+    """On every kind of screen; and other tenants see nothing of it."""
+    acme = add_tenant(server, "acme")
+    internal(server, ["offline", "bob"], {"n": 0})
+    internal(server, ["alice"], {"n": 0}, acme)
+    async with SocketClient(server) as screen, listening(server, hub_path("alice", tenant="acme")) as other:
+        await screen.join("alice")
+        await other.frame()
+        broadcast(server, "T", "for all")
+        [document] = await screen.next("notification")
+        assert document["content"] == "for all"
+        async with SocketClient(server) as joining:
+            assert [each["content"] for each in await joining.join("bob")][-1:] == ["for all"]
+        internal(server, ["alice"], {"n": 1}, acme)
+        assert (await other.frame())["payload"] == {"n": 1}
+        assert len(await screen.content()) == 1
+    async with listening(server, hub_path("offline")) as client:
+        assert (await client.frames(2))[1]["payload"] == {"title": "T", "content": "for all"}
+        internal(server, ["offline"], {"n": 2})
+        assert (await client.frame())["payload"] == {"n": 2}

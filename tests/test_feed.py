@@ -1,0 +1,284 @@
+"""Tests of server/feed.py: what one connection is sent, and when, on a real store."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server import feed as module
+from server.config import Limits as LimitSettings
+from server.feed import Feed, HubFeed, RealtimeFeed, ServiceFeed, TenantFeed
+from server.grants import DEFAULT_TENANT
+from server.messages import Broadcasted, Seen, Unseen, now
+from server.rooms import NOBODY
+from server.wire import FAILED, REVOKED, SIGNED_OUT, SLOW, TOKEN_EXPIRED, TOO_MANY
+from tests.support.core import ALICE, MAX_QUEUE_BYTES, Core, notification, open_core
+from tests.support.feed_connection import FeedConnection, listen
+
+WITH_BACKLOG = [HubFeed, RealtimeFeed, ServiceFeed]
+
+
+@pytest.fixture
+async def core(tmp_path: Path) -> AsyncIterator[Core]:
+    async with open_core(tmp_path) as core:
+        yield core
+
+
+def content(frame: Any) -> str:
+    """Of the notification in a frame of any of these dialects."""
+    payload = frame[1] if isinstance(frame, list) else frame.get("payload") or frame["value"]
+    text: str = payload["content"]
+    return text
+
+
+async def contents(connection: FeedConnection, count: int) -> list[str]:
+    return [content(frame) for frame in await connection.frames(count)]
+
+
+async def caught_up(core: Core, connection: FeedConnection, user: str = "alice") -> None:
+    """Return when what waited has been sent, and nothing else has come."""
+    await core.notify(user, content="mark")
+    assert await contents(connection, 1) == ["mark"]
+
+
+async def use_for_the_first_time(core: Core, kind: type[Feed]) -> None:
+    connection = listen(core, kind)
+    await caught_up(core, connection)
+    if kind is ServiceFeed:
+        change = await core.inbox.mark_all_seen(ALICE)
+        assert change.changed
+    connection.go()
+    await core.marks.write()
+
+
+# -- joining -------------------------------------------------------------------------------------------------
+async def test_whoever_may_not_be_there_is_closed_at_once(core: Core) -> None:
+    """A tenant that is gone, a key that is, a sign-out since: decided anew, for the request was a while ago."""
+    await core.tenants.sign_out(*ALICE)
+    long_ago = now() - timedelta(minutes=1)
+    for identity, reason in (
+        ({"tenant": "ghost"}, REVOKED),
+        ({"key_id": "f" * 24}, REVOKED),
+        ({"issued_at": long_ago}, SIGNED_OUT),
+    ):
+        connection = listen(core, HubFeed, **identity)
+        assert connection.reasons == [reason]
+    assert core.rooms.user_count == 0
+    assert not len(core.tasks)
+
+
+@pytest.mark.parametrize("kind", WITH_BACKLOG)
+async def test_a_user_has_only_so_many_connections(tmp_path: Path, kind: type[Feed]) -> None:
+    """The one too many is closed, and takes no place; one that goes gives its place back."""
+    async with open_core(tmp_path, LimitSettings(connections_per_user=1)) as core:
+        first, second = listen(core, kind), listen(core, kind)
+        assert (first.reasons, second.reasons) == ([], [TOO_MANY])
+        first.go()
+        assert listen(core, kind).reasons == []
+
+
+async def test_the_connection_ends_with_the_token(core: Core) -> None:
+    """When it ends, and not when it has been left before."""
+    connection = listen(core, HubFeed, expires_at=now() + timedelta(milliseconds=20))
+    left = listen(core, HubFeed, expires_at=now() + timedelta(milliseconds=20))
+    left.go()
+    async with asyncio.timeout(30):
+        while not connection.is_closed:
+            await asyncio.sleep(0.01)
+    assert (connection.reasons, left.reasons) == ([TOKEN_EXPIRED], [])
+
+
+async def test_a_client_that_goes_leaves_nothing_behind(core: Core) -> None:
+    """No room, no task, no place, nothing to settle; also amid what waited for it."""
+    await core.fill("alice", 5)
+    connection = listen(core, HubFeed, connection=FeedConnection(is_slow=True))
+    await connection.queued()
+    connection.go()
+    async with asyncio.timeout(30):
+        while len(core.tasks):
+            await asyncio.sleep(0)
+    assert core.rooms.user_count == 0
+    assert not core.marks._unsettled
+    assert core.limits._by_user == {}
+
+
+# -- what waited ---------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("kind", WITH_BACKLOG)
+async def test_what_waited_comes_first_and_pushes_behind(core: Core, kind: type[Feed]) -> None:
+    """In order and each once, though some come while the store is read, and are in what it returns."""
+    await use_for_the_first_time(core, kind)
+    waited = await core.fill("alice", 3)
+    gate = core.store.hold("backlog")
+    await core.notify("alice", content="before the reading")
+    connection = listen(core, kind)
+    await gate.reached()
+    await core.notify("alice", content="after the reading")
+    assert connection.received() == []
+    gate.open()
+    expected = [*(each.notification.content for each in waited), "before the reading", "after the reading"]
+    assert await contents(connection, 5) == expected
+    await caught_up(core, connection)
+
+
+@pytest.mark.parametrize("kind", [HubFeed, RealtimeFeed])
+async def test_what_was_sent_is_not_sent_again(core: Core, kind: type[Feed]) -> None:
+    """Whether it waited or was pushed; by its own way only; as soon as it has arrived, written down or not."""
+    documents = await core.fill("alice", 3)
+    first = listen(core, kind)
+    assert await contents(first, 3) == [document.notification.content for document in documents]
+    await caught_up(core, first)
+    second = listen(core, kind)
+    await caught_up(core, second)
+    await core.marks.write()
+    third = listen(core, kind)
+    await caught_up(core, third)
+    other = listen(core, RealtimeFeed if kind is HubFeed else HubFeed)
+    assert len(await other.frames(6)) == 6
+
+
+async def test_what_did_not_arrive_is_sent_again(core: Core) -> None:
+    """What lay in the queue of a connection that was cut off, of what waited and of pushes."""
+    connection = listen(core, HubFeed, connection=FeedConnection(is_slow=True))
+    async with asyncio.timeout(30):
+        while len(core.tasks):
+            await asyncio.sleep(0)
+    for text in ("arrives", "is cut off", "is cut off, too"):
+        await core.notify("alice", content=text)
+    connection.take_one()
+    connection.go()
+    await core.marks.write()
+    again = listen(core, HubFeed)
+    assert await contents(again, 2) == ["is cut off", "is cut off, too"]
+    await caught_up(core, again)
+
+
+async def test_a_page_hears_of_what_another_was_sent_while_it_was_catching_up(core: Core) -> None:
+    """A slow page with much that waits, beside one that is up to date: what is new reaches both, though it is marked as
+    sent before the slow one gets that far."""
+    up_to_date = listen(core, HubFeed)
+    await caught_up(core, up_to_date)
+    waited = await core.fill("alice", 150)
+    slow = listen(core, HubFeed, connection=FeedConnection(is_slow=True))
+    await slow.queued()
+    await core.notify("alice", content="new")
+    assert await contents(up_to_date, 1) == ["new"]
+    await core.marks.write()
+    slow.is_slow = False
+    slow._take()
+    expected = [*(each.notification.content for each in waited), "new"]
+    assert await contents(slow, 151) == expected
+    await core.notify("alice", content="last")
+    assert await contents(slow, 1) == ["last"]
+
+
+async def test_what_was_listed_does_not_come_again_as_a_push(core: Core) -> None:
+    """Also of what was pushed before, and listed long after: the push that waits is dropped when its document is shown."""
+    await core.fill("alice", 100)
+    slow = listen(core, HubFeed, connection=FeedConnection(is_slow=True))
+    await slow.queued()
+    await core.notify("alice", content="new")
+    [screen] = core.rooms._members[ALICE]
+    assert len(screen._held) == 1  # type: ignore[attr-defined]  # it waits
+    screen._answered = {}  # type: ignore[attr-defined]  # as after half a minute
+    slow.is_slow = False
+    slow._take()
+    assert (await contents(slow, 101))[-1] == "new"
+    await core.notify("alice", content="last")
+    assert await contents(slow, 1) == ["last"]
+
+
+async def test_too_many_pushes_behind_what_waited_close_the_connection(core: Core) -> None:
+    """As slow. What it has not got comes at the next connect."""
+    await core.fill("alice", 2)
+    slow = listen(core, HubFeed, connection=FeedConnection(is_slow=True))
+    await slow.queued()
+    for _ in range(3):
+        await core.notify("alice", content="x" * (MAX_QUEUE_BYTES // 2))
+    assert slow.reasons == [SLOW]
+    assert len(await listen(core, HubFeed).frames(5)) == 5
+
+
+async def test_while_the_store_is_away_what_waited_waits(
+    core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And comes when it is back."""
+    monkeypatch.setattr(module, "RETRY_FIRST_S", 0.01)
+    [document] = await core.fill("alice", 1)
+    core.store.goes_away()
+    connection = listen(core, HubFeed)
+    for _ in range(3):
+        await asyncio.wait_for(core.store.failed.get(), 30)
+    core.store.is_back()
+    assert await contents(connection, 1) == [document.notification.content]
+    assert connection.reasons == []
+
+
+async def test_a_bug_closes_the_connection(core: Core, caplog: pytest.LogCaptureFixture) -> None:
+    """With a code by which the client comes back; the log has it."""
+    core.store.failure = RuntimeError("a bug")
+    connection = listen(core, HubFeed)
+    async with asyncio.timeout(30):
+        while not connection.is_closed:
+            await asyncio.sleep(0)
+    assert connection.reasons == [FAILED]
+    assert [record.getMessage() for record in caplog.records] == ["what waited for a client could not be sent"]
+
+
+# -- CONTRACT C3 ---------------------------------------------------------------------------------------------
+async def test_what_was_pushed_before_the_first_use_is_written_down_is_to_be_acknowledged(core: Core) -> None:
+    """The first use begins when the connection opens: what comes while the store is slow belongs to it."""
+    core.broadcaster._open_count = 1  # so that the feed asks something else first
+    gate = core.store.hold("known_since")
+    connection = listen(core, ServiceFeed)
+    await gate.reached()
+    await core.notify("alice", content="early")
+    gate.open()
+    assert await contents(connection, 1) == ["early"]
+    connection.go()
+    assert await contents(listen(core, ServiceFeed), 1) == ["early"]
+
+
+async def test_an_acknowledgement_counts_at_once(core: Core) -> None:
+    """For a connect a moment later, though it is not written down yet."""
+    first = listen(core, ServiceFeed)
+    await core.notify("alice", content="c")
+    frame: Any = await first.next()
+    assert first.session is not None
+    first.session.receive(f'{{"type":"message_ack","key":"{frame["key"]}"}}')
+    assert core.marks.waiting == 1
+    await caught_up(core, listen(core, ServiceFeed))
+
+
+async def test_acknowledged_and_seen_are_not_the_same(core: Core) -> None:
+    """Acknowledging changes nothing in the inbox, and no screen hears of it."""
+    connection = listen(core, ServiceFeed)
+    [document] = await core.notify("alice", content="c")
+    assert connection.session is not None
+    connection.session.receive(f'{{"type":"message_ack","key":"{document.id}"}}')
+    await core.marks.write()
+    [found] = await core.store.newest(*ALICE, before=None, limit=10)
+    assert (found.seen, found.rev) == (False, document.rev)
+
+
+# -- CONTRACT C5 ---------------------------------------------------------------------------------------------
+async def test_a_client_without_a_user_hears_of_broadcasts_only(core: Core) -> None:
+    """Nothing waits for it, and it is nobody whom the tenant knows."""
+    await core.fill("alice", 1)
+    connection = listen(core, TenantFeed, NOBODY)
+    async with asyncio.timeout(30):
+        while len(core.tasks):
+            await asyncio.sleep(0)
+    room = (DEFAULT_TENANT, NOBODY)
+    told = notification(content="M", title="T")
+    core.backplane.publish([(room, event) for event in (Unseen(1), Seen(("a",), 1), Broadcasted(told))])
+    frame: Any = await connection.next()
+    assert (frame["title"], frame["message"]) == ("T", "M")
+    assert core.rooms.users_of(DEFAULT_TENANT) == []
+    await core.tenants.write_down()
+    users = await core.store.directory.users(DEFAULT_TENANT, after=None, limit=10)
+    assert [user.user_id for user in users] == ["alice"]
