@@ -120,7 +120,8 @@ find_servers() {
     done
 }
 
-# MariaDB, PostgreSQL and nginx, by one call of apt-get. The tests start servers of their own from them.
+# MariaDB, PostgreSQL and nginx, by one call of apt-get. The tests start servers of their own from them. Caddy and what
+# looks at systemd's units are not in every release, so that they get calls of their own, which may fail.
 ensure_servers() {
     set --
     find_servers mariadbd mariadb-install-db || set -- "$@" mariadb-server
@@ -132,4 +133,10 @@ ensure_servers() {
     find_servers postgres initdb ||
         lacks postgres "there is no PostgreSQL; install it (Debian: apt install postgresql) or put it in the PATH."
     find_servers nginx || lacks nginx "there is no nginx; install it (Debian: apt install nginx) or put it in the PATH."
+    find_servers caddy || apt_install caddy || :
+    find_servers caddy ||
+        lacks caddy "there is no Caddy; install it (Debian 12: apt install caddy) or put it in the PATH."
+    find_servers systemd-analyze || apt_install systemd || :
+    find_servers systemd-analyze ||
+        lacks systemd "there is no systemd-analyze; install it (Debian: apt install systemd), where there is systemd."
 }

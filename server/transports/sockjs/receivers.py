@@ -331,7 +331,7 @@ class SendingHandler(Handler):
             payload = self._payload()
             texts = parse_messages(payload) if payload else None
         except ValueError:
-            LOG.info("broken JSON over HTTP from %s", self.request.remote_ip)
+            LOG.info("broken JSON over HTTP from %s", self.server.identify(self.request).address)
             self.finish_text("Broken JSON encoding.", 500)
             return None
         if texts is None:
@@ -365,5 +365,7 @@ class JsonpSend(SendingHandler):
 
     def _acknowledge(self) -> None:
         # Clients post from a form into a hidden frame of the page, wherever that comes from.
-        self.set_header("Content-Security-Policy", self.server.origins.frame_ancestors or "default-src 'none'")
+        self.set_header(
+            "Content-Security-Policy", self.server.origins.frame_ancestors or "default-src 'none'"
+        )
         self.finish_text("ok")

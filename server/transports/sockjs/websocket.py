@@ -33,7 +33,7 @@ from server.transports.sockjs.frames import (
     text_frame_bytes,
 )
 from server.transports.sockjs.handlers import RefusingHandler
-from server.wire import CloseReason, Frame
+from server.wire import TOO_BIG, CloseReason, Frame
 
 if TYPE_CHECKING:
     from server.transports.sockjs.door import SockJSDoor
@@ -56,6 +56,11 @@ class PacedProtocol(WebSocketProtocol13):
     def is_amid_fragments(self) -> bool:
         """Whether a part of a message has come, and not all. Tornado has no public name for it."""
         return self._fragmented_message_buffer is not None
+
+    def close(self, code: int | None = None, reason: str | None = None) -> None:
+        if code == TOO_BIG.code:
+            self.handler.connection.end_too_big()
+        super().close(code, reason)
 
     async def _receive_frame(self) -> None:
         await super()._receive_frame()
@@ -142,7 +147,7 @@ class WebSocketConnection(ClientConnection):
     def note_frame(self) -> float | None:
         """Count a frame of the client; how many seconds not to read on for. 0: until the others had their turn."""
         self._frame_count += 1
-        pause_s = self._door.admission.pace_frame(self._bucket)
+        pause_s = self._door.admission.pace_frame(self._bucket, self.caller)
         return pause_s if pause_s or self._frame_count % FRAMES_PER_TURN == 0 else None
 
     def note_pong(self) -> None:
@@ -177,6 +182,10 @@ class WebSocketConnection(ClientConnection):
     def abort(self) -> None:
         """End the connection without a word: "the server must abruptly terminate the ws connection"."""
         self._stream.close()
+
+    def end_too_big(self) -> None:
+        """The protocol refuses a message, and closes the connection for it."""
+        self._end(TOO_BIG)
 
     def lost(self) -> None:
         """The stream is closed, by whomever."""
