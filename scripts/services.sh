@@ -132,7 +132,8 @@ has_go() {
 }
 
 # MariaDB, PostgreSQL, Redis, RabbitMQ and nginx, PHP and Go, by one call of apt-get. The tests start servers of their
-# own from them.
+# own from them. Caddy and what looks at systemd's units are not in every release, so that they get calls of their own,
+# which may fail.
 ensure_servers() {
     set --
     find_servers mariadbd mariadb-install-db || set -- "$@" mariadb-server
@@ -156,4 +157,10 @@ ensure_servers() {
  php-redis php-predis)."
     has_go || lacks go "there is no Go with redigo; install them (Debian: apt install golang-go\
  golang-github-gomodule-redigo-dev)."
+    find_servers caddy || apt_install caddy || :
+    find_servers caddy ||
+        lacks caddy "there is no Caddy; install it (Debian 12: apt install caddy) or put it in the PATH."
+    find_servers systemd-analyze || apt_install systemd || :
+    find_servers systemd-analyze ||
+        lacks systemd "there is no systemd-analyze; install it (Debian: apt install systemd), where there is systemd."
 }

@@ -44,7 +44,7 @@ ACCESS_CHANGED = "access.changed"
 """Tenants, keys or sign-outs changed, here or by another process: `tenants: Tenants`."""
 
 THROTTLED = "throttled"
-"""A limit held somebody up or turned them away: `limit: str` (its key in [LIMITS])."""
+"""A limit held somebody up or turned them away: `limit: str` (its key in the configuration, or `guessing`)."""
 
 MAIL_SETTLED = "mail.settled"
 """It is written down what became of a mail: `tenant: str`, `outcome: MailOutcome`."""

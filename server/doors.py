@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from tornado.httputil import HTTPServerRequest
+from tornado.log import access_log
 from tornado.web import Application, RequestHandler
 
 from server import admin, health
@@ -41,6 +42,9 @@ from server.transports.registry import ConnectionOptions, Connections
 from server.transports.sockjs import SockJSDoor, SockJSOptions
 from server.wire import GOING_AWAY
 
+Identify = Callable[[str, Mapping[str, str]], Caller]
+"""See `callers.CallerPolicy.identify`."""
+
 DEMO_FRAME_ANCESTORS = (
     "'self'",
     *(f"{scheme}://{host}:*" for scheme in ("http", "https") for host in ("localhost", "127.0.0.1")),
@@ -49,12 +53,20 @@ DEMO_FRAME_ANCESTORS = (
 
 
 class _CountingApplication(Application):
-    def __init__(self, metrics: Metrics, routes: list[Any], headers: type[SecurityHeaders]) -> None:
+    def __init__(
+        self, metrics: Metrics, identify: Identify, routes: list[Any], headers: type[SecurityHeaders]
+    ) -> None:
         super().__init__(routes, transforms=[headers])
         self._metrics = metrics
+        self._identify = identify
 
     def log_request(self, handler: RequestHandler) -> None:
-        super().log_request(handler)
+        """As Tornado does it, but with the address of the caller, where that would be a proxy's."""
+        status, request = handler.get_status(), handler.request
+        log = access_log.info if status < 400 else access_log.warning if status < 500 else access_log.error
+        address = self._identify(request.remote_ip or "", request.headers).address
+        took_ms = 1000.0 * request.request_time()
+        log("%d %s %s (%s) %.2fms", status, request.method, request.uri, address, took_ms)
         health.note_request(self._metrics, handler)
 
 
@@ -140,7 +152,7 @@ class Doors:
             list_mails = self._mail_folder.list_newest if self._mail_folder else None
             routes += admin.demo_routes(admin.Pages(folder, self.identify, list_mails))
         headers = StrictSecurityHeaders if self._config.release else SecurityHeaders
-        return _CountingApplication(self._metrics, [*routes, *self.sockjs.routes], headers)
+        return _CountingApplication(self._metrics, self.identify, [*routes, *self.sockjs.routes], headers)
 
     # -- who comes in ----------------------------------------------------------------------------------------
     def identify(self, remote_ip: str, headers: Mapping[str, str]) -> Caller:

@@ -56,10 +56,14 @@ class InvalidCommand(InvalidInput):
 
 
 class TooLarge(InvalidInput):
-    """The input is well-formed but over a configured limit."""
+    """The input is well-formed but over a configured limit. `limit`: its key in [LIMITS], "" for one of the store's."""
 
     code = "too_large"
     http_status = 413
+
+    def __init__(self, field: str, reason: str, limit: str = "") -> None:
+        super().__init__(field, reason)
+        self.limit = limit
 
 
 class Refused(ServerError):

@@ -129,8 +129,11 @@ def _shown(families: Iterable[Metric], view: View) -> Iterator[Metric]:
     for family in families:
         samples = [sample for sample in family.samples if not sample.name.endswith("_created")]
         if any("tenant" in sample.labels for sample in samples):
-            yield _with(family, _of(samples, view))
-        elif view.has_node or not samples:
+            samples = _of(samples, view)
+        elif not view.has_node:
+            samples = []
+        # A family that nothing has been counted in yet would tell a tenant when that changes, for whomever.
+        if samples or view.has_node:
             yield _with(family, samples)
 
 

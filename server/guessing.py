@@ -17,7 +17,7 @@ import random
 import secrets
 import time
 import unicodedata
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -30,6 +30,8 @@ T = TypeVar("T")
 
 FREE_AT_PLACE = 30
 """Failures of one place before it is slowed: behind one address may be an office, where some mistype every day."""
+FREE_AT_ONCE = 16
+"""Failures of one place before its attempts are checked one after the other; they wait for nothing else yet."""
 FREE_OF_LOGIN = 10
 FREE_OF_PAIR = 5
 """Of one login at one place."""
@@ -57,11 +59,16 @@ MAX_OF_PAIR = 5
 MAX_HELD_AT_PLACE = 32
 """Attempts that wait at one place, of as many logins: what all guessers at one place do in `MAX_DELAY_S`."""
 
+IDLE_PER_CHECK = 4.0
+"""After the wrong guess of one who had to wait for their turn the next one of that place waits for so many times as
+long as the check took: so guessing takes a fifth of a core at most, and not all that there is."""
+
 MAX_HELD = 10_000
 """Attempts that wait, over all places."""
 
-STRANGERS_AT_ONCE = 32
-"""Checks under way for those who are not known where they are. The others find few before them in the queue."""
+STRANGERS_AT_ONCE = 8
+"""Checks under way for those who are not known where they are. The others find few before them in the queue, and a new
+guesser is known as one after as many checks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,17 +89,17 @@ class _Failures:
         self._counts: OrderedDict[bytes, tuple[float, float]] = OrderedDict()
 
     def add(self, key: bytes) -> None:
-        count = min(self._count(key) + 1, self._free + REMEMBERED_ABOVE_FREE)
+        count = min(self.count(key) + 1, self._free + REMEMBERED_ABOVE_FREE)
         _put(self._counts, key, (count, self._clock()))
 
     def forget(self, key: bytes) -> None:
         self._counts.pop(key, None)
 
     def delay_s(self, key: bytes) -> float:
-        over = round(self._count(key)) - self._free
+        over = round(self.count(key)) - self._free
         return min(FIRST_DELAY_S * 2.0**over, MAX_DELAY_S) if over >= 0 else 0.0
 
-    def _count(self, key: bytes) -> float:
+    def count(self, key: bytes) -> float:
         """Decayed: failures fade, they do not all end at once."""
         count, counted_at = self._counts.get(key, (0.0, 0.0))
         return count * 0.5 ** ((self._clock() - counted_at) / HALF_LIFE_S) if count else 0.0
@@ -104,6 +111,15 @@ class _Queue:
 
     length: int = 0
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+@dataclass(slots=True)
+class _Held:
+    """Those who wait for their turn at one place, checked one at a time. `free_at`: when the next one may be."""
+
+    length: int = 0
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    free_at: float = 0.0
 
 
 class Brake:
@@ -124,7 +140,7 @@ class Brake:
         self._places = _Failures(FREE_AT_PLACE, clock)
         self._known: OrderedDict[bytes, float] = OrderedDict()
         self._queues: dict[bytes, _Queue] = {}
-        self._held: Counter[bytes] = Counter()
+        self._held: dict[bytes, _Held] = {}
         self._held_total = 0
         self._turnstile = _Turnstile(STRANGERS_AT_ONCE, max_waiting)
 
@@ -172,26 +188,38 @@ class Brake:
         async with self._turnstile:
             # Worked out now, not at arrival: those before it in the queue may have failed meanwhile.
             delay_s = self._delay_s(attempt)
-            if not delay_s:
+            if not delay_s and self._places.count(attempt.place) < FREE_AT_ONCE:
                 return await check()
-        await self._hold(attempt, delay_s)
-        async with self._turnstile:
-            return await check()
+        async with self._held_aside(attempt, delay_s) as held:
+            if (idle_s := held.free_at - self._clock()) > 0:
+                await self._sleep(idle_s)
+            async with self._turnstile:
+                began_at = self._clock()
+                found = await check()
+            if found is None:
+                held.free_at = self._clock() + IDLE_PER_CHECK * (self._clock() - began_at)
+            return found
 
-    async def _hold(self, attempt: _Attempt, delay_s: float) -> None:
-        """Wait aside. Since attempts of a pair go one by one, a login has one place here for each address: many guesses
-        at one login keep no other login waiting."""
-        if self._held[attempt.place] >= MAX_HELD_AT_PLACE or self._held_total >= MAX_HELD:
-            raise self._refusal(delay_s)
+    @asynccontextmanager
+    async def _held_aside(self, attempt: _Attempt, delay_s: float) -> AsyncIterator[_Held]:
+        """Wait aside, then for the turn among those that wait at the same place. Since attempts of a pair go one by
+        one, a login has one of them for each address: many guesses at one login keep no other login waiting."""
+        held = self._held.get(attempt.place) or _Held()
+        if held.length >= MAX_HELD_AT_PLACE or self._held_total >= MAX_HELD:
+            raise self._refusal(max(delay_s, FIRST_DELAY_S))
         self._tell()
-        self._held[attempt.place] += 1
+        self._held[attempt.place] = held
+        held.length += 1
         self._held_total += 1
         try:
-            await self._pause(delay_s)
+            if delay_s:
+                await self._pause(delay_s)
+            async with held.turn:
+                yield held
         finally:
             self._held_total -= 1
-            self._held[attempt.place] -= 1
-            if not self._held[attempt.place]:
+            held.length -= 1
+            if not held.length:
                 del self._held[attempt.place]
 
     async def _pause(self, delay_s: float) -> None:

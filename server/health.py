@@ -65,6 +65,21 @@ class _Handler(RequestHandler):
         self.set_header("Cache-Control", "no-store")
         self.set_header("X-Content-Type-Options", "nosniff")
 
+    def _is_internal(self) -> bool:
+        remote_ip, headers = self.request.remote_ip or "", self.request.headers
+        caller = self._instruments.identify(remote_ip, headers)
+        if caller.is_local:
+            return True
+        # Through a proxy that nobody trusts, all the world has that proxy's address.
+        if caller.address == remote_ip and any(_is_of_proxy(name) for name in headers):
+            return False
+        try:
+            address = ipaddress.ip_address(caller.address)
+        except ValueError:
+            return False
+        address = getattr(address, "ipv4_mapped", None) or address
+        return any(address in network for network in self._instruments.internal)
+
     def _answer(self, status: int, fields: Mapping[str, Any], media_type: str = JSON) -> None:
         self.set_status(status)
         self.set_header("Content-Type", media_type)
@@ -107,6 +122,7 @@ class HealthHandler(_Handler):
         findings = {finding.name: finding for finding in await checks.look()}
         is_healthy = checks.state is State.SERVING and not _is_vital_down(findings.values())
         summary = await self._instruments.exposition.summary(TOTALS)
+        is_shown = self._instruments.public_metrics or self._is_internal()
         self._answer(
             200 if is_healthy else 503,
             {
@@ -115,7 +131,10 @@ class HealthHandler(_Handler):
                 "redis": _pinged(findings["redis"])
                 if "redis" in findings
                 else {"status": "not_configured", "ping_ms": None},
-                "websocket": {"active_connections": summary.connections, "total_unique_users": summary.users},
+                "websocket": {
+                    "active_connections": summary.connections if is_shown else None,
+                    "total_unique_users": summary.users if is_shown else None,
+                },
                 "uptime_seconds": int(self._instruments.metrics.uptime_s),
                 "store": _pinged(findings.get("store")),
                 "mail": _pinged(findings.get("mail")),
@@ -161,21 +180,6 @@ class MetricsHandler(_Handler):
         if not instruments.public_metrics:
             raise Refused("the figures are for internal callers and keys with the scope admin")
         return TOTALS
-
-    def _is_internal(self) -> bool:
-        remote_ip, headers = self.request.remote_ip or "", self.request.headers
-        caller = self._instruments.identify(remote_ip, headers)
-        if caller.is_local:
-            return True
-        # Through a proxy that nobody trusts, all the world has that proxy's address.
-        if caller.address == remote_ip and any(_is_of_proxy(name) for name in headers):
-            return False
-        try:
-            address = ipaddress.ip_address(caller.address)
-        except ValueError:
-            return False
-        address = getattr(address, "ipv4_mapped", None) or address
-        return any(address in network for network in self._instruments.internal)
 
     # -- answering -------------------------------------------------------------------------------------------
     def _as_json(self, summary: Summary) -> dict[str, Any]:

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import secrets
 import time
 from collections.abc import Iterator
 from functools import lru_cache
-
-from bson import ObjectId
 
 from server.grants import DEFAULT_TENANT
 
@@ -41,6 +40,10 @@ def _series(tenant: str) -> tuple[str, Iterator[int]]:
 os.register_at_fork(after_in_child=_series.cache_clear)
 
 
+_ID = re.compile(r"[0-9a-fA-F]{24}")
+
+
 def is_id(text: object) -> bool:
     """Whether `text` has the form of an id. Says nothing about whether anything has it."""
-    return isinstance(text, str) and len(text) == 24 and ObjectId.is_valid(text)
+    # bson's own check takes three times as long, and a client may ask about tens of thousands at once.
+    return isinstance(text, str) and _ID.fullmatch(text) is not None

@@ -6,8 +6,10 @@ runs here is not kept out by counting, and behind a proxy that hides its clients
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import math
+import random
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -30,8 +32,15 @@ REFUSAL_DELAY_S = 1.0
 """By how much doors hold back the answer to who did something too often: an attacker who goes by the answers, as on a
 connection one must, is slowed at no cost. Who hears of it a second late loses nothing."""
 
+REFUSALS_PER_ADDRESS = Rate(50, 1.0)
+MAX_REFUSAL_DELAY_S = 30.0
+"""Over however many connections an address asks: each refusal waits for its turn, up to so long."""
+
+BYTES_PER_COMMAND = 16 * 1024
+"""Of a message or an answer: more are the work of one command more."""
+
 FRAMES_PER_COMMAND = 2
-"""Beside its commands a client answers pings, and may send some."""
+"""Beside its commands a client answers pings, and may send some; over all connections of an address, too."""
 
 SOCKETS_PER_CONNECTION = 1.5
 """Beside its connection a page loads files, and a client over HTTP sends while it receives."""
@@ -49,14 +58,16 @@ class OverRate(RateLimited):
 
 
 class TooManyConnections(RateLimited):
-    """The user, or the address, has as many connections as they may."""
+    """The user, or the address, has as many connections as they may: `most`. `limit`: the name of that limit."""
 
     code = "too_many_connections"
 
-    def __init__(self, whose: str, most: int) -> None:
+    def __init__(self, limit: str, whose: str, most: int) -> None:
         super().__init__(
             f"{whose} has {most} connections already, which is as many as may be", CONNECT_AGAIN_S
         )
+        self.limit = limit
+        self.most = most
 
 
 class Limits:
@@ -70,6 +81,11 @@ class Limits:
         self._address_requests = Buckets("requests_per_address", settings.requests_per_address, clock)
         self._connects = Buckets("connects_per_address", settings.connects_per_address, clock)
         self._user_commands = Buckets("commands_per_user", settings.commands_per_user, clock)
+        self._address_commands = Buckets("commands_per_address", settings.commands_per_address, clock)
+        self._address_frames = Buckets(
+            "commands_per_address", _frame_rate(settings.commands_per_address), clock
+        )
+        self._refusals = Buckets("requests_per_address", REFUSALS_PER_ADDRESS, clock)
         self._by_address: Counter[str] = Counter()
         self._by_user: Counter[Room] = Counter()
         self._frame_rate = _frame_rate(settings.commands_per_connection)
@@ -81,6 +97,8 @@ class Limits:
         self._address_requests.apply(settings.requests_per_address)
         self._connects.apply(settings.connects_per_address)
         self._user_commands.apply(settings.commands_per_user)
+        self._address_commands.apply(settings.commands_per_address)
+        self._address_frames.apply(_frame_rate(settings.commands_per_address))
         self._frame_rate = _frame_rate(settings.commands_per_connection)
 
     # -- requests of backends --------------------------------------------------------------------------------
@@ -97,6 +115,15 @@ class Limits:
         key = address_key(caller.address)
         return self._take(self._address_requests, key, "requests from this address")
 
+    def refusal_delay_s(self, caller: Caller, about_s: float = REFUSAL_DELAY_S) -> float:
+        """How long to hold back an answer that refuses: about so long, longer when many of this address wait."""
+        # Not all at the same time, or they would come again at the same time.
+        delay_s = about_s * random.uniform(0.5, 1.5)  # noqa: S311  # no secret
+        if caller.is_local:
+            return delay_s
+        waiting_s = self._refusals.reserve(address_key(caller.address))
+        return min(delay_s + waiting_s, MAX_REFUSAL_DELAY_S)
+
     def _take(self, buckets: Buckets, key: str, what: str) -> Allowance:
         allowance = buckets.take(key)
         if not allowance.allowed:
@@ -108,26 +135,49 @@ class Limits:
         raise error
 
     # -- commands of clients ---------------------------------------------------------------------------------
-    def pace(self, connection: TokenBucket, room: Room | None) -> float:
-        """Count a command that will be carried out; how many seconds to wait before that. `connection`: the bucket of
-        its connection. `room`: its user, None before they have joined."""
-        rate = self._settings.commands_per_connection
-        own_s = 0.0 if rate is None else connection.reserve(rate, self._clock())
-        user_s = 0.0 if room is None else self._user_commands.reserve(room)
-        if own_s or user_s:
-            limit = "commands_per_connection" if own_s >= user_s else "commands_per_user"
-            tell(THROTTLED, self, limit=limit)
-        return max(own_s, user_s)
+    def pace(self, connection: TokenBucket, caller: Caller, room: Room | None, size: int = 0) -> float:
+        """Count a command of so many bytes that will be carried out; how many seconds to wait before that.
+        `connection`: the bucket of its connection. `room`: its user, None before they have joined."""
+        tokens = 1 + size // BYTES_PER_COMMAND
+        return self._held_up(
+            commands_per_connection=self._reserve(connection, self._settings.commands_per_connection, tokens),
+            commands_per_address=self._reserve_of_address(self._address_commands, caller, tokens),
+            commands_per_user=0.0 if room is None else self._user_commands.reserve(room, tokens),
+        )
 
-    def pace_frame(self, connection: TokenBucket) -> float:
+    def pace_join(self, room: Room) -> float:
+        """As `pace`, for the command by which a connection becomes this user's: till then it was nobody's."""
+        return self._held_up(commands_per_user=self._user_commands.reserve(room))
+
+    def charge(self, connection: TokenBucket, caller: Caller, room: Room, size: int) -> None:
+        """Count an answer of so many bytes. What it is too many the next command waits for."""
+        tokens = size // BYTES_PER_COMMAND
+        if tokens:
+            self._reserve(connection, self._settings.commands_per_connection, tokens)
+            self._reserve_of_address(self._address_commands, caller, tokens)
+            self._user_commands.reserve(room, tokens)
+
+    def pace_frame(self, connection: TokenBucket, caller: Caller) -> float:
         """Count what a client sent, whatever it is; how many seconds to wait before more is read of it. Holds up who
         sends what is no command, such as pings, faster than anybody may send commands. `connection`: a bucket for
         this alone."""
-        rate = self._frame_rate
-        wait_s = 0.0 if rate is None else connection.reserve(rate, self._clock())
-        if wait_s:
-            tell(THROTTLED, self, limit="commands_per_connection")
-        return wait_s
+        return self._held_up(
+            commands_per_connection=self._reserve(connection, self._frame_rate, 1),
+            commands_per_address=self._reserve_of_address(self._address_frames, caller, 1),
+        )
+
+    def _reserve(self, connection: TokenBucket, rate: Rate | None, tokens: int) -> float:
+        return 0.0 if rate is None else connection.reserve(rate, self._clock(), tokens)
+
+    def _reserve_of_address(self, buckets: Buckets, caller: Caller, tokens: int) -> float:
+        return 0.0 if caller.is_local else buckets.reserve(address_key(caller.address), tokens)
+
+    def _held_up(self, **waits_s: float) -> float:
+        """The longest of these waits, each by the name of its limit."""
+        limit = max(waits_s, key=lambda name: waits_s[name])
+        if waits_s[limit]:
+            tell(THROTTLED, self, limit=limit)
+        return waits_s[limit]
 
     # -- connections of clients ------------------------------------------------------------------------------
     @property
@@ -148,7 +198,8 @@ class Limits:
         self._take(self._connects, key, "connections at once from this address")
         most = self._settings.connections_per_address
         if self._by_address[key] >= most:
-            self._refuse("connections_per_address", TooManyConnections("this address", most))
+            limit = "connections_per_address"
+            self._refuse(limit, TooManyConnections(limit, "this address", most))
 
     def opened(self, caller: Caller) -> None:
         """A connection of this caller is open now."""
@@ -165,7 +216,9 @@ class Limits:
         `TooManyConnections`, and nothing has changed then."""
         most = self._settings.connections_per_user
         if not has_place and self._by_user[room] >= most:
-            self._refuse("connections_per_user", TooManyConnections("this user", most))
+            self._refuse(
+                "connections_per_user", TooManyConnections("connections_per_user", "this user", most)
+            )
         self._by_user[room] += 1
 
     def leave_user(self, room: Room) -> None:
@@ -183,6 +236,7 @@ def _take_one(counts: Counter[K], key: K) -> None:
         del counts[key]
 
 
+@functools.lru_cache(4096)
 def address_key(address: str) -> str:
     """What an address is counted by: an IPv4 address (also one that is mapped into IPv6) alone, an IPv6 address
     together with its whole network of 64 bits. Any other text stands for itself."""
@@ -209,9 +263,16 @@ def headers(allowance: Allowance) -> dict[str, str]:
     }
 
 
-def retry_after(error: RateLimited) -> str:
-    """The value of the field Retry-After (RFC 9110 section 10.2.3)."""
-    return str(_whole_s(error.retry_after_s))
+def refusal_headers(error: RateLimited) -> dict[str, str]:
+    """The fields of an answer with status 429: Retry-After (RFC 9110 section 10.2.3), and those of `headers`. The unit
+    (`qu`) of connections is of the same draft."""
+    fields = {"Retry-After": str(_whole_s(error.retry_after_s))}
+    if isinstance(error, OverRate):
+        fields |= headers(error.allowance)
+    elif isinstance(error, TooManyConnections):
+        fields["RateLimit-Policy"] = f'"{error.limit}";q={error.most};qu="concurrent-requests"'
+        fields["RateLimit"] = f'"{error.limit}";r=0;t={fields["Retry-After"]}'
+    return fields
 
 
 def _whole_s(seconds: float) -> int:

@@ -13,17 +13,27 @@ import logging
 import logging.handlers
 import re
 import time
+from collections import Counter
+from collections.abc import Callable, Hashable
 from datetime import UTC, datetime
 from pathlib import Path
 
 from server import request_id
 from server.config import Log
 from server.errors import StartupError
+from server.rates import Buckets, Rate
 
 # C0, DEL and C1 controls, line and paragraph separators, marks that turn the direction of writing, lone surrogates.
 _UNPRINTABLE = re.compile(
     r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )
+
+EVENTS_PER_KIND = Rate(100, 300.0)
+"""A hundred at once, then one every three seconds: some 5 MB a day."""
+
+MAX_KINDS = 1000
+SHARED_BUCKETS = 16
+"""Kinds that are counted apart from each other, and what more of them share: a library may fill in its texts itself."""
 
 # Tornado quotes request lines; a URL in one holds no blank.
 _QUERY = re.compile(r"\?\S+")
@@ -41,11 +51,34 @@ def setup(log: Log) -> None:
     formatter = JSONFormatter() if log.format == "json" else LineFormatter()
     for handler in handlers:
         handler.setFormatter(formatter)
+        handler.addFilter(FloodFilter())
     logging.basicConfig(handlers=handlers, level=max(log.level, logging.INFO), force=True)
     logging.getLogger("server").setLevel(log.level)
     # One line for each request that went well is a web server's way, not a notification server's.
     logging.getLogger("tornado.access").setLevel(max(log.level, logging.WARNING))
     logging.captureWarnings(True)
+
+
+class FloodFilter(logging.Filter):
+    """Writes no kind of event more often than `EVENTS_PER_KIND`, so that nobody fills a disk by being refused; the next
+    of its kind that is written says how many were not. A kind is the text of the code, without what is filled in. For
+    one handler. What is asked for with DEBUG comes whole."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._buckets = Buckets("log", EVENTS_PER_KIND, clock, max_keys=MAX_KINDS, shared=SHARED_BUCKETS)
+        self._left_out: Counter[Hashable] = Counter()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno <= logging.DEBUG:
+            return True
+        kind = (record.name, record.levelno, str(record.msg))
+        if not self._buckets.take(kind).allowed:
+            if kind in self._left_out or len(self._left_out) < MAX_KINDS:
+                self._left_out[kind] += 1
+            return False
+        record.left_out = self._left_out.pop(kind, 0)
+        return True
 
 
 def _open_file(path: Path) -> logging.Handler:
@@ -71,6 +104,8 @@ class LineFormatter(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         text = _printable(_without_query(record, super().formatMessage(record)))
+        if left_out := getattr(record, "left_out", 0):
+            text += f" ({left_out} more like this since the last one)"
         id_ = request_id.current()
         return f"{text} (request {id_})" if id_ else text
 
@@ -80,17 +115,20 @@ class LineFormatter(logging.Formatter):
 
 
 class JSONFormatter(logging.Formatter):
-    """An object a line: `time` (RFC 3339), `level`, `logger`, `message`, and where there are: `request_id`,
-    `traceback`. All ASCII, so that a line is a line for everybody."""
+    """An object a line: `time` (RFC 3339), `level`, `logger`, `message`, and where there are: `left_out` (how many like
+    this were not written since the last one), `request_id`, `traceback`. All ASCII, so that a line is a line for
+    everybody."""
 
     def format(self, record: logging.LogRecord) -> str:
         at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
-        fields = {
+        fields: dict[str, str | int] = {
             "time": at.replace("+00:00", "Z"),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": _without_query(record, record.getMessage()),
         }
+        if left_out := getattr(record, "left_out", 0):
+            fields["left_out"] = left_out
         if id_ := request_id.current():
             fields["request_id"] = id_
         if record.exc_info:

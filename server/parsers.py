@@ -197,7 +197,8 @@ def _checked(text: str, name: str, max_bytes: int) -> str:
     except UnicodeEncodeError as exc:
         raise InvalidNotification(name, "not valid Unicode (a lone surrogate)") from exc
     if size > max_bytes:
-        raise TooLarge(name, f"{size} bytes are more than the {max_bytes} allowed")
+        limit = "content_bytes" if name in ("content", "email_content") else "field_bytes"
+        raise TooLarge(name, f"{size} bytes are more than the {max_bytes} allowed", limit)
     return text
 
 
@@ -235,7 +236,8 @@ def _user_list(value: Any, max_users: int) -> Sequence[Any]:
     if not isinstance(value, list):
         raise InvalidNotification("users", 'not a list of {"id": …, "email": …}')
     if len(value) > max_users:
-        raise TooLarge("users", f"{len(value)} users are more than the {max_users} allowed in one request")
+        reason = f"{len(value)} users are more than the {max_users} allowed in one request"
+        raise TooLarge("users", reason, "users_per_request")
     return value
 
 

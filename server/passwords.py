@@ -12,7 +12,9 @@ import binascii
 import hashlib
 import hmac
 import logging
+import os
 import re
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import argon2
@@ -107,12 +109,23 @@ def _too_dear(kind: str) -> bool:
     return False
 
 
+LOWEST_PRIORITY = 19
+"""As `nice` counts."""
+
+
+def _step_back() -> None:
+    """Let the event loop, and all else, go before this thread and those that it starts: however much is guessed, it
+    takes what nobody else needs. Elsewhere than on Linux a priority is the whole process's, and stays as it is."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, 0, LOWEST_PRIORITY)
+
+
 class PasswordChecks:
     """Verifies passwords in `workers` threads; at most `max_waiting` checks wait for one. `cache`: what was right is
     remembered there; None: nowhere."""
 
     def __init__(self, workers: int, max_waiting: int, cache: CredentialCache | None = None) -> None:
-        self._executor = ThreadPoolExecutor(workers, thread_name_prefix="password")
+        self._executor = ThreadPoolExecutor(workers, thread_name_prefix="password", initializer=_step_back)
         self._max_unfinished = workers + max_waiting
         self._unfinished = 0
         self._cache = CredentialCache(cache_s=0, max_entries=1) if cache is None else cache

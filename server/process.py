@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import gc
+import logging
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable
@@ -13,6 +16,8 @@ from collections.abc import Callable
 from server.app import SHUTDOWN_DEADLINE_S, Server
 from server.config import Config
 from server.listening import allow_many_files
+
+logger = logging.getLogger(__name__)
 
 LAST_RESORT_S = SHUTDOWN_DEADLINE_S + 2.0
 """After a signal: when the process ends whatever still hangs."""
@@ -50,13 +55,39 @@ async def _serve(config: Config, reread: Callable[[], Config]) -> None:
 
     for number in STOP_SIGNALS:
         loop.add_signal_handler(number, end)
+    # The handler is called in the midst of any task, whose request is none of the reload's business.
+    context = contextvars.copy_context()
+
+    def hang_up(*_: object) -> None:
+        loop.call_soon_threadsafe(server.reload_soon, reread, context=context)
+
     # Not the loop's handler: removing that, as the loop does at its end, would let the next SIGHUP kill the process.
-    signal.signal(signal.SIGHUP, lambda *_: loop.call_soon_threadsafe(server.reload_soon, reread))
+    signal.signal(signal.SIGHUP, hang_up)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
     try:
-        await server.run(stop, tune_gc)
+        await server.run(stop, _started)
     finally:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+def _started() -> None:
+    tune_gc()
+    tell_manager("READY=1")
+
+
+def tell_manager(state: str) -> None:
+    """Tell the service manager that started this process, if it wants to know: sd_notify(3), in a unit of
+    `Type=notify`."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+            # An @ stands for the zero byte of an abstract address (unix(7)).
+            manager.connect(f"\0{address[1:]}" if address.startswith("@") else address)
+            manager.sendall(state.encode())
+    except OSError as exc:
+        logger.warning("the service manager could not be told %s: %s", state, exc.strerror or exc)
 
 
 def _leave(why: str) -> None:

@@ -64,10 +64,10 @@ class TokenBucket:
     def __init__(self) -> None:
         self._full_at = -math.inf
 
-    def reserve(self, rate: Rate, now: float) -> float:
-        """Take a token, if need be one of the future; the seconds until it is there. Who waits for so long keeps to
-        the rate."""
-        self._full_at = _spent(self._full_at, rate, now)
+    def reserve(self, rate: Rate, now: float, tokens: int = 1) -> float:
+        """Take tokens, if need be of the future; the seconds until they are there. Who waits for so long keeps to the
+        rate."""
+        self._full_at = _spent(self._full_at, rate, now, tokens)
         return _wait_s(self._full_at, rate, now)
 
 
@@ -128,13 +128,13 @@ class Buckets:
         used = (after - now) * rate.per_s
         return Allowance(True, rate, int(rate.quota - used + TOLERANCE), after - now, 0.0, self.limit)
 
-    def reserve(self, key: Hashable) -> float:
+    def reserve(self, key: Hashable, tokens: int = 1) -> float:
         """As `TokenBucket.reserve`."""
         rate = self._rate
         if rate is None:
             return 0.0
         now = self._clock()
-        after = _spent(self._get(key), rate, now)
+        after = _spent(self._get(key), rate, now, tokens)
         self._set(key, after, now)
         return _wait_s(after, rate, now)
 
@@ -165,9 +165,9 @@ class Buckets:
             self._full_at = {key: full_at for key, full_at in self._full_at.items() if full_at > now}
 
 
-def _spent(full_at: float, rate: Rate, now: float) -> float:
-    """When a bucket will be full that has one token less than one which will be at `full_at`."""
-    return max(full_at, now) + rate.window_s / rate.quota
+def _spent(full_at: float, rate: Rate, now: float, tokens: int = 1) -> float:
+    """When a bucket will be full that has so many tokens less than one which will be at `full_at`."""
+    return max(full_at, now) + tokens * rate.window_s / rate.quota
 
 
 def _wait_s(full_at: float, rate: Rate, now: float) -> float:

@@ -14,12 +14,13 @@ import functools
 import logging
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 from server.auth import Authenticator
 from server.broadcaster import Broadcaster
+from server.bus import THROTTLED, tell
 from server.commands import (
     Command,
     Delete,
@@ -136,6 +137,7 @@ class Session:
         if self._pending is None:
             self._pending = deque()
         if not self._has_space(2):
+            self._tell_throttled()
             self.connection.send(error_frame(Busy("too many commands at once; this one was not carried out")))
             return None
         self._pending.append(text)
@@ -144,6 +146,7 @@ class Session:
             self._task = self._services.tasks.start(self._work(), "session")
         if self._has_space():
             return None
+        self._tell_throttled()
         if self._space is None:
             self._space = asyncio.Event()
         return self._wait_for_space(self._space)
@@ -160,6 +163,9 @@ class Session:
     def is_joined(self) -> bool:
         """Whether the connection has a user."""
         return self._room is not None
+
+    def _tell_throttled(self) -> None:
+        tell(THROTTLED, self._services.limits, limit="pending_commands")
 
     def _has_space(self, times: int = 1) -> bool:
         """Whether fewer commands wait than so many times the bounds."""
@@ -183,7 +189,7 @@ class Session:
             while self._pending:
                 text = self._pending.popleft()
                 self._pending_bytes -= len(text)
-                await self._pace()
+                await self._pace(len(text))
                 await self._carry_out(text)
                 # What was asked for next finds an empty queue, however large the answer was.
                 await self.connection.drained()
@@ -197,11 +203,11 @@ class Session:
                 self._space.set()
                 self._space = None
 
-    async def _pace(self) -> None:
+    async def _pace(self, size: int) -> None:
         """Who sends commands faster than they may waits; what they send meanwhile waits with them, then their door."""
         if self._bucket is None:
             self._bucket = TokenBucket()
-        wait_s = self._services.limits.pace(self._bucket, self._room)
+        wait_s = self._services.limits.pace(self._bucket, self.connection.caller, self._room, size)
         if wait_s and not self._is_closed:
             await self._pause(wait_s)
 
@@ -241,13 +247,16 @@ class Session:
         is a fresh welcome, and counts for as long as its own proof."""
         services = self._services
         identity = await services.authenticator.authenticate(command, self.connection.caller)
+        room = (identity.tenant, identity.user_id)
+        sign_in = SignIn(identity.issued_at or now(), identity.key_id)
+        wait_s = services.limits.pace_join(room)
+        if wait_s and not self._is_closed:
+            await self._pause(wait_s)
         # No await between these checks and the join: a close in between would leave us in the room for ever, and a
         # sign-out would miss us.
         if self._is_closed:
             self._room = None
             return
-        room = (identity.tenant, identity.user_id)
-        sign_in = SignIn(identity.issued_at or now(), identity.key_id)
         if services.tenants.why_over(room, sign_in) is not None:
             raise BadCredentials
         services.limits.join_user(room, has_place=room == self._room)
@@ -297,15 +306,20 @@ class Session:
             for some in portions(
                 await services.inbox.page(room, page=command.page, limit=services.page_limit)
             ):
-                self._screen.answer(notification_frame(some), some)
+                self._answer(room, notification_frame(some), some)
         else:
             await self._list_newest(room, command.before, command.limit or services.page_limit)
+
+    def _answer(self, room: Room, frame: Frame, shown: Sequence[Document]) -> None:
+        if self._bucket is not None:
+            self._services.limits.charge(self._bucket, self.connection.caller, room, len(frame.text))
+        self._screen.answer(frame, shown)
 
     async def _list_newest(self, room: Room, before: str | None, limit: int) -> None:
         """In one frame, with fewer documents than asked for if they are long."""
         documents = await self._services.inbox.newest(room, before=before, limit=limit + 1)
         some = next(portions(documents[:limit]))
-        self._screen.answer(newest_frame(some, before, len(some) < len(documents)), some)
+        self._answer(room, newest_frame(some, before, len(some) < len(documents)), some)
 
     async def _list_unseen(self, room: Room, *, is_patient: bool = False) -> None:
         """In as many frames as it takes, each made when the one before has left; a single empty one if there are
@@ -320,7 +334,7 @@ class Session:
                 return
             some = next(portions(documents))
             if some or after is None:
-                self._screen.answer(notification_frame(some), some)
+                self._answer(room, notification_frame(some), some)
             if len(some) == len(documents) < limit:
                 return
             after = some[-1]

@@ -185,4 +185,6 @@ class Tenants:
         self._keys = {key.hashed: key for key in access.keys if key.tenant in self._names}
         self._key_ids = {key.id: key for key in self._keys.values()}
         self._sign_outs = {(each.tenant, each.user_id): each.at for each in access.sign_outs}
+        # Else they would be written down when their tenant is erased, and belong to the next one of its name.
+        self._seen_users = {user: at for user, at in self._seen_users.items() if user[0] in self._names}
         tell(ACCESS_CHANGED, self, tenants=self)

@@ -30,7 +30,8 @@ class ConfigUsers:
         hashed = self._users.get(login)
         if hashed is not None:
             is_right = await self._checks.verify(hashed, password, user_id=login)
-            return Proof(login) if is_right else None
+            # Meanwhile it may have been changed: what was right before is not any more.
+            return Proof(login) if is_right and self._users.get(login) == hashed else None
         if self._users:
             # Somebody's: verifying it takes as long as for a login that is known.
             await self._checks.verify(next(iter(self._users.values())), password)

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import http.client
 import json
+import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
+import argon2
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
@@ -209,3 +212,87 @@ async def test_a_flood_of_requests_with_a_wrong_key(start: Start) -> None:
     assert [answer.status for answer in answers] == [400] * 5 + [429] * 5
     assert 600 < int(answers[-1].headers["Retry-After"]) <= 720
     assert (await asyncio.to_thread(notify, "right")).status == 200
+
+
+async def test_a_flood_of_requests_without_a_key(start: Start) -> None:
+    """Is held back over however many connections it comes: all wait, and nobody waits for them."""
+    server = start(requests_per_address="1/h")
+    async with honest_user(server) as honest:
+
+        async def knock() -> tuple[int, bytes]:
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            writer.write(b"POST /notify HTTP/1.1\r\nHost: here\r\nVia: proxy\r\nContent-Length: 0\r\n\r\n")
+            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), WAIT_S)
+            writer.close()
+            return int(head.split()[1]), head
+
+        assert (await knock())[0] == 403
+        knocking = [asyncio.create_task(knock()) for _ in range(200)]
+        await honest.is_served()
+        assert not all(task.done() for task in knocking)
+        answers = await asyncio.gather(*knocking)
+        assert {status for status, _ in answers} == {429}
+        assert all(b"Retry-After" in head and b"Ratelimit-Policy" in head for _, head in answers)
+
+
+async def test_the_log_is_not_filled(start: Start) -> None:
+    """Whatever is refused how often, some lines say it; the last one says how many do not stand there."""
+    server = start(requests_per_address="off")
+
+    def knock() -> None:
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", server.port)) as connection:
+            for _ in range(1000):
+                connection.request("POST", "/notify", b"", AFAR)
+                connection.getresponse().read()
+
+    await asyncio.to_thread(knock)
+    lines = server.log.splitlines()
+    assert 1 <= len([line for line in lines if "refused POST at notify" in line]) < 150
+    assert len(lines) < 400
+
+
+async def test_guesses_at_passwords(start: Start) -> None:
+    """Many at once, over many connections, at an honest user's login, too: they go on, and so does who joins now."""
+    hashed = argon2.PasswordHasher().hash("alice")
+    server = start({"NOTIFY_USERS_alice": hashed})
+    async with honest_user(server) as honest, contextlib.AsyncExitStack() as stack:
+        guessers = [await attacker(server, stack) for _ in range(20)]
+        for number, guesser in enumerate(guessers):
+            for count in range(100):
+                login = "alice" if count % 2 else f"nobody{number}"
+                data = {"login": login, "password": f"guess {count}"}
+                await guesser.send(json.dumps({"name": "join", "data": data}))
+        await honest.is_served()
+        for guesser in guessers:
+            guesser.transport.abort()
+
+
+async def test_who_reads_nothing(start: Start) -> None:
+    """Asks for all there is, again and again: is closed as slow, or waits, and holds up nobody."""
+    server = start()
+    async with honest_user(server) as honest, contextlib.AsyncExitStack() as stack:
+        for _ in range(30):
+            await asyncio.to_thread(server.must_notify, "bob", content="x" * 60_000)
+        ask = [{"name": "join", "data": {"login": "bob", "password": "bob"}}, *[{"name": "unseen"}] * 50]
+        for _ in range(10):
+            greedy = socket.socket()
+            greedy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            greedy.connect(("127.0.0.1", server.port))
+            client = await stack.enter_async_context(connect(server.websocket_url, sock=greedy, max_queue=1))
+            stack.callback(client.transport.abort)
+            for command in ask:
+                await client.send(json.dumps(command))
+        for _ in range(3):
+            await honest.is_served()
+
+
+async def test_messages_that_are_too_big(start: Start) -> None:
+    """End their connection, and nothing else."""
+    server = start()
+    async with honest_user(server) as honest, contextlib.AsyncExitStack() as stack:
+        for _ in range(10):
+            client = await attacker(server, stack)
+            with contextlib.suppress(ConnectionClosed):
+                await client.send("x" * (2 << 20))
+            assert (await end_of(client))[0] == 1009
+        await honest.is_served()

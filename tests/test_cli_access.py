@@ -9,7 +9,7 @@ import stat
 import sys
 import tempfile
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,17 @@ import pytest
 from server.cli import access
 from server.config import load
 from server.grants import ALL_SCOPES, KEY_CHARS, hash_secret, looks_like_key
-from server.messages import now
+from server.messages import MailRecipient, now
+from server.store import MailOutcome, RefusedMail
 from server.wiring import make_store
 from tests.support.backends import add_tenant
 from tests.support.command import STORES, Command, in_store, no_variables, store_settings
+from tests.support.leftovers import leftovers
 from tests.support.ordinary_user import as_ordinary_user
 from tests.support.ports import free_port
 from tests.support.processes import wait_until
 from tests.support.running_server import RunningServer
-from tests.support.stores import put, put_many
+from tests.support.stores import owe, put_many
 
 BAD_NAMES = ["", "Acme", "a b", "-a", ".a", "a/b", "ä", "none", "x" * 65, "a\n", "\udcff"]
 
@@ -69,18 +71,36 @@ def typed(monkeypatch: pytest.MonkeyPatch, text: str, *, at_terminal: bool = Tru
 
 
 def fill(tenant: str, count: int) -> None:
-    """So many documents of a tenant, stored by a server's own store."""
+    """So many documents of a tenant, stored by a server's own store: one is seen, one deleted, a mail was refused, and
+    two users are owed one. Beside them somebody who only joined, and somebody who was signed out."""
 
-    async def run() -> None:
-        store = make_store(load(None, os.environ))
-        await store.open()
-        try:
-            await put_many(store, count - 1, "alice", tenant=tenant)
-            await put(store, "bob", tenant=tenant)
-        finally:
-            await store.close()
+    asyncio.run(fill_store(tenant, count))
 
-    asyncio.run(run())
+
+async def fill_store(tenant: str, count: int) -> None:
+    store = make_store(load(None, os.environ))
+    await store.open()
+    try:
+        documents = await put_many(store, count - 3, "alice", tenant=tenant)
+        await store.mark_seen(tenant, "alice", [documents[0].id])
+        await store.delete(tenant, "alice", [documents[-1].id])
+        carol = MailRecipient("carol", f"carol@{tenant}.test", now())
+        await owe(store, carol, tenant=tenant, content=f"content of {tenant}")
+        for job in await store.claim_mail(60.0, 10):
+            refused = RefusedMail("carol", carol.email, 550, f"no {tenant} here")
+            assert await store.settle_mail(job, MailOutcome(refused=(refused,)))
+        later = now() + timedelta(days=1)
+        owed = [MailRecipient(user, f"{user}@{tenant}.test", later) for user in ("bob", "frank")]
+        await owe(store, *owed, tenant=tenant)
+        await store.directory.note_users({(tenant, "dave"): now()})
+        await store.directory.sign_out(tenant, "erin", now())
+    finally:
+        await store.close()
+
+
+def traces(tenant: str) -> list[str]:
+    """What only a tenant had, after `fill`."""
+    return [tenant, f"carol@{tenant}.test", f"bob@{tenant}.test", f"content of {tenant}", f"no {tenant} here"]
 
 
 # -- tenants -------------------------------------------------------------------------------------------------
@@ -166,13 +186,13 @@ def test_tenant_list(command: Command) -> None:
 def test_a_removed_tenants_keys_are_revoked(command: Command) -> None:
     """Its data stays, which is said."""
     command.must("tenant", "add", "acme")
-    fill("acme", 2)
+    fill("acme", 4)
     outcome = command("tenant", "remove", "acme", "--yes")
     assert (outcome.code, outcome.out) == (0, "")
     assert "its data is still there" in outcome.err
     [key] = command.must("key", "list", "acme", "--all")
     assert key["revoked_at"] is not None
-    assert len(command.must("user", "known", "--tenant", "acme")) == 2
+    assert len(command.must("user", "known", "--tenant", "acme")) == 5
 
 
 @pytest.mark.parametrize("answer", ["n\n", "\n", "", "yes please\n"])
@@ -208,32 +228,74 @@ def test_the_tenant_default_cannot_be_removed(command: Command, options: list[st
     assert names(command.must("tenant", "list")) == ["default"]
 
 
-def test_erasing_leaves_nothing(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also of a tenant that was removed before; in steps, whose progress is told; the others keep what they have."""
+def test_erasing_leaves_nothing(
+    command: Command, settings: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No row of it, in steps, whose progress is told; the others keep what they have."""
     monkeypatch.setattr(access, "ERASED_PER_STEP", 3)
     for name in ("acme", "zoo"):
         command.must("tenant", "add", name)
         fill(name, 7)
-    command.must("tenant", "remove", "acme", "--yes")
+    everywhere = leftovers(settings, Path("data"), *traces("acme"))
+    others = leftovers(settings, Path("data"), *traces("zoo"))
+    assert len(everywhere) >= 5
     outcome = command("tenant", "remove", "acme", "--erase", "--yes")
-    assert outcome.code == 0
-    lines = outcome.err.splitlines()
-    assert lines[0] == "notification-server: 3 documents erased …"
-    assert lines[-1] == "notification-server: tenant acme is removed and erased (7 documents)"
+    assert (outcome.code, outcome.out) == (0, "")
+    waiting, first, *_, last = outcome.err.splitlines()
+    assert "waiting until every running server has heard" in waiting
+    assert first == "notification-server: 3 documents erased …"
+    assert last == "notification-server: tenant acme is removed and erased (7 documents)"
     assert "acme" not in names(command.must("tenant", "list", "--all"))
     assert command.must("key", "list", "--all")[0]["tenant"] == "zoo"
-    assert len(command.must("user", "known", "--tenant", "zoo")) == 2
+    assert leftovers(settings, Path("data"), *traces("acme")) == []
+    assert leftovers(settings, Path("data"), *traces("zoo")) == others
     command.must("tenant", "add", "acme")
     assert command.must("user", "known", "--tenant", "acme") == []
 
 
-def test_erasing_as_json(command: Command) -> None:
-    """Says how many documents were erased; null where none were to be."""
+def test_what_servers_store_until_they_hear_is_erased_too(
+    command: Command, settings: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is erased before they all had time to hear of the removal."""
     command.must("tenant", "add", "acme")
-    fill("acme", 2)
+    until_heard = access._until_heard
+
+    async def still_writing(removed_at: datetime) -> None:
+        await fill_store("acme", 5)
+        await until_heard(removed_at)
+
+    monkeypatch.setattr(access, "_until_heard", still_writing)
+    outcome = command("tenant", "remove", "acme", "--erase", "--yes", "--json")
+    assert outcome.json()["erased_documents"] == 5
+    assert "waiting until every running server has heard" in outcome.err
+    assert leftovers(settings, Path("data"), *traces("acme")) == []
+
+
+def test_what_was_removed_before_can_be_erased(
+    command: Command, settings: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also what is left of an erasing that was broken off; who heard long ago is not waited for."""
+    command.must("tenant", "add", "acme")
+    fill("acme", 7)
+    command.must("tenant", "remove", "acme", "--yes")
+    monkeypatch.setattr(access, "HEARD_AFTER", timedelta(0))
+    assert in_store(lambda directory: directory.erase_tenant("acme", 3)) == 3
+    outcome = command("tenant", "remove", "acme", "--erase", "--yes")
+    assert outcome.err.splitlines()[-1] == (
+        "notification-server: tenant acme is removed and erased (4 documents)"
+    )
+    assert "waiting" not in outcome.err
+    assert leftovers(settings, Path("data"), *traces("acme")) == []
+
+
+def test_erasing_as_json(command: Command) -> None:
+    """Says how many documents were erased, null where none were to be; the progress stands apart."""
+    command.must("tenant", "add", "acme")
+    fill("acme", 4)
     assert command.must("tenant", "remove", "acme", "--yes") == {"tenant": "acme", "erased_documents": None}
-    erased = command.must("tenant", "remove", "acme", "--yes", "--erase")
-    assert erased == {"tenant": "acme", "erased_documents": 2}
+    outcome = command("tenant", "remove", "acme", "--yes", "--erase", "--json")
+    assert outcome.json() == {"tenant": "acme", "erased_documents": 4}
+    assert "4 documents erased …" in outcome.err
 
 
 # -- keys ----------------------------------------------------------------------------------------------------

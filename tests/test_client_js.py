@@ -5,7 +5,9 @@ Where the order of frames matters that a server cannot be made to send, a script
 
 from __future__ import annotations
 
+import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,9 @@ import pytest
 from playwright.async_api import Browser, Page
 
 from server.assets import example_folder
+from tests.support.backends import add_key, known
 from tests.support.browser import sockjs_client_js
+from tests.support.jwt_keys import SECRET, claims, hs256
 from tests.support.pages import Pages
 from tests.support.running_server import RunningServer
 
@@ -36,7 +40,8 @@ CONNECT = """async ({ base, withSockJS, options }) => {
     const { FakeSocket, SockJS } = window;
     const constructor = FakeSocket ?? (withSockJS ? SockJS : undefined);
     window.inbox = new Notifications({
-        url: `${base}/notification`, login: "alice", password: "alice", SockJS: constructor, ...options });
+        url: `${base}/notification`, login: "alice", password: "alice", SockJS: constructor,
+        ...(window.fetchToken && { token: fetchToken }), ...options });
     window.events = [];
     for (const name of ["notification", "seen", "delete", "count", "state", "error"]) {
         inbox.on(name, (detail) => events.push([name, detail]));
@@ -98,9 +103,11 @@ async def online(pages: Pages, server: RunningServer, **options: Any) -> Page:
     return page
 
 
-async def scripted(pages: Pages, server: RunningServer) -> Page:
-    """A page in which a client is connecting over a `FakeSocket`, and time is the test's."""
+async def scripted(pages: Pages, server: RunningServer, first: str = "") -> Page:
+    """A page in which a client is connecting over a `FakeSocket`, and time is the test's. `first`: run before that."""
     page = await pages.bare(server.url)
+    if first:
+        await page.evaluate(first)
     await page.clock.install()
     await page.evaluate(FAKE_SOCKET)
     await page.evaluate("Math.random = () => 1")
@@ -617,3 +624,167 @@ async def test_nothing_of_an_old_connection(pages: Pages, server: RunningServer)
     await settle(page, "sockets[0].frame('notification', [doc(1)])")
     await settle(page, JOINED + "sockets[1].page([doc(2)], false)")
     assert await page.evaluate("[inbox.state, sockets.length, list.titles]") == ["online", 2, ["n2"]]
+
+
+# -- signing in by a token -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def trusting(tmp_path: Path) -> Iterator[RunningServer]:
+    """A server that believes the tokens signed with `SECRET`."""
+    with RunningServer(tmp_path, NOTIFY_JWT_SECRET=SECRET) as server:
+        yield server
+
+
+class Issuer:
+    """The page's own backend, which signs tokens of alice. They live for `life_s`; None: it has none to give."""
+
+    def __init__(self, life_s: float | None = 600) -> None:
+        self.life_s = life_s
+        self.asked = 0
+
+    async def open(self, pages: Pages, server: RunningServer, *, sockjs: bool = False) -> Page:
+        """A page in which a client is connecting that fetches its tokens here."""
+        page = await pages.bare(server.url)
+        await page.expose_function("fetchToken", self._sign)
+        if sockjs:
+            await page.add_script_tag(url=f"{server.url}/client/sockjs.min.js")
+        await page.evaluate(CONNECT, {"base": server.url, "withSockJS": sockjs, "options": {}})
+        return page
+
+    def _sign(self) -> str:
+        self.asked += 1
+        if self.life_s is None:
+            raise RuntimeError("nobody is signed in here")
+        return hs256(claims(exp=time.time() + self.life_s))
+
+
+async def states(page: Page) -> list[str]:
+    return [event["state"] for event in await events(page, "state")]
+
+
+@pytest.mark.parametrize("sockjs", [False, True])
+async def test_token(pages: Pages, trusting: RunningServer, sockjs: bool) -> None:
+    """A token is all that a page needs; a login beside it is not looked at."""
+    trusting.must_notify("alice", title="hello")
+    options = {"token": hs256(claims()), "login": "bob", "password": "bob"}
+    page = await online(pages, trusting, sockjs=sockjs, **options)
+    assert await titles(page) == ["hello"]
+
+
+async def test_token_that_has_ended(pages: Pages, trusting: RunningServer) -> None:
+    """Of a fixed token there is no newer one: the client stops, and says why."""
+    page = await connect(pages, trusting, token=hs256(claims(exp=claims()["iat"] - 60)))
+    await page.wait_for_function("inbox.state === 'closed'")
+    assert [error["code"] for error in await events(page, "error")] == ["token_expired"]
+    assert await states(page) == ["connecting", "closed"]
+
+
+@pytest.mark.parametrize("sockjs", [False, True])
+async def test_token_ends_while_online(pages: Pages, trusting: RunningServer, sockjs: bool) -> None:
+    """A new one is fetched and joined with at once; what comes all the while is there once, and told of once."""
+    issuer = Issuer(life_s=2)
+    sent: list[str] = []
+    page = await issuer.open(pages, trusting, sockjs=sockjs)
+    await page.wait_for_function("inbox.state === 'online'")
+    issuer.life_s = 600
+    joins = issuer.asked
+    while issuer.asked == joins or len(sent) < 5:
+        sent.append(str(len(sent)))
+        await asyncio.to_thread(trusting.must_notify, "alice", title=sent[-1])
+        await asyncio.sleep(0.02)
+    await page.wait_for_function("events.filter(([name, { state }]) => state === 'online').length === 2")
+    trusting.must_notify("alice", title="last")
+    await page.wait_for_function("inbox.items.some(({ title }) => title === 'last')")
+
+    assert issuer.asked == joins + 1
+    assert (await states(page))[-4:] == ["connecting", "online", "connecting", "online"]
+    assert await events(page, "error") == []
+    await page.wait_for_function("count => inbox.unseen === count", arg=len(sent) + 1)
+    while await page.evaluate("inbox.hasMore"):
+        await page.evaluate("inbox.content()")
+    assert await titles(page) == ["last", *reversed(sent)]
+    told = [event["notification"]["title"] for event in await events(page, "notification")]
+    assert len(told) == len(set(told))
+    # What the new list brought by itself needs no telling; what came before and after it does.
+    assert {sent[0], "last"} <= set(told)
+
+
+@pytest.mark.parametrize("sockjs", [False, True])
+async def test_signed_out_everywhere(pages: Pages, trusting: RunningServer, sockjs: bool) -> None:
+    """The client says so and stops: it fetches no new token, whatever happens."""
+    issuer = Issuer()
+    page = await issuer.open(pages, trusting, sockjs=sockjs)
+    await page.wait_for_function("inbox.state === 'online'")
+    assert (await asyncio.to_thread(trusting.run, "user", "sign-out", "alice")).returncode == 0
+    await page.wait_for_function("inbox.state === 'closed'")
+    await page.wait_for_function("events.some(([name]) => name === 'error')")
+    assert await events(page, "error") == [{"code": "signed_out", "message": "you were signed out"}]
+    await stays_closed(page)
+    assert issuer.asked == 1
+
+
+async def test_key_revoked(pages: Pages, server: RunningServer) -> None:
+    """Who joined by a token of the server ends with the key that it was made with."""
+    site = known(add_key(server, "default", "site", "listen"))
+    page = await online(pages, server, token=site.token("alice"))
+    server.must_run("key", "revoke", "default", "site")
+    await page.wait_for_function("inbox.state === 'closed'")
+    await page.wait_for_function("events.some(([name]) => name === 'error')")
+    assert await events(page, "error") == [{"code": "revoked", "message": "access has ended"}]
+    await stays_closed(page)
+
+
+async def stays_closed(page: Page) -> None:
+    """What would wake a client that waits does not wake it."""
+    await page.evaluate("window.dispatchEvent(new Event('online'))")
+    await page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    assert (await states(page))[-1] == await page.evaluate("inbox.state") == "closed"
+
+
+async def test_no_token_to_be_had(pages: Pages, trusting: RunningServer) -> None:
+    """A page whose backend has none tries again later, and is online when it has one."""
+    issuer = Issuer(life_s=None)
+    page = await issuer.open(pages, trusting)
+    await page.wait_for_function("events.filter(([name, { state }]) => state === 'waiting').length === 2")
+    assert all(event["retryInMs"] > 0 for event in await events(page, "state") if event["state"] == "waiting")
+    issuer.life_s = 600
+    await page.wait_for_function("inbox.state === 'online'")
+
+
+async def test_delays_without_a_token(pages: Pages, server: RunningServer) -> None:
+    """A function that rejects, throws or never answers, and one whose token has ended, lead to the next try, each time
+    later. An answer that comes too late is not used."""
+    page = await scripted(pages, server, "void (window.fetchToken = () => window.answer())")
+
+    async def next_try(answer: str, then: str = "") -> None:
+        await page.evaluate(f"void (window.answer = {answer})")
+        await settle(page, f"sockets.at(-1).onopen(); {then}")
+
+    async def waits(retry_ms: int) -> None:
+        assert (await events(page, "state"))[-1] == {"state": "waiting", "retryInMs": retry_ms}
+        assert await page.evaluate("sockets.at(-1).isClosed")
+        await page.clock.run_for(retry_ms)
+
+    await next_try("() => Promise.reject(new Error('no token'))")
+    await waits(1000)
+    await next_try("() => { throw new Error('no token'); }")
+    await waits(2000)
+    await next_try("() => new Promise((resolve) => (window.late = resolve))")
+    await page.clock.run_for(20_000)
+    await waits(4000)
+    assert await page.evaluate("sockets.flatMap(({ sent }) => sent)") == []
+    await next_try("() => 'old'", "late('late')")
+    assert await page.evaluate("sockets.at(-1).sent[0]") == {"name": "join", "data": {"token": "old"}}
+    await settle(page, "sockets.at(-1).frame('error', { code: 'token_expired', message: 'it has ended' })")
+    assert [error["code"] for error in await events(page, "error")] == ["token_expired"]
+    await waits(8000)
+    await next_try("() => Promise.resolve('new')")
+    await settle(page, JOINED.removeprefix("sockets.at(-1).onopen(); ") + "sockets.at(-1).page([], false)")
+    assert await page.evaluate("sockets.flatMap(({ sent }) => sent.map(({ data }) => data.token))") == [
+        "old",
+        None,
+        "new",
+        None,
+    ]
+    assert await page.evaluate("inbox.state") == "online"

@@ -107,6 +107,16 @@ async def test_a_tenant_sees_its_own(exposition: Exposition, view: View) -> None
     assert (b"notification_connections{" in text) == view.has_node
 
 
+async def test_a_tenant_alone_sees_no_empty_family(exposition: Exposition) -> None:
+    """That one is empty no more would tell it of others."""
+    text = (await exposition.text(ACME_ALONE, TextFormat.PLAIN)).decode()
+    families = list(parse_plain(text))
+    assert families
+    for family in families:
+        assert family.samples, family.name
+        assert {sample.labels.get("tenant") for sample in family.samples} == {"acme"}
+
+
 @pytest.mark.parametrize("view", [EVERYTHING, TOTALS, ACME, ACME_ALONE])
 async def test_both_formats_can_be_read_and_say_the_same(exposition: Exposition, view: View) -> None:
     """By Prometheus's own parsers, the strict one included; without the instants at which counters were made."""

@@ -13,10 +13,12 @@ from server import guessing as module
 from server.bus import THROTTLED
 from server.errors import AuthUnavailable, Busy, RateLimited
 from server.guessing import (
+    FREE_AT_ONCE,
     FREE_AT_PLACE,
     FREE_OF_LOGIN,
     FREE_OF_PAIR,
     HALF_LIFE_S,
+    IDLE_PER_CHECK,
     KNOWN_S,
     MAX_DELAY_S,
     MAX_HELD_AT_PLACE,
@@ -88,6 +90,53 @@ def guard() -> Iterator[Guard]:
 
 
 # -- what is slowed ------------------------------------------------------------------------------------------
+async def test_slowed_guesses_of_a_place_leave_most_of_the_time_to_others(guard: Guard) -> None:
+    """They are checked one after the other, and after each that was wrong there is a pause, as checks are dear."""
+    await guard.fail(FREE_AT_PLACE + 8, "anybody", CAFE)
+    guard.checked.clear()
+    guard.held = asyncio.Event()
+    first, second = guard.start("carol", CAFE), guard.start("dave", CAFE)
+    await guard.clock.turn(MAX_DELAY_S)
+    assert len(guard.checked) == 1
+    guard.clock.now += 2  # which the check takes
+    guard.held.set()
+    await guard.clock.settle()
+    assert first.done() != second.done()
+    assert len(guard.checked) == 1
+    await guard.clock.turn(IDLE_PER_CHECK * (2 + MAX_DELAY_S))
+    assert first.done() and second.done()
+    assert len(guard.checked) == 2
+
+
+async def test_attempts_of_a_place_with_some_failures_are_checked_one_by_one(guard: Guard) -> None:
+    """Before any of them has to wait for something else: there is not much guessed until then."""
+    guard.held = asyncio.Event()
+    guard.held.set()
+    for number in range(FREE_AT_ONCE):
+        assert await guard.now(f"user{number}", CAFE) is None
+    guard.held.clear()
+    guard.checked.clear()
+    attempts = [guard.start(f"new{number}", CAFE, RIGHT) for number in range(3)]
+    elsewhere = [guard.start(f"other{number}", HOME) for number in range(3)]
+    await guard.clock.settle()
+    assert [address for _, address, _ in guard.checked].count(CAFE) == 1
+    assert [address for _, address, _ in guard.checked].count(HOME) == 3
+    guard.held.set()
+    await asyncio.gather(*attempts, *elsewhere)
+
+
+async def test_a_slowed_login_that_was_right_keeps_nobody_waiting(guard: Guard) -> None:
+    """Only guesses are paid for."""
+    await guard.fail(FREE_AT_PLACE + 8, "anybody", CAFE)
+    guard.held = asyncio.Event()
+    first, second = guard.start("carol", CAFE, RIGHT), guard.start("dave", CAFE, RIGHT)
+    await guard.clock.turn(MAX_DELAY_S)
+    guard.clock.now += 2
+    guard.held.set()
+    await guard.clock.settle()
+    assert first.done() and second.done()
+
+
 async def test_a_few_mistakes_cost_nothing(guard: Guard) -> None:
     """Who mistypes now and then is never held up, and gets in; that clears it."""
     for _ in range(3):
@@ -301,12 +350,12 @@ async def test_a_burst_is_slowed_while_it_lasts(guard: Guard) -> None:
     guard.held.set()
     await guard.clock.settle()
     await guard.clock.settle()
-    assert len(guard.checked) < 2 * STRANGERS_AT_ONCE
+    assert len(guard.checked) < FREE_AT_PLACE + STRANGERS_AT_ONCE
     await guard.clock.turn(MAX_DELAY_S)
     outcomes = await asyncio.gather(*attempts, return_exceptions=True)
     refused = [each for each in outcomes if isinstance(each, RateLimited)]
     assert all(each is None for each in outcomes if each not in refused)
-    assert len(outcomes) - len(refused) < 2 * STRANGERS_AT_ONCE + MAX_HELD_AT_PLACE
+    assert len(outcomes) - len(refused) < FREE_AT_PLACE + STRANGERS_AT_ONCE + MAX_HELD_AT_PLACE
     assert all(0 < each.retry_after_s <= MAX_DELAY_S for each in refused)
 
 

@@ -210,6 +210,13 @@ async def test_health_has_the_shape_of_c2(node: Node) -> None:
     }
 
 
+async def test_health_counts_nobody_for_strangers_where_figures_are_not_public(node: Node) -> None:
+    """Or a tenant could count the others'."""
+    node.instruments.public_metrics = False
+    found = await node.json("/health", {})
+    assert found["websocket"] == {"active_connections": None, "total_unique_users": None}
+
+
 async def test_health_is_degraded_without_the_store(node: Node) -> None:
     """503, as in C2; a mail server that is away is shown only."""
     node.failure["mail"] = Trouble("mail does not go out")

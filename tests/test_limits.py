@@ -13,7 +13,17 @@ from server.bus import THROTTLED
 from server.callers import Caller
 from server.config.schema import Limits as LimitSettings
 from server.grants import Grant, Scope
-from server.limits import Limits, OverRate, TooManyConnections, address_key, headers, retry_after
+from server.limits import (
+    BYTES_PER_COMMAND,
+    MAX_REFUSAL_DELAY_S,
+    REFUSALS_PER_ADDRESS,
+    Limits,
+    OverRate,
+    TooManyConnections,
+    address_key,
+    headers,
+    refusal_headers,
+)
 from server.rates import Rate, TokenBucket
 from tests.support.clock import Clock
 
@@ -27,6 +37,7 @@ SETTINGS = LimitSettings(
     requests_per_address=Rate(2, 20.0),
     connects_per_address=Rate(5, 10.0),
     commands_per_user=Rate(6, 6.0),
+    commands_per_address=Rate(5, 10.0),
     commands_per_connection=Rate(4, 8.0),
     connections_per_user=2,
     connections_per_address=3,
@@ -37,6 +48,7 @@ OFF = replace(
     requests_per_address=None,
     connects_per_address=None,
     commands_per_user=None,
+    commands_per_address=None,
     commands_per_connection=None,
 )
 
@@ -143,7 +155,7 @@ def test_a_refusal_says_when_to_come_back(limits: Limits, clock: Clock) -> None:
     with pytest.raises(OverRate) as refused:
         limits.check_request(None, THERE)
     assert (refused.value.code, refused.value.http_status) == ("rate_limited", 429)
-    assert retry_after(refused.value) == "10"
+    assert refusal_headers(refused.value)["Retry-After"] == "10"
     clock.now += 10
     assert requests(limits, None, THERE, 2) == 1
 
@@ -170,10 +182,36 @@ def test_a_refusal_carries_the_headers_too(limits: Limits) -> None:
     requests(limits, None, THERE)
     with pytest.raises(OverRate) as refused:
         limits.check_request(None, THERE)
-    assert headers(refused.value.allowance) == {
+    assert refusal_headers(refused.value) == {
+        "Retry-After": "10",
         "RateLimit-Policy": '"requests_per_address";q=2;w=20',
         "RateLimit": '"requests_per_address";r=0;t=20',
     }
+
+
+def test_who_has_too_many_connections_is_told_how_many_there_may_be(limits: Limits) -> None:
+    """A quota of what there is at once, not within a window."""
+    for _ in range(3):
+        limits.opened(THERE)
+    with pytest.raises(TooManyConnections) as refused:
+        limits.may_connect(THERE)
+    fields = refusal_headers(refused.value)
+    assert fields == {
+        "Retry-After": "10",
+        "RateLimit-Policy": '"connections_per_address";q=3;qu="concurrent-requests"',
+        "RateLimit": '"connections_per_address";r=0;t=10',
+    }
+
+
+def test_refusals_of_an_address_wait_for_each_other(limits: Limits, clock: Clock) -> None:
+    """However many connections it asks over, it gets so many answers a second; nobody waits for it."""
+    quota = REFUSALS_PER_ADDRESS.quota
+    assert [limits.refusal_delay_s(THERE, 0.0) for _ in range(quota)] == [0.0] * quota
+    assert [limits.refusal_delay_s(THERE, 0.0) for _ in range(2)] == pytest.approx([1 / quota, 2 / quota])
+    assert limits.refusal_delay_s(ELSEWHERE, 0.0) == limits.refusal_delay_s(HERE, 0.0) == 0
+    assert max(limits.refusal_delay_s(THERE, 1.0) for _ in range(10_000)) == MAX_REFUSAL_DELAY_S
+    clock.now += 1000
+    assert 0.5 <= limits.refusal_delay_s(THERE, 1.0) <= 1.5
 
 
 def test_where_there_is_no_limit_there_are_no_headers(limits: Limits, clock: Clock) -> None:
@@ -196,41 +234,78 @@ def test_a_window_is_never_called_zero(clock: Clock) -> None:
 def test_commands_of_a_connection_wait(limits: Limits, throttled: Throttled) -> None:
     """Beyond the burst each waits for its turn; the first that waits is told of, and each after it."""
     bucket = TokenBucket()
-    assert [limits.pace(bucket, None) for _ in range(6)] == pytest.approx([0, 0, 0, 0, 2, 4])
+    assert [limits.pace(bucket, HERE, None) for _ in range(6)] == pytest.approx([0, 0, 0, 0, 2, 4])
     assert throttled.limits == ["commands_per_connection"] * 2
 
 
 def test_commands_of_a_user_wait(limits: Limits, throttled: Throttled) -> None:
     """Over all their connections, and nobody else's."""
     first, second = TokenBucket(), TokenBucket()
-    assert [limits.pace(first, ROOM) for _ in range(4)] == [0] * 4
-    assert [limits.pace(second, ROOM) for _ in range(3)] == pytest.approx([0, 0, 1])
+    assert [limits.pace(first, HERE, ROOM) for _ in range(4)] == [0] * 4
+    assert [limits.pace(second, HERE, ROOM) for _ in range(3)] == pytest.approx([0, 0, 1])
     assert throttled.limits == ["commands_per_user"]
-    assert limits.pace(TokenBucket(), ("tenant", "bob")) == 0
-    assert limits.pace(TokenBucket(), ("other", "ada")) == 0
+    assert limits.pace(TokenBucket(), HERE, ("tenant", "bob")) == 0
+    assert limits.pace(TokenBucket(), HERE, ("other", "ada")) == 0
+
+
+def test_commands_of_an_address_wait(limits: Limits, throttled: Throttled) -> None:
+    """Over all its connections, of users and of nobody; those of this machine do not."""
+    assert [limits.pace(TokenBucket(), THERE, None) for _ in range(6)] == pytest.approx([0] * 5 + [2])
+    assert throttled.limits == ["commands_per_address"]
+    assert limits.pace(TokenBucket(), ELSEWHERE, None) == 0
+    assert [limits.pace(TokenBucket(), HERE, None) for _ in range(6)] == [0] * 6
+
+
+def test_a_join_is_a_command_of_the_user_it_makes(limits: Limits, throttled: Throttled) -> None:
+    """Else who joins again and again, each time on a new connection, would not be held up."""
+    assert [limits.pace_join(ROOM) for _ in range(7)] == pytest.approx([0] * 6 + [1])
+    assert throttled.limits == ["commands_per_user"]
+
+
+def test_large_messages_count_as_several_commands(limits: Limits) -> None:
+    """One more for each full portion."""
+    bucket = TokenBucket()
+    assert limits.pace(bucket, HERE, None, BYTES_PER_COMMAND - 1) == 0
+    assert limits.pace(bucket, HERE, None, 2 * BYTES_PER_COMMAND) == 0
+    assert limits.pace(bucket, HERE, None, 2 * BYTES_PER_COMMAND) == pytest.approx(6)
+
+
+def test_the_next_command_waits_for_a_large_answer(limits: Limits, throttled: Throttled) -> None:
+    """At its connection, its address and its user; a small one is part of its command."""
+    bucket = TokenBucket()
+    limits.charge(bucket, THERE, ROOM, 100 * (BYTES_PER_COMMAND - 1))
+    assert limits.pace(bucket, HERE, None) > 0
+    assert limits.pace(TokenBucket(), THERE, None) > 0
+    assert limits.pace(TokenBucket(), HERE, ROOM) > 0
+    assert throttled.limits == ["commands_per_connection", "commands_per_address", "commands_per_user"]
+    other, user = TokenBucket(), ("tenant", "bob")
+    for _ in range(100):
+        limits.charge(other, ELSEWHERE, user, BYTES_PER_COMMAND - 1)
+    assert limits.pace(other, ELSEWHERE, user) == 0
 
 
 def test_a_user_is_remembered_only_while_something_is_used_up(limits: Limits, clock: Clock) -> None:
     """A user who sends a command now and then costs no memory in between."""
     for number in range(100):
-        limits.pace(TokenBucket(), ("tenant", f"user {number}"))
+        limits.pace(TokenBucket(), HERE, ("tenant", f"user {number}"))
     clock.now += 100
-    limits.pace(TokenBucket(), ROOM)
+    limits.pace(TokenBucket(), HERE, ROOM)
     assert len(limits._user_commands) == 1
 
 
 def test_frames_wait_where_they_are_too_many_for_commands(limits: Limits, throttled: Throttled) -> None:
     """Pings are no commands, and not free."""
     bucket = TokenBucket()
-    assert [limits.pace_frame(bucket) for _ in range(9)] == pytest.approx([0] * 8 + [1])
-    assert throttled.limits == ["commands_per_connection"]
+    assert [limits.pace_frame(bucket, HERE) for _ in range(9)] == pytest.approx([0] * 8 + [1])
+    assert [limits.pace_frame(TokenBucket(), THERE) for _ in range(11)] == pytest.approx([0] * 10 + [1])
+    assert throttled.limits == ["commands_per_connection", "commands_per_address"]
 
 
 def test_limits_that_are_off_hold_nobody_up(clock: Clock) -> None:
     """Each of them can be."""
     limits, bucket = Limits(OFF, clock), TokenBucket()
-    assert {limits.pace(bucket, ROOM) for _ in range(1000)} == {0}
-    assert {limits.pace_frame(bucket) for _ in range(1000)} == {0}
+    assert {limits.pace(bucket, THERE, ROOM) for _ in range(1000)} == {0}
+    assert {limits.pace_frame(bucket, HERE) for _ in range(1000)} == {0}
     assert requests(limits, grant(), THERE, 1000) == requests(limits, None, THERE, 1000) == 1000
     for _ in range(1000):
         limits.may_connect(THERE)
@@ -339,9 +414,9 @@ def test_other_settings_count_at_once(limits: Limits) -> None:
     with pytest.raises(OverRate):
         limits.may_connect(THERE)
     bucket = TokenBucket()
-    assert [limits.pace(bucket, None) for _ in range(3)] == pytest.approx([0, 0, 4])
-    assert [limits.pace(TokenBucket(), ROOM) for _ in range(2)] == pytest.approx([0, 6])
-    assert [limits.pace_frame(TokenBucket()) for _ in range(3)] == [0] * 3
+    assert [limits.pace(bucket, HERE, None) for _ in range(3)] == pytest.approx([0, 0, 4])
+    assert [limits.pace(TokenBucket(), HERE, ROOM) for _ in range(2)] == pytest.approx([0, 6])
+    assert [limits.pace_frame(TokenBucket(), HERE) for _ in range(3)] == [0] * 3
     with pytest.raises(TooManyConnections):
         limits.join_user(ROOM)
     limits.opened(ELSEWHERE)

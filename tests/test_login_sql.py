@@ -22,6 +22,7 @@ from server.logins.sql import SQLLoginMethod
 from server.passwords import DECOY, PasswordChecks, hash_password
 from tests.support.mariadb import MariaDB
 from tests.support.postgres import Postgres
+from tests.support.processes import wait_until
 from tests.support.servers import DatabaseServer
 from tests.support.user_databases import USERS, MariaDBUsers, PostgresUsers, SQLiteUsers, UserDatabase
 
@@ -66,9 +67,13 @@ class Methods:
             await method.close()
         self.checks.close()
         # aiosqlite's thread of a connection that failed ends by itself, and wants to tell the loop.
-        for thread in threading.enumerate():
-            if "_connection_worker_thread" in thread.name:
-                await asyncio.to_thread(thread.join)
+        for thread in workers():
+            await asyncio.to_thread(thread.join)
+
+
+def workers() -> list[threading.Thread]:
+    """Those of aiosqlite, one for each connection."""
+    return [thread for thread in threading.enumerate() if "_connection_worker_thread" in thread.name]
 
 
 @pytest.fixture
@@ -547,6 +552,48 @@ async def test_closing_ends_what_is_waiting(database: UserDatabase, methods: Met
         await method.close()
         with pytest.raises(AuthUnavailable):
             await waiting
+
+
+async def test_closing_leaves_no_connection(database: UserDatabase, methods: Methods) -> None:
+    """Nor does who comes after it make one; closing twice is closing once."""
+    database.run(USERS)
+    method = methods(database.settings(connections=3))
+    await asyncio.gather(*(sign_in(method, "alice", "wonderland") for _ in range(10)))
+    assert database.connections() == 3
+    await method.close()
+    with pytest.raises(AuthUnavailable):
+        await sign_in(method, "alice", "wonderland")
+    await method.close()
+    await asyncio.to_thread(wait_until, lambda: database.connections() == 0, "the connections ending")
+    assert workers() == []
+
+
+async def _error(task: asyncio.Task[Proof | None]) -> BaseException | None:
+    await asyncio.wait({task})
+    return task.exception()
+
+
+@pytest.mark.parametrize("has_connected", [True, False])
+async def test_closing_in_the_middle_leaves_no_connection(
+    database: UserDatabase, methods: Methods, has_connected: bool
+) -> None:
+    """Of those that wait for an answer, and of those that are only being made."""
+    database.run(USERS)
+    method = methods(database.settings(connections=3, timeout_s=1))
+    if has_connected:
+        await asyncio.gather(*(sign_in(method, "alice", "wonderland") for _ in range(10)))
+    async with database.locked():
+        waiting = [asyncio.create_task(sign_in(method, "alice", "wonderland")) for _ in range(10)]
+        await asyncio.sleep(0.1 if has_connected else 0)
+        await method.close()
+        assert {type(await _error(each)) for each in waiting} == {AuthUnavailable}
+        # Their tracebacks hold on to cursors, and those to SQLite's connections.
+        waiting.clear()
+        if database.kind != "sqlite":
+            # That of who holds the lock is left. (SQLite keeps all files open while one of the process is locked.)
+            await asyncio.to_thread(wait_until, lambda: database.connections() == 1, "the others ending")
+    await asyncio.to_thread(wait_until, lambda: workers() == [], "the threads ending")
+    await asyncio.to_thread(wait_until, lambda: database.connections() == 0, "the files being closed")
 
 
 @pytest.mark.servers

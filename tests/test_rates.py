@@ -104,6 +104,14 @@ def test_an_allowance_says_what_is_left(clock: Clock) -> None:
     assert refused.retry_after_s == pytest.approx(10)
 
 
+def test_what_is_dear_takes_several_tokens(clock: Clock) -> None:
+    """More than there are is waited for."""
+    rate = Rate(4, 8.0)
+    bucket, buckets = TokenBucket(), Buckets("limit", rate, clock)
+    assert [bucket.reserve(rate, clock.now, tokens) for tokens in (1, 3, 2)] == pytest.approx([0, 0, 4])
+    assert [buckets.reserve("key", tokens) for tokens in (1, 3, 2)] == pytest.approx([0, 0, 4])
+
+
 def test_keys_do_not_share(clock: Clock) -> None:
     """Each has a bucket of its own."""
     buckets = Buckets("limit", Rate(2, 10.0), clock)

@@ -396,6 +396,20 @@ async def test_nothing_used_is_forgotten_while_the_store_is_away(node: Node) -> 
     assert key.last_used_at == node.clock.at - SECOND
 
 
+async def test_users_of_a_removed_tenant_are_not_written_down(node: Node) -> None:
+    """Else they would be there after it was erased, and belong to the next tenant of its name."""
+    await add_tenant(node.other, "acme")
+    async with running(node):
+        await node.changed()
+        node.tenants.note_user("acme", "alice")
+        node.tenants.note_user(*ALICE)
+        await node.other.remove_tenant("acme", now())
+        await node.changed()
+    await node.tenants.write_down()
+    assert await node.other.users("acme", after=None, limit=10) == []
+    assert len(await node.other.users(DEFAULT_TENANT, after=None, limit=10)) == 1
+
+
 async def test_writing_down_nothing_asks_nothing(node: Node) -> None:
     """A quiet server writes nothing."""
     node.directory.calls.clear()

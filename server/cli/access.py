@@ -45,7 +45,8 @@ ERASED_PER_STEP = 5000
 """Documents: a running server waits for no longer than this takes."""
 
 HEARD_AFTER = timedelta(seconds=2)
-"""By then every running server knows that a tenant is removed: they ask several times a second."""
+"""By then every running server knows that a tenant is removed, as they ask several times a second, and what they were
+storing for it is stored."""
 
 OLD_SECRET_KEPT = timedelta(days=30)
 """The longest life that config allows a token: so long the secret before is good for checking."""
@@ -170,13 +171,21 @@ async def _remove(directory: Directory, name: str, erases: bool) -> int | None:
         await directory.remove_tenant(name, removed_at)
     if not erases:
         return None
-    # What a server that has not heard yet stores for the tenant would come after the erasing, and stay.
-    await asyncio.sleep(min(HEARD_AFTER, removed_at + HEARD_AFTER - now()).total_seconds())
+    await _until_heard(removed_at)
     total = 0
     while erased := await directory.erase_tenant(name, ERASED_PER_STEP):
         total += erased
         say(f"{total} documents erased …")
     return total
+
+
+async def _until_heard(removed_at: datetime) -> None:
+    """Return when running servers know that the tenant was removed: what one that does not know stores for it would
+    come after the erasing, and stay."""
+    left = min(HEARD_AFTER, removed_at + HEARD_AFTER - now())
+    if left > timedelta(0):
+        say("waiting until every running server has heard of the removal …")
+        await asyncio.sleep(left.total_seconds())
 
 
 # -- keys ----------------------------------------------------------------------------------------------------

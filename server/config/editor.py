@@ -26,7 +26,7 @@ def can_be_key(name: str) -> bool:
 
 def put(path: Path, section: str, key: str, value: str) -> None:
     """Set `key` of `[section]`: in place of the line that sets it, else as the last line of the section, else
-    in a new section at the end. The file is replaced at once, with its mode, or not at all. Raises
+    in a new section at the end. The file is replaced at once, with its owner and mode, or not at all. Raises
     InvalidConfig if it cannot be.
     """
     before = read_file(path)
@@ -113,7 +113,10 @@ def _replace_file(path: Path, text: str) -> None:
         with open(handle, "w", encoding="utf-8", newline="") as file:
             file.write(text)
             file.flush()
-            os.fchmod(file.fileno(), path.stat().st_mode & 0o7777)
+            before = path.stat()
+            # The server may have read it by its group, and an administrator is not its user.
+            os.fchown(file.fileno(), before.st_uid, before.st_gid)
+            os.fchmod(file.fileno(), before.st_mode & 0o7777)
             os.fsync(file.fileno())
         os.replace(name, path)
     except BaseException:

@@ -171,9 +171,11 @@ class Limits:
     # Requests of one address that publish or manage, beside those of this machine. Those with a key count there.
     requests_per_address: Rate | None = setting(Rate(600, 60), values.RATE, live=True)
     # New connections and SockJS sessions of one address. An office behind one address comes back at once after a cut.
-    connects_per_address: Rate | None = setting(Rate(2000, 10), values.RATE, live=True)
-    # Commands of one user, over all connections, and of one connection. Faster ones wait, they are not refused.
-    commands_per_user: Rate | None = setting(Rate(1000, 10), values.RATE, live=True)
+    connects_per_address: Rate | None = setting(Rate(2000, 30), values.RATE, live=True)
+    # Commands of one user and of one address, over all connections, and of one connection. Faster ones wait, they are
+    # not refused. Each 16 KiB of a message or an answer count as one more.
+    commands_per_user: Rate | None = setting(Rate(500, 10), values.RATE, live=True)
+    commands_per_address: Rate | None = setting(Rate(2000, 10), values.RATE, live=True)
     commands_per_connection: Rate | None = setting(Rate(300, 10), values.RATE, live=True)
     # Connections open at once. Behind a proxy that trusted_proxies does not name, all have one address.
     connections_per_user: int = setting(100, values.integer(1, 1_000_000), live=True)

@@ -3,6 +3,8 @@ answered (RFC 9457)."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import logging
 import sys
@@ -16,12 +18,12 @@ from tornado.iostream import SSLIOStream, StreamClosedError
 from tornado.web import RequestHandler, stream_request_body
 
 from server import request_id
-from server.bus import REFUSED, tell
+from server.bus import REFUSED, THROTTLED, tell
 from server.callers import Caller
 from server.certificates import Subject, subject_of
 from server.errors import InvalidInput, NoCredentials, RateLimited, Refused, ServerError, TooLarge
 from server.grants import Grant, Scope
-from server.limits import Limits, OverRate, headers, retry_after
+from server.limits import Limits, OverRate, headers, refusal_headers
 from server.publishers import Presented, Publishers
 from server.rates import Allowance
 
@@ -29,6 +31,10 @@ logger = logging.getLogger(__name__)
 
 RETRY_AFTER_S = 2
 """What a caller is told to wait before it tries again, where nothing more exact is known."""
+
+
+UNWANTED_BYTES = 16 * 1024 * 1024
+"""Of a body that are read after its request has been refused, so that the answer arrives; then the connection ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +62,11 @@ class DoorHandler(RequestHandler):
     def initialize(self, gate: Gate) -> None:
         self._gate = gate
         self._body = bytearray()
+        # what may still come of the body of a request that has been answered; None: it has not
+        self._unwanted: int | None = None
         self._tenant: str | None = None
+        # that the caller has gone away, while its refusal is held back
+        self._gone: asyncio.Event | None = None
         self.received_at = time.monotonic()
 
     def set_default_headers(self) -> None:
@@ -74,23 +84,27 @@ class DoorHandler(RequestHandler):
             self._check_size(int(declared) if declared.isascii() and declared.isdigit() else 0)
             await self.check_early()
         except ServerError as error:
-            self.refuse(error)
+            self._refuse_early(error)
 
     async def check_early(self) -> None:
         """Refuse, before the body is read, whom it could not help. Raises `ServerError`."""
 
     def data_received(self, chunk: bytes) -> None:
-        if self._finished:
+        if self._unwanted is not None:
+            self._unwanted -= len(chunk)
+            if self._unwanted < 0 and not self._finished:
+                self.finish()
             return
         self._body += chunk
         try:
             self._check_size(len(self._body))
         except TooLarge as error:
-            self.refuse(error)
+            self._body.clear()
+            self._refuse_early(error)
 
     def _check_size(self, size: int) -> None:
         if size > self.max_body_bytes:
-            raise TooLarge("", f"the body is over the {self.max_body_bytes} bytes allowed")
+            raise TooLarge("", f"the body is over the {self.max_body_bytes} bytes allowed", "body_bytes")
 
     # -- who is calling --------------------------------------------------------------------------------------
     @property
@@ -103,21 +117,39 @@ class DoorHandler(RequestHandler):
 
     async def admit(self, presented: Presented) -> Grant:
         """Who is calling, if they may, and have not been too often. Raises `ServerError`."""
-        caller = self.caller
-        try:
-            grant = await self._gate.publishers.identify(presented, caller)
-        except Refused:
-            # Guessing keys is hopeless, but not free for us.
-            self._count(None, caller)
-            raise
+        grant = await self.identify(presented)
         self._tenant = grant.tenant
-        self._count(grant, caller)
+        await self._count(grant)
         if not grant.allows(self.scope):
             raise Refused(f"this credential has not the scope {self.scope}")
         return grant
 
-    def _count(self, grant: Grant | None, caller: Caller) -> None:
-        self._tell_allowance(self._gate.limits.check_request(grant, caller))
+    async def identify(self, presented: Presented) -> Grant:
+        """Who is calling. Raises `ServerError`; only who is refused is counted."""
+        try:
+            return await self._gate.publishers.identify(presented, self.caller)
+        except Refused:
+            # Guessing keys is hopeless, but not free for us.
+            await self._count(None)
+            raise
+
+    async def _count(self, grant: Grant | None) -> None:
+        try:
+            self._tell_allowance(self._gate.limits.check_request(grant, self.caller))
+        except OverRate:
+            await self._hold_back()
+            raise
+
+    async def _hold_back(self) -> None:
+        """Wait with a refusal, as long as the caller waits for it."""
+        self._gone = asyncio.Event()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._gate.limits.refusal_delay_s(self.caller)):
+                await self._gone.wait()
+
+    def on_connection_close(self) -> None:
+        if self._gone is not None:
+            self._gone.set()
 
     def _tell_allowance(self, allowance: Allowance) -> None:
         for name, value in headers(allowance).items():
@@ -148,10 +180,9 @@ class DoorHandler(RequestHandler):
         self.set_header("Content-Type", "application/problem+json")
         if isinstance(error, NoCredentials):
             self.set_header("WWW-Authenticate", "Api-Key")  # RFC 9110 section 11.6.1
-        if isinstance(error, OverRate):
-            self._tell_allowance(error.allowance)
         if isinstance(error, RateLimited):
-            self.set_header("Retry-After", retry_after(error))
+            for name, value in refusal_headers(error).items():
+                self.set_header(name, value)
         elif error.retryable:
             self.set_header("Retry-After", str(RETRY_AFTER_S))
         self.note_refusal(error)
@@ -171,7 +202,11 @@ class DoorHandler(RequestHandler):
     def _methods(self) -> list[str]:
         """Those that this door has."""
         named = {name: name.lower() for name in self.SUPPORTED_METHODS}
-        return [name for name, own in named.items() if getattr(type(self), own) is not getattr(RequestHandler, own)]
+        return [
+            name
+            for name, own in named.items()
+            if getattr(type(self), own) is not getattr(RequestHandler, own)
+        ]
 
     def problem(self, error: ServerError) -> dict[str, Any]:
         """The body that says what is wrong. A door whose contract has another one puts that beside it."""
@@ -191,12 +226,34 @@ class DoorHandler(RequestHandler):
         """Log and count it."""
         logger.info("refused %s at %s: %s", self.request.method, self.door, error.code)
         tell(REFUSED, self._gate, door=self.door, code=error.code, tenant=self._tenant)
+        if isinstance(error, TooLarge) and error.limit:
+            tell(THROTTLED, self._gate, limit=error.limit)
+
+    def _refuse_early(self, error: ServerError) -> None:
+        """Refuse while the body may be on its way. If the connection were closed now, it would be reset, and whoever is
+        still sending, as proxies are, might never see the answer (RFC 9112 section 9.6)."""
+        has_body = "Content-Length" in self.request.headers or "Transfer-Encoding" in self.request.headers
+        # Who asks first will not send it.
+        if has_body and "Expect" not in self.request.headers:
+            self._unwanted = UNWANTED_BYTES
+        self.refuse(error)
 
     def _finish(self, text: str) -> None:
         try:
-            self.finish(text)
+            if self._unwanted is None:
+                self.finish(text)
+            else:
+                self._answer_ahead(text)
         except StreamClosedError:
             logger.debug("the caller did not wait for the answer")
+
+    def _answer_ahead(self, text: str) -> None:
+        """Answer completely; the request ends when its body has been read."""
+        self.set_header("Content-Length", str(len(text.encode())))
+        self.write(text)
+        self.flush()
+        # What Tornado calls then has nothing left to do.
+        setattr(self, (self.request.method or "").lower(), lambda *_: None)
 
 
 def presented(request: HTTPServerRequest, apikey: str | None = None) -> Presented:

@@ -25,7 +25,8 @@ class DeliveriesHandler(DoorHandler):
 
     async def get(self, nid: str) -> None:
         """`{"id", "deliveries": [{"user_id", "status", "sent_at", "delivered_at"}], "next"}`, in the order of the
-        users' ids; `failed` comes with a `reason`. `next` is what `after` must be for the next page, null if there is none."""
+        users' ids; `failed` comes with a `reason`. `next` is what `after` must be for the next page, null if there is
+        none."""
         try:
             grant = await self.admit(self.presented())
             if not is_id(nid):

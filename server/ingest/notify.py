@@ -50,9 +50,8 @@ class NotifyHandler(DoorHandler):
 
     async def check_early(self) -> None:
         # A key may stand in the body, if there is any; else it is not worth reading.
-        publishers = self._gate.publishers
-        if not publishers.takes_fields:
-            await publishers.identify(self.presented(self._query_key()), self.caller)
+        if not self._gate.publishers.takes_fields:
+            await self.identify(self.presented(self._query_key()))
 
     async def post(self) -> None:
         """Publish. The answer means: stored, and the mail that is owed with it."""

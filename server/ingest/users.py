@@ -9,10 +9,11 @@ from datetime import datetime
 from typing import Any
 
 from server import claims
-from server.errors import InvalidInput, Refused, ServerError
-from server.grants import Scope
+from server.errors import BadCredentials, InvalidInput, NoCredentials, Refused, ServerError
+from server.grants import Grant, Scope
 from server.ingest.base import DoorHandler, Gate
 from server.messages import now
+from server.publishers import Presented
 from server.tenants import Tenants
 
 logger = logging.getLogger(__name__)
@@ -34,6 +35,18 @@ class _UserHandler(DoorHandler):
     def initialize(self, gate: Gate, doors: UserDoors) -> None:  # type: ignore[override]  # what the route holds
         super().initialize(gate)
         self._doors = doors
+
+    async def admit(self, presented: Presented) -> Grant:
+        """As `DoorHandler.admit`. Being on this machine is no credential here."""
+        try:
+            return await super().admit(presented)
+        except Refused as error:
+            if presented.is_nothing and not isinstance(error, BadCredentials):
+                raise NoCredentials(
+                    f"a key with the scope {self.scope} is needed: make one with `notification-server key add`, and"
+                    " send it as `Authorization: Api-Key …`"
+                ) from None
+            raise
 
 
 class TokensHandler(_UserHandler):

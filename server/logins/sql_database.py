@@ -28,6 +28,9 @@ _LEAVE_S = 1.0
 # MySQL's driver logs what its server warns of, and that may be a password ("Truncated incorrect DECIMAL value: …").
 logging.getLogger("asyncmy").setLevel(logging.CRITICAL)
 
+# It logs each connection that breaks, with a traceback; that the database is away is said here, once.
+logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
+
 # MySQL's errors about a text that the column's character set does not have: nobody has such a login.
 _FOREIGN_TEXT = {1267, 1270, 1271, 1300, 1366, 3854, 3988}
 
@@ -53,7 +56,10 @@ class UserDatabase:
         """At most two rows that the database holds to be of this login (and of this password, if it is the one to
         compare them). Each has `id`, `login` and `password` as text, and `tenant` if there is such a field; any may be
         None. A text that the database cannot hold is nobody's. Raises `Busy` when too many wait already,
-        `AuthUnavailable`."""
+        `AuthUnavailable`, also once closed."""
+        if self._is_closed:
+            # It would connect anew, and nobody would end that.
+            raise self._unavailable("it is closed")
         if len(self._questions) >= self._max_questions:
             raise Busy("too many sign-ins at this moment; try again")
         try:
@@ -71,7 +77,7 @@ class UserDatabase:
         return rows
 
     async def close(self) -> None:
-        """End what is being asked, and the connections."""
+        """End what is being asked, and the connections. Idempotent."""
         self._is_closed = True
         questions = list(self._questions)
         for question in questions:

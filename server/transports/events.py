@@ -26,7 +26,7 @@ from server.callers import Caller
 from server.dialects import StreamDialect
 from server.errors import BadCredentials, NoCredentials, RateLimited, Refused, ServerError, TokenExpired
 from server.feed import StreamFeed
-from server.limits import retry_after
+from server.limits import refusal_headers
 from server.messages import now
 from server.rooms import SignIn
 from server.transports import connections, cors
@@ -167,7 +167,8 @@ class EventsRequest(FeedRequest):
             why = "" if isinstance(error, NoCredentials) else ', error="invalid_token"'
             self.set_header("WWW-Authenticate", f'Bearer realm="notifications"{why}')
         if isinstance(error, RateLimited):
-            self.set_header("Retry-After", retry_after(error))
+            for name, value in refusal_headers(error).items():
+                self.set_header(name, value)
         self._answer_problem(status, error.code, str(error))
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:

@@ -17,7 +17,7 @@ from server.callers import Caller
 from server.commands import MAX_TOKEN_CHARS, JoinByToken
 from server.errors import BadCredentials, NoCredentials, RateLimited, Refused, ServerError
 from server.feed import Feed, FeedServices
-from server.limits import retry_after
+from server.limits import refusal_headers
 from server.publishers import Publishers
 from server.rooms import Connection
 from server.transports.connections import ClientSession
@@ -69,8 +69,9 @@ class FeedRequest(RequestHandler):
             self.identity = await self.who()
         except ServerError as error:
             if isinstance(error, RateLimited):
-                await asyncio.sleep(REFUSAL_DELAY_S)
-                self.set_header("Retry-After", retry_after(error))
+                await asyncio.sleep(self.connections.admission.refusal_delay_s(self.caller, REFUSAL_DELAY_S))
+                for name, value in refusal_headers(error).items():
+                    self.set_header(name, value)
             tell(REFUSED, self.doors, door=self.door, code=error.code, tenant=None)
             self.refuse(error)
 

@@ -30,13 +30,16 @@ class Admission(Protocol):
     def may_connect(self, caller: Caller) -> None:
         """Raises `RateLimited`."""
 
+    def refusal_delay_s(self, caller: Caller, about_s: float) -> float:
+        """How long to hold back the answer to who may not."""
+
     def opened(self, caller: Caller) -> None:
         """A connection of this caller is open."""
 
     def closed(self, caller: Caller) -> None:
         """It is over. Called once for each."""
 
-    def pace_frame(self, connection: TokenBucket) -> float:
+    def pace_frame(self, connection: TokenBucket, caller: Caller) -> float:
         """Count what a client sent; how many seconds to wait before more is read of it."""
 
 

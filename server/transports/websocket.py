@@ -16,7 +16,7 @@ from server.callers import Caller
 from server.rates import TokenBucket
 from server.transports.connections import ClientSession, StreamedConnection, tune_socket
 from server.transports.registry import Connections
-from server.wire import CloseReason
+from server.wire import TOO_BIG, CloseReason
 
 if TYPE_CHECKING:
     from server.rooms import Connection
@@ -53,6 +53,11 @@ class PacedProtocol(WebSocketProtocol13):
         """Whether a part of a message has come, and not all. Tornado has no public name for it."""
         return self._fragmented_message_buffer is not None
 
+    def close(self, code: int | None = None, reason: str | None = None) -> None:
+        if code == TOO_BIG.code:
+            self.handler.connection.end_too_big()
+        super().close(code, reason)
+
     async def _receive_frame(self) -> None:
         await super()._receive_frame()
         pause_s = self.handler.connection.note_frame()
@@ -86,7 +91,7 @@ class WebSocketConnection(StreamedConnection):
     def note_frame(self) -> float | None:
         """Count a frame of the client; how many seconds not to read on for. 0: until the others had their turn."""
         self._frame_count += 1
-        pause_s = self._connections.admission.pace_frame(self._bucket)
+        pause_s = self._connections.admission.pace_frame(self._bucket, self.caller)
         return pause_s if pause_s or self._frame_count % FRAMES_PER_TURN == 0 else None
 
     def note_pong(self) -> None:
@@ -118,6 +123,10 @@ class WebSocketConnection(StreamedConnection):
     def abort(self) -> None:
         """End the connection without a word: "the server must abruptly terminate the ws connection"."""
         self._stream.close()
+
+    def end_too_big(self) -> None:
+        """The protocol refuses a message, and closes the connection for it."""
+        self._end(TOO_BIG)
 
     def _say_goodbye(self, reason: CloseReason) -> None:
         """Write what comes before the close frame."""

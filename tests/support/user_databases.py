@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sqlite3
 import uuid
 from abc import ABC, abstractmethod
@@ -53,12 +54,17 @@ class UserDatabase(ABC):
     async def locked(self) -> AsyncIterator[None]:
         """Somebody works on the table `users` for so long, and nobody else may read it."""
         engine = create_async_engine(self.url, isolation_level="AUTOCOMMIT")
-        async with engine.connect() as connection:
-            for statement in self._lock.split(";"):
-                await connection.execute(text(statement))
-            yield
-            await connection.invalidate()
-        await engine.dispose()
+        try:
+            async with engine.connect() as connection:
+                for statement in self._lock.split(";"):
+                    await connection.execute(text(statement))
+                try:
+                    yield
+                finally:
+                    await connection.invalidate()
+        finally:
+            # Also of a test that failed: aiosqlite's thread would keep the process alive for ever.
+            await engine.dispose()
 
 
 class MariaDBUsers(UserDatabase):
@@ -119,6 +125,8 @@ class SQLiteUsers(UserDatabase):
             connection.executescript(sql)
 
     def connections(self) -> int:
+        # Those of `sqlite3` refer to themselves: one that was cut off in a query stays open until it is collected.
+        gc.collect()
         links = Path("/proc/self/fd")
         return sum(link.resolve() == self.path for link in links.iterdir())
 

@@ -14,7 +14,7 @@ from tornado.web import HTTPError, RequestHandler
 from server.bus import REFUSED, tell
 from server.callers import Caller
 from server.errors import Busy, RateLimited
-from server.limits import REFUSAL_DELAY_S, retry_after
+from server.limits import REFUSAL_DELAY_S, refusal_headers
 from server.transports import cors
 from server.transports.socketio.packets import ENGINE_VERSION
 
@@ -98,7 +98,8 @@ class SocketIORequest(RequestHandler):
             if isinstance(error, RateLimited):
                 # Not all at the same time, or they would come again at the same time.
                 await asyncio.sleep(REFUSAL_DELAY_S * random.uniform(0.5, 1.5))  # noqa: S311  # no secret
-                self.set_header("Retry-After", retry_after(error))
+                for name, value in refusal_headers(error).items():
+                    self.set_header(name, value)
             tell(REFUSED, self.door.doors, door="socketio", code=error.code, tenant=None)
             self._answer_error(error.http_status, 3, str(error))
             return False

@@ -6,7 +6,6 @@ import asyncio
 import html
 import json
 import logging
-import random
 import secrets
 from collections.abc import Awaitable
 from datetime import UTC, datetime, timedelta
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tornado.web import HTTPError, RequestHandler
 
 from server.errors import RateLimited, ServerError
-from server.limits import retry_after
+from server.limits import refusal_headers
 from server.transports.sockjs.stock import GreetingsHandler, PreflightHandler
 
 if TYPE_CHECKING:
@@ -71,10 +70,11 @@ class RefusingHandler(RequestHandler):
     async def refuse(self, error: ServerError) -> None:
         """Answer with what is wrong, and when to come back."""
         if isinstance(error, RateLimited):
-            # Not all at the same time, or they would come again at the same time.
-            delay_s = self.server.options.refusal_delay_s * random.uniform(0.5, 1.5)  # noqa: S311  # no secret
-            await asyncio.sleep(delay_s)
-            self.set_header("Retry-After", retry_after(error))
+            about_s = self.server.options.refusal_delay_s
+            caller = self.server.identify(self.request)
+            await asyncio.sleep(self.server.connections.admission.refusal_delay_s(caller, about_s))
+            for name, value in refusal_headers(error).items():
+                self.set_header(name, value)
         self.finish_text(f"{error}\n", error.http_status)
 
     def finish_text(self, text: str, status_code: int | None = None) -> None:

@@ -331,7 +331,7 @@ class SendingHandler(Handler):
             payload = self._payload()
             texts = parse_messages(payload) if payload else None
         except ValueError:
-            LOG.info("broken JSON over HTTP from %s", self.request.remote_ip)
+            LOG.info("broken JSON over HTTP from %s", self.server.identify(self.request).address)
             self.finish_text("Broken JSON encoding.", 500)
             return None
         if texts is None:
