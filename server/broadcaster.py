@@ -44,7 +44,9 @@ class Broadcaster:
         self._rooms = rooms
         self._tenants = tenants
         self._wake = asyncio.Event()
-        self._open_count = 0
+        # None: not known yet, as before the first look
+        self._open_count: int | None = None
+        self._accepted_count = 0
         # who was connected when a broadcast was accepted here
         self._first: dict[str, list[str]] = {}
 
@@ -62,7 +64,8 @@ class Broadcaster:
             raise
         stored_at = time.monotonic()
         self._put_first(notification, connected)
-        self._open_count += 1
+        self._accepted_count += 1
+        self._open_count = (self._open_count or 0) + 1
         self._wake.set()
         told = [((notification.tenant, NOBODY), Broadcasted(notification))]
         self._backplane.publish(told, partial(self._note_pushed, publication, stored_at))
@@ -94,12 +97,12 @@ class Broadcaster:
     @property
     def waiting(self) -> int:
         """How many broadcasts are not finished, on all nodes, as known here."""
-        return self._open_count
+        return self._open_count or 0
 
     async def catch_up(self, room: Room) -> None:
         """Give a user who joins their document of each broadcast that has not come to them yet. Raises
         `StoreUnavailable`."""
-        if not self._open_count:
+        if self._open_count == 0:
             return
         tenant, user_id = room
         known_since = await self._store.directory.known_since(tenant, user_id)
@@ -114,12 +117,10 @@ class Broadcaster:
         """Bring all broadcasts to their users, until cancelled."""
         while True:
             try:
-                self._open_count = await self._store.broadcasts.count_open()
-                if not self._open_count:
-                    self._first.clear()  # of some, other nodes may have taken care
+                await self._look()
                 while self._open_count and (claimed := await self._store.broadcasts.claim(LEASE_S)):
                     await self._carry_out(claimed)
-                    self._open_count = await self._store.broadcasts.count_open()
+                    await self._look()
             except StoreUnavailable as error:
                 logger.debug("broadcasts wait for the store: %s", error)
                 await asyncio.sleep(RETRY_S)
@@ -127,6 +128,16 @@ class Broadcaster:
                 logger.exception("a broadcast could not be carried on; it is tried again")
                 await asyncio.sleep(RETRY_S)
             await self._pause()
+
+    async def _look(self) -> None:
+        """See how many are open."""
+        accepted_count = self._accepted_count
+        open_count = await self._store.broadcasts.count_open()
+        if accepted_count != self._accepted_count:
+            return  # it may have been counted too early for the latest
+        self._open_count = open_count
+        if not open_count:
+            self._first.clear()  # of some, other nodes may have taken care
 
     async def _pause(self) -> None:
         try:

@@ -15,6 +15,7 @@ from server.errors import InvalidInput, InvalidNotification, TooLarge
 from server.ids import new_id
 from server.messages import Mail, Notification, Publication, Recipient, now
 from server.payloads import LIFTED, lifted
+from server.requests import BroadcastRequest, InternalRequest, ServiceRequest, read
 
 DEFAULT_TYPE = "notification"
 """Of what comes from dialects that know no types, or in which it is not named."""
@@ -77,50 +78,40 @@ def parse_hub(user_id: str, message: Any, tenant: str, limits: FieldLimits) -> P
 
 
 def parse_service(fields: Any, tenant: str, limits: FieldLimits) -> Publication:
-    """The publication in a request of CONTRACT C3: `{"user_id": text or integer, "payload": any but null}`. Raises
-    `InvalidNotification` or `TooLarge`."""
-    if not isinstance(fields, dict):
-        raise InvalidNotification("", 'not an object {"user_id": …, "payload": …}')
-    recipient = Recipient(_user_id(fields.get("user_id"), "user_id", limits))
-    if fields.get("payload") is None:
-        raise InvalidNotification("payload", "missing, or null")
-    return Publication(_of_payload(tenant, DEFAULT_TYPE, fields["payload"], limits), (recipient,))
+    """The publication in a request of CONTRACT C3, a `ServiceRequest`. Raises `InvalidNotification` or `TooLarge`."""
+    request = read(fields, ServiceRequest, InvalidNotification)
+    recipient = Recipient(_user_id(request.user_id, "user_id", limits))
+    if request.payload is None:
+        raise InvalidNotification("payload", "null")
+    return Publication(_of_payload(tenant, DEFAULT_TYPE, request.payload, limits), (recipient,))
 
 
 def parse_internal(fields: Any, tenant: str, limits: FieldLimits) -> Publication:
-    """The publication in a request of CONTRACT C4: `{"userIds": [text or integer, …], "payload": {…}}`. Raises
-    `InvalidNotification` or `TooLarge`."""
-    if not isinstance(fields, dict):
-        raise InvalidNotification("", 'not an object {"userIds": …, "payload": …}')
-    ids, payload = fields.get("userIds"), fields.get("payload")
-    if not isinstance(ids, list) or not ids:
-        raise InvalidNotification("userIds", "missing, or not a list with at least one user")
-    if len(ids) > limits.users:
-        raise TooLarge("userIds", f"{len(ids)} users are more than the {limits.users} allowed in one request")
-    if not isinstance(payload, dict):
-        raise InvalidNotification("payload", "missing, or not an object")
-    user_ids = dict.fromkeys(_user_id(value, f"userIds[{index}]", limits) for index, value in enumerate(ids))
+    """The publication in a request of CONTRACT C4, an `InternalRequest`. Raises `InvalidNotification` or `TooLarge`."""
+    request = read(fields, InternalRequest, InvalidNotification)
+    count, payload = len(request.userIds), request.payload
+    if count > limits.users:
+        reason = f"{count} users are more than the {limits.users} allowed in one request"
+        raise TooLarge("userIds", reason, "users_per_request")
+    user_ids = dict.fromkeys(
+        _user_id(value, f"userIds[{index}]", limits) for index, value in enumerate(request.userIds)
+    )
     type_ = _type_in(payload, limits) or DEFAULT_TYPE
     return Publication(_of_payload(tenant, type_, payload, limits), tuple(map(Recipient, user_ids)))
 
 
 def parse_broadcast(fields: Any, tenant: str, limits: FieldLimits) -> Notification:
-    """The notification for everybody in a request of CONTRACT C5: `{"title": text, "message": text, "data": any}`, of
-    which `data` may be missing. Raises `InvalidNotification` or `TooLarge`."""
-    if not isinstance(fields, dict):
-        raise InvalidNotification("", 'not an object {"title": …, "message": …}')
-    for name in ("title", "message"):
-        if fields.get(name) is None:
-            raise InvalidNotification(name, "missing")
-    data = fields.get("data")
+    """The notification for everybody in a request of CONTRACT C5, a `BroadcastRequest`. Raises `InvalidNotification` or
+    `TooLarge`."""
+    request = read(fields, BroadcastRequest, InvalidNotification)
     return Notification(
         nid=new_id(tenant),
         tenant=tenant,
         created_at=now(),
-        content=_text(fields, "message", limits.content_bytes),
-        title=_text(fields, "title", limits.field_bytes),
-        type=_type_in(data, limits),
-        data=_json_value(data, "data", limits.data_bytes),
+        content=_checked(request.message.strip(), "message", limits.content_bytes),
+        title=_checked(request.title.strip(), "title", limits.field_bytes),
+        type=_type_in(request.data, limits),
+        data=_json_value(request.data, "data", limits.data_bytes),
     )
 
 

@@ -241,10 +241,10 @@ class Pinged(Struct):
 
 
 class Clients(Struct):
-    """Who is connected to this node."""
+    """Who is connected to this node; null for callers from outside, unless `public_metrics` lets them know."""
 
-    active_connections: int
-    total_unique_users: int
+    active_connections: int | None
+    total_unique_users: int | None
 
 
 class Health(Struct):

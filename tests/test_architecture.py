@@ -12,17 +12,17 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 LAYERS = {
-    "PURE": "errors ids revs rates grants claims certificates messages parsers commands wire accept callers bus tasks"
-    " flights assets mail_message request_id config config.*",
+    "PURE": "errors ids revs rates grants claims certificates messages payloads requests parsers commands wire"
+    " dialects openapi openapi.* accept callers bus tasks flights assets mail_message request_id config config.*",
     "PORTS": "store metrics exposition checks",
     "CORE 1": "credentials passwords guessing auth users rooms tenants limits publishers outgoing",
     "CORE 2": "backplane presence",
-    "CORE 3": "notifier inbox counts outbox",
-    "CORE 4": "screen session",
+    "CORE 3": "notifier broadcaster inbox counts marks outbox",
+    "CORE 4": "screen session feed",
     "EDGES": "store.* folder_lock smtp mail_folder ingest ingest.* logins logins.* tokens tokens.* transports"
     " transports.* admin health",
-    "ROOT": "__init__ __main__ app wiring doors sign_in process listening streams tls security_headers cli"
-    " cli.* logs",
+    "ROOT": "__init__ __main__ app wiring consumers doors reloading sign_in process listening streams tls"
+    " security_headers cli cli.* logs",
 }
 """A module imports its own layer and those above it in this list."""
 
@@ -42,13 +42,18 @@ EDGES = [
 """An edge may be several modules; it never imports another edge."""
 
 HOMES = {
+    "aio_pika": "ingest.rabbitmq*",
     "argon2": "passwords",
     "bcrypt": "passwords",
     "bson": "ids store.mongo*",
     "cryptography": "tokens.keys",
+    "engineio": "transports.socketio*",
     "jwt": "tokens.*",
+    "msgspec": "requests openapi openapi.*",
     "pymongo": "store.mongo*",
     "aiosmtplib": "smtp",
+    "redis": "ingest.redis",
+    "socketio": "transports.socketio*",
     "prometheus_client": "metrics exposition",
     "sockjs": "transports.sockjs*",
     "sqlalchemy": "logins.sql*",
@@ -69,7 +74,8 @@ IO = {
     "threading",
 }
 WITHOUT_IO = (
-    "errors ids revs rates grants claims certificates messages parsers commands wire accept callers bus mail_message"
+    "errors ids revs rates grants claims certificates messages payloads parsers commands wire"
+    " dialects accept callers bus mail_message"
 )
 """PURE but for the owner of tasks, and what looks for files and the name of the machine."""
 

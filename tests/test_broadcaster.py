@@ -198,6 +198,33 @@ async def test_who_joins_meanwhile_is_not_made_to_wait(store: Store, node: Node)
     assert node.rooms.users_told == ["b", "b"]
 
 
+async def test_who_joins_before_the_first_look_is_not_forgotten(store: Store, node: Node) -> None:
+    """A node that has just started does not know yet what is open: it asks."""
+    await put(store, "alice", ACME)
+    other = node_on(store)
+    await other.tenants.open()
+    notification = await other.broadcast()
+    await node.joins("alice")
+    assert await node.having(notification, "alice") == [1]
+
+
+async def test_a_count_from_before_does_not_hide_what_was_accepted_since(store: Store, node: Node) -> None:
+    """The look of a moment ago knew of none: who joins now has the broadcast all the same."""
+    await put(store, "alice", ACME)
+    gate = node.store.hold("count_open")
+    node.runs()
+    await gate.reached()
+    never = node.store.hold("claim")
+    notification = await node.broadcast()
+    gate.open()
+    await never.reached()
+    assert node.broadcaster.waiting == 1
+    await node.joins("alice")
+    assert await node.having(notification, "alice") == [1]
+    never.open()
+    await node.is_done()
+
+
 async def test_the_connected_come_first(
     store: Store, node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:

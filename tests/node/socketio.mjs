@@ -34,5 +34,6 @@ createInterface({ input: process.stdin })
   .on("line", (line) => {
     const [name, ...values] = JSON.parse(line);
     actions[name](...values);
+    tell("done", name);
   })
   .on("close", () => process.exit(0));

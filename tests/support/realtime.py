@@ -51,7 +51,7 @@ class StockClient:
         return what[2]
 
     async def do(self, action: str, *values: Any) -> None:
-        """See tests/node/socketio.mjs."""
+        """See tests/node/socketio.mjs. When it is done, that is what happens next."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps([action, *values]).encode() + b"\n")
         await self._process.stdin.drain()
