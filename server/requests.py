@@ -327,7 +327,8 @@ def _reason(what: str) -> str:
     if match is None:
         return what.replace("`", "")
     if match["sign"] is None:
-        return "not " + " or ".join(_WORDS.get(name, name) for name in match["types"].split(" | "))
+        words = [_WORDS.get(name, name) for name in reversed(match["types"].split(" | "))]
+        return f"not {words[0]}" if len(words) == 1 else f"neither {' nor '.join(words)}"
     if not match["bound"]:
         return f"{'less' if match['sign'] == '>=' else 'more'} than {float(match['value']):g}"
     return "empty" if match["sign"] == ">=" else f"longer than {match['value']} characters"

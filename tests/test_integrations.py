@@ -7,8 +7,9 @@ docs/integrations/python.md is tested in test_client_py.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +30,12 @@ pytestmark = [pytest.mark.servers, pytest.mark.node]
 LANGUAGES = {"curl": "sh", "redis-cli": "sh", "Python": "python", "Node": "js", "PHP": "php", "Go": "go"}
 """Headings of examples, and what their blocks are marked as."""
 
-RELEASE = {
-    "NOTIFY_APPLICATION_CONFIGURATION": "RELEASE",
-    "NOTIFY_MONGODB_URL": "embedded",
-    "NOTIFY_USERS_ALICE": "",
-}
 NO_KEYLESS = {"NOTIFY_APPLICATION_PUBLISH_WITHOUT_KEY": "false"}
 
 
-def place(folder: Path, replace: dict[str, str] | None = None, **settings: str) -> Place:
+def place(folder: Path, replace: dict[str, str], **settings: str) -> Place:
     """9000 is in none of these pages."""
-    return Place(folder, {"9000": "9000", **(replace or {})}, **settings)
+    return Place(folder, {"9000": "9000", **replace}, **settings)
 
 
 def new_key(guide: Guide, tenant: str, block: str) -> Backend:
@@ -51,9 +47,13 @@ def new_key(guide: Guide, tenant: str, block: str) -> Backend:
 # -- the pages -----------------------------------------------------------------------------------------------
 def released(folder: Path) -> Place:
     """As in production, where nobody publishes who is not let in."""
-    settings = {"CONFIGURATION": "RELEASE"}
-    environment = {f"NOTIFY_APPLICATION_{name}": value for name, value in settings.items()}
-    return place(folder, NOTIFY_MONGODB_URL="embedded", NOTIFY_USERS_alice=cheap_hash("alice"), **environment)
+    return place(
+        folder,
+        {},
+        NOTIFY_APPLICATION_CONFIGURATION="RELEASE",
+        NOTIFY_MONGODB_URL="embedded",
+        NOTIFY_USERS_alice=cheap_hash("alice"),
+    )
 
 
 @contextmanager
@@ -61,8 +61,8 @@ def webservice_notification(folder: Path) -> Iterator[Guide]:
     page = story("webservice-notification")
     with Guide("webservice-notification", released(folder), lambda document: [[document]]) as guide:
         guide.place.serve(page.take("ini"))
-        guide.kept = {"config": page.take("ini"), "with the key": page.take("sh")}
-        guide.listen(page.take("js"))
+        guide.kept = {"config": page.take("ini"), "with the key": page.take("sh"), "listen": page.take("js")}
+        guide.listen(guide.kept["listen"])
         page.end()
         yield guide
 
@@ -71,14 +71,13 @@ def webservice_notification(folder: Path) -> Iterator[Guide]:
 def redis_hub(folder: Path) -> Iterator[Guide]:
     page = story("redis-hub")
     with RedisServer() as redis:
-        here = {
-            f"{before}6379": f"{before}{redis.port}"
-            for before in (":", "-p ", "port=", "'127.0.0.1', ")
-        }
+        befores = (":", "-p ", "port=", "'127.0.0.1', ")
+        here = {f"{before}6379": f"{before}{redis.port}" for before in befores}
         with Guide("redis-hub", place(folder, here), _hub_shows) as guide:
             guide.place.serve(page.take("ini"))
-            log = guide.place.server
-            wait_until(lambda: "consuming from Redis" in log.log, "the server listening to Redis")
+            server = guide.place.server
+            wait_until(lambda: "consuming from Redis" in server.log, "the server listening to Redis")
+            guide.broker = redis
             guide.users = {"alice": user_token("alice", secret=SECRET)}
             guide.listen(page.take("js"), token=user_token("alice", secret=SECRET))
             page.end()
@@ -115,7 +114,7 @@ def django_service(folder: Path) -> Iterator[Guide]:
 @contextmanager
 def internal_api(folder: Path) -> Iterator[Guide]:
     page = story("internal-api")
-    with Guide("internal-api", place(folder, **NO_KEYLESS), lambda document: [document["data"]]) as guide:
+    with Guide("internal-api", place(folder, {}, **NO_KEYLESS), lambda document: [document["data"]]) as guide:
         make_key = page.take("sh")
         guide.place.serve(page.take("ini"))
         guide.backend = new_key(guide, "default", make_key)
@@ -145,3 +144,183 @@ def multi_tenant(folder: Path) -> Iterator[Guide]:
 
 def _tenant_shows(document: dict[str, Any]) -> list[Any]:
     return [document["title"], document["content"], document["data"], document["createdAt"]]
+
+
+PAGES = {
+    "webservice-notification": webservice_notification,
+    "redis-hub": redis_hub,
+    "django-service": django_service,
+    "internal-api": internal_api,
+    "multi-tenant": multi_tenant,
+}
+
+TOLD: dict[str, dict[str, Any]] = {
+    "webservice-notification": {"title": "Order shipped", "content": "It arrives tomorrow."},
+    "redis-hub": {"data": {"title": "Order shipped", "message": "It arrives tomorrow."}},
+    "django-service": {"data": {"title": "Order shipped", "order": 7}},
+    "internal-api": {"data": {"type": "booking", "title": "Booking confirmed"}, "type": "booking"},
+    "multi-tenant": {"title": "Maintenance", "content": "Tonight at ten", "type": "alert"},
+}
+"""What the examples of a page publish."""
+
+
+def told(guide: Guide, document: dict[str, Any]) -> dict[str, Any]:
+    """What the document says of that."""
+    return {name: document.get(name) for name in TOLD[guide.page]}
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Guide]]:
+    """Follows each page that is asked for once."""
+    guides: dict[str, Guide] = {}
+    with ExitStack() as stack:
+
+        def follow(page: str) -> Guide:
+            if page not in guides:
+                guides[page] = stack.enter_context(PAGES[page](tmp_path_factory.mktemp(page)))
+            return guides[page]
+
+        yield follow
+
+
+@pytest.fixture
+def guide(request: pytest.FixtureRequest, opened: Callable[[str], Guide]) -> Guide:
+    """A page that was followed up to its examples of publishing, and listens."""
+    return opened(request.param)
+
+
+def following(page: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("guide", [page], indirect=True)
+
+
+# -- the examples --------------------------------------------------------------------------------------------
+def test_every_block_is_run() -> None:
+    """Each page has an example in each language; what else there is to run has a test below."""
+    by_itself = {"django-service": {"RabbitMQ"}, "multi-tenant": {"How far it got"}}
+    for page in PAGES:
+        runnable = {heading for heading, text in chapters(page).items() if "```" in text}
+        assert runnable - LANGUAGES.keys() == by_itself.get(page, set())
+        assert {"Python", "Node", "PHP", "Go"} < runnable
+        assert len(runnable & {"curl", "redis-cli"}) == 1
+    pages = {file.stem for file in FOLDER.glob("*.md") if "### PHP" in file.read_text("utf-8")}
+    assert pages == PAGES.keys()
+
+
+def test_every_proof_is_there() -> None:
+    """docs/compatibility.md names tests that there are."""
+    text = (FOLDER.parent / "compatibility.md").read_text("utf-8")
+    named = re.findall(r"`(test_\w+|…)(?:::(test_\w+))?`", text)
+    assert named
+    module = ""
+    for file, test in named:
+        module = module if file == "…" else file
+        source = (Path(__file__).parent / f"{module}.py").read_text("utf-8")
+        assert not test or f"def {test}(" in source, f"{module}::{test}"
+
+
+@pytest.mark.parametrize(
+    ("guide", "language"),
+    [(page, heading) for page in PAGES for heading in chapters(page) if heading in LANGUAGES],
+    indirect=["guide"],
+)
+def test_example(guide: Guide, language: str) -> None:
+    """It publishes what it says, to those whom it names."""
+    recipe = Recipe(guide.chapters[language])
+    _, document = guide.publish(LANGUAGES[language], recipe.take(LANGUAGES[language]))
+    recipe.end()
+    assert told(guide, document) == TOLD[guide.page]
+    assert document["_userId"] == "alice"
+
+
+# -- webservice-notification ---------------------------------------------------------------------------------
+@following("webservice-notification")
+def test_a_key_in_config_ini(guide: Guide, tmp_path: Path) -> None:
+    """It opens the door for who sends it, and nobody else."""
+    with Guide(guide.page, released(tmp_path), guide.shown) as keyed:
+        keyed.place.serve(guide.kept["config"])
+        assert "API Key refused" in keyed.run("sh", f"SECRET=wrong\n{guide.kept['with the key']}")
+        keyless = Recipe(guide.chapters["curl"]).take("sh")
+        assert keyed.run("sh", keyless).strip()
+        keyed.place.run(f"SECRET={SECRET}")
+        keyed.listen(guide.kept["listen"])
+        keyed.publish("sh", guide.kept["with the key"])
+
+
+# -- the Redis hub -------------------------------------------------------------------------------------------
+@following("redis-hub")
+def test_health_shows_redis(guide: Guide) -> None:
+    """As the hub did, but that the server is healthy without it; and `/metrics` counts what came from it."""
+    server = guide.place.server
+
+    def redis_is(status: str) -> bool:
+        answer = server.get("/health")
+        assert (answer.status, answer.json()["status"]) == (200, "healthy")
+        return bool(answer.json()["redis"]["status"] == status)
+
+    def received() -> int:
+        count: int = server.get("/metrics").json()["messages"]["received_from_redis"]
+        return count
+
+    wait_until(lambda: redis_is("connected"), "Redis being seen")
+    guide.publish("sh", Recipe(guide.chapters["redis-cli"]).take("sh"))
+    wait_until(lambda: received() == len(guide.heard()) - 1, "all being counted")
+    guide.broker.kill()
+    wait_until(lambda: redis_is("disconnected"), "Redis being missed")
+    guide.broker.start()
+    wait_until(lambda: redis_is("connected"), "Redis being back")
+
+
+# -- the Django service --------------------------------------------------------------------------------------
+@following("django-service")
+def test_the_old_ports_and_no_key(guide: Guide) -> None:
+    """What backends on this machine sent before works without a change, and the WebSocket's port answers, too."""
+    _, document = guide.publish("sh", guide.kept["without a key"])
+    assert told(guide, document) == TOLD[guide.page]
+    curl = f"curl -s http://127.0.0.1:{guide.kept['port']}/healthz"
+    assert json.loads(guide.run("sh", curl)) == {"status": "ok"}
+
+
+@following("django-service")
+def test_rabbitmq(guide: Guide) -> None:
+    """A message to the exchange."""
+    recipe = Recipe(guide.chapters["RabbitMQ"])
+    recipe.take("ini")
+    _, document = guide.publish("python", recipe.take("python"))
+    recipe.end()
+    assert told(guide, document) == TOLD[guide.page]
+
+
+@following("django-service")
+def test_the_page_acknowledges(guide: Guide) -> None:
+    """What the page's example was sent counts as delivered."""
+    recipe = Recipe(guide.chapters["curl"])
+    _, document = guide.publish("sh", recipe.take("sh"))
+    path = f"/api/notifications/{document['nid']}/deliveries"
+
+    def is_delivered() -> bool:
+        answer = guide.place.server.request("GET", path, headers=guide.backend.credentials).json()
+        return [delivery["status"] for delivery in answer["deliveries"]] == ["delivered"]
+
+    wait_until(is_delivered, "the acknowledgement being stored")
+
+
+# -- the multi-tenant service --------------------------------------------------------------------------------
+@following("multi-tenant")
+def test_the_old_port(guide: Guide) -> None:
+    """The server listens on it, too."""
+    curl = f"curl -s http://127.0.0.1:{guide.kept['port']}/healthz"
+    assert json.loads(guide.run("sh", curl)) == {"status": "ok"}
+
+
+@following("multi-tenant")
+def test_how_far_it_got(guide: Guide) -> None:
+    """As curl shows it for what curl has published."""
+    printed, document = guide.publish("sh", Recipe(guide.chapters["curl"]).take("sh"))
+    answer = json.loads(printed)
+    assert answer == {"status": "broadcasted", "id": document["nid"]}
+    recipe = Recipe(guide.chapters["How far it got"])
+    block = recipe.take("sh")
+    recipe.end()
+    found = json.loads(guide.run("sh", f"ID={answer['id']}\n{block}"))
+    [delivery] = found["deliveries"]
+    assert (delivery["user_id"], delivery["status"], found["next"]) == ("alice", "sent", None)

@@ -454,7 +454,7 @@ def test_a_built_wheel_holds_the_command_and_the_example_page(tmp_path: Path) ->
     assert {name.split("/")[0] for name in names} == {"server", entry_points.parent.name}
     page = ROOT / "static" / "example"
     shipped = {path.relative_to(page).as_posix() for path in page.rglob("*") if path.is_file()}
-    assert "index.html" in shipped
+    assert {"index.html", "api/index.html", "api/swagger-ui.LICENSE"} <= shipped
     assert {f"server/example/{name}" for name in shipped} <= set(names)
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "server").rglob("*.py")}
     assert modules <= set(names), "a folder of server/ without __init__.py is not installed"

@@ -24,6 +24,7 @@ from tests.support.realtime import (
     SEPARATOR,
     PollingClient,
     connect_packet,
+    figure,
     socket_client,
     stock_client,
 )
@@ -53,13 +54,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
 @pytest.fixture
 def user(node_modules: Path) -> str:
     return f"user-{uuid4().hex}"
-
-
-def figure(server: RunningServer, name: str) -> float:
-    """The value of a line of the metrics that begins so; 0 if there is none."""
-    answer = server.request("GET", "/metrics", headers={"Accept": "text/plain"})
-    lines = answer.body.decode().splitlines()
-    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
 
 
 async def all_gone(server: RunningServer) -> None:
@@ -291,9 +285,7 @@ async def test_nobody_stays_without_joining(tmp_path: Path, node_modules: Path) 
 
 
 @each_transport
-async def test_a_client_that_answers_pings_stays(
-    tmp_path: Path, user: str, options: dict[str, Any]
-) -> None:
+async def test_a_client_that_answers_pings_stays(tmp_path: Path, user: str, options: dict[str, Any]) -> None:
     """Longer than silence is borne."""
     with RunningServer(tmp_path, **SETTINGS, NOTIFY_CONNECTIONS_HEARTBEAT_S="0.4") as server:
         async with stock_client(server, user_token(user), **options, reconnection=False) as client:
@@ -435,7 +427,10 @@ async def test_joining_twice_ends_the_connection(server: RunningServer, user: st
         assert (code, reason) == (1002, "malformed packet")
 
 
-@given(texts=st.lists(st.text(max_size=50), max_size=4), prefix=st.sampled_from(["", "4", "40", "42", "40/", "45"]))
+@given(
+    texts=st.lists(st.text(max_size=50), max_size=4),
+    prefix=st.sampled_from(["", "4", "40", "42", "40/", "45"]),
+)
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_a_client_says_others_are_served(
     server: RunningServer, texts: list[str], prefix: str
@@ -491,7 +486,9 @@ async def test_a_flood_of_packets_is_paced(tmp_path: Path, user: str) -> None:
         await polling.join(user)
         before = figure(server, "notification_throttled_total")
         await polling.post(*['42["flood"]'] * 60)
-        wait_until(lambda: figure(server, "notification_throttled_total") > before, "the figure of held up packets")
+        wait_until(
+            lambda: figure(server, "notification_throttled_total") > before, "the figure of held up packets"
+        )
 
 
 # -- who may come --------------------------------------------------------------------------------------------
@@ -597,7 +594,9 @@ async def test_a_slow_client_over_websocket_is_closed_and_costs_little(
     assert figure(server, 'notification_connections_closed_total{reason="slow",transport="socketio"}') == 1
 
 
-async def test_a_slow_client_over_http_is_closed_and_costs_little(slow_server: RunningServer, user: str) -> None:
+async def test_a_slow_client_over_http_is_closed_and_costs_little(
+    slow_server: RunningServer, user: str
+) -> None:
     """One that asks and does not take the answer."""
     server = slow_server
     client = PollingClient(server)

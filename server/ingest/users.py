@@ -14,6 +14,7 @@ from server.grants import Grant, Scope
 from server.ingest.base import DoorHandler, Gate
 from server.messages import now
 from server.publishers import Presented
+from server.requests import TokenRequest, read
 from server.tenants import Tenants
 
 logger = logging.getLogger(__name__)
@@ -61,24 +62,33 @@ class TokensHandler(_UserHandler):
             grant = await self.admit(self.presented())
             if grant.key_id is None:
                 raise Refused("tokens are made for API keys only: `notification-server key add` makes one")
-            fields = self.json_fields(InvalidInput)
-            user_id = _user_id(fields.get("user_id"))
-            life_s = self._life_s(fields.get("expires_in"), grant.key_id)
+            request = self._read()
+            user_id = _user_id(request.user_id)
+            life_s = self._life_s(request.expires_in, grant.key_id)
             token, expires_at = self._doors.make_token(grant.tenant, user_id, grant.key_id, life_s)
         except ServerError as error:
             self.refuse(error)
         else:
             self.answer({"token": token, "expires_at": _instant(expires_at)})
 
-    def _life_s(self, asked: Any, key_id: str) -> float:
-        """As asked for; no token outlives the key that it was made with."""
+    def _read(self) -> TokenRequest:
+        """Raises `InvalidInput`; that of `expires_in` names both bounds, of which one is configured."""
         longest = self._doors.max_token_s
+        out_of_bounds = InvalidInput("expires_in", f"not a number of seconds from 1 to {longest:.15g}")
+        try:
+            request = read(self.json_fields(InvalidInput), TokenRequest)
+        except InvalidInput as error:
+            raise (out_of_bounds if error.field == "expires_in" else error) from None
+        if request.expires_in is not None and request.expires_in > longest:
+            raise out_of_bounds
+        return request
+
+    def _life_s(self, asked: float | None, key_id: str) -> float:
+        """As asked for; no token outlives the key that it was made with."""
         if asked is None:
-            asked = longest
-        elif isinstance(asked, bool) or not isinstance(asked, int | float) or not 1 <= asked <= longest:
-            raise InvalidInput("expires_in", f"not a number of seconds from 1 to {longest:.15g}")
+            asked = self._doors.max_token_s
         key_ends_at = self._doors.tenants.key_expires_at(key_id)
-        return float(asked) if key_ends_at is None else min(asked, (key_ends_at - now()).total_seconds())
+        return asked if key_ends_at is None else min(asked, (key_ends_at - now()).total_seconds())
 
 
 class SignOutHandler(_UserHandler):

@@ -114,7 +114,7 @@ HEADERS: Json = {
         "example": '"requests_per_key";r=599;t=1',
     },
     "RateLimitPolicy": {
-        "description": "Where requests are counted: how many (`q`) there may be in how many seconds (`w`), or of what unit (`qu`)",
+        "description": "Where requests are counted: how many (`q`) there may be, in how many seconds (`w`)",
         "schema": {"type": "string", "pattern": '^"[^"]+";q=[0-9]+;(w=[0-9]+|qu="[a-z-]+")$'},
         "example": '"requests_per_key";q=600;w=60',
     },

@@ -7,10 +7,11 @@ import secrets
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from server.auth import Identity
 from server.errors import BadCredentials, Busy, RateLimited
+from server.messages import now
 from server.rooms import Room
 
 LIFETIME_S = 30.0
@@ -47,9 +48,11 @@ class Tickets:
         return len(self._tickets)
 
     def make(self, identity: Identity) -> str:
-        """A ticket for who has shown a token. Raises `RateLimited`, `Busy`."""
+        """A ticket for who has shown a token. What its use proves was proved now: a sign-out in between ends it. Raises
+        `RateLimited`, `Busy`."""
         self._forget()
-        ticket = _Ticket(identity, self._clock() + LIFETIME_S)
+        proved = replace(identity, issued_at=identity.issued_at or now())
+        ticket = _Ticket(proved, self._clock() + LIFETIME_S)
         if self._by_user[ticket.room] >= MAX_PER_USER:
             raise RateLimited(f"this user has {MAX_PER_USER} tickets that wait to be used", LIFETIME_S)
         if len(self._tickets) >= MAX_TICKETS:
@@ -77,10 +80,10 @@ class Tickets:
 
     def _forget(self) -> None:
         """Drop those that are too old: all last as long, so they are the first ones."""
-        now = self._clock()
+        present = self._clock()
         while self._tickets:
             digest, ticket = next(iter(self._tickets.items()))
-            if ticket.ends_at > now:
+            if ticket.ends_at > present:
                 return
             self._take(digest)
 

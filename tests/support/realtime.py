@@ -1,5 +1,5 @@
-"""Clients of the Socket.IO door: the stock one in Node, and one that says what it is told to, packet by packet. Both are
-independent of the server's code."""
+"""Clients of the Socket.IO door: the stock one in Node, and one that says what it is told to, packet by packet. Both
+are independent of the server's code."""
 
 from __future__ import annotations
 
@@ -157,7 +157,9 @@ async def socket_client(
     server: RunningServer, user: str | None = None, *, sid: str = "", headers: Mapping[str, str] | None = None
 ) -> AsyncIterator[SocketClient]:
     """One that has read the handshake, unless it goes on with a session (`sid`); and has joined, with `user`."""
-    url = f"ws://127.0.0.1:{server.port}/socket.io/?EIO=4&transport=websocket" + (sid and f"&sid={quote(sid)}")
+    url = f"ws://127.0.0.1:{server.port}/socket.io/?EIO=4&transport=websocket" + (
+        sid and f"&sid={quote(sid)}"
+    )
     async with connect(url, max_size=None, ping_interval=None, additional_headers=headers) as socket:
         client = SocketClient(socket)
         if not sid:
@@ -166,3 +168,13 @@ async def socket_client(
             await socket.send(connect_packet(user))
             assert (await client.packet()).startswith('40{"sid":"')
         yield client
+
+
+# -- figures -------------------------------------------------------------------------------------------------
+
+
+def figure(server: RunningServer, name: str) -> float:
+    """The value of a line of the metrics that begins so; 0 if there is none."""
+    answer = server.request("GET", "/metrics", headers={"Accept": "text/plain"})
+    lines = answer.body.decode().splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
