@@ -120,7 +120,9 @@ class HealthHandler(_Handler):
     async def get(self) -> None:
         checks = self._instruments.checks
         findings = {finding.name: finding for finding in await checks.look()}
-        is_healthy = checks.state is State.SERVING and not _is_vital_down(findings.values())
+        # To clients of C2 Redis is a dependency like any other.
+        is_down = _is_vital_down(findings.values()) or not getattr(findings.get("redis"), "is_up", True)
+        is_healthy = checks.state is State.SERVING and not is_down
         summary = await self._instruments.exposition.summary(TOTALS)
         is_shown = self._instruments.public_metrics or self._is_internal()
         self._answer(

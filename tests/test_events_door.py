@@ -323,38 +323,27 @@ async def test_no_secret_gets_into_the_log(server: RunningServer, user: str) -> 
 
 
 # -- a browser -----------------------------------------------------------------------------------------------
-PAGE = """async ([url, token]) => {
-    // As docs/integrations/sse.md has it.
-    const heard = window.heard = [];
-    let lastId = "";
-    async function connect() {
-        const answer = await fetch(`${url}/events/ticket`, {
-            method: "POST", headers: { Authorization: `Bearer ${token}` },
-        }).catch(() => null);
-        if (!answer) { setTimeout(connect, 100); return; }
-        const { ticket } = await answer.json();
-        const source = new EventSource(`${url}/events?` + new URLSearchParams({ ticket, last_event_id: lastId }));
-        for (const name of ["notification", "seen", "delete", "count", "close"]) {
-            source.addEventListener(name, (event) => {
-                lastId = event.lastEventId || lastId;
-                const data = JSON.parse(event.data);
-                if (name !== "count") heard.push(data.content ?? data);
-            });
-        }
-        source.onerror = () => { source.close(); setTimeout(connect, 100); };
-    }
-    await connect();
+def example() -> str:
+    """The function `listen` of docs/integrations/sse.md."""
+    page = (Path(__file__).parents[1] / "docs" / "integrations" / "sse.md").read_text()
+    return page.partition("```js\n")[2].partition("```")[0]
+
+
+LISTEN = """([url, token]) => {
+    window.heard = [];
+    listen(url, async () => token, (name, data) => { if (name !== "count") heard.push(data.content ?? data); });
 }"""
 
 
 async def test_event_source_hears_and_comes_back(tmp_path: Path, user: str, browser: Browser) -> None:
-    """On a page of another origin, by a ticket; what the page misses while the server restarts comes once."""
+    """On a page of another origin, as the guide has it; what it misses while the server restarts comes once."""
     with RunningServer(tmp_path, **SETTINGS) as server:
         async with Pages(browser) as pages:
             page = await pages.bare(f"http://localhost:{server.port}")
             for problem_of_restart in ("ERR_", "404", "502", "503"):
                 pages.forgive(problem_of_restart)
-            await page.evaluate(PAGE, [server.url, user_token(user)])
+            await page.add_script_tag(content=example())
+            await page.evaluate(LISTEN, [server.url, user_token(user)])
             server.must_notify(user, content="first")
             await page.wait_for_function("() => heard.length === 1")
             await asyncio.to_thread(server.stop)
