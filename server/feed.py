@@ -235,6 +235,8 @@ class Feed:
         """What `read` returns, as soon as the store is there."""
         delay_s = RETRY_FIRST_S
         while True:
+            if self.connection.is_closed:
+                raise asyncio.CancelledError  # the first one may have got lost: see `tasks.CANCEL_AGAIN_S`
             with contextlib.suppress(StoreUnavailable):
                 return await read()
             with self._screen.listing_waits(None):

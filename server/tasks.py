@@ -9,6 +9,10 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
+CANCEL_AGAIN_S = 1.0
+"""A cancellation can get lost: in Python 3.11 `asyncio.wait_for`, by which pymongo waits, drops one that comes in the
+same turn as the answer."""
+
 
 class Tasks:
     """The event loop holds tasks only weakly; this holds them."""
@@ -33,12 +37,13 @@ class Tasks:
             logger.error("task %s failed", task.get_name(), exc_info=error)
 
     async def cancel(self) -> None:
-        """Cancel all tasks and await their end, which is when they have cleaned up."""
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        """Cancel all tasks and await their end, which is when they have cleaned up. Who takes longer than
+        `CANCEL_AGAIN_S` is cancelled again."""
+        tasks = set(self._tasks)
+        while tasks:
+            for task in tasks:
+                task.cancel()
+            _, tasks = await asyncio.wait(tasks, timeout=CANCEL_AGAIN_S)
 
     async def finish(self, deadline_s: float) -> None:
         """Let the tasks end by themselves for so long, then cancel what is left."""

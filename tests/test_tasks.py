@@ -9,6 +9,7 @@ import logging
 
 import pytest
 
+from server import tasks as module
 from server.tasks import Tasks
 
 
@@ -100,6 +101,26 @@ async def test_a_task_that_does_not_let_itself_be_cancelled_does_not_hold_up_who
     assert not task.done()
     go_on.set()
     await task
+
+
+async def test_a_cancellation_that_gets_lost_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As some libraries lose them: the end comes all the same."""
+    monkeypatch.setattr(module, "CANCEL_AGAIN_S", 0.01)
+    tasks, lost = Tasks(), asyncio.Event()
+
+    async def run() -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            lost.set()
+        await asyncio.Event().wait()
+
+    task = tasks.start(run(), "loses one")
+    await asyncio.sleep(0)
+    async with asyncio.timeout(30):
+        await tasks.cancel()
+    assert lost.is_set()
+    assert task.cancelled()
 
 
 async def test_finish_lets_tasks_end_by_themselves() -> None:

@@ -1,14 +1,14 @@
 """Socket.IO at `/socket.io/`: the stock `socket.io-client` 4 of the realtime service (CONTRACT C4) listens here.
 
-The protocol is spoken by our own connections, and not by python-socketio, of which was read and tried (5.18 on
-python-engineio 4.15, in its mode for Tornado):
+The protocol is spoken by our own connections, and not by python-socketio (5.18 on python-engineio 4.15, in its mode for
+Tornado), where
 
 - what is sent goes into an `asyncio.Queue` without a bound, and from there, by a task for each client that waits for
-  nothing, into Tornado's buffer without one: a client that stops reading costs all that is ever sent to it;
+  nothing, into Tornado's buffer without one either: a client that stops reading costs all that is ever sent to it;
 - what is received over WebSocket goes into another queue without a bound, whatever its reader makes of it; frames may
   have 10 MiB, and each client has its own zlib state for compression, with no way to say no;
 - `disconnect()` waits until that queue is empty, which it need not ever be; each ping is a task;
-- any number of sessions can be opened over HTTP, and are looked for every ping interval;
+- any number of sessions can be opened over HTTP, and each stays until its pings have gone unanswered;
 - `json.loads` sees every packet before anything is known of its sender, and what it raises (RecursionError) ends the
   reader without a word; the address of a client is always 127.0.0.1; ids of sessions are logged as errors.
 
