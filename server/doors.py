@@ -36,9 +36,11 @@ from server.security_headers import SecurityHeaders, StrictSecurityHeaders
 from server.session import Session, SessionServices
 from server.tenants import Tenants
 from server.tokens.own import OwnTokens
-from server.transports import hub, service, tenant
+from server.transports import events, hub, service, socketio, tenant
 from server.transports.feeds import FeedDoors
+from server.transports.origins import Origins
 from server.transports.registry import ConnectionOptions, Connections
+from server.transports.socketio import SocketIODoor
 from server.transports.sockjs import SockJSDoor, SockJSOptions
 from server.wire import GOING_AWAY
 
@@ -122,8 +124,9 @@ class Doors:
             sessions.authenticator,
             publishers,
             self.identify,
-            config.application.origins,
+            Origins(config.application.origins),
         )
+        self.socketio = SocketIODoor(self.feeds)
 
     def _sockjs_options(self) -> SockJSOptions:
         return SockJSOptions(
@@ -144,6 +147,8 @@ class Doors:
             *hub.routes(self.feeds),
             *tenant.routes(self.feeds),
             *service.routes(self.feeds),
+            *events.routes(self.feeds),
+            *socketio.routes(self.socketio),
             *health.routes(self._instruments),
             *schema.routes(folder / "api", has_example=not self._config.release),
             *admin.routes(folder),

@@ -18,7 +18,7 @@ from server.bus import NOTIFICATION_FAILED, NOTIFICATION_PUSHED, NOTIFICATION_ST
 from server.dialects import Dialect
 from server.errors import StoreUnavailable
 from server.grants import DEFAULT_TENANT
-from server.messages import Added, Broadcasted, Notification, Publication, Recipient, now
+from server.messages import Added, Broadcasted, Notification, Publication, now
 from server.parsers import FieldLimits, parse_broadcast
 from server.rooms import NOBODY, Rooms
 from server.store import Store

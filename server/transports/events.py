@@ -33,7 +33,6 @@ from server.transports import connections, cors
 from server.transports.connections import StreamedConnection, tune_socket
 from server.transports.feeds import FeedDoors, FeedRequest
 from server.transports.registry import Connections
-from server.transports.sockjs.origins import Origins
 from server.transports.tickets import LIFETIME_S, Tickets
 from server.wire import CloseReason, Frame
 
@@ -125,11 +124,8 @@ class EventsRequest(FeedRequest):
     method = ""
     """The one that is answered, beside OPTIONS."""
 
-    def initialize(  # type: ignore[override]  # what its routes give it
-        self, doors: FeedDoors, origins: Origins, tickets: Tickets
-    ) -> None:
+    def initialize(self, doors: FeedDoors, tickets: Tickets) -> None:  # type: ignore[override]  # what its routes give it
         super().initialize(doors)
-        self._origins = origins
         self._tickets = tickets
 
     def set_default_headers(self) -> None:
@@ -151,7 +147,7 @@ class EventsRequest(FeedRequest):
         """No cookie has any power here."""
 
     def _is_page_allowed(self) -> bool:
-        return self._origins.allows(self.request)
+        return self.doors.origins.allows(self.request)
 
     def _bearer(self) -> str | None:
         """The token in the header `Authorization` (RFC 6750 section 2.1); None if there is none."""
@@ -250,5 +246,5 @@ class TicketHandler(EventsRequest):
 
 
 def routes(doors: FeedDoors) -> list[tuple[Any, ...]]:
-    given = {"doors": doors, "origins": Origins(doors.origins), "tickets": Tickets()}
+    given = {"doors": doors, "tickets": Tickets()}
     return [(r"/events", EventsHandler, given), (r"/events/ticket", TicketHandler, given)]

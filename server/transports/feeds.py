@@ -21,6 +21,7 @@ from server.limits import refusal_headers
 from server.publishers import Publishers
 from server.rooms import Connection
 from server.transports.connections import ClientSession
+from server.transports.origins import Origins
 from server.transports.registry import Connections
 from server.transports.websocket import WebSocketEndpoint
 
@@ -30,15 +31,15 @@ REFUSAL_DELAY_S = 1.0
 
 @dataclass(slots=True)
 class FeedDoors:
-    """What these doors need. `identify`: see `callers.CallerPolicy`; `origins`: those whose pages may connect, ("*",)
-    for all."""
+    """What these doors need. `identify`: see `callers.CallerPolicy`; `origins`: those whose pages may
+    connect."""
 
     connections: Connections
     services: FeedServices
     authenticator: Authenticator
     publishers: Publishers
     identify: Callable[[str, Mapping[str, str]], Caller]
-    origins: tuple[str, ...] = ("*",)
+    origins: Origins
 
 
 class FeedRequest(RequestHandler):
@@ -63,7 +64,7 @@ class FeedRequest(RequestHandler):
     async def prepare(self) -> None:
         """Find out who comes in; who may not is answered here."""
         try:
-            if not self._is_page_allowed():
+            if not self.doors.origins.allows(self.request):
                 raise Refused("pages of this origin may not connect")
             self.connections.admission.may_connect(self.caller)
             self.identity = await self.who()
@@ -74,11 +75,6 @@ class FeedRequest(RequestHandler):
                     self.set_header(name, value)
             tell(REFUSED, self.doors, door=self.door, code=error.code, tenant=None)
             self.refuse(error)
-
-    def _is_page_allowed(self) -> bool:
-        origin = self.request.headers.get("Origin")
-        allowed = self.doors.origins
-        return origin is None or "*" in allowed or origin.lower().rstrip("/") in allowed
 
     async def who(self) -> Identity:
         """Who is listening, and until when. Raises `ServerError`."""

@@ -192,4 +192,5 @@ class WebSocketEndpoint(WebSocketHandler):
         self.connection.note_pong()
 
     def on_close(self) -> None:
-        self.connection.lost()
+        if hasattr(self, "connection"):  # else it left while it was being looked at
+            self.connection.lost()

@@ -19,7 +19,6 @@ from server.transports.socketio.packets import handshake
 from server.transports.socketio.polling import PollingHandler
 from server.transports.socketio.session import SocketIOSession
 from server.transports.socketio.websocket import SocketIOWebSocket
-from server.transports.sockjs.origins import Origins
 
 PATH = r"/socket\.io/?"
 
@@ -34,7 +33,7 @@ class SocketIODoor:
     def __init__(self, doors: FeedDoors) -> None:
         self.doors = doors
         self.connections = doors.connections
-        self.origins = Origins(doors.origins)
+        self.origins = doors.origins
         self._over_http: dict[str, SocketIOConnection] = {}
         self._expected: dict[SocketIOConnection, float] = {}
         """Clients of which no request waits, and since when; the longest first."""

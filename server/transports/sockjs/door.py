@@ -16,10 +16,10 @@ from server.errors import Busy
 from server.limits import REFUSAL_DELAY_S
 from server.rooms import Connection
 from server.transports.connections import ClientSession
+from server.transports.origins import Origins
 from server.transports.registry import Connections
 from server.transports.sockjs import handlers, receivers, websocket
 from server.transports.sockjs.http import HttpConnection
-from server.transports.sockjs.origins import Origins
 from server.transports.sockjs.stock import SockJSRouter, static, transports
 
 Route = tuple[str, type[RequestHandler], dict[str, Any]]
