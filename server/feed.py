@@ -235,10 +235,10 @@ class Feed:
         """What `read` returns, as soon as the store is there."""
         delay_s = RETRY_FIRST_S
         while True:
-            if self.connection.is_closed:
-                raise asyncio.CancelledError  # the first one may have got lost: see `tasks.CANCEL_AGAIN_S`
             with contextlib.suppress(StoreUnavailable):
                 return await read()
+            if self.connection.is_closed:
+                raise asyncio.CancelledError  # the first one may have got lost: see `tasks.CANCEL_AGAIN_S`
             with self._screen.listing_waits(None):
                 await asyncio.sleep(delay_s * random.uniform(0.5, 1.0))  # noqa: S311  # apart from others, no secret
             delay_s = min(2 * delay_s, RETRY_MAX_S)
@@ -270,18 +270,27 @@ class ServiceFeed(Feed):
     """CONTRACT C3: what this user has not acknowledged comes at each connect until they have; nothing from before they
     first used this dialect."""
 
-    __slots__ = ("_opened_at",)
+    __slots__ = ("_beginning",)
     dialect: ServiceDialect = ServiceDialect()
 
     def __init__(self, connection: Connection, services: FeedServices, identity: Identity) -> None:
         # Before the room is joined: what is pushed from then on is to be acknowledged.
-        self._opened_at = now()
+        opened_at = now()
         super().__init__(connection, services, identity)
+        # A task of its own: who goes at once has used this dialect, too.
+        self._beginning = (
+            services.tasks.start(self._begin(opened_at), "first use") if self._is_joined else None
+        )
+
+    async def _begin(self, opened_at: datetime) -> datetime:
+        """When the user first used this dialect."""
+        begin = self._services.store.deliveries.begin
+        return await self._patiently(partial(begin, *self._room, SERVICE, opened_at))
 
     async def _backlog(self) -> AsyncIterator[Portion]:
-        tenant, user_id = self._room
-        begin = partial(self._services.store.deliveries.begin, tenant, user_id, SERVICE, self._opened_at)
-        since = await self._patiently(begin)
+        if self._beginning is None:
+            return
+        since = await asyncio.shield(self._beginning)
         async for portion in self._unmarked(SERVICE, since):
             yield portion
 

@@ -101,7 +101,7 @@ class Node:
     async def is_done(self) -> None:
         """Return when no broadcast is open, and everybody has been told."""
         async with asyncio.timeout(60):
-            while await self.store.broadcasts.count_open():
+            while await self.store.broadcasts.count_open():  # noqa: ASYNC110  # nothing tells of it
                 await asyncio.sleep(0.01)
         await self.backplane.flushed()
 
@@ -225,9 +225,7 @@ async def test_a_count_from_before_does_not_hide_what_was_accepted_since(store: 
     await node.is_done()
 
 
-async def test_the_connected_come_first(
-    store: Store, node: Node, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_connected_come_first(store: Store, node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever their ids are; everybody is told once."""
     monkeypatch.setattr(module, "BATCH_USERS", 2)
     for number in range(9):
@@ -360,7 +358,7 @@ async def test_who_has_lost_the_lease_stops(
         assert await node.having(notification, *users) == [1] * 7
         assert Counter(node.rooms.users_told + other.rooms.users_told) == Counter(users)
         async with asyncio.timeout(30):
-            while node.broadcaster._first:
+            while node.broadcaster._first:  # noqa: ASYNC110  # nothing tells of it
                 await asyncio.sleep(0.01)
     finally:
         await other.tasks.cancel()
@@ -433,8 +431,10 @@ async def test_a_server_that_is_killed_amid_it_goes_on(server: RunningServer) ->
     )
     await asyncio.to_thread(
         wait_until,
-        lambda: b'queue="broadcasts"} 0.0'
-        in server.request("GET", "/metrics", headers={"Accept": "text/plain"}).body,
+        lambda: (
+            b'queue="broadcasts"} 0.0'
+            in server.request("GET", "/metrics", headers={"Accept": "text/plain"}).body
+        ),
         "the broadcast being finished",
         60,
     )

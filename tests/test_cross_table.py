@@ -1,4 +1,5 @@
-"""Published by each way, received by each way: what comes is what CONTRACTS.md's table of the canonical notification says.
+"""Published by each way, received by each way: what comes is what CONTRACTS.md's table of the canonical notification
+says.
 
 A further way is a line in `PUBLISHERS` or `RECEIVERS`.
 """
@@ -141,9 +142,7 @@ PUBLISHERS: dict[str, Publisher] = {
     ),
     "C5": Publisher(
         by_broadcast,
-        Canonical(
-            {"type": "alert", "title": "T", "content": "M"}, {"type": "alert", "priority": "high"}
-        ),
+        Canonical({"type": "alert", "title": "T", "content": "M"}, {"type": "alert", "priority": "high"}),
         is_for_all=True,
     ),
     "C5 no data": Publisher(

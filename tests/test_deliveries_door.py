@@ -30,7 +30,9 @@ from tests.support.smtp_sink import SMTPSink
 
 
 @pytest.fixture(scope="module", params=STORES)
-def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+def server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningServer]:
     with store_settings(request.param, request) as store:
         with RunningServer(tmp_path_factory.mktemp("deliveries"), **SETTINGS, **store) as running:
             yield running
@@ -183,7 +185,9 @@ def test_another_tenants_notification_is_not_there(server: RunningServer, acme: 
             **problem(ask(server, never, key=key), 404),
             "detail": body["detail"],
         }
-        assert body["detail"].replace(nid, "") == problem(ask(server, never, key=key), 404)["detail"].replace(never, "")
+        assert body["detail"].replace(nid, "") == problem(ask(server, never, key=key), 404)["detail"].replace(
+            never, ""
+        )
 
 
 def test_who_may_not_publish_may_not_look(server: RunningServer, acme: str) -> None:

@@ -59,8 +59,7 @@ def test_the_services_frame() -> None:
     """CONTRACT C3: the key is the document's id."""
     for data in ({"n": 1}, [1], "é", 0, False):
         assert text(ServiceDialect(), added(data=data)) == (
-            f'{{"type":"server_notification","key":"{ID}","value":'
-            f'{json.dumps(data, separators=(",", ":"))}}}'
+            f'{{"type":"server_notification","key":"{ID}","value":{json.dumps(data, separators=(",", ":"))}}}'
         )
     frame = json.loads(text(ServiceDialect(), added(title="T")))
     assert frame["value"] == {"title": "T"}

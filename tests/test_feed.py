@@ -88,7 +88,7 @@ async def test_the_connection_ends_with_the_token(core: Core) -> None:
     left = listen(core, HubFeed, expires_at=now() + timedelta(milliseconds=20))
     left.go()
     async with asyncio.timeout(30):
-        while not connection.is_closed:
+        while not connection.is_closed:  # noqa: ASYNC110  # nothing tells of it
             await asyncio.sleep(0.01)
     assert (connection.reasons, left.reasons) == ([TOKEN_EXPIRED], [])
 
@@ -100,7 +100,7 @@ async def test_a_client_that_goes_leaves_nothing_behind(core: Core) -> None:
     await connection.queued()
     connection.go()
     async with asyncio.timeout(30):
-        while len(core.tasks):
+        while len(core.tasks):  # noqa: ASYNC110  # nothing tells of it
             await asyncio.sleep(0)
     assert core.rooms.user_count == 0
     assert not core.marks._unsettled
@@ -145,7 +145,7 @@ async def test_what_did_not_arrive_is_sent_again(core: Core) -> None:
     """What lay in the queue of a connection that was cut off, of what waited and of pushes."""
     connection = listen(core, HubFeed, connection=FeedConnection(is_slow=True))
     async with asyncio.timeout(30):
-        while len(core.tasks):
+        while len(core.tasks):  # noqa: ASYNC110  # nothing tells of it
             await asyncio.sleep(0)
     for text in ("arrives", "is cut off", "is cut off, too"):
         await core.notify("alice", content=text)
@@ -177,7 +177,8 @@ async def test_a_page_hears_of_what_another_was_sent_while_it_was_catching_up(co
 
 
 async def test_what_was_listed_does_not_come_again_as_a_push(core: Core) -> None:
-    """Also of what was pushed before, and listed long after: the push that waits is dropped when its document is shown."""
+    """Also of what was pushed before, and listed long after: the push that waits is dropped when its document is
+    shown."""
     await core.fill("alice", 100)
     slow = listen(core, HubFeed, connection=FeedConnection(is_slow=True))
     await slow.queued()
@@ -203,9 +204,7 @@ async def test_too_many_pushes_behind_what_waited_close_the_connection(core: Cor
     assert len(await listen(core, HubFeed).frames(5)) == 5
 
 
-async def test_while_the_store_is_away_what_waited_waits(
-    core: Core, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_while_the_store_is_away_what_waited_waits(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
     """And comes when it is back."""
     monkeypatch.setattr(module, "RETRY_FIRST_S", 0.01)
     [document] = await core.fill("alice", 1)
@@ -223,10 +222,12 @@ async def test_a_bug_closes_the_connection(core: Core, caplog: pytest.LogCapture
     core.store.failure = RuntimeError("a bug")
     connection = listen(core, HubFeed)
     async with asyncio.timeout(30):
-        while not connection.is_closed:
+        while not connection.is_closed:  # noqa: ASYNC110  # nothing tells of it
             await asyncio.sleep(0)
     assert connection.reasons == [FAILED]
-    assert [record.getMessage() for record in caplog.records] == ["what waited for a client could not be sent"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "what waited for a client could not be sent"
+    ]
 
 
 # -- CONTRACT C3 ---------------------------------------------------------------------------------------------
@@ -241,6 +242,16 @@ async def test_what_was_pushed_before_the_first_use_is_written_down_is_to_be_ack
     assert await contents(connection, 1) == ["early"]
     connection.go()
     assert await contents(listen(core, ServiceFeed), 1) == ["early"]
+
+
+async def test_who_goes_at_once_has_used_the_dialect(core: Core) -> None:
+    """What comes after that waits to be acknowledged."""
+    listen(core, ServiceFeed).go()
+    async with asyncio.timeout(30):
+        while len(core.tasks):  # noqa: ASYNC110  # nothing tells of it
+            await asyncio.sleep(0)
+    await core.fill("alice", 1)
+    assert await contents(listen(core, ServiceFeed), 1) == ["0"]
 
 
 async def test_an_acknowledgement_counts_at_once(core: Core) -> None:
@@ -271,7 +282,7 @@ async def test_a_client_without_a_user_hears_of_broadcasts_only(core: Core) -> N
     await core.fill("alice", 1)
     connection = listen(core, TenantFeed, NOBODY)
     async with asyncio.timeout(30):
-        while len(core.tasks):
+        while len(core.tasks):  # noqa: ASYNC110  # nothing tells of it
             await asyncio.sleep(0)
     room = (DEFAULT_TENANT, NOBODY)
     told = notification(content="M", title="T")

@@ -179,7 +179,9 @@ async def test_a_binary_frame_ends_the_connection(server: RunningServer, user: s
 
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(texts=st.lists(st.text(max_size=50) | st.sampled_from(['{"type":"message_ack"}', "[" * 5000]), max_size=5))
+@given(
+    texts=st.lists(st.text(max_size=50) | st.sampled_from(['{"type":"message_ack"}', "[" * 5000]), max_size=5)
+)
 def test_no_text_of_a_client_hurts(server: RunningServer, texts: list[str]) -> None:
     """Whatever is said: the next notification comes."""
 
@@ -199,7 +201,12 @@ def test_no_text_of_a_client_hurts(server: RunningServer, texts: list[str]) -> N
 def test_no_query_hurts(server: RunningServer, query: bytes) -> None:
     """Bytes of any kind as a token: refused, never a 5xx."""
     quoted = "".join(f"%{byte:02X}" for byte in query)
-    for path in ("/ws?token=", "/ws/notifications/1/?token=", f"/ws/notifications/{quoted or 'x'}/?token=", "/ws/notify/?api_key="):
+    for path in (
+        "/ws?token=",
+        "/ws/notifications/1/?token=",
+        f"/ws/notifications/{quoted or 'x'}/?token=",
+        "/ws/notify/?api_key=",
+    ):
         assert 400 <= server.get(path + quoted).status < 500
 
 
@@ -258,7 +265,10 @@ async def has_connections(server: RunningServer, count: int) -> None:
 
 async def test_who_connects_too_often_is_told_when_to_come_back(tmp_path: Path, user: str) -> None:
     """429 with Retry-After, counted by the address that a trusted proxy names; others are let in."""
-    limits = {"NOTIFY_LIMITS_CONNECTS_PER_ADDRESS": "1/60s", "NOTIFY_APPLICATION_TRUSTED_PROXIES": "127.0.0.1"}
+    limits = {
+        "NOTIFY_LIMITS_CONNECTS_PER_ADDRESS": "1/60s",
+        "NOTIFY_APPLICATION_TRUSTED_PROXIES": "127.0.0.1",
+    }
     with RunningServer(tmp_path, **SETTINGS, **limits) as server:
         async with listening(server, hub_path(user), **ELSEWHERE):
             pass
@@ -279,7 +289,9 @@ async def test_figures_count_the_connections_and_the_refused(server: RunningServ
 
 
 # -- what waited ---------------------------------------------------------------------------------------------
-async def test_what_was_missed_comes_once_at_the_next_connect(tmp_path: Path, settings_of_store: dict[str, str]) -> None:
+async def test_what_was_missed_comes_once_at_the_next_connect(
+    tmp_path: Path, settings_of_store: dict[str, str]
+) -> None:
     """Oldest first, from whatever door, also over a restart of the server; then never again."""
     with RunningServer(tmp_path, **settings_of_store) as server:
         for n in range(3):
@@ -313,7 +325,9 @@ async def test_a_crash_loses_nothing(tmp_path: Path, settings_of_store: dict[str
             assert numbers(await client.frames(2)) == [1, 2]
 
 
-async def test_a_crash_amid_the_sending_repeats_at_most(tmp_path: Path, settings_of_store: dict[str, str]) -> None:
+async def test_a_crash_amid_the_sending_repeats_at_most(
+    tmp_path: Path, settings_of_store: dict[str, str]
+) -> None:
     """However often the server is killed: in the end each of them has come."""
     with RunningServer(tmp_path, **settings_of_store) as server:
         for n in range(60):
@@ -343,7 +357,8 @@ async def rest(socket: Any) -> list[int]:
 
 
 async def test_what_a_slow_client_never_got_comes_later(tmp_path: Path, user: str) -> None:
-    """A client that stops reading is closed as slow; what lay in its queue was not sent, and comes at the next connect."""
+    """A client that stops reading is closed as slow; what lay in its queue was not sent, and comes at the next
+    connect."""
     bounds = {"NOTIFY_CONNECTIONS_QUEUE_BYTES": "65536", "NOTIFY_LIMITS_DATA_BYTES": "65536"}
     text = "x" * 30_000
     with RunningServer(tmp_path, **SETTINGS, **bounds) as server:
@@ -395,7 +410,9 @@ async def test_what_was_seen_or_deleted_elsewhere_is_not_sent(server: RunningSer
         assert (await client.frame())["payload"] == {"content": "new"}
 
 
-async def test_a_page_that_comes_while_another_is_open_gets_only_what_is_new(server: RunningServer, user: str) -> None:
+async def test_a_page_that_comes_while_another_is_open_gets_only_what_is_new(
+    server: RunningServer, user: str
+) -> None:
     """What the first was sent a moment ago is not sent to the second."""
     async with listening(server, hub_path(user)) as first:
         send(server, user, {"n": 1})

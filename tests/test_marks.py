@@ -115,7 +115,7 @@ async def test_a_failure_does_not_end_the_writing(
     assert await asyncio.wait_for(core.store.failed.get(), 30) == "mark"
     core.store.is_back()
     async with asyncio.timeout(30):
-        while await unmarked(core):
+        while await unmarked(core):  # noqa: ASYNC110  # nothing tells of it
             await asyncio.sleep(0.01)
     assert not running.done()
     assert {record.getMessage() for record in caplog.records} == {

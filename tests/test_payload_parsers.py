@@ -115,7 +115,9 @@ def test_a_service_payload_may_be_anything_but_null(payload: Any) -> None:
     assert made.type == "notification"
 
 
-@pytest.mark.parametrize(("given", "user"), [(1, "1"), ("1", "1"), (-5, "-5"), (10**30, "1" + "0" * 30), (" a ", " a ")])
+@pytest.mark.parametrize(
+    ("given", "user"), [(1, "1"), ("1", "1"), (-5, "-5"), (10**30, "1" + "0" * 30), (" a ", " a ")]
+)
 def test_users_are_texts_or_integers(given: Any, user: str) -> None:
     """Which are the same as their digits; blanks are part of an id."""
     assert service({"user_id": given, "payload": 1}).recipients == (Recipient(user),)

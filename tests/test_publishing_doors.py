@@ -107,7 +107,13 @@ async def test_a_202_of_c4_is_durable(tmp_path: Path, kind: str, request: pytest
 
 async def test_the_type_of_a_c4_payload_is_that_of_the_notification(server: RunningServer, user: str) -> None:
     """Where it is a text that fits, else `notification`; the payload stays as it is."""
-    payloads: list[dict[str, Any]] = [{"type": "booking"}, {}, {"type": 5}, {"type": ""}, {"type": "x" * 5000}]
+    payloads: list[dict[str, Any]] = [
+        {"type": "booking"},
+        {},
+        {"type": 5},
+        {"type": ""},
+        {"type": "x" * 5000},
+    ]
     async with listening(server, hub_path(user)) as client:
         for payload in payloads:
             internal(server, [user], payload)
@@ -301,7 +307,10 @@ bodies = st.fixed_dictionaries(
 
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(path=st.sampled_from([SEND, INTERNAL]), body=bodies.map(lambda b: json.dumps(b).encode()) | st.binary(max_size=60))
+@given(
+    path=st.sampled_from([SEND, INTERNAL]),
+    body=bodies.map(lambda b: json.dumps(b).encode()) | st.binary(max_size=60),
+)
 def test_no_body_hurts(server: RunningServer, acme: str, path: str, body: bytes) -> None:
     """Taken or refused with a reason: never a 5xx."""
     answer = server.request("POST", path, body, {"Authorization": f"Api-Key {acme}"})
@@ -316,7 +325,13 @@ async def test_the_inbox_opens_after_whatever_was_taken(server: RunningServer) -
     deep: Any = "x"
     for _ in range(63):
         deep = {"k": deep}
-    for payload in (deep, [10**4000], "\u2028\u0000\U0010ffff", {"": "", "$ref": 1, "a.b": 2, "__proto__": {}}, 1e308):
+    for payload in (
+        deep,
+        [10**4000],
+        "\u2028\u0000\U0010ffff",
+        {"": "", "$ref": 1, "a.b": 2, "__proto__": {}},
+        1e308,
+    ):
         must(post(server, SEND, {"user_id": "alice", "payload": payload}))
     async with SocketClient(server) as screen:
         shown = [document["data"] for document in await screen.join("alice")]

@@ -184,9 +184,7 @@ async def test_a_ping_is_answered_by_a_pong(server: RunningServer, user: str) ->
         '{"type":"\\ud800","key":"\\udfff"}',
     ],
 )
-async def test_anything_else_is_answered_by_an_error(
-    server: RunningServer, user: str, message: str
-) -> None:
+async def test_anything_else_is_answered_by_an_error(server: RunningServer, user: str, message: str) -> None:
     """Of one shape, with a text; the connection lives on."""
     async with listening(server, service_path(user)) as client:
         error = await client.asked(message)

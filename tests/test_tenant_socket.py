@@ -39,9 +39,7 @@ def globex(server: RunningServer) -> str:
 
 # -- who comes in --------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("query", ["", "?api_key=", "?api_key=x", f"?api_key={'A' * 43}", "?api_key=%FF"])
-async def test_without_a_good_key_there_is_no_upgrade(
-    server: RunningServer, acme: str, query: str
-) -> None:
+async def test_without_a_good_key_there_is_no_upgrade(server: RunningServer, acme: str, query: str) -> None:
     """403, in the words of the original; also on the machine that may publish without a key."""
     assert await refused(server, f"/ws/notify/{query}") == REFUSED
     async with listening(server, tenant_path(acme)):
@@ -173,7 +171,9 @@ async def test_who_listens_without_a_user_is_no_user(server: RunningServer) -> N
     async with listening(server, tenant_path(key)) as client, SocketClient(server):
         broadcast(server, key=key)
         await client.frame()
-        figures = server.request("GET", "/metrics", headers={"Accept": "text/plain", "Authorization": f"Api-Key {key}"})
+        figures = server.request(
+            "GET", "/metrics", headers={"Accept": "text/plain", "Authorization": f"Api-Key {key}"}
+        )
         text = figures.body.decode()
         assert not re.search(rf'users_online\{{tenant="{name}"\}} [1-9]', text)
     assert server.must_run("user", "known", "--tenant", name) == []

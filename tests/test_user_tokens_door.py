@@ -40,9 +40,7 @@ def tokens(server: RunningServer) -> dict[str, str]:
 
 
 def obtain(server: RunningServer, user: str = "alice", password: str | None = None) -> dict[str, str]:
-    tokens: dict[str, str] = must(
-        post(server, TOKEN, {"username": user, "password": password or user})
-    )
+    tokens: dict[str, str] = must(post(server, TOKEN, {"username": user, "password": password or user}))
     return tokens
 
 
@@ -90,7 +88,10 @@ def test_a_wrong_password_is_401(server: RunningServer) -> None:
         ({"username": "", "password": "x"}, {"username": "This field may not be blank."}),
         ({"username": None, "password": "x"}, {"username": "This field may not be null."}),
         ({"username": ["a"], "password": "x"}, {"username": "Not a valid string."}),
-        ({"username": "\ud800", "password": "\udfff"}, dict.fromkeys(("username", "password"), "Not a valid string.")),
+        (
+            {"username": "\ud800", "password": "\udfff"},
+            dict.fromkeys(("username", "password"), "Not a valid string."),
+        ),
     ],
 )
 def test_missing_and_wrong_fields_are_named(
@@ -244,7 +245,11 @@ def test_who_asks_too_often_is_told_when_to_come_back(tmp_path: Path) -> None:
 
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(exclude_categories=()), max_size=20),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(st.characters(exclude_categories=()), max_size=20),
     lambda inner: st.lists(inner, max_size=3),
     max_leaves=4,
 )

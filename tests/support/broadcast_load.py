@@ -1,7 +1,7 @@
 """A process that adds broadcasts to a store and stores their documents, several at once, until it is killed.
 
 `python -m tests.support.broadcast_load <place>`. It prints the nid of each broadcast that was acknowledged, before it
-stores documents. A store that is unavailable for a while is tried again. """
+stores documents. A store that is unavailable for a while is tried again."""
 
 from __future__ import annotations
 
