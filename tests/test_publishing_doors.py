@@ -145,6 +145,13 @@ def test_a_stranger_learns_nothing_of_what_is_wrong(server: RunningServer, path:
         problem(server.request("POST", path, body, headers), 403, "bad_credentials")
 
 
+@pytest.mark.parametrize("path", [SEND, INTERNAL])
+def test_a_strangers_body_is_not_read(server: RunningServer, path: str) -> None:
+    """The answer is there before any of it has come."""
+    headers = {"Authorization": "Api-Key wrong", "Content-Length": "1000"}
+    problem(server.request("POST", path, None, headers), 403, "bad_credentials")
+
+
 @pytest.mark.parametrize(
     "headers",
     [{"internal-api-key": "KEY"}, {"Authorization": "Bearer KEY"}, {"Authorization": "api-key  KEY"}],
