@@ -134,7 +134,9 @@ class Authenticator:
         self._brake = brake
         self._memories = tuple(memories)
         self._clock = clock
-        self._flights: SingleFlight[tuple[Join, Caller], _Found] = SingleFlight("sign-in")
+        self._flights: SingleFlight[tuple[int, Join, Caller], _Found] = SingleFlight("sign-in")
+        self._era = 0
+        """Counts how often the settings changed: what was proved by older ones is proved anew."""
 
     async def authenticate(self, command: Join | JoinByToken, caller: Caller) -> Identity:
         """Who the caller is. Equal joins at the same moment, as of several tabs, are one attempt. An attempt is carried
@@ -144,7 +146,10 @@ class Authenticator:
         `RateLimited` and `Busy` (too many attempts at this moment)."""
         started_at = time.perf_counter()
         try:
-            found = await self._prove(command, caller)
+            era = -1
+            while era != self._era:
+                era = self._era
+                found = await self._prove(command, caller)
             identity = self._identity(found)
         except ServerError as error:
             tell(SIGN_IN_FAILED, self, code=error.code, took_s=time.perf_counter() - started_at)
@@ -170,7 +175,8 @@ class Authenticator:
             memory.forget(tenant, user_id)
 
     def forget_all(self) -> None:
-        """Everybody is checked anew when they come back."""
+        """Everybody is checked anew when they come back, and who is being checked now, too."""
+        self._era += 1
         self._cache.clear()
         for memory in self._memories:
             memory.clear()
@@ -184,7 +190,8 @@ class Authenticator:
         if isinstance(command, JoinByToken):
             return await self._by_token(command.token, caller)
         # The attempt is a task of its own: who does not wait for a slowed one has made it all the same.
-        return await self._flights.do((command, caller), lambda: self._by_password(command, caller))
+        key = (self._era, command, caller)
+        return await self._flights.do(key, lambda: self._by_password(command, caller))
 
     async def _by_password(self, join: Join, caller: Caller) -> _Found:
         found = await self._brake.guard(

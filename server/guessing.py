@@ -60,7 +60,7 @@ MAX_HELD_AT_PLACE = 32
 """Attempts that wait at one place, of as many logins: what all guessers at one place do in `MAX_DELAY_S`."""
 
 IDLE_PER_CHECK = 4.0
-"""After the wrong guess of one who had to wait for their turn the next one of that place waits for so many times as long
+"""After the wrong guess of one who had to wait for their turn, the next one of that place waits so many times as long
 as the check took: so guessing takes a fifth of a core at most, and not all that there is."""
 
 MAX_HELD = 10_000

@@ -154,7 +154,11 @@ class Session:
         if self._end is not None:
             self._end.set()
         if self._room is not None:
-            self._leave_room(self._room)
+            room, sign_in = self._room, self._screen.sign_in
+            self._leave_room(room)
+            if sign_in is not None and self._services.tenants.why_over(room, sign_in) is not None:
+                # Put out: what waits is not done for them any more.
+                self._room = None
 
     @property
     def is_joined(self) -> bool:

@@ -130,7 +130,23 @@ class Tenants:
 
     async def run(self) -> None:
         """Follow the changes that other processes make, and write down what was used, until cancelled."""
-        read_at = wrote_at = forgot_at = time.monotonic()
+        # Apart: thousands who join at once take seconds to write down, and a revoked key must not wait for that.
+        async with asyncio.TaskGroup() as both:
+            both.create_task(self._follow(), name="following")
+            both.create_task(self._keep_writing(), name="writing use")
+
+    async def _keep_writing(self) -> None:
+        while True:
+            await asyncio.sleep(WRITE_USE_S)
+            try:
+                await self.write_down()
+            except StoreUnavailable as error:
+                logger.debug("what was used is written down later: %s", error)
+            except Exception:
+                logger.exception("what was used could not be written down")
+
+    async def _follow(self) -> None:
+        read_at = forgot_at = time.monotonic()
         is_away = False
         while True:
             await asyncio.sleep(POLL_S)
@@ -139,9 +155,6 @@ class Tenants:
                 if moment - read_at >= READ_ANYWAY_S or await self._has_changed():
                     await self._read()
                     read_at = moment
-                if moment - wrote_at >= WRITE_USE_S:
-                    wrote_at = moment
-                    await self.write_down()
                 if moment - forgot_at >= FORGET_EVERY_S:
                     forgot_at = moment
                     await self._directory().forget_sign_outs(self._clock() - SIGN_OUT_KEPT)

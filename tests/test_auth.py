@@ -359,6 +359,28 @@ async def test_changed_settings_count_at_once(open_desk: Open, checking: Checkin
     assert await desk.authenticator.authenticate(JoinByToken("t"), ELSEWHERE) == Identity("acme", "7")
 
 
+async def test_who_is_checked_during_a_reload_is_checked_by_what_holds_after_it(open_desk: Open) -> None:
+    """Else whoever was taken out meanwhile would be in, and stay."""
+    asked, go_on = asyncio.Event(), asyncio.Event()
+
+    class Slow(Method):
+        async def check_password(self, login: str, password: str, caller: Caller) -> Proof | None:
+            answer = self.answer
+            asked.set()
+            await go_on.wait()
+            return answer  # type: ignore[return-value]  # no error here
+
+    method = Slow(answer=Proof("carol"))
+    desk = open_desk(users={}, password_methods=[method])
+    joining = asyncio.create_task(desk.authenticator.authenticate(JOIN, ELSEWHERE))
+    await asked.wait()
+    method.answer = None
+    desk.authenticator.apply(default_tenant=DEFAULT_TENANT, cache_s=0, token_methods=[])
+    go_on.set()
+    with pytest.raises(BadCredentials):
+        await joining
+
+
 # -- many at once --------------------------------------------------------------------------------------------
 async def test_a_thousand_joins_of_twenty_users_cost_twenty_checks(
     open_desk: Open, checking: Checking
