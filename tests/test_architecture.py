@@ -44,7 +44,7 @@ EDGES = [
 HOMES = {
     "argon2": "passwords",
     "bcrypt": "passwords",
-    "bson": "ids store.mongo*",
+    "bson": "store.mongo*",
     "cryptography": "tokens.keys",
     "jwt": "tokens.*",
     "pymongo": "store.mongo*",
