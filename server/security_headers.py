@@ -30,7 +30,9 @@ class SecurityHeaders(OutputTransform):
     ) -> tuple[int, HTTPHeaders, bytes]:
         headers["Server"] = SERVER
         headers["X-Content-Type-Options"] = "nosniff"
-        headers["Referrer-Policy"] = "same-origin"  # without any, browsers hide whose page it is that posts a form
+        headers["Referrer-Policy"] = (
+            "same-origin"  # without any, browsers hide whose page it is that posts a form
+        )
         if "Content-Security-Policy" not in headers:
             headers["Content-Security-Policy"] = PAGE if _is_page(status_code, headers, chunk) else NO_PAGE
         return status_code, headers, chunk

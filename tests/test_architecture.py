@@ -21,7 +21,7 @@ LAYERS = {
     "CORE 4": "screen session",
     "EDGES": "store.* folder_lock smtp mail_folder ingest ingest.* logins logins.* tokens tokens.* transports"
     " transports.* admin health",
-    "ROOT": "__init__ __main__ app wiring doors sign_in process listening streams tls security_headers cli"
+    "ROOT": "__init__ __main__ app wiring doors entrance sign_in process listening streams tls security_headers cli"
     " cli.* logs",
 }
 """A module imports its own layer and those above it in this list."""
@@ -52,7 +52,7 @@ HOMES = {
     "prometheus_client": "metrics exposition",
     "sockjs": "transports.sockjs*",
     "sqlalchemy": "logins.sql*",
-    "tornado": "ingest.* transports.* admin health outgoing app doors streams security_headers",
+    "tornado": "ingest.* transports.* admin health outgoing app doors entrance streams security_headers",
     "pydispatch": "bus counts metrics app",
 }
 """Where each library from outside may be imported; pydispatch where signals are heard. There are no others."""
@@ -68,9 +68,7 @@ IO = {
     "subprocess",
     "threading",
 }
-WITHOUT_IO = (
-    "errors ids revs rates grants claims certificates messages parsers commands wire accept callers bus mail_message"
-)
+WITHOUT_IO = "errors ids revs rates grants claims certificates messages parsers commands wire accept callers bus mail_message"
 """PURE but for the owner of tasks, and what looks for files and the name of the machine."""
 
 MAX_LINES = 400

@@ -27,6 +27,10 @@ MAX_BSON_BYTES = 16 * 1024 * 1024 - 16 * 1024
 WHOLE = {"mail": 0, "legacy": 0}
 """The projection to what is read of a document: all but its mail duty, and what `mongo_migration` has kept."""
 
+ACCESS: Raw = {"_id": "access"}
+"""The document of the meta collection with the `secrets`, the oldest first, and the numbers of the last changes:
+`sequence`, and `signOuts` (missing before the first)."""
+
 _TEXTS = ("type", "title", "content", "url", "icon", "image")
 
 
@@ -62,7 +66,7 @@ INDEXES = {
     "documents": INBOX_INDEXES,
     "intents": INTENT_INDEXES,
     "tenants": (_index("keys", "keys.id"),),
-    "sign_outs": (_index("at", "at"),),
+    "sign_outs": (_index("at", "at"), _index("written", "writtenAt", "_id")),
 }
 """By the attribute of `Connection`."""
 

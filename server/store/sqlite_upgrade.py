@@ -18,6 +18,7 @@ from server.errors import StoreUnavailable
 from server.store.sqlite_schema import (
     DIRECTORY_TABLES,
     VERSION,
+    complete,
     fill_directory,
     has_table,
     make,
@@ -43,6 +44,7 @@ def open_upgraded(
             make(connection, now)
         if version_of(connection) == 1:
             _upgrade_to_2(connection, path, now, is_given_up)
+        complete(connection)
     except BaseException:
         connection.close()
         raise

@@ -77,7 +77,7 @@ class OwnTokens:
             return None
         try:
             said = self._jwt.decode(token, secret.secret, [_ALGORITHM], issuer=ISSUER)
-            return _proof(said)
+            return _proof(said, secret.id)
         except ExpiredSignatureError:
             raise TokenExpired from None
         except (PyJWTError, ValueError):
@@ -97,7 +97,7 @@ class OwnTokens:
         return secret if secret.retired_at is None or self._clock() < secret.retired_at else None
 
 
-def _proof(said: Mapping[str, Any]) -> Proof:
+def _proof(said: Mapping[str, Any], secret_id: str) -> Proof:
     key_id = said["key"]
     if not isinstance(key_id, str):
         raise ValueError("key: is not a text")
@@ -107,4 +107,5 @@ def _proof(said: Mapping[str, Any]) -> Proof:
         issued_at=claims.instant(said["iat"]),
         expires_at=claims.instant(said["exp"]),
         key_id=key_id,
+        secret_id=secret_id,
     )
