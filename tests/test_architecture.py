@@ -68,7 +68,10 @@ IO = {
     "subprocess",
     "threading",
 }
-WITHOUT_IO = "errors ids revs rates grants claims certificates messages parsers commands wire accept callers bus mail_message"
+WITHOUT_IO = (
+    "errors ids revs rates grants claims certificates messages parsers commands wire accept callers bus"
+    " mail_message"
+)
 """PURE but for the owner of tasks, and what looks for files and the name of the machine."""
 
 MAX_LINES = 400
