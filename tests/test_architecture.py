@@ -15,7 +15,7 @@ LAYERS = {
     "PURE": "errors ids revs rates grants claims certificates messages parsers commands wire accept callers bus tasks"
     " flights assets mail_message request_id config config.*",
     "PORTS": "store metrics exposition checks",
-    "CORE 1": "credentials passwords guessing auth users rooms tenants limits publishers outgoing",
+    "CORE 1": "credentials passwords guessing auth users rooms sign_outs tenants limits publishers outgoing",
     "CORE 2": "backplane presence",
     "CORE 3": "notifier inbox counts outbox",
     "CORE 4": "screen session",
