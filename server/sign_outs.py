@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 KEPT = timedelta(days=30)
 """How long a sign-out is remembered, here and in the store: no token that counts should live longer."""
 
-PORTION = 1000
+PORTION = 500
 """Read, or looked at, at a time: some milliseconds."""
 
 GO_OVER_EVERY_S = 600.0

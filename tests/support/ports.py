@@ -5,6 +5,7 @@ A server of our own is better started on port 0.
 
 from __future__ import annotations
 
+import os
 import random
 import socket
 
@@ -13,12 +14,17 @@ import socket
 # service's port, or even connect to itself.
 _RANGE = range(20000, 32000)
 
+# Of the processes that pytest-xdist runs side by side (gw0, gw1 …) each has ports of its own.
+_SHARES = 8
+_SHARE = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % _SHARES
+
 _given: set[int] = set()
 
 
 def free_port() -> int:
     """A loopback TCP port that nothing listens on and that this test run has not been given before."""
-    for port in random.sample(_RANGE, len(_RANGE)):
+    ports = _RANGE[_SHARE::_SHARES]
+    for port in random.sample(ports, len(ports)):
         if port not in _given and _is_free(port):
             _given.add(port)
             return port
