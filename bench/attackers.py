@@ -153,7 +153,9 @@ class Attacker:
     async def fragments(self) -> None:
         """a message in ever more empty fragments"""
         await self._again(
-            lambda: self._flood(frame(TEXT, b"[", is_final=False), lambda: frame(CONTINUATION, is_final=False)),
+            lambda: self._flood(
+                frame(TEXT, b"[", is_final=False), lambda: frame(CONTINUATION, is_final=False)
+            ),
             20,
         )
 

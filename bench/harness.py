@@ -96,7 +96,7 @@ def _wait_until_healthy(port: int, child: subprocess.Popen[str]) -> None:
         if child.poll() is not None:
             break
         try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=5).close()
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5).close()
             return
         except (urllib.error.URLError, OSError):
             time.sleep(0.05)

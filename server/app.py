@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from pydispatch import dispatcher
@@ -15,7 +15,7 @@ from tornado.httpserver import HTTPServer
 from server import __version__
 from server.backplane import LocalBackplane
 from server.broadcaster import Broadcaster
-from server.bus import ACCESS_CHANGED, NOTIFICATION_STORED
+from server.bus import ACCESS_CHANGED, NOTIFICATION_STORED, USERS_SIGNED_OUT
 from server.checks import Checks, State, Trouble
 from server.config import Config
 from server.consumers import Consumers
@@ -41,7 +41,7 @@ from server.session import SessionServices
 from server.sign_in import SignIn
 from server.smtp import SMTPTransport
 from server.streams import open_stream
-from server.tasks import Tasks
+from server.tasks import Tasks, step
 from server.tenants import Tenants
 from server.wire import CloseReason, EventFrames
 from server.wiring import make_store, publisher_rules
@@ -114,8 +114,9 @@ class Server:
             checks=self._checks,
             mail_folder=self._mail_folder,
         )
+        self._entrance = self._doors.entrance()
         self._http = HTTPServer(
-            self._doors.application(),
+            self._entrance,
             max_body_size=MAX_BODY_BYTES,
             body_timeout=BODY_TIMEOUT_S,
             idle_connection_timeout=IDLE_TIMEOUT_S,
@@ -130,9 +131,9 @@ class Server:
             doors=self._doors,
             consumers=self._consumers,
         )
-        self._sign_outs: frozenset[SignOut] = frozenset()
         dispatcher.connect(self._wake_outbox, NOTIFICATION_STORED, sender=self._notifier)
         dispatcher.connect(self._follow_access, ACCESS_CHANGED, sender=self._tenants)
+        dispatcher.connect(self._follow_sign_outs, USERS_SIGNED_OUT, sender=self._tenants)
 
     # -- wiring ----------------------------------------------------------------------------------------------
     def _session_services(self) -> SessionServices:
@@ -187,11 +188,12 @@ class Server:
         application = self.config.application
         listener = TCPListener(application.address, application.port, self._peers, application.also_listen)
         try:
+            listener.start(self._serve_connection)  # whoever watches over this process hears that it lives
             if not await self._open_store(stop):
                 return
             self._start_instruments(listener)
             self._start_tasks()
-            listener.start(self._serve_connection)
+            self._entrance.open()
             self._checks.state = State.SERVING
             self._announce(listener.port)
             started()
@@ -306,18 +308,22 @@ class Server:
 
     # -- changes while running -------------------------------------------------------------------------------
     def _follow_access(self, tenants: Tenants) -> None:
-        """Tenants, keys or sign-outs have changed: who may no longer be here is closed, and forgotten."""
+        """Tenants, keys or secrets have changed: who may no longer be here is closed."""
         self._sign_in.own_tokens.use(tenants.secrets)
-        sign_outs = frozenset(tenants.sign_outs)
-        self._sign_in.forget(sign_outs - self._sign_outs)
-        self._sign_outs = sign_outs
+        self._publishers.warn_of_missing_tenants()
+        self._loops.start(self._close_the_revoked(), "closing")
 
-        def why(room: Room, listener: Listener) -> CloseReason | None:
-            return None if listener.sign_in is None else tenants.why_over(room, listener.sign_in)
+    async def _close_the_revoked(self) -> None:
+        _log_closed(await self._rooms.close_where(self._why_over))
 
-        closed = self._rooms.close_where(why)
-        if closed:
-            logger.info("closed %d connections whose access has ended", closed)
+    def _follow_sign_outs(self, tenants: Tenants, sign_outs: Sequence[SignOut]) -> None:
+        """These users were signed out: they are closed, and forgotten; nobody else is looked at."""
+        self._sign_in.forget(sign_outs)
+        rooms = [(each.tenant, each.user_id) for each in sign_outs]
+        _log_closed(self._rooms.close_in(rooms, self._why_over))
+
+    def _why_over(self, room: Room, listener: Listener) -> CloseReason | None:
+        return None if listener.sign_in is None else self._tenants.why_over(room, listener.sign_in)
 
     def reload_soon(self, reread: Callable[[], Config]) -> None:
         """As `Reloads.soon`; at the end of the server it is not done at all."""
@@ -332,20 +338,20 @@ class Server:
         ends_at = now() + SHUTDOWN_DEADLINE_S
         cut_at, work_ends_at = ends_at - LETTING_GO_S / 2, ends_at - LETTING_GO_S
         self._checks.state = State.STOPPING
-        await _step("listening", listener.close, cut_at)
-        await _step("reloading", self._reloads.cancel, cut_at)
-        await _step("fetching", lambda: self._consumers.stop(max(0.0, work_ends_at - now())), work_ends_at)
-        await _step("notifying", self._notifier.close, work_ends_at)
-        await _step("fan-out", self._backplane.flushed, work_ends_at)
-        await _step("the clients", self._doors.close, cut_at)
-        await _step("commands", lambda: self._sessions.finish(max(0.0, work_ends_at - now())), cut_at)
-        await _step("the mail", lambda: self._outbox.stop(max(0.0, work_ends_at - now())), cut_at)
-        await _step("the background tasks", self._loops.cancel, cut_at)
-        await _step("what was used", self._write_use, cut_at)
-        await _step("the signals", self._hear_no_more, cut_at)
-        await _step("the connections", self._http.close_all_connections, cut_at)
-        await _step("signing in", self._sign_in.close, cut_at)
-        await _step("the store", self._store.close, ends_at)
+        await step("listening", listener.close, cut_at)
+        await step("reloading", self._reloads.cancel, cut_at)
+        await step("fetching", lambda: self._consumers.stop(max(0.0, work_ends_at - now())), work_ends_at)
+        await step("notifying", self._notifier.close, work_ends_at)
+        await step("fan-out", self._backplane.flushed, work_ends_at)
+        await step("the clients", self._doors.close, cut_at)
+        await step("commands", lambda: self._sessions.finish(max(0.0, work_ends_at - now())), cut_at)
+        await step("the mail", lambda: self._outbox.stop(max(0.0, work_ends_at - now())), cut_at)
+        await step("the background tasks", self._loops.cancel, cut_at)
+        await step("what was used", self._write_use, cut_at)
+        await step("the signals", self._hear_no_more, cut_at)
+        await step("the connections", self._http.close_all_connections, cut_at)
+        await step("signing in", self._sign_in.close, cut_at)
+        await step("the store", self._store.close, ends_at)
 
     async def _write_use(self) -> None:
         try:
@@ -357,21 +363,14 @@ class Server:
     def _hear_no_more(self) -> None:
         dispatcher.disconnect(self._wake_outbox, NOTIFICATION_STORED, sender=self._notifier)
         dispatcher.disconnect(self._follow_access, ACCESS_CHANGED, sender=self._tenants)
+        dispatcher.disconnect(self._follow_sign_outs, USERS_SIGNED_OUT, sender=self._tenants)
         self._counts.close()
         self._metrics.close()
 
 
-async def _step(what: str, end: Callable[[], Awaitable[None] | None], until: float) -> None:
-    """One step of the orderly end, until then (of the loop's time) at the latest; does not raise."""
-    try:
-        async with asyncio.timeout_at(until):
-            ending = end()
-            if ending is not None:
-                await ending
-    except TimeoutError:
-        logger.warning("%s: not ended in time", what)
-    except Exception:
-        logger.exception("%s: could not be ended", what)
+def _log_closed(count: int) -> None:
+    if count:
+        logger.info("closed %d connections whose access has ended", count)
 
 
 def _url_host(address: str) -> str:

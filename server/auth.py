@@ -13,6 +13,7 @@ from datetime import datetime
 from functools import partial
 from typing import Protocol
 
+from server import claims
 from server.bus import SIGN_IN_FAILED, SIGNED_IN, tell
 from server.callers import Caller
 from server.claims import TOKEN_WRONG
@@ -25,21 +26,21 @@ from server.messages import now
 
 logger = logging.getLogger(__name__)
 
-MAX_USER_ID_CHARS = 1024
-
 UNAVAILABLE = "what decides about this sign-in cannot be asked now; try again"
 
 
 @dataclass(frozen=True, slots=True)
 class Proof:
     """What a method found out. `tenant` None: it said none. Instants: aware UTC. `expires_at` None: it does not end by
-    itself; `issued_at` None: it was made just now. `key_id`: of the API key that it was made with, None: none."""
+    itself; `issued_at` None: it was made just now. `key_id`: of the API key that it was made with, `secret_id`: of the
+    secret of ours that signed it; None: none."""
 
     user_id: str
     tenant: str | None = None
     issued_at: datetime | None = None
     expires_at: datetime | None = None
     key_id: str | None = None
+    secret_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,7 @@ class Identity:
     issued_at: datetime | None = None
     expires_at: datetime | None = None
     key_id: str | None = None
+    secret_id: str | None = None
 
 
 class PasswordMethod(Protocol):
@@ -134,7 +136,9 @@ class Authenticator:
         self._brake = brake
         self._memories = tuple(memories)
         self._clock = clock
-        self._flights: SingleFlight[tuple[Join, Caller], _Found] = SingleFlight("sign-in")
+        self._flights: SingleFlight[tuple[int, Join, Caller], _Found] = SingleFlight("sign-in")
+        self._era = 0
+        """Counts how often the settings changed: what was proved by older ones is proved anew."""
 
     async def authenticate(self, command: Join | JoinByToken, caller: Caller) -> Identity:
         """Who the caller is. Equal joins at the same moment, as of several tabs, are one attempt. An attempt is carried
@@ -144,7 +148,10 @@ class Authenticator:
         `RateLimited` and `Busy` (too many attempts at this moment)."""
         started_at = time.perf_counter()
         try:
-            found = await self._prove(command, caller)
+            era = -1
+            while era != self._era:
+                era = self._era
+                found = await self._prove(command, caller)
             identity = self._identity(found)
         except ServerError as error:
             tell(SIGN_IN_FAILED, self, code=error.code, took_s=time.perf_counter() - started_at)
@@ -174,7 +181,8 @@ class Authenticator:
             memory.forget(tenant, user_id)
 
     def forget_all(self) -> None:
-        """Everybody is checked anew when they come back."""
+        """Everybody is checked anew when they come back, and who is being checked now, too."""
+        self._era += 1
         self._cache.clear()
         for memory in self._memories:
             memory.clear()
@@ -188,7 +196,8 @@ class Authenticator:
         if isinstance(command, JoinByToken):
             return await self._by_token(command.token, caller)
         # The attempt is a task of its own: who does not wait for a slowed one has made it all the same.
-        return await self._flights.do((command, caller), lambda: self._by_password(command, caller))
+        key = (self._era, command, caller)
+        return await self._flights.do(key, lambda: self._by_password(command, caller))
 
     async def _by_password(self, join: Join, caller: Caller) -> _Found:
         found = await self._brake.guard(
@@ -260,15 +269,19 @@ class Authenticator:
         if tenant is None or reason:
             logger.info("a sign-in by the method %s is refused though proved: %s", found.method, reason)
             raise BadCredentials(TOKEN_WRONG) if found.is_token else BadCredentials()
-        return Identity(tenant, proof.user_id, proof.issued_at, proof.expires_at, proof.key_id)
+        return Identity(
+            tenant, proof.user_id, proof.issued_at, proof.expires_at, proof.key_id, proof.secret_id
+        )
 
     def _why_not(self, found: _Found, tenant: str | None) -> str:
         """Why the proof does not count; "" if it does."""
         proof = found.proof
         if tenant is None:
             return "it does not say of which tenant the user is, and there is no default_tenant"
-        if not 0 < len(proof.user_id) <= MAX_USER_ID_CHARS:
-            return f"the user id is empty, or longer than {MAX_USER_ID_CHARS} characters"
+        try:
+            claims.user_id(proof.user_id)
+        except ValueError as error:
+            return f"the user id {error}"
         if not self._tenants.is_active(tenant):
             return f"the tenant {tenant!r} is not there"
         if proof.key_id is not None and not self._tenants.has_key(proof.key_id):

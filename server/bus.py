@@ -41,7 +41,11 @@ SIGN_IN_FAILED = "sign-in.failed"
 """Somebody did not: `code: str` (that of the error), `took_s: float`."""
 
 ACCESS_CHANGED = "access.changed"
-"""Tenants, keys or sign-outs changed, here or by another process: `tenants: Tenants`."""
+"""Tenants, keys or signing secrets changed, here or by another process: `tenants: Tenants`."""
+
+USERS_SIGNED_OUT = "users.signed-out"
+"""Users were signed out everywhere, here or by another process: `tenants: Tenants`, `sign_outs: Sequence[SignOut]`
+(those not told of before)."""
 
 THROTTLED = "throttled"
 """A limit held somebody up or turned them away: `limit: str` (its key in the configuration, or `guessing`)."""

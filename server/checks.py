@@ -125,4 +125,4 @@ class Checks:
             logger.info("%s: well again", name)
         elif error is not None and name not in self._failing:
             self._failing.add(name)
-            logger.warning("%s: %s", name, error or type(error).__name__)
+            logger.warning("%s: %s", name, str(error) or self._reason(error))

@@ -15,6 +15,7 @@ from server.broadcaster import Broadcaster
 from server.callers import Caller, CallerPolicy
 from server.checks import Checks
 from server.config import Config
+from server.entrance import Entrance
 from server.exposition import Exposition
 from server.feed import FeedServices
 from server.grants import Grant
@@ -135,7 +136,15 @@ class Doors:
             frame_ancestors=None if self._config.release else DEMO_FRAME_ANCESTORS,
         )
 
-    def application(self) -> Application:
+    def entrance(self) -> Entrance:
+        """The way in to all of them, which is to be opened."""
+        return Entrance(self._application(), health.early_routes(self._instruments), [self._headers])
+
+    @property
+    def _headers(self) -> type[SecurityHeaders]:
+        return StrictSecurityHeaders if self._config.release else SecurityHeaders
+
+    def _application(self) -> Application:
         """All routes."""
         folder = example_folder()
         routes: list[Any] = [
@@ -156,8 +165,9 @@ class Doors:
         if not self._config.release:
             list_mails = self._mail_folder.list_newest if self._mail_folder else None
             routes += admin.demo_routes(admin.Pages(folder, self.identify, list_mails))
-        headers = StrictSecurityHeaders if self._config.release else SecurityHeaders
-        return _CountingApplication(self._metrics, self.identify, [*routes, *self.sockjs.routes], headers)
+        return _CountingApplication(
+            self._metrics, self.identify, [*routes, *self.sockjs.routes], self._headers
+        )
 
     # -- who comes in ----------------------------------------------------------------------------------------
     def identify(self, remote_ip: str, headers: Mapping[str, str]) -> Caller:

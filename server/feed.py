@@ -141,7 +141,7 @@ class Feed:
 
     def _join(self, identity: Identity) -> bool:
         services, room = self._services, self._room
-        sign_in = SignIn(identity.issued_at or now(), identity.key_id)
+        sign_in = SignIn(identity.issued_at or now(), identity.key_id, identity.secret_id)
         why_over = services.tenants.why_over(room, sign_in)
         if why_over is not None:
             self.connection.close(why_over)

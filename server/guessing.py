@@ -17,7 +17,7 @@ import random
 import secrets
 import time
 import unicodedata
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -32,6 +32,10 @@ FREE_AT_PLACE = 30
 """Failures of one place before it is slowed: behind one address may be an office, where some mistype every day."""
 FREE_AT_ONCE = 16
 """Failures of one place before its attempts are checked one after the other; they wait for nothing else yet."""
+FREE_UNANSWERED = 4
+"""Attempts of one place that waited for what decides, for `LONG_S` or more and in vain, before its attempts go one by
+one: else one place could take all turns of strangers, again and again. The next one that is decided ends that."""
+LONG_S = 0.5
 FREE_OF_LOGIN = 10
 FREE_OF_PAIR = 5
 """Of one login at one place."""
@@ -60,8 +64,8 @@ MAX_HELD_AT_PLACE = 32
 """Attempts that wait at one place, of as many logins: what all guessers at one place do in `MAX_DELAY_S`."""
 
 IDLE_PER_CHECK = 4.0
-"""After the wrong guess of one who had to wait for their turn the next one of that place waits for so many times as
-long as the check took: so guessing takes a fifth of a core at most, and not all that there is."""
+"""After the wrong guess of one who had to wait for their turn, the next one of that place waits so many times as long
+as the check took: so guessing takes a fifth of a core at most, and not all that there is."""
 
 MAX_HELD = 10_000
 """Attempts that wait, over all places."""
@@ -138,6 +142,7 @@ class Brake:
         self._pairs = _Failures(FREE_OF_PAIR, clock)
         self._logins = _Failures(FREE_OF_LOGIN, clock)
         self._places = _Failures(FREE_AT_PLACE, clock)
+        self._unanswered = _Failures(FREE_UNANSWERED, clock)
         self._known: OrderedDict[bytes, float] = OrderedDict()
         self._queues: dict[bytes, _Queue] = {}
         self._held: dict[bytes, _Held] = {}
@@ -185,20 +190,39 @@ class Brake:
                 self._tell()
                 await self._pause(delay_s)
             return await check()
-        async with self._turnstile:
+        if self._turnstile.is_full_of(attempt.place):
+            raise self._refusal(FIRST_DELAY_S)
+        async with self._turnstile.turn(attempt.place):
             # Worked out now, not at arrival: those before it in the queue may have failed meanwhile.
             delay_s = self._delay_s(attempt)
-            if not delay_s and self._places.count(attempt.place) < FREE_AT_ONCE:
-                return await check()
+            if not delay_s and not self._goes_singly(attempt.place):
+                return await self._ask(attempt.place, check)
         async with self._held_aside(attempt, delay_s) as held:
             if (idle_s := held.free_at - self._clock()) > 0:
                 await self._sleep(idle_s)
-            async with self._turnstile:
+            async with self._turnstile.turn(attempt.place):
                 began_at = self._clock()
-                found = await check()
+                found = await self._ask(attempt.place, check)
             if found is None:
                 held.free_at = self._clock() + IDLE_PER_CHECK * (self._clock() - began_at)
             return found
+
+    def _goes_singly(self, place: bytes) -> bool:
+        return (
+            self._places.count(place) >= FREE_AT_ONCE
+            or round(self._unanswered.count(place)) >= FREE_UNANSWERED
+        )
+
+    async def _ask(self, place: bytes, check: Callable[[], Awaitable[T | None]]) -> T | None:
+        began_at = self._clock()
+        try:
+            found = await check()
+        except AuthUnavailable:
+            if self._clock() - began_at >= LONG_S:
+                self._unanswered.add(place)
+            raise
+        self._unanswered.forget(place)
+        return found
 
     @asynccontextmanager
     async def _held_aside(self, attempt: _Attempt, delay_s: float) -> AsyncIterator[_Held]:
@@ -265,24 +289,37 @@ class Brake:
 
 
 class _Turnstile:
-    """Lets `at_once` through at the same time, in the order of their coming; `max_waiting` may wait."""
+    """Lets `at_once` through at the same time, in their order; `max_waiting` may wait, of one place half as
+    many."""
 
     def __init__(self, at_once: int, max_waiting: int) -> None:
         self._free = asyncio.Semaphore(at_once)
         self._max_waiting = max_waiting
-        self._waiting = 0
+        self._total = 0
+        self._waiting: Counter[bytes] = Counter()
 
-    async def __aenter__(self) -> None:
-        if self._free.locked() and self._waiting >= self._max_waiting:
+    def is_full_of(self, place: bytes) -> bool:
+        """Whether one more of this place would leave too little to the others."""
+        return self._free.locked() and self._waiting[place] >= max(1, self._max_waiting // 2)
+
+    @asynccontextmanager
+    async def turn(self, place: bytes) -> AsyncIterator[None]:
+        """Raises `Busy`."""
+        if self._free.locked() and self._total >= self._max_waiting:
             raise Busy("too many sign-ins at this moment; try again")
-        self._waiting += 1
+        self._waiting[place] += 1
+        self._total += 1
         try:
             await self._free.acquire()
         finally:
-            self._waiting -= 1
-
-    async def __aexit__(self, *_: object) -> None:
-        self._free.release()
+            self._total -= 1
+            self._waiting[place] -= 1
+            if not self._waiting[place]:
+                del self._waiting[place]
+        try:
+            yield
+        finally:
+            self._free.release()
 
 
 def _place(address: str) -> str:

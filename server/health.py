@@ -237,12 +237,17 @@ def _is_of_proxy(header: str) -> bool:
     return name in PROXY_HEADERS or name.startswith(PROXY_HEADER_PREFIX)
 
 
+def early_routes(instruments: Instruments) -> list[tuple[Any, ...]]:
+    """What every server answers, also before it serves."""
+    needs = {"instruments": instruments}
+    return [(r"/healthz", AliveHandler, needs), (r"/readyz", ReadyHandler, needs)]
+
+
 def routes(instruments: Instruments) -> list[tuple[Any, ...]]:
     """What every server answers."""
     needs = {"instruments": instruments}
     return [
-        (r"/healthz", AliveHandler, needs),
-        (r"/readyz", ReadyHandler, needs),
+        *early_routes(instruments),
         (r"/health", HealthHandler, needs),
         (r"/metrics", MetricsHandler, needs),
     ]

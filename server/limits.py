@@ -79,6 +79,7 @@ class Limits:
         self._clock = clock
         self._key_requests = Buckets("requests_per_key", settings.requests_per_key, clock)
         self._address_requests = Buckets("requests_per_address", settings.requests_per_address, clock)
+        self._sign_outs = Buckets("sign_outs_per_tenant", settings.sign_outs_per_tenant, clock)
         self._connects = Buckets("connects_per_address", settings.connects_per_address, clock)
         self._user_commands = Buckets("commands_per_user", settings.commands_per_user, clock)
         self._address_commands = Buckets("commands_per_address", settings.commands_per_address, clock)
@@ -95,6 +96,7 @@ class Limits:
         self._settings = settings
         self._key_requests.apply(settings.requests_per_key)
         self._address_requests.apply(settings.requests_per_address)
+        self._sign_outs.apply(settings.sign_outs_per_tenant)
         self._connects.apply(settings.connects_per_address)
         self._user_commands.apply(settings.commands_per_user)
         self._address_commands.apply(settings.commands_per_address)
@@ -114,6 +116,10 @@ class Limits:
             return UNLIMITED
         key = address_key(caller.address)
         return self._take(self._address_requests, key, "requests from this address")
+
+    def check_sign_out(self, tenant: str) -> Allowance:
+        """Count a user that a tenant signs out everywhere; what is left, for `headers`. Raises `OverRate`."""
+        return self._take(self._sign_outs, tenant, "sign-outs of this tenant")
 
     def refusal_delay_s(self, caller: Caller, about_s: float = REFUSAL_DELAY_S) -> float:
         """How long to hold back an answer that refuses: about so long, longer when many of this address wait."""

@@ -14,7 +14,9 @@ import hmac
 import logging
 import os
 import re
+import secrets
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import argon2
@@ -46,6 +48,20 @@ DECOY = "$argon2id$v=19$m=65536,t=3,p=4$" + "A" * 22 + "$" + "A" * 43
 """A hash of nobody's, as dear to verify as one made by `hash_password`."""
 
 
+_DECOY_KEY = secrets.token_bytes(16)
+
+
+def decoy(login: str, hashes: Sequence[str]) -> str:
+    """The one of these that stands in for the hash of a login that there is not, so that it takes as long as if there
+    were. For a login it is always the same one, however it is capitalised; where hashes cost differently, each cost is
+    met as often among the unknown logins as among the known. `DECOY` if there are none."""
+    if not hashes:
+        return DECOY
+    folded = login.casefold().encode(errors="replace")
+    chosen = hashlib.blake2b(folded, key=_DECOY_KEY, digest_size=8).digest()
+    return hashes[int.from_bytes(chosen) % len(hashes)]
+
+
 def hash_password(password: str) -> str:
     """An argon2id hash in the PHC string format, as `[USERS-…]` holds them. Takes some 50 ms of a core."""
     return argon2.PasswordHasher().hash(password)
@@ -66,9 +82,7 @@ def matches(hashed: str, password: str) -> bool:
 
 def _matches_argon2(hashed: str, password: str) -> bool:
     try:
-        asked = argon2.extract_parameters(hashed)
-        kib, passes, lanes = asked.memory_cost, asked.time_cost, asked.parallelism
-        if kib > MAX_ARGON2_KIB or kib * passes > MAX_ARGON2_KIB_PASSES or lanes > MAX_ARGON2_LANES:
+        if _is_too_dear_argon2(hashed):
             return _too_dear("argon2")
         return argon2.PasswordHasher().verify(hashed, password)
     except (VerificationError, InvalidHashError, ValueError):
@@ -102,6 +116,28 @@ def _matches_pbkdf2(hashed: str, password: str) -> bool:
     except (binascii.Error, ValueError):
         return False
     return hmac.compare_digest(stored, made)
+
+
+def is_hash(text: str) -> bool:
+    """Whether `matches` would have to work to find out; not so: what is no hash, or asks for too much."""
+    if text.startswith("$argon2"):
+        try:
+            return not _is_too_dear_argon2(text)
+        except (InvalidHashError, ValueError):
+            return False
+    if found := _BCRYPT.fullmatch(text):
+        return int(found[1]) <= MAX_BCRYPT_COST
+    if found := _PBKDF2.fullmatch(text):
+        return int(found[1]) <= MAX_PBKDF2_ITERATIONS
+    return False
+
+
+def _is_too_dear_argon2(hashed: str) -> bool:
+    asked = argon2.extract_parameters(hashed)
+    kib, passes = asked.memory_cost, asked.time_cost
+    return (
+        kib > MAX_ARGON2_KIB or kib * passes > MAX_ARGON2_KIB_PASSES or asked.parallelism > MAX_ARGON2_LANES
+    )
 
 
 def _too_dear(kind: str) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hmac
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -11,6 +13,8 @@ from server.certificates import Subject
 from server.errors import BadCredentials, NoCredentials
 from server.grants import DEFAULT_TENANT, Grant, Scope
 from server.tenants import Tenants
+
+logger = logging.getLogger(__name__)
 
 KEY_WRONG = "the key is wrong, expired or revoked"
 
@@ -49,8 +53,9 @@ class ServiceTokens(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class CertificateHolder:
-    """The holder of a certificate with this subject."""
+    """The holder of a certificate with this subject. `name`: of the line in [CERTIFICATES]."""
 
+    name: str
     subject: Subject
     grant: Grant
 
@@ -64,6 +69,12 @@ class PublisherRules:
     default_tenant: str | None = DEFAULT_TENANT
     certificates: tuple[CertificateHolder, ...] = ()
 
+    @property
+    def named_tenants(self) -> Mapping[str, str]:
+        """The tenants that config.ini names, by where it does."""
+        named = {"[APPLICATION] default_tenant": self.default_tenant} if self.default_tenant else {}
+        return named | {f"[CERTIFICATES] {each.name}": each.grant.tenant for each in self.certificates}
+
 
 class Publishers:
     """Knows all credentials of backends. The first of those presented decides, in the order: `Authorization`,
@@ -74,6 +85,7 @@ class Publishers:
     ) -> None:
         self._tenants = tenants
         self._service_tokens = service_tokens
+        self._missing: frozenset[tuple[str, str]] = frozenset()
         self.rules = rules
 
     @property
@@ -86,6 +98,18 @@ class Publishers:
         self.rules = rules
         self._service_tokens = service_tokens
 
+    def warn_of_missing_tenants(self) -> None:
+        """Name those in the configuration that are not there, once for as long as they are not. To be called when
+        tenants or the rules have changed."""
+        missing = frozenset(
+            (where, tenant)
+            for where, tenant in self.rules.named_tenants.items()
+            if not self._tenants.is_active(tenant)
+        )
+        for where, tenant in sorted(missing - self._missing):
+            logger.warning("%s", missing_tenant(where, tenant))
+        self._missing = missing
+
     async def identify(self, presented: Presented, caller: Caller) -> Grant:
         """What the caller may do. Raises `NoCredentials` where none came and none are needed to be refused,
         `BadCredentials` where the one that came is wrong, `AuthUnavailable`."""
@@ -93,6 +117,8 @@ class Publishers:
         if grant is None:
             grant = self._of_machine(caller)
         if not self._tenants.is_active(grant.tenant):
+            # The caller learns no more than others: whether there ever was such a tenant is nobody's business.
+            logger.warning("refused though right (%s): there is no tenant %r", grant.label, grant.tenant)
             raise BadCredentials(KEY_WRONG)
         return grant
 
@@ -154,3 +180,11 @@ class Publishers:
             "this machine",
             is_keyless=True,
         )
+
+
+def missing_tenant(where: str, tenant: str) -> str:
+    """What to say of a setting that names a tenant which is not there."""
+    return (
+        f"{where}: there is no tenant {tenant!r}, so nobody comes in by it;"
+        f" `notification-server tenant add {tenant}` makes it"
+    )

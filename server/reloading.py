@@ -4,6 +4,7 @@ mistake changes nothing."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import ssl
 from collections.abc import Callable
@@ -77,8 +78,11 @@ class Reloads:
             new = reread()
             config = with_live_keys(old, new)
             secured = tls_context(config)
-            prepared = self._sign_in.prepare(config)
-            logs.setup(config.log)  # the last one that can fail
+            async with contextlib.AsyncExitStack() as undo:
+                prepared = self._sign_in.prepare(config)
+                undo.push_async_callback(prepared.close)
+                logs.setup(config.log)  # the last one that can fail
+                undo.pop_all()
         except InvalidConfig as error:
             logger.error("the configuration is wrong, so nothing was changed: %s", "; ".join(error.problems))
             return
@@ -89,6 +93,7 @@ class Reloads:
         self.tls = secured
         await self._sign_in.apply(config, prepared)
         self._publishers.apply(publisher_rules(config), self._sign_in.service_tokens)
+        self._publishers.warn_of_missing_tenants()
         self._limits.apply(config.limits)
         self._doors.apply(config)
         self._consumers.apply(config)
@@ -107,9 +112,8 @@ class Reloads:
         tenant = old.application.default_tenant
         users = new.users if new.application.default_tenant == tenant else {}
         changed = {name for name, hashed in old.users.items() if users.get(name) != hashed}
-        self._rooms.close_where(
-            lambda room, _: SIGNED_OUT if room[0] == tenant and room[1] in changed else None
-        )
+        rooms = [(tenant, name) for name in changed if tenant is not None]
+        self._rooms.close_in(rooms, lambda *_: SIGNED_OUT)
 
 
 def tls_context(config: Config) -> ssl.SSLContext | None:

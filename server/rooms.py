@@ -1,6 +1,6 @@
 """Rooms: which sessions on this node belong to a user, and handing them what concerns that user.
 
-A room exists while it has a session. Nothing here awaits: fan-out never waits for a client.
+A room exists while it has a session. Fan-out never waits for a client.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ from server.wire import TOKEN_EXPIRED, Burst, CloseReason, Frame
 
 REORDER_WINDOW_S = 30.0
 """How long a push may be overtaken by a later change of the same document: above any store time-out."""
+
+SLICE_S = 0.005
+"""How long closing many may hold the loop before others get a turn."""
 
 MAX_BURST_CHARS = 32 * 1024
 """How much is joined into one write: enough to save most of the calls, little enough for any queue."""
@@ -68,10 +71,12 @@ def close_at(connection: Connection, expires_at: datetime | None) -> asyncio.Tim
 @dataclass(frozen=True, slots=True)
 class SignIn:
     """By what somebody is in a room. `proved_at`: when they proved who they are, or when their token was made (aware
-    UTC). `key_id`: the API key that their token was made with, None: none."""
+    UTC). `key_id`: the API key that their token was made with; `secret_id`: the secret of ours that signed it; None:
+    none."""
 
     proved_at: datetime
     key_id: str | None = None
+    secret_id: str | None = None
 
 
 Push = tuple[Event, Frame]
@@ -99,6 +104,8 @@ Room = tuple[str, str]
 
 NOBODY = ""
 """In the place of a user id: the room of those who listen to a tenant and have no user."""
+Why = Callable[[Room, Listener], CloseReason | None]
+"""Why this member of a room is to be put out; None: it is not."""
 
 
 class Rooms:
@@ -220,17 +227,30 @@ class Rooms:
         while self._changed and now - next(iter(self._changed.values()))[1] > REORDER_WINDOW_S:
             self._changed.popitem(last=False)
 
-    def close_where(self, why: Callable[[Room, Listener], CloseReason | None]) -> int:
-        """Close the connections of all members for which `why` has a reason; how many those were."""
+    # -- putting out -----------------------------------------------------------------------------------------
+    def close_in(self, rooms: Iterable[Room], why: Why) -> int:
+        """Close the connections of those members of these rooms for which `why` has a reason; how many those were."""
         found = [
             (listener, reason)
-            for room, members in self._members.items()
-            for listener in members
+            for room in rooms
+            for listener in self._members.get(room, ())
             if (reason := why(room, listener)) is not None
         ]
         for listener, reason in found:
             listener.connection.close(reason)
         return len(found)
+
+    async def close_where(self, why: Why) -> int:
+        """As `close_in`, for all rooms there are now, in slices that leave the loop to others in between. Who joins
+        meanwhile may not be asked about."""
+        closed = 0
+        ends_at = time.monotonic() + SLICE_S
+        for room in list(self._members):
+            closed += self.close_in([room], why)
+            if time.monotonic() >= ends_at:
+                await asyncio.sleep(0)
+                ends_at = time.monotonic() + SLICE_S
+        return closed
 
 
 def _rev(change: Seen | Deleted) -> int:

@@ -157,7 +157,11 @@ class Session:
         if self._end is not None:
             self._end.set()
         if self._room is not None:
-            self._leave_room(self._room)
+            room, sign_in = self._room, self._screen.sign_in
+            self._leave_room(room)
+            if sign_in is not None and self._services.tenants.why_over(room, sign_in) is not None:
+                # Put out: what waits is not done for them any more.
+                self._room = None
 
     @property
     def is_joined(self) -> bool:
@@ -248,7 +252,7 @@ class Session:
         services = self._services
         identity = await services.authenticator.authenticate(command, self.connection.caller)
         room = (identity.tenant, identity.user_id)
-        sign_in = SignIn(identity.issued_at or now(), identity.key_id)
+        sign_in = SignIn(identity.issued_at or now(), identity.key_id, identity.secret_id)
         wait_s = services.limits.pace_join(room)
         if wait_s and not self._is_closed:
             await self._pause(wait_s)

@@ -1,10 +1,11 @@
-"""An owner for tasks that come and go: keeps them, names them, logs their failure, and awaits their end."""
+"""An owner for tasks that come and go: keeps them, names them, logs their failure, and awaits their end; and bounds the
+steps of an orderly end."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 logger = logging.getLogger(__name__)
@@ -50,3 +51,16 @@ class Tasks:
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=deadline_s)
         await self.cancel()
+
+
+async def step(what: str, end: Callable[[], Awaitable[None] | None], until: float) -> None:
+    """One step of an orderly end, until then (of the loop's time) at the latest; does not raise."""
+    try:
+        async with asyncio.timeout_at(until):
+            ending = end()
+            if ending is not None:
+                await ending
+    except TimeoutError:
+        logger.warning("%s: not ended in time", what)
+    except Exception:
+        logger.exception("%s: could not be ended", what)

@@ -10,16 +10,17 @@ import asyncio
 import hmac
 import logging
 import time
-from collections.abc import Callable
-from datetime import datetime, timedelta
+from collections.abc import Callable, Sequence
+from datetime import datetime
 
-from server.bus import ACCESS_CHANGED, tell
+from server.bus import ACCESS_CHANGED, USERS_SIGNED_OUT, tell
 from server.errors import StoreUnavailable
 from server.grants import ApiKey, SigningSecret, SignOut, hash_secret
 from server.messages import now
 from server.rooms import Room, SignIn
+from server.sign_outs import SignOuts
 from server.store import Access, Directory
-from server.wire import REVOKED, SIGNED_OUT, CloseReason
+from server.wire import REVOKED, SIGNED_OUT, TOKEN_EXPIRED, CloseReason
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ POLL_S = 0.3
 nothing after a second."""
 
 READ_ANYWAY_S = 30.0
-"""After so long everything is read again, whatever the sequence says."""
+"""After so long tenants and keys are read again, and what is new of sign-outs, whatever the sequences say."""
 
 WRITE_USE_S = 5.0
 """Between two times that the last use of keys and the last joins of users are written down: a crash forgets so much."""
@@ -36,13 +37,7 @@ WRITE_USE_S = 5.0
 MAX_NOTED = 100_000
 """Users whose join is to be written down. More at once, and the rest waits for their next join."""
 
-SIGN_OUT_KEPT = timedelta(days=30)
-"""How long a sign-out is remembered: no token that counts should live longer."""
-
-FORGET_EVERY_S = 3600.0
-"""Between two times that older sign-outs are dropped from the store."""
-
-_NOTHING = Access(-1, (), (), (), ())
+_NOTHING = Access(-1, (), (), ())
 
 
 class Tenants:
@@ -55,10 +50,9 @@ class Tenants:
         self._names: frozenset[str] = frozenset()
         self._keys: dict[str, ApiKey] = {}
         self._key_ids: dict[str, ApiKey] = {}
-        self._sign_outs: dict[tuple[str, str], datetime] = {}
+        self._sign_outs = SignOuts(directory, self._tell_sign_outs, clock)
         self._used_keys: dict[str, datetime] = {}
         self._seen_users: dict[tuple[str, str], datetime] = {}
-        self._reading = asyncio.Lock()
 
     # -- what is known ---------------------------------------------------------------------------------------
     def is_active(self, tenant: str) -> bool:
@@ -91,22 +85,25 @@ class Tenants:
 
     def signed_out_at(self, tenant: str, user_id: str) -> datetime | None:
         """When the user was last signed out everywhere; None: not lately."""
-        return self._sign_outs.get((tenant, user_id))
-
-    @property
-    def sign_outs(self) -> tuple[SignOut, ...]:
-        return self._access.sign_outs
+        return self._sign_outs.at(tenant, user_id)
 
     @property
     def secrets(self) -> tuple[SigningSecret, ...]:
         """That sign the tokens made here; newest first."""
         return self._access.secrets
 
+    def has_secret(self, secret_id: str) -> bool:
+        """Whether tokens that this secret has signed still count."""
+        return any(secret.id == secret_id for secret in self.secrets)
+
     def why_over(self, room: Room, sign_in: SignIn) -> CloseReason | None:
         """Why somebody may be in this room no longer; None: they may."""
         tenant, user_id = room
         if not self.is_active(tenant) or (sign_in.key_id is not None and not self.has_key(sign_in.key_id)):
             return REVOKED
+        if sign_in.secret_id is not None and not self.has_secret(sign_in.secret_id):
+            # Unlike those above, who is honest may come back: with a token signed by the secret of now.
+            return TOKEN_EXPIRED
         signed_out_at = self.signed_out_at(tenant, user_id)
         if signed_out_at is not None and sign_in.proved_at <= signed_out_at:
             return SIGNED_OUT
@@ -120,32 +117,48 @@ class Tenants:
     # -- changes ---------------------------------------------------------------------------------------------
     async def open(self) -> None:
         """Read everything for the first time. Raises `StoreUnavailable`."""
-        await self._read()
+        sequences = await self._directory().sequences()
+        self._use(await self._directory().access())
+        await self._sign_outs.open(sequences.sign_outs)
 
     async def sign_out(self, tenant: str, user_id: str) -> None:
         """Sign a user out everywhere: this node's connections are closed when this returns, those of others within a
         second. Raises `StoreUnavailable`."""
-        await self._directory().sign_out(tenant, user_id, self._clock())
-        await self._read()
+        sign_out = SignOut(tenant, user_id, self._clock())
+        await self._directory().sign_out(tenant, user_id, sign_out.at)
+        # Nothing is read for it: however many are signed out at once, that costs no more than each of them.
+        self._sign_outs.take([sign_out])
 
     async def run(self) -> None:
         """Follow the changes that other processes make, and write down what was used, until cancelled."""
-        read_at = wrote_at = forgot_at = time.monotonic()
-        is_away = False
+        # Apart: thousands who join at once take seconds to write down, going over all sign-outs may take minutes, and a
+        # revoked key must not wait for that.
+        async with asyncio.TaskGroup() as all_of_it:
+            all_of_it.create_task(self._follow(), name="following")
+            all_of_it.create_task(self._keep_writing(), name="writing use")
+            all_of_it.create_task(self._sign_outs.run(), name="going over sign-outs")
+
+    async def _keep_writing(self) -> None:
         while True:
-            await asyncio.sleep(POLL_S)
-            moment = time.monotonic()
+            await asyncio.sleep(WRITE_USE_S)
             try:
-                if moment - read_at >= READ_ANYWAY_S or await self._has_changed():
-                    await self._read()
-                    read_at = moment
-                if moment - wrote_at >= WRITE_USE_S:
-                    wrote_at = moment
-                    await self.write_down()
-                if moment - forgot_at >= FORGET_EVERY_S:
-                    forgot_at = moment
-                    await self._directory().forget_sign_outs(self._clock() - SIGN_OUT_KEPT)
+                await self.write_down()
+            except StoreUnavailable as error:
+                logger.debug("what was used is written down later: %s", error)
+            except Exception:
+                logger.exception("what was used could not be written down")
+
+    async def _follow(self) -> None:
+        read_at = time.monotonic()
+        is_away = is_behind = False
+        while True:
+            await asyncio.sleep(0 if is_behind else POLL_S)
+            moment = time.monotonic()
+            is_behind, is_due = False, moment - read_at >= READ_ANYWAY_S
+            try:
+                is_behind = await self._read_changes(anyway=is_due)
                 is_away = False
+                read_at = moment if is_due else read_at
             except StoreUnavailable as error:
                 if not is_away:
                     logger.warning("changes of tenants and keys cannot be followed: %s", error)
@@ -170,21 +183,29 @@ class Tenants:
             self._used_keys = used | self._used_keys
             self._seen_users = seen | self._seen_users
 
-    async def _has_changed(self) -> bool:
-        return await self._directory().sequence() != self._access.sequence
-
-    async def _read(self) -> None:
-        async with self._reading:
-            self._use(await self._directory().access())
+    async def _read_changes(self, *, anyway: bool) -> bool:
+        """Read what has changed, of sign-outs a portion; whether there are more. `anyway`: also where the sequences are
+        the same."""
+        directory = self._directory()
+        sequences = await directory.sequences()
+        if anyway or sequences.access != self._access.sequence:
+            self._use(await directory.access())
+        if anyway or sequences.sign_outs != self._sign_outs.sequence:
+            await self._sign_outs.read_new(sequences.sign_outs)
+        return sequences.sign_outs != self._sign_outs.sequence
 
     def _use(self, access: Access) -> None:
         if access == self._access:
             return
-        self._access = access
+        old, self._access = self._access, access
+        before, after = set(old.tenants), set(access.tenants)
+        self._sign_outs.drop(begun=after - before, ended=before - after)
         self._names = frozenset(tenant.name for tenant in access.tenants)
         self._keys = {key.hashed: key for key in access.keys if key.tenant in self._names}
         self._key_ids = {key.id: key for key in self._keys.values()}
-        self._sign_outs = {(each.tenant, each.user_id): each.at for each in access.sign_outs}
         # Else they would be written down when their tenant is erased, and belong to the next one of its name.
         self._seen_users = {user: at for user, at in self._seen_users.items() if user[0] in self._names}
         tell(ACCESS_CHANGED, self, tenants=self)
+
+    def _tell_sign_outs(self, sign_outs: Sequence[SignOut]) -> None:
+        tell(USERS_SIGNED_OUT, self, tenants=self, sign_outs=sign_outs)

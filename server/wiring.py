@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from server.certificates import parse_subject
 from server.config import Config
 from server.grants import Grant
-from server.publishers import CertificateHolder, PublisherRules
+from server.publishers import CertificateHolder, PublisherRules, missing_tenant
 from server.store import Directory, Store
 
 if TYPE_CHECKING:
@@ -67,8 +67,26 @@ def publisher_rules(config: Config) -> PublisherRules:
         application.default_tenant,
         tuple(
             CertificateHolder(
-                parse_subject(each.subject), Grant(each.tenant, each.scopes, f"certificate {each.name}")
+                each.name,
+                parse_subject(each.subject),
+                Grant(each.tenant, each.scopes, f"certificate {each.name}"),
             )
             for each in config.certificates
         ),
     )
+
+
+def missing_tenants(config: Config) -> list[str]:
+    """A sentence for each setting that names a tenant which is not in the embedded store, if there is one that can be
+    read. A MongoDB is not asked."""
+    if config.mongodb.url is not None:
+        return []
+    from server.store.sqlite_beside import active_tenants
+
+    known = active_tenants(config.application.data / EMBEDDED_FILE)
+    named = publisher_rules(config).named_tenants
+    return [
+        missing_tenant(where, tenant)
+        for where, tenant in named.items()
+        if known is not None and tenant not in known
+    ]

@@ -11,19 +11,28 @@ import os
 import re
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 from pydispatch import dispatcher
 from websockets.exceptions import ConnectionClosed
 
-from server import app
+from server import app, tenants
 from server.bus import NOTIFICATION_STORED
 from server.config import load
+from server.grants import ALL_SCOPES, DEFAULT_TENANT, ApiKey, hash_secret, new_secret
+from server.ids import new_id
+from server.messages import now
+from server.rooms import Push, Room, SignIn
+from server.store.sqlite_beside import SQLiteBeside
+from server.tenants import Tenants
+from server.wire import REVOKED, SIGNED_OUT, CloseReason, Frame
 from tests.support.client import SocketClient
 from tests.support.mongod import Mongod
 from tests.support.processes import wait_until
+from tests.support.recording import RecordingConnection
 from tests.support.running_server import RunningServer
 from tests.support.smtp_sink import SMTPSink
 
@@ -425,14 +434,15 @@ async def test_a_store_that_goes_away_is_503_and_service_resumes_by_itself(
 
 
 async def test_it_waits_for_a_store_that_is_not_there_yet(tmp_path: Path, own_mongod: Mongod) -> None:
-    """It says so, refuses connections meanwhile, and serves as soon as the store is there."""
+    """It says so, lets nobody in meanwhile, and serves as soon as the store is there."""
     await asyncio.to_thread(own_mongod.stop)
     settings = {"NOTIFY_MONGODB_URL": own_mongod.url, "NOTIFY_MONGODB_TIMEOUT_S": "1"}
     server = RunningServer(tmp_path, **settings)
     starting = asyncio.create_task(asyncio.to_thread(server.start))
     await asyncio.to_thread(wait_until, lambda: "waiting for the store" in server.log, "the warning")
-    with pytest.raises(ConnectionRefusedError):
-        server.get("/healthz")
+    assert server.get("/healthz").status == 200
+    assert server.get("/readyz").json() == {"status": "starting", "dependencies": {}}
+    assert server.notify("alice", content="x").status == 503
     await asyncio.to_thread(own_mongod.start)
     await starting
     assert server.notify("alice", content="x").status == 200
@@ -465,6 +475,62 @@ async def test_after_its_end_a_server_hears_of_nothing(tmp_path: Path) -> None:
     await server.run(stop)
     assert not list(dispatcher.getReceivers(server._notifier, NOTIFICATION_STORED))
     assert sorted(map(str, dispatcher.getAllReceivers(signal=NOTIFICATION_STORED))) == connected
+
+
+@dataclass(eq=False)
+class Member:
+    """Somebody in a room."""
+
+    sign_in: SignIn
+    connection: RecordingConnection = field(default_factory=RecordingConnection)
+
+    def push(self, pushes: Sequence[Push], burst: Frame) -> None:
+        raise AssertionError("nobody is notified here")
+
+
+async def test_who_is_looked_at_when_access_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a user who is signed out, the connections of that user only, however many others there are; when a key is
+    revoked, all of them."""
+    monkeypatch.setattr(tenants, "POLL_S", 0.01)
+    asked: list[Room] = []
+    why_over = Tenants.why_over
+
+    def count(self: Tenants, room: Room, sign_in: SignIn) -> CloseReason | None:
+        asked.append(room)
+        return why_over(self, room, sign_in)
+
+    monkeypatch.setattr(Tenants, "why_over", count)
+    settings = {"NOTIFY_APPLICATION_PORT": "0", "NOTIFY_APPLICATION_DATA": str(tmp_path)}
+    server, stop, started = app.Server(load(None, settings)), asyncio.Event(), asyncio.Event()
+    running = asyncio.create_task(server.run(stop, started.set))
+    beside = SQLiteBeside(tmp_path / "notifications.sqlite3")
+    async with asyncio.timeout(60):
+        await started.wait()
+        await beside.open()
+        secret_hash = hash_secret(new_secret())
+        key = ApiKey(new_id(), DEFAULT_TENANT, "ci", secret_hash, ALL_SCOPES, now())
+        await beside.directory.add_key(key)
+        while not server._tenants.has_key(key.id):  # noqa: ASYNC110  # as with the next ones, nobody tells of it
+            await asyncio.sleep(0.001)
+        members = [Member(SignIn(now(), None if number else key.id)) for number in range(1000)]
+        for number, member in enumerate(members):
+            server._rooms.join((DEFAULT_TENANT, str(number)), member)
+        asked.clear()
+        for user_id in ("500", "nobody", "501"):
+            await beside.directory.sign_out(DEFAULT_TENANT, user_id, now())
+        while not members[501].connection.reasons:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+        assert asked == [(DEFAULT_TENANT, "500"), (DEFAULT_TENANT, "501")]
+        assert [number for number, each in enumerate(members) if each.connection.reasons] == [500, 501]
+        await beside.directory.revoke_key(DEFAULT_TENANT, "ci", now())
+        while len(asked) < 1002:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+        assert members[0].connection.reasons == [REVOKED]
+        assert members[500].connection.reasons[0] == SIGNED_OUT
+        assert not any(each.connection.reasons for each in members[1:500])
+        await beside.close()
+        stop.set()
+        await running
 
 
 async def test_an_empty_message_is_answered_like_any_garbage(server: RunningServer) -> None:

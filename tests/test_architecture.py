@@ -15,13 +15,13 @@ LAYERS = {
     "PURE": "errors ids revs rates grants claims certificates messages payloads requests parsers commands wire"
     " dialects openapi openapi.* accept callers bus tasks flights assets mail_message request_id config config.*",
     "PORTS": "store metrics exposition checks",
-    "CORE 1": "credentials passwords guessing auth users rooms tenants limits publishers outgoing",
+    "CORE 1": "credentials passwords guessing auth users rooms sign_outs tenants limits publishers outgoing",
     "CORE 2": "backplane presence",
     "CORE 3": "notifier broadcaster inbox counts marks outbox",
     "CORE 4": "screen session feed",
     "EDGES": "store.* folder_lock smtp mail_folder ingest ingest.* logins logins.* tokens tokens.* transports"
     " transports.* admin health",
-    "ROOT": "__init__ __main__ app wiring consumers doors reloading sign_in process listening streams tls"
+    "ROOT": "__init__ __main__ app wiring consumers doors entrance reloading sign_in process listening streams tls"
     " security_headers cli cli.* logs",
 }
 """A module imports its own layer and those above it in this list."""
@@ -55,7 +55,7 @@ HOMES = {
     "prometheus_client": "metrics exposition",
     "sockjs": "transports.sockjs*",
     "sqlalchemy": "logins.sql*",
-    "tornado": "ingest.* transports.* admin health outgoing app doors streams security_headers",
+    "tornado": "ingest.* transports.* admin health outgoing app doors entrance streams security_headers",
     "pydispatch": "bus counts metrics app",
 }
 """Where each library from outside may be imported; pydispatch where signals are heard. There are no others."""

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from pydispatch import dispatcher
 
-from server.auth import MAX_USER_ID_CHARS, Identity, Proof
+from server.auth import Identity, Proof
 from server.bus import SIGN_IN_FAILED, SIGNED_IN, THROTTLED
 from server.callers import Caller
+from server.claims import MAX_USER_ID_BYTES
 from server.commands import Join, JoinByToken
 from server.errors import AuthUnavailable, BadCredentials, Busy, RateLimited, ServerError, TokenExpired
 from server.grants import DEFAULT_TENANT
@@ -258,7 +259,9 @@ async def test_the_key_of_a_token_must_still_be_good(open_desk: Open) -> None:
         (Proof("7", "gone"), DEFAULT_TENANT, "the tenant 'gone' is not there"),
         (Proof("7", ""), DEFAULT_TENANT, "the tenant '' is not there"),
         (Proof(""), DEFAULT_TENANT, "the user id is empty"),
-        (Proof("x" * (MAX_USER_ID_CHARS + 1)), DEFAULT_TENANT, "longer than 1024"),
+        (Proof("x" * (MAX_USER_ID_BYTES + 1)), DEFAULT_TENANT, "longer than 1024 bytes"),
+        (Proof("é" * (MAX_USER_ID_BYTES // 2 + 1)), DEFAULT_TENANT, "longer than 1024 bytes"),
+        (Proof("\ud800"), DEFAULT_TENANT, "not valid Unicode"),
     ],
 )
 async def test_a_proof_without_a_tenant_or_user_is_refused(
@@ -284,7 +287,7 @@ async def test_a_proof_without_a_tenant_or_user_is_refused(
 
 async def test_the_longest_user_id_is_taken(open_desk: Open) -> None:
     """And a method's own tenant goes before the default one."""
-    proof = Proof("x" * MAX_USER_ID_CHARS, "acme")
+    proof = Proof("é" * (MAX_USER_ID_BYTES // 2), "acme")
     desk = open_desk(users={}, password_methods=[Method(answer=proof)])
     desk.tenants.names.add("acme")
     assert await desk.authenticator.authenticate(JOIN, ELSEWHERE) == Identity("acme", proof.user_id)
@@ -357,6 +360,28 @@ async def test_changed_settings_count_at_once(open_desk: Open, checking: Checkin
     desk.authenticator.apply(default_tenant=None, cache_s=0, token_methods=[method])
     assert type(await _refused(desk, JOIN)) is BadCredentials
     assert await desk.authenticator.authenticate(JoinByToken("t"), ELSEWHERE) == Identity("acme", "7")
+
+
+async def test_who_is_checked_during_a_reload_is_checked_by_what_holds_after_it(open_desk: Open) -> None:
+    """Else whoever was taken out meanwhile would be in, and stay."""
+    asked, go_on = asyncio.Event(), asyncio.Event()
+
+    class Slow(Method):
+        async def check_password(self, login: str, password: str, caller: Caller) -> Proof | None:
+            answer = self.answer
+            asked.set()
+            await go_on.wait()
+            return answer  # type: ignore[return-value]  # no error here
+
+    method = Slow(answer=Proof("carol"))
+    desk = open_desk(users={}, password_methods=[method])
+    joining = asyncio.create_task(desk.authenticator.authenticate(JOIN, ELSEWHERE))
+    await asked.wait()
+    method.answer = None
+    desk.authenticator.apply(default_tenant=DEFAULT_TENANT, cache_s=0, token_methods=[])
+    go_on.set()
+    with pytest.raises(BadCredentials):
+        await joining
 
 
 # -- many at once --------------------------------------------------------------------------------------------

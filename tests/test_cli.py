@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import io
 import os
@@ -17,6 +18,7 @@ from server import __version__, cli, logs, process
 from server.config import Config, Log, load
 from server.errors import InvalidConfig, StartupError
 from tests.support.command import no_variables
+from tests.support.running_server import RunningServer
 
 Reread = Callable[[], Config]
 
@@ -233,6 +235,36 @@ def test_every_problem_is_a_line(
         "notification-server: config.ini: [APPLICATION] limt: unknown key; did you mean limit?",
         "notification-server: config.ini: [APPLICATION] port: 'x' is not a whole number",
     ]
+
+
+# -- tenants that are not there ------------------------------------------------------------------------------
+@pytest.mark.parametrize("is_served", [False, True])
+def test_check_config_knows_the_tenants_of_the_embedded_store(
+    here: Path, capsys: pytest.CaptureFixture[str], is_served: bool
+) -> None:
+    """Whether or not a server is at work on it; nothing is changed, or left behind. Without a store it says nothing."""
+    config = here / "config.ini"
+    config.write_text("[APPLICATION]\ndefault_tenant=acme\n")
+    warning = (
+        "notification-server: warning: [APPLICATION] default_tenant: there is no tenant 'acme', so nobody comes in by"
+        " it; `notification-server tenant add acme` makes it\n"
+    )
+
+    def checked() -> str:
+        assert cli.main(["check-config"]) == 0
+        return capsys.readouterr().err
+
+    assert checked() == ""
+    assert not (here / "data").exists()
+    with RunningServer(here) if is_served else contextlib.nullcontext():
+        assert cli.main(["key", "list"]) == 0
+        capsys.readouterr()
+        files = sorted(path.name for path in (here / "data").iterdir())
+        assert checked() == warning
+        assert sorted(path.name for path in (here / "data").iterdir()) == files
+        assert cli.main(["tenant", "add", "acme"]) == 0
+        capsys.readouterr()
+        assert checked() == ""
 
 
 # -- check-config --------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from server.config import load
 from server.grants import ALL_SCOPES, KEY_CHARS, hash_secret, looks_like_key
 from server.messages import MailRecipient, now
 from server.store import MailOutcome, RefusedMail
-from server.wiring import make_store
+from server.wiring import EMBEDDED_FILE, make_store
 from tests.support.backends import add_tenant
 from tests.support.command import STORES, Command, in_store, no_variables, store_settings
 from tests.support.leftovers import leftovers
@@ -28,6 +28,7 @@ from tests.support.ordinary_user import as_ordinary_user
 from tests.support.ports import free_port
 from tests.support.processes import wait_until
 from tests.support.running_server import RunningServer
+from tests.support.sqlite_v1 import make_v1
 from tests.support.stores import owe, put_many
 
 BAD_NAMES = ["", "Acme", "a b", "-a", ".a", "a/b", "ä", "none", "x" * 65, "a\n", "\udcff"]
@@ -476,6 +477,21 @@ def open_folder() -> Iterator[Path]:
         folder = Path(path)
         folder.chmod(0o755)
         yield folder
+
+
+# -- a store of an older version -----------------------------------------------------------------------------
+@pytest.mark.parametrize("arguments", [["tenant", "list"], ["key", "add", "default", "ci"]], ids=" ".join)
+def test_a_store_of_an_older_version_is_the_servers_to_upgrade(bare: Command, arguments: list[str]) -> None:
+    """That may take long, and an older server could not use it any more: no command does it on the side."""
+    path = Path.cwd() / "data" / EMBEDDED_FILE
+    make_v1(path, 10)
+    before = path.read_bytes()
+    outcome = bare(*arguments, "--json")
+    assert outcome.code == 1
+    assert outcome.problem == (
+        f"{path} is of an older version: start the server once, which brings it up to date"
+    )
+    assert path.read_bytes() == before
 
 
 # -- what can be wrong ---------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from tests.support.command import STORES, Command, in_store, no_variables, store
 from tests.support.config import HASH
 from tests.support.processes import wait_until
 from tests.support.running_server import RunningServer
+from tests.support.stores import read_sign_outs
 
 FILE = Path("config.ini")
 
@@ -183,7 +184,7 @@ def test_user_sign_out(command: Command) -> None:
     assert outcome.err == (
         "notification-server: alice of tenant acme is signed out everywhere within a second\n"
     )
-    [sign_out] = in_store(lambda directory: directory.access()).sign_outs
+    [sign_out], _ = in_store(read_sign_outs)
     assert (sign_out.tenant, sign_out.user_id) == ("acme", "alice")
     assert before <= sign_out.at <= now()
 

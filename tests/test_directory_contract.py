@@ -31,7 +31,17 @@ from server.grants import (
 from server.ids import new_id
 from server.messages import EmailDuty, Mail, MailRecipient, Recipient, now
 from server.store import Directory, MailCounts, MailOutcome, RefusedMail, Store
-from tests.support.stores import KINDS, Beside, Place, fresh_place, make_notification, owe, put, whole_inbox
+from tests.support.stores import (
+    KINDS,
+    Beside,
+    Place,
+    fresh_place,
+    make_notification,
+    owe,
+    put,
+    read_sign_outs,
+    whole_inbox,
+)
 
 LONG_S = 600.0
 """A lease that does not run out during a test."""
@@ -110,6 +120,12 @@ async def names(directory: Directory) -> list[str]:
     return [tenant.name for tenant in (await directory.access()).tenants]
 
 
+async def sign_outs(directory: Directory) -> list[SignOut]:
+    """Of all tenants, by tenant and user."""
+    found, _ = await read_sign_outs(directory)
+    return sorted(found, key=lambda each: (each.tenant, each.user_id))
+
+
 async def user_ids(directory: Directory, tenant: str) -> list[str]:
     return [user.user_id for user in await directory.users(tenant, after=None, limit=1000)]
 
@@ -131,8 +147,9 @@ async def test_a_new_store_has_the_default_tenant_and_a_secret(directory: Direct
     assert secret.retired_at is None
     for created_at in (tenant.created_at, secret.created_at):
         assert abs(created_at - now()) < timedelta(minutes=5)
-    assert (access.keys, access.sign_outs) == ((), ())
-    assert access.sequence == await directory.sequence()
+    assert access.keys == ()
+    assert await sign_outs(directory) == []
+    assert access.sequence == (await directory.sequences()).access
     assert await directory.tenants() == [tenant]
     assert await directory.keys() == []
     assert await directory.users(DEFAULT_TENANT, after=None, limit=10) == []
@@ -149,13 +166,15 @@ async def test_it_is_there_after_reopening(place: Place) -> None:
     await store.directory.note_key_use({key.id: later(5)})
     await store.directory.note_users({("acme", "alice"): later(6)})
     await store.directory.sign_out("acme", "bob", later(7))
-    before = await store.directory.access(), await store.directory.keys()
+    before = await store.directory.access(), await store.directory.keys(), await store.directory.sequences()
     await store.close()
 
     store = place.store()
     await store.open()
-    assert (await store.directory.access(), await store.directory.keys()) == before
+    after = await store.directory.access(), await store.directory.keys(), await store.directory.sequences()
+    assert after == before
     assert await user_ids(store.directory, "acme") == ["alice"]
+    assert await sign_outs(store.directory) == [SignOut("acme", "bob", later(7))]
     await store.close()
 
 
@@ -163,7 +182,7 @@ async def test_what_is_not_open_yet_is_unavailable(place: Place) -> None:
     """Each verb says so."""
     directory = place.store().directory
     for verb in (
-        directory.sequence(),
+        directory.sequences(),
         directory.access(),
         directory.tenants(),
         directory.add_tenant(Tenant("acme", AT), make_key("acme")),
@@ -177,6 +196,7 @@ async def test_what_is_not_open_yet_is_unavailable(place: Place) -> None:
         directory.users("acme", after=None, limit=1),
         directory.known_since("acme", "alice"),
         directory.sign_out("acme", "alice", AT),
+        directory.sign_outs(None, 1),
         directory.forget_sign_outs(AT),
         directory.add_secret(make_secret(AT), retire_others_at=AT),
     ):
@@ -193,12 +213,11 @@ CHANGES: dict[str, Verb] = {
     "remove_tenant": lambda d: d.remove_tenant("acme", later(1)),
     "add_key": lambda d: add_key(d, "acme", "second"),
     "revoke_key": lambda d: d.revoke_key("acme", "first", later(1)),
-    "sign_out": lambda d: d.sign_out("acme", "alice", later(1)),
     "add_secret": lambda d: d.add_secret(make_secret(now()), retire_others_at=in_(3600)),
 }
 
 OTHERS: dict[str, Verb] = {
-    "sequence": lambda d: d.sequence(),
+    "sequences": lambda d: d.sequences(),
     "access": lambda d: d.access(),
     "tenants": lambda d: d.tenants(),
     "keys": lambda d: d.keys(),
@@ -206,6 +225,7 @@ OTHERS: dict[str, Verb] = {
     "known_since": lambda d: d.known_since("acme", "alice"),
     "note_key_use": lambda d: d.note_key_use({"0" * 24: later(1)}),
     "note_users": lambda d: d.note_users({("acme", "alice"): later(1)}),
+    "sign_outs": lambda d: d.sign_outs(None, 10),
     "forget_sign_outs": lambda d: d.forget_sign_outs(later(1)),
 }
 
@@ -219,27 +239,42 @@ async def test_a_change_raises_the_sequence(verb: str, directory: Directory, bes
     after = await directory.access()
     assert after.sequence > before.sequence
     assert replace(after, sequence=before.sequence) != before
-    assert await directory.sequence() == await beside.sequence() == after.sequence
+    sequences = await directory.sequences()
+    assert await beside.sequences() == sequences
+    assert (sequences.access, sequences.sign_outs) == (after.sequence, 0)
+
+
+async def test_a_sign_out_raises_its_own_sequence(directory: Directory, beside: Directory) -> None:
+    """Made here or by another process. Servers read nothing else for it: there may be very many."""
+    before = await directory.sequences()
+    for number, side in enumerate((beside, directory, beside)):
+        await side.sign_out("acme", "alice", later(-number))
+        sequences = await directory.sequences()
+        assert sequences.sign_outs > before.sign_outs
+        assert replace(before, sign_outs=sequences.sign_outs) == sequences == await beside.sequences()
+        before = sequences
 
 
 @pytest.mark.parametrize("verb", OTHERS)
 async def test_what_is_not_of_access_leaves_the_sequence(verb: str, directory: Directory) -> None:
     """Or servers would load everything anew for every user who joins."""
     _, key = await add_tenant(directory, "acme")
-    before = await directory.sequence()
+    before = await directory.sequences()
     await OTHERS[verb](directory)
     await directory.note_key_use({key.id: later(1)})
-    assert await directory.sequence() == before
+    assert await directory.sequences() == before
 
 
 async def test_changes_from_both_sides(directory: Directory, beside: Directory) -> None:
     """None is lost, none shares its number with another."""
-    before = await directory.sequence()
+    before = await directory.sequences()
     sides = [directory, beside] * 10
     await asyncio.gather(*(add_tenant(side, f"tenant-{number}") for number, side in enumerate(sides)))
     assert len(await names(directory)) == 21
     assert len(await directory.keys()) == 20
-    assert await directory.sequence() == await beside.sequence() >= before + 20
+    sequences = await directory.sequences()
+    assert await beside.sequences() == sequences
+    assert sequences.access >= before.access + 20
 
 
 # -- tenants -------------------------------------------------------------------------------------------------
@@ -376,7 +411,8 @@ async def test_an_erased_name_is_free(store: Store, directory: Directory) -> Non
 
     tenant, key = await add_tenant(directory, "acme", later(3))
     access = await directory.access()
-    assert (access.tenants[0], access.keys, access.sign_outs) == (tenant, (key,), ())
+    assert (access.tenants[0], access.keys) == (tenant, (key,))
+    assert await sign_outs(directory) == []
     assert await directory.keys("acme") == [key]
     assert await directory.users("acme", after=None, limit=10) == []
     assert await whole_inbox(store, "alice", "acme") == []
@@ -407,9 +443,8 @@ async def test_erasing_one_harms_no_other(store: Store, directory: Directory) ->
     assert await store.count_unseen("other", ["alice"]) == {"alice": 2}
     assert await directory.users("other", after=None, limit=10) == users
     assert await directory.keys("other") == keys
-    access = await directory.access()
-    assert access.sign_outs == (SignOut("other", "alice", later(1)),)
-    assert access.keys == tuple(keys)
+    assert await sign_outs(directory) == [SignOut("other", "alice", later(1))]
+    assert (await directory.access()).keys == tuple(keys)
     [job] = await store.claim_mail(LONG_S, 10)
     assert job.tenant == "other"
 
@@ -688,13 +723,93 @@ async def test_the_last_sign_out_of_each_user_counts(directory: Directory) -> No
         await directory.sign_out("acme", "alice", later(seconds))
     await directory.sign_out("acme", "bob", later(1))
     await directory.sign_out("other", "alice", later(2))
-    sign_outs = (await directory.access()).sign_outs
-    assert set(sign_outs) == {
+    assert await sign_outs(directory) == [
         SignOut("acme", "alice", later(9)),
         SignOut("acme", "bob", later(1)),
         SignOut("other", "alice", later(2)),
-    }
-    assert len(sign_outs) == 3
+    ]
+
+
+async def test_whoever_is_signed_out(directory: Directory) -> None:
+    """Whatever they are called."""
+    users = ["", "$x", "$$NOW", "a.b", "a\0", "😀", "x" * 1024]
+    for user in users:
+        await directory.sign_out("acme", user, AT)
+    assert sorted(each.user_id for each in await sign_outs(directory)) == sorted(users)
+
+
+@pytest.mark.parametrize("limit", [1, 3, 4, 1000])
+async def test_sign_outs_come_page_by_page(limit: int, directory: Directory) -> None:
+    """However large the pages are, and also if a page ends where all do; another time nothing is left but what may be
+    in doubt."""
+    expected = []
+    for number in range(12):
+        tenant, user_id = f"tenant-{number % 3}", f"user-{number:02}"
+        await directory.sign_out(tenant, user_id, later(number))
+        expected.append(SignOut(tenant, user_id, later(number)))
+    found, after = await read_sign_outs(directory, limit=limit)
+    assert sorted(found, key=str) == sorted(expected, key=str)
+    again, _ = await read_sign_outs(directory, after, limit)
+    assert set(again) <= set(expected)
+
+
+async def test_new_sign_outs_come_after_the_cursor(directory: Directory, beside: Directory) -> None:
+    """Made by whichever side, of users who are new or were signed out before; at whatever time they are said to be."""
+    for number in range(5):
+        await directory.sign_out("acme", f"user-{number}", AT)
+    _, after = await read_sign_outs(directory)
+    for side, user_id, at in (
+        (directory, "new", later(-86400)),
+        (beside, "user-0", later(5)),
+        (directory, "user-4", later(86400)),
+    ):
+        await side.sign_out("acme", user_id, at)
+        found, after = await read_sign_outs(directory, after)
+        assert SignOut("acme", user_id, at) in found
+
+
+async def test_who_is_signed_out_while_all_are_read_is_not_missed(directory: Directory) -> None:
+    """Whether the reading has passed that user or not."""
+    for number in range(6):
+        await directory.sign_out("acme", f"user-{number}", AT)
+    page = await directory.sign_outs(None, 3)
+    passed = page.sign_outs[0].user_id
+    [ahead] = (
+        {f"user-{number}" for number in range(6)}
+        - {each.user_id for each in page.sign_outs}
+        - {
+            "user-4",
+            "user-5",
+        }
+    )
+    for user_id in (passed, ahead):
+        await directory.sign_out("acme", user_id, later(1))
+    rest, after = await read_sign_outs(directory, page.cursor, 3)
+    new, _ = await read_sign_outs(directory, after, 3)
+    found = {*rest, *new}
+    assert {SignOut("acme", passed, later(1)), SignOut("acme", ahead, later(1))} <= found
+
+
+async def test_reading_goes_on_while_many_are_signed_out(directory: Directory, beside: Directory) -> None:
+    """By both sides: whoever goes from cursor to cursor ends with all of them."""
+    seen: set[SignOut] = set()
+
+    async def sign_out(side: Directory, tenant: str) -> None:
+        for number in range(40):
+            await side.sign_out(tenant, f"user-{number % 30}", later(number))
+
+    writing = asyncio.gather(sign_out(directory, "acme"), sign_out(beside, "other"))
+    found, after = await read_sign_outs(directory)
+    while True:
+        is_over = writing.done()
+        seen.update(found)
+        if is_over:
+            break
+        found, after = await read_sign_outs(directory, after, 7)
+    found, _ = await read_sign_outs(directory, after, 7)
+    await writing
+    assert set(await sign_outs(directory)) <= seen | set(found)
+    assert len(seen | set(found)) >= 60
 
 
 async def test_old_sign_outs_are_forgotten(directory: Directory) -> None:
@@ -702,7 +817,15 @@ async def test_old_sign_outs_are_forgotten(directory: Directory) -> None:
     for seconds, user_id in enumerate(("alice", "bob", "carol")):
         await directory.sign_out("acme", user_id, later(seconds))
     await directory.forget_sign_outs(later(1))
-    assert {each.user_id for each in (await directory.access()).sign_outs} == {"bob", "carol"}
+    assert [each.user_id for each in await sign_outs(directory)] == ["bob", "carol"]
+
+
+async def test_very_many_old_sign_outs_are_forgotten(directory: Directory) -> None:
+    """However many those are."""
+    await asyncio.gather(*(directory.sign_out("acme", f"user-{number}", AT) for number in range(2500)))
+    await directory.sign_out("acme", "last", later(1))
+    await directory.forget_sign_outs(later(1))
+    assert [each.user_id for each in await sign_outs(directory)] == ["last"]
 
 
 # -- signing secrets -----------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from server.guessing import (
     FREE_AT_PLACE,
     FREE_OF_LOGIN,
     FREE_OF_PAIR,
+    FREE_UNANSWERED,
     HALF_LIFE_S,
     IDLE_PER_CHECK,
     KNOWN_S,
@@ -382,7 +383,54 @@ async def test_strangers_who_wait_for_their_turn_are_bounded() -> None:
     assert await carol == "carol"
     await guard.clock.turn(MAX_DELAY_S)
     await asyncio.gather(*attempts)
-    assert guard.brake._turnstile._waiting == 0
+    assert not guard.brake._turnstile._waiting
+
+
+async def test_one_place_does_not_fill_the_queue() -> None:
+    """Half of it is the others'."""
+    guard = Guard(max_waiting=10)
+    guard.held = asyncio.Event()
+    attempts = [guard.start(f"user{number}", HOME) for number in range(STRANGERS_AT_ONCE + 6)]
+    await guard.clock.settle()
+    with pytest.raises(RateLimited):
+        await attempts.pop()
+    others = [guard.start("carol", f"192.0.2.{number}", RIGHT) for number in range(5)]
+    await guard.clock.settle()
+    with pytest.raises(Busy):
+        await guard.now("dave", CAFE)
+    guard.held.set()
+    await guard.clock.turn(MAX_DELAY_S)
+    assert await asyncio.gather(*others) == ["carol"] * 5
+    await asyncio.gather(*attempts)
+
+
+async def test_one_place_does_not_take_all_turns_while_nobody_decides(guard: Guard) -> None:
+    """While a hook hangs: its attempts go one by one then, until one is decided again."""
+
+    async def hang() -> str:
+        await guard.clock.sleep(5)
+        raise AuthUnavailable("no answer")
+
+    attempts = [asyncio.create_task(guard.brake.guard(f"user{number}", HOME, hang)) for number in range(40)]
+    await guard.clock.settle()
+    assert len(guard.clock.sleepers) == STRANGERS_AT_ONCE
+    await guard.clock.turn(5)
+    assert len(guard.clock.sleepers) <= FREE_UNANSWERED
+    assert await guard.now("carol", CAFE, RIGHT) == "carol"
+    await guard.clock.turn(5)
+    assert len(guard.clock.sleepers) == 1
+    for task in attempts:
+        task.cancel()
+    outcomes = await asyncio.gather(*attempts, return_exceptions=True)
+    hung = [each for each in outcomes if isinstance(each, AuthUnavailable)]
+    assert STRANGERS_AT_ONCE < len(hung) <= STRANGERS_AT_ONCE + FREE_UNANSWERED
+    assert await guard.now("erin", HOME, RIGHT) == "erin"
+    guard.held = asyncio.Event()
+    at_once = [guard.start(f"late{number}", HOME, RIGHT) for number in range(3)]
+    await guard.clock.settle()
+    assert len(guard.checked) == 2 + 3
+    guard.held.set()
+    await asyncio.gather(*at_once)
 
 
 async def test_those_who_wait_at_all_places_are_bounded(

@@ -76,7 +76,7 @@ import os
 from server.ids import new_id
 new_id("acme")
 child = os.fork()
-os.write(1, f"{new_id('acme')}\n".encode())
+os.write(1, new_id("acme").encode() + b" ")
 if child:
     os.waitpid(child, 0)
 """

@@ -16,6 +16,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from server.config.schema import Connections, Limits
+from tests.support.backends import add_key, known
 from tests.support.client import SocketClient
 from tests.support.processes import wait_until
 from tests.support.running_server import Response, RunningServer
@@ -76,6 +77,16 @@ async def requests_per_address(server: CountingServer) -> None:
     answers = [await notify(server, AFAR) for _ in range(2)]
     assert [answer.status for answer in answers] == [403, 429]
     assert_rate_is_told(answers[1].headers, "requests_per_address")
+
+
+async def sign_outs_per_tenant(server: CountingServer) -> None:
+    """Over all keys of the tenant, of whoever may be a user of it."""
+    keys = [await asyncio.to_thread(add_key, server, "default", name, "admin") for name in ("one", "two")]
+    backends = [await asyncio.to_thread(known, key) for key in keys]
+    assert (await asyncio.to_thread(backends[0].sign_out, "nobody")).status == 204
+    answer = await asyncio.to_thread(backends[1].sign_out, "somebody")
+    assert answer.status == 429
+    assert_rate_is_told(answer.headers, "sign_outs_per_tenant")
 
 
 def assert_rate_is_told(headers: Mapping[str, str], limit: str) -> None:
@@ -216,6 +227,7 @@ LIMITS: dict[str, tuple[dict[str, str], Reach, str]] = {
     "field_bytes": ({"field_bytes": "5"}, field_bytes, ""),
     "requests_per_key": ({"requests_per_key": "1/h"}, requests_per_key, ""),
     "requests_per_address": ({"requests_per_address": "1/h"}, requests_per_address, ""),
+    "sign_outs_per_tenant": ({"sign_outs_per_tenant": "1/h"}, sign_outs_per_tenant, ""),
     "connects_per_address": ({"connects_per_address": "1/h"}, connects_per_address, ""),
     "commands_per_user": ({"commands_per_user": "1/h"}, commands, ""),
     "commands_per_address": ({"commands_per_address": "1/h"}, commands_from_afar, ""),

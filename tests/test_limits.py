@@ -35,6 +35,7 @@ ROOM = ("tenant", "ada")
 SETTINGS = LimitSettings(
     requests_per_key=Rate(3, 30.0),
     requests_per_address=Rate(2, 20.0),
+    sign_outs_per_tenant=Rate(2, 40.0),
     connects_per_address=Rate(5, 10.0),
     commands_per_user=Rate(6, 6.0),
     commands_per_address=Rate(5, 10.0),
@@ -46,6 +47,7 @@ OFF = replace(
     SETTINGS,
     requests_per_key=None,
     requests_per_address=None,
+    sign_outs_per_tenant=None,
     connects_per_address=None,
     commands_per_user=None,
     commands_per_address=None,
@@ -133,6 +135,20 @@ def test_without_a_key_the_address_is_counted(limits: Limits, throttled: Throttl
     assert throttled.limits == ["requests_per_address"]
     assert requests(limits, None, ELSEWHERE, 1) == 1
     assert requests(limits, grant(key_id="1"), THERE, 1) == 1
+
+
+def test_sign_outs_are_counted_by_tenant(limits: Limits, throttled: Throttled) -> None:
+    """Each refusal is told of; other tenants have their own."""
+    assert [limits.check_sign_out("tenant").remaining for _ in range(2)] == [1, 0]
+    with pytest.raises(OverRate, match="too many sign-outs of this tenant") as refused:
+        limits.check_sign_out("tenant")
+    assert throttled.limits == ["sign_outs_per_tenant"]
+    assert refusal_headers(refused.value) == {
+        "Retry-After": "20",
+        "RateLimit-Policy": '"sign_outs_per_tenant";q=2;w=40',
+        "RateLimit": '"sign_outs_per_tenant";r=0;t=40',
+    }
+    assert limits.check_sign_out("other").allowed
 
 
 def test_callers_on_this_machine_are_not_counted_by_address(limits: Limits) -> None:
@@ -399,6 +415,7 @@ def test_other_settings_count_at_once(limits: Limits) -> None:
         SETTINGS,
         requests_per_key=Rate(30, 30.0),
         requests_per_address=Rate(20, 20.0),
+        sign_outs_per_tenant=Rate(1, 40.0),
         connects_per_address=Rate(1, 10.0),
         commands_per_user=Rate(1, 6.0),
         commands_per_connection=Rate(2, 8.0),
@@ -410,6 +427,9 @@ def test_other_settings_count_at_once(limits: Limits) -> None:
     assert limits.join_within_s == 7
     assert requests(limits, grant(), THERE, 100) == 30
     assert requests(limits, None, THERE, 100) == 20
+    limits.check_sign_out("tenant")
+    with pytest.raises(OverRate):
+        limits.check_sign_out("tenant")
     limits.may_connect(THERE)
     with pytest.raises(OverRate):
         limits.may_connect(THERE)

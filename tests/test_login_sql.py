@@ -452,18 +452,44 @@ async def test_what_is_no_hash_matches_nothing(database: UserDatabase, methods: 
 async def test_an_unknown_login_costs_a_check_like_any_other(
     database: UserDatabase, methods: Methods
 ) -> None:
-    """Of the kind that this table holds, so that the time does not tell which logins there are."""
+    """Of the kind that this table holds, from the first one on, so that the time does not tell which logins there
+    are."""
     database.run(USERS)
     add(database, 10, "carol", HASHES["bcrypt"])
     add(database, 11, "dave", "!")
     method = methods(database.settings(check="hash"))
-    assert await sign_in(method, "nobody", "x") is None
-    assert methods.checks.hashes == [DECOY]
-    assert await sign_in(method, "carol", "wonderland") == Proof("10")
-    methods.checks.hashes.clear()
     for login in ["nobody", "dave", "alice", "carol", "\0", "\ud800", "x" * 5000]:
         assert await sign_in(method, login, "wrong") is None
     assert methods.checks.hashes == [HASHES["bcrypt"]] * 7
+
+
+async def test_unknown_logins_cost_as_different_as_the_known(
+    database: UserDatabase, methods: Methods
+) -> None:
+    """Where a table holds several kinds of hashes: each unknown login costs what it did before."""
+    database.run(USERS)
+    for number in range(20):
+        add(database, number + 10, f"user-{number}", HASHES["bcrypt"] if number % 2 else HASHES["argon2"])
+    method = methods(database.settings(check="hash"))
+    costs: list[list[str]] = []
+    for _ in range(2):
+        for number in range(20):
+            assert await sign_in(method, f"nobody-{number}", "x") is None
+        costs.append(list(methods.checks.hashes))
+        methods.checks.hashes.clear()
+    assert costs[0] == costs[1]
+    assert set(costs[0]) == {HASHES["bcrypt"], HASHES["argon2"]}
+
+
+async def test_a_table_without_hashes(database: UserDatabase, methods: Methods) -> None:
+    """An unknown login costs as much as one with a hash that this server makes, until there is another."""
+    database.run(USERS)
+    method = methods(database.settings(check="hash"))
+    assert await sign_in(method, "nobody", "x") is None
+    add(database, 10, "carol", HASHES["bcrypt"])
+    assert await sign_in(method, "carol", "wrong") is None
+    assert await sign_in(method, "nobody", "x") is None
+    assert methods.checks.hashes == [DECOY, HASHES["bcrypt"], HASHES["bcrypt"]]
 
 
 # --- a database that is slow, or away

@@ -41,7 +41,7 @@ async def test_a_token_lets_its_user_in() -> None:
     token, expires_at = tokens.make("acme", "alice", "key1", 600)
     proof = await check(tokens, token)
     assert proof is not None and proof.issued_at is not None
-    assert proof == Proof("alice", "acme", proof.issued_at, expires_at, "key1")
+    assert proof == Proof("alice", "acme", proof.issued_at, expires_at, "key1", "secret1")
     assert before <= proof.issued_at <= now()
     assert timedelta(seconds=600) <= expires_at - proof.issued_at < timedelta(seconds=601)
     assert jwt.get_unverified_header(token) == {"alg": "HS256", "kid": "secret1", "typ": "notification+jwt"}

@@ -14,7 +14,7 @@ import pytest
 
 from server.credentials import CredentialCache
 from server.errors import Busy
-from server.passwords import DECOY, PasswordChecks, hash_password, matches
+from server.passwords import DECOY, PasswordChecks, hash_password, is_hash, matches
 from tests.support.clock import Clock
 from tests.support.passwords import Checking, cheap_hash
 
@@ -162,6 +162,35 @@ def test_a_hash_that_asks_for_hours_is_not_verified(
     [record] = caplog.records
     assert kind in record.getMessage()
     assert hashed not in record.getMessage()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "!",
+        "plain",
+        "$argon2id$",
+        "$2b$",
+        "pbkdf2_sha256$",
+        "$2b$17$" + "a" * 53,
+        DECOY.replace("65536", "9999999"),
+    ],
+)
+def test_what_is_no_hash_to_work_on(text: str) -> None:
+    """It would be found wrong at once, and stand in for none."""
+    assert not is_hash(text)
+    assert not matches(text, "x")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [DECOY, CAROL, _bcrypt(SECRET), _bcrypt(SECRET, "2y"), _django(SECRET)],
+    ids=["decoy", "argon2", "2b", "2y", "django"],
+)
+def test_what_is_a_hash_to_work_on(text: str) -> None:
+    """Of each kind."""
+    assert is_hash(text)
 
 
 def test_the_decoy_costs_as_much_as_a_new_hash() -> None:

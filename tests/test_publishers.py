@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -45,8 +46,8 @@ PUBLISH = frozenset({Scope.PUBLISH})
 BILLING = parse_subject("CN=billing,O=Example")
 RULES = PublisherRules(
     certificates=(
-        CertificateHolder(BILLING, Grant("acme", PUBLISH, "certificate billing")),
-        CertificateHolder(parse_subject("CN=late"), Grant("gone", PUBLISH, "certificate late")),
+        CertificateHolder("billing", BILLING, Grant("acme", PUBLISH, "certificate billing")),
+        CertificateHolder("late", parse_subject("CN=late"), Grant("gone", PUBLISH, "certificate late")),
     )
 )
 JWT = JWTRules(algorithms=("HS256",), secret=SECRET, issuer="idp", audience="notifications")
@@ -325,6 +326,41 @@ async def test_a_wrong_key_is_wrong_from_this_machine_as_well(desk: Desk) -> Non
     desk.publishers.apply(replace(RULES, publish_without_key=True), None)
     with pytest.raises(BadCredentials):
         await desk.publishers.identify(Presented(apikey=new_secret()), LOCAL)
+
+
+# -- tenants that are not there ------------------------------------------------------------------------------
+async def test_a_setting_that_names_no_tenant_is_told_of_once(
+    desk: Desk, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And again when that has changed meanwhile. A right credential for it is refused like a wrong one; the log says
+    why."""
+
+    def told() -> list[str]:
+        lines = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+        caplog.clear()
+        return lines
+
+    publishers = desk.publishers
+    for _ in range(2):
+        publishers.warn_of_missing_tenants()
+    late = (
+        "[CERTIFICATES] late: there is no tenant 'gone', so nobody comes in by it;"
+        " `notification-server tenant add gone` makes it"
+    )
+    assert told() == [late]
+    publishers.apply(replace(RULES, apikey=APIKEY, default_tenant="nobody"), None)
+    publishers.warn_of_missing_tenants()
+    [line] = told()
+    assert line.startswith("[APPLICATION] default_tenant: there is no tenant 'nobody'")
+    with pytest.raises(BadCredentials) as caught:
+        await desk.grant(apikey=APIKEY)
+    assert str(caught.value) == KEY_WRONG
+    assert told() == ["refused though right (apikey): there is no tenant 'nobody'"]
+    publishers.apply(PublisherRules(), None)
+    publishers.warn_of_missing_tenants()
+    publishers.apply(replace(RULES, default_tenant=None), None)
+    publishers.warn_of_missing_tenants()
+    assert told() == [late]
 
 
 @pytest.mark.parametrize("default_tenant", ["gone", "nobody"])

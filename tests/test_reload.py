@@ -92,6 +92,52 @@ async def test_a_changed_apikey(tmp_path: Path) -> None:
         assert "the-first" not in server.log and "the-second" not in server.log
 
 
+async def test_a_tenant_that_is_not_there(tmp_path: Path) -> None:
+    """The log says so at the start, when the setting changes, and when a right key is refused for it; once the tenant
+    is there, the key is good."""
+    said = "[APPLICATION] default_tenant: there is no tenant '{}', so nobody comes in by it"
+    with configured(tmp_path, "[APPLICATION]\napikey=key\ndefault_tenant=acme\n") as server:
+        assert server.log.count(said.format("acme")) == 1
+        assert publish(server, "Api-Key key").status == 400
+        assert "refused though right (apikey): there is no tenant 'acme'" in server.log
+        assert publish(server, "Api-Key another").status == 400
+        assert (
+            "refused POST at notify: bad_credentials: the key is wrong, expired or revoked (request"
+            in server.log
+        )
+        await asyncio.to_thread(server.must_run, "tenant", "add", "acme")
+        await asyncio.to_thread(
+            wait_until, lambda: publish(server, "Api-Key key").status == 200, "the tenant being known"
+        )
+        other = "[APPLICATION]\napikey=key\ndefault_tenant=other\n"
+        log = await reload(server, other, f"{REREAD}[APPLICATION] default_tenant")
+        assert log.count(said.format("other")) == 1
+        assert server.log.count(said.format("acme")) == 1
+
+
+async def test_a_reload_that_fails_last_leaves_nothing_behind(tmp_path: Path) -> None:
+    """What was prepared for it is let go of."""
+    fault = """
+from server import app, logs
+from server.errors import StartupError
+from server.sign_in import Verifiers
+close = Verifiers.close
+async def told(self):
+    print("let go", flush=True)
+    await close(self)
+Verifiers.close = told
+def setup(log, setup=logs.setup):
+    if log.level == 10:
+        raise StartupError("no space for a log")
+    setup(log)
+logs.setup = setup
+"""
+    with faulty(tmp_path, fault) as server:
+        log = await reload(server, "[LOG]\nlevel=debug\n", "no space for a log")
+        await asyncio.to_thread(wait_until, lambda: "let go" in server.log, "its being let go of")
+        assert REFUSED in log
+
+
 async def test_changed_limits(tmp_path: Path) -> None:
     """Rates and sizes count from the next request on; who has more connections than they may now keeps them."""
     key = "[APPLICATION]\napikey=key\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -11,7 +12,7 @@ from server import rooms as module
 from server.dialects import Dialect
 from server.messages import Added, Deleted, Document, Event, Notification, Seen, Unseen, now
 from server.rooms import REORDER_WINDOW_S, Push, Room, Rooms, SignIn
-from server.wire import GOING_AWAY, SLOW, EventFrames, Frame, count_frame
+from server.wire import GOING_AWAY, SLOW, CloseReason, EventFrames, Frame, count_frame
 from tests.support.recording import Message, RecordingConnection, messages_of
 
 ALICE: Room = ("acme", "alice")
@@ -300,7 +301,7 @@ def test_the_same_notification_for_many_users_keeps_their_ids_apart(rooms: Rooms
     assert [(fields["_id"], fields["_userId"]) for fields in told] == [("d1", "alice"), ("d2", "bob")]
 
 
-def test_connections_are_closed_for_a_reason(rooms: Rooms) -> None:
+async def test_connections_are_closed_for_a_reason(rooms: Rooms) -> None:
     """Those for which there is one; also where each of them leaves its room at that."""
     members = _joined(rooms, ALICE, ALICE, BOB)
     for name, member in zip((ALICE, ALICE, BOB), members, strict=True):
@@ -310,8 +311,40 @@ def test_connections_are_closed_for_a_reason(rooms: Rooms) -> None:
                 rooms.leave(name, member)
 
         member.connection.session = Leaving()  # type: ignore[assignment]
-    assert rooms.close_where(lambda room, _: GOING_AWAY if room == ALICE else None) == 2
+    assert await rooms.close_where(lambda room, _: GOING_AWAY if room == ALICE else None) == 2
     assert [member.connection.reasons for member in members] == [[GOING_AWAY], [GOING_AWAY], []]
-    assert rooms.close_where(lambda _, member: SLOW) == 1
+    assert await rooms.close_where(lambda _, member: SLOW) == 1
     assert [member.connection.reasons for member in members] == [[GOING_AWAY], [GOING_AWAY], [SLOW]]
     assert rooms.user_count == 0
+
+
+def test_nobody_is_asked_about_but_the_members_of_the_rooms(rooms: Rooms) -> None:
+    """However many others there are; a room without anybody is none."""
+    members = _joined(rooms, ALICE, BOB, BOB, ALICE_OF_ANOTHER_TENANT)
+    asked: list[tuple[Room, object]] = []
+
+    def why(room: Room, member: object) -> CloseReason | None:
+        asked.append((room, member))
+        return None if member is members[1] else SLOW
+
+    assert rooms.close_in([BOB, ("acme", "nobody")], why) == 1
+    assert [member.connection.reasons for member in members] == [[], [], [SLOW], []]
+    assert {room for room, _ in asked} == {BOB}
+    assert len(asked) == 2
+
+
+async def test_closing_very_many_leaves_the_loop_to_others(
+    rooms: Rooms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In between others come and go; nobody who stays is left out."""
+    monkeypatch.setattr(module, "SLICE_S", 0.0)
+    names = [("acme", str(number)) for number in range(50)]
+    members = _joined(rooms, *names)
+    closing = asyncio.create_task(rooms.close_where(lambda *_: SLOW))
+    while not members[10].connection.reasons:  # noqa: ASYNC110  # the point is that it gets a turn
+        await asyncio.sleep(0)
+    assert not members[40].connection.reasons
+    rooms.leave(names[40], members[40])
+    rooms.join(BOB, Member())
+    assert await closing == 49
+    assert [bool(member.connection.reasons) for member in members] == [True] * 40 + [False] + [True] * 9

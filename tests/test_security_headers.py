@@ -101,8 +101,7 @@ async def serving(folder: Path, **settings: str) -> AsyncIterator[Service]:
     running = asyncio.create_task(server.run(stop, started.set))
     waiting = asyncio.create_task(started.wait())
     await asyncio.wait((running, waiting), timeout=WAIT_S, return_when=asyncio.FIRST_COMPLETED)
-    application = server._http.request_callback
-    assert isinstance(application, Application)
+    application = server._entrance.application
     try:
         assert started.is_set(), running
         yield Service(application, port)

@@ -756,6 +756,19 @@ async def test_what_follows_a_join_or_leave_that_came_too_late_is_not_done(
     assert core.rooms.user_count == 0
 
 
+async def test_nothing_more_is_done_for_who_was_put_out(core: Core) -> None:
+    """Not even what they asked for before."""
+    [document] = await core.fill("alice", 1)
+    connection = core.connect()
+    await core.join("alice", connection)
+    await core.tenants.sign_out(*ALICE)
+    command(connection, "content", 0)
+    command(connection, "delete", [document.id])
+    connection.go()
+    await _ended(core)
+    assert await core.inbox.unseen(ALICE, after=None, limit=9) == [document]
+
+
 async def test_a_client_that_goes_while_its_password_is_checked_is_in_no_room(core: Core) -> None:
     """Neither in the new user's nor in the one before, and what it asked for after that is not done."""
     [document] = await core.fill("alice", 1)

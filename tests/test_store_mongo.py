@@ -46,7 +46,7 @@ from tests.conftest import MongoDatabase
 from tests.support.mongo_stores import USER, collect_sockets_of_pymongo, opened, original, until_it_succeeds
 from tests.support.mongod import Mongod
 from tests.support.ports import free_port
-from tests.support.stores import make_notification, owe, put, put_many, whole_inbox
+from tests.support.stores import make_notification, owe, put, put_many, read_sign_outs, whole_inbox
 
 DEFAULT = "default"
 USERS = [f"user-{number}" for number in range(7)]
@@ -205,6 +205,12 @@ async def test_every_query_uses_its_index(
             await store.add(make_notification(DEFAULT, content=str(number)), RECIPIENTS, None)
         notification = await owe(store, *(mail_to(user) for user in USERS), tenant=DEFAULT)
         await owe(store, mail_to("solo"), tenant=DEFAULT)
+        long_ago = now() - timedelta(hours=1)
+        sign_outs = (
+            {"_id": {"tenant": DEFAULT, "userId": str(number)}, "at": long_ago, "writtenAt": long_ago}
+            for number in range(2000)
+        )
+        raw["notifications_sign_outs"].insert_many(sign_outs)
         profile = Profile(raw)
 
         newest = await store.newest(DEFAULT, "user-3", before=None, limit=30)
@@ -280,7 +286,16 @@ async def test_every_query_uses_its_index(
         profile.expect("_id", most=1)
         await store.directory.note_key_use({"0" * 24: now()})
         profile.expect("keys", most=0)
-        await store.directory.forget_sign_outs(now())
+        page = await store.directory.sign_outs(None, 10)
+        profile.expect("_id", most=11)
+        await store.directory.sign_outs(page.cursor, 10)
+        profile.expect("_id", most=10)
+        _, after = await read_sign_outs(store.directory)
+        await store.directory.sign_out(DEFAULT, "user-3", now())
+        profile.expect("_id", most=2100)
+        await read_sign_outs(store.directory, after)
+        profile.expect("written", "_id", most=2)
+        await store.directory.forget_sign_outs(long_ago)
         profile.expect("at", most=0)
 
 

@@ -12,17 +12,17 @@ from pymongo import MongoClient
 from pymongo.database import Database
 
 from server.errors import StartupError, StoreUnavailable
-from server.grants import ALL_SCOPES, ApiKey, Tenant, hash_secret, new_secret
+from server.grants import ALL_SCOPES, ApiKey, SignOut, Tenant, hash_secret, new_secret
 from server.ids import new_id
 from server.messages import Recipient, now
-from server.store import mongo_tenants, mongo_users
+from server.store import mongo_sign_outs, mongo_tenants, mongo_users
 from server.store.mongo import MongoStore
 from server.store.mongo_beside import MongoBeside
 from server.store.mongo_users import KnownUsers
 from tests.conftest import MongoDatabase
 from tests.support.mongo_stores import collect_sockets_of_pymongo, opened, original
 from tests.support.ports import free_port
-from tests.support.stores import make_notification, put
+from tests.support.stores import make_notification, put, read_sign_outs
 
 AT = now()
 
@@ -87,7 +87,7 @@ async def test_beside_the_servers_nothing_is_migrated(
     await beside.close()
     await beside.close()
     with pytest.raises(StoreUnavailable):
-        await beside.directory.sequence()
+        await beside.directory.sequences()
     assert raw["notifications"].count_documents({"tenant": None}) == 1
     assert set(raw["notifications"].index_information()) == {"_id_"}
     async with opened(mongo_database) as store:
@@ -321,3 +321,73 @@ async def test_a_removal_whose_mail_is_not_withdrawn_in_time(
     monkeypatch.setattr(store._mail, "withdraw", fail)
     await store.directory.remove_tenant("acme", AT)
     assert [tenant.name for tenant in (await store.directory.access()).tenants] == ["default"]
+
+
+# -- signing out ---------------------------------------------------------------------------------------------
+
+
+async def test_sign_outs_of_an_earlier_version_count(store: MongoStore, raw: Database[Raw]) -> None:
+    """Those that do not say when they were written; signed out again, they do."""
+    earlier = [{"_id": {"tenant": "acme", "userId": str(number)}, "at": AT} for number in range(10)]
+    raw["notifications_sign_outs"].insert_many(earlier)
+    found, after = await read_sign_outs(store.directory, limit=3)
+    assert set(found) == {SignOut("acme", str(number), AT) for number in range(10)}
+    again = AT + timedelta(seconds=1)
+    await store.directory.sign_out("acme", "7", again)
+    assert (await read_sign_outs(store.directory, after))[0] == [SignOut("acme", "7", again)]
+
+
+async def test_what_is_seen_late_is_not_missed(store: MongoStore, raw: Database[Raw]) -> None:
+    """Nor what was written by a clock that is a little behind; what was written long ago is not read again."""
+    clock = raw.client.admin.command("hello")["localTime"]
+    _, after = await read_sign_outs(store.directory)
+    sign_outs = [
+        {
+            "_id": {"tenant": "acme", "userId": user_id},
+            "at": AT,
+            "writtenAt": clock - mongo_sign_outs.OVERLAP + timedelta(seconds=seconds),
+        }
+        for user_id, seconds in (("late", 5), ("old", -5))
+    ]
+    raw["notifications_sign_outs"].insert_many(sign_outs)
+    assert (await read_sign_outs(store.directory, after))[0] == [SignOut("acme", "late", AT)]
+
+
+async def test_many_written_in_one_moment(store: MongoStore, raw: Database[Raw]) -> None:
+    """Come page by page, each once."""
+    _, after = await read_sign_outs(store.directory)
+    clock = raw.client.admin.command("hello")["localTime"]
+    users = [str(number) for number in range(20)]
+    raw["notifications_sign_outs"].insert_many(
+        [{"_id": {"tenant": "acme", "userId": user}, "at": AT, "writtenAt": clock} for user in users]
+    )
+    found, _ = await read_sign_outs(store.directory, after, limit=3)
+    assert sorted(each.user_id for each in found) == sorted(users)
+
+
+async def test_two_nodes_sign_out_the_same_user(mongo_database: MongoDatabase, store: MongoStore) -> None:
+    """At the same moment: the later instant counts, and both have done it."""
+    async with opened(mongo_database) as other:
+        for number in range(20):
+            await asyncio.gather(
+                store.directory.sign_out("acme", str(number), AT),
+                other.directory.sign_out("acme", str(number), AT + timedelta(seconds=1)),
+            )
+    found, _ = await read_sign_outs(store.directory)
+    assert set(found) == {SignOut("acme", str(number), AT + timedelta(seconds=1)) for number in range(20)}
+
+
+async def test_a_sign_out_whose_number_got_lost(store: MongoStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Is there for whoever reads what is new."""
+
+    async def crash(which: str) -> None:
+        raise StoreUnavailable()
+
+    _, after = await read_sign_outs(store.directory)
+    before = await store.directory.sequences()
+    with monkeypatch.context() as patch:
+        patch.setattr(store.directory, "_raise_sequence", crash)
+        with pytest.raises(StoreUnavailable):
+            await store.directory.sign_out("acme", "alice", AT)
+    assert await store.directory.sequences() == before
+    assert (await read_sign_outs(store.directory, after))[0] == [SignOut("acme", "alice", AT)]

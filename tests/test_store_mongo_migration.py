@@ -10,15 +10,18 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import bson
 import pytest
-from bson import ObjectId
+from bson import MaxKey, MinKey, ObjectId, Timestamp
+from bson.datetime_ms import DatetimeMS
+from bson.raw_bson import RawBSONDocument
 from pymongo import MongoClient
 from pymongo.database import Database
 
 from server.errors import StartupError, StoreUnavailable
 from server.grants import KnownUser
 from server.messages import Document, now
-from server.store import mongo_migration
+from server.store import mongo_migration, mongo_progress
 from server.store.mongo import MongoStore
 from server.store.mongo_connection import Connection
 from server.store.mongo_migration import Migration
@@ -206,6 +209,219 @@ async def test_documents_that_are_not_whole(mongo_database: MongoDatabase, raw: 
         assert len(await whole_inbox(store, tenant=DEFAULT)) == 1
         assert [user.user_id for user in await store.directory.users(DEFAULT, after=None, limit=9)] == [USER]
     assert raw["notifications"].count_documents({"tenant": DEFAULT}) == len(strange) + 1
+
+
+# -- what the original can hardly have written ---------------------------------------------------------------
+
+BEYOND_CALENDARS = {
+    "soon after": DatetimeMS(253_402_300_800_000),
+    "at the end": datetime(9999, 12, 31, 23, 59),
+    "the last there is": DatetimeMS(2**63 - 1),
+    "the first there is": DatetimeMS(-(2**63)),
+    "at the beginning": datetime(1, 1, 1),
+}
+
+
+def told(caplog: pytest.LogCaptureFixture, words: str) -> str:
+    """The one line of the log that has these words."""
+    [line] = [record.message for record in caplog.records if words in record.message]
+    return line
+
+
+@pytest.mark.parametrize("zone", [None, SAIGON, NEW_YORK], ids=str)
+@pytest.mark.parametrize("when", BEYOND_CALENDARS)
+async def test_times_that_no_calendar_has(
+    mongo_database: MongoDatabase,
+    raw: Database[Raw],
+    caplog: pytest.LogCaptureFixture,
+    when: str,
+    zone: ZoneInfo | None,
+) -> None:
+    """Become the nearest that can be shown, what was written is kept, and the log names the first document once."""
+    time = BEYOND_CALENDARS[when]
+    first, second = (original(number, createdAt=time, updatedAt=time, deletedAt=time) for number in range(2))
+    raw["notifications"].insert_many([original(), first, second])
+    async with opened(mongo_database, legacy_timezone=zone) as store:
+        documents = await whole_inbox(store, tenant=DEFAULT)
+        year = 9999 if "first" not in when and "beginning" not in when else 1
+        assert sorted(each.created_at.year for each in documents) == sorted([2014, year, year])
+        assert {each.deleted_at and each.deleted_at.year for each in documents} == {None, year}
+        [user] = await store.directory.users(DEFAULT, after=None, limit=9)
+        assert user.first_seen_at.year in (1, 2014)
+    assert raw["notifications"].count_documents({"legacy.createdAt": time}) == 2
+    line = told(caplog, "cannot be read")
+    assert line.startswith(
+        f"2 documents of {raw.name}.notifications have times that cannot be read, the first one"
+    )
+    assert str(first["_id"]) in line
+    # Brought up for good; another zone reads what is kept.
+    caplog.clear()
+    async with opened(mongo_database, legacy_timezone=ZoneInfo("Europe/Berlin")) as store:
+        assert len(await whole_inbox(store, tenant=DEFAULT)) == 3
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+NO_TIMES: dict[str, Any] = {
+    "text": "yesterday",
+    "integer": 20140501,
+    "null": None,
+    "list": [datetime(2014, 5, 1)],
+    "object": {"$date": 1},
+    "timestamp": Timestamp(1, 1),
+    "missing": ...,
+}
+
+
+@pytest.mark.parametrize("kind", NO_TIMES)
+async def test_what_is_no_time(
+    mongo_database: MongoDatabase, raw: Database[Raw], caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    """The `_id` says when the document was made; its user is known, and can read it."""
+    document = original(createdAt=NO_TIMES[kind], updatedAt=NO_TIMES[kind], deletedAt=NO_TIMES[kind])
+    document = {name: value for name, value in document.items() if value is not ...}
+    raw["notifications"].insert_one(document)
+    made_at = document["_id"].generation_time
+    async with opened(mongo_database, legacy_timezone=SAIGON) as store:
+        [found] = await whole_inbox(store, tenant=DEFAULT)
+        assert (found.created_at, found.updated_at, found.deleted_at) == (made_at, made_at, None)
+        assert await store.directory.users(DEFAULT, after=None, limit=9) == [
+            KnownUser(DEFAULT, USER, made_at, None)
+        ]
+    assert str(document["_id"]) in told(caplog, "1 documents")
+
+
+@pytest.mark.usefixtures("small_batches")
+@pytest.mark.parametrize("is_router", [False, True])
+async def test_users_that_are_none(
+    mongo_database: MongoDatabase, raw: Database[Raw], monkeypatch: pytest.MonkeyPatch, is_router: bool
+) -> None:
+    """Whatever stands in place of their id, also many times: everybody else is brought up, and known."""
+    if is_router:
+        monkeypatch.setattr(Connection, "is_router", property(lambda _: True, lambda *_: None), raising=False)
+    users: list[Any] = [
+        7,
+        2.5,
+        float("nan"),
+        True,
+        ["alice", "bob"],
+        {"id": 1},
+        {"$ref": "x", "$id": 1},
+        re.compile("a"),
+        DatetimeMS(2**60),
+        ObjectId(),
+        MinKey(),
+        MaxKey(),
+        None,
+        "",
+        "x" * 100_000,
+    ]
+    raw["notifications"].insert_many(
+        [original(number, _userId=user) for user in users for number in range(12)] + [original()]
+    )
+    async with opened(mongo_database, legacy_timezone=SAIGON) as store:
+        assert len(await whole_inbox(store, tenant=DEFAULT)) == 1 + 12
+        known = [user.user_id for user in await store.directory.users(DEFAULT, after=None, limit=99)]
+        assert known == ["", USER]
+    assert count_left(raw) == 0
+
+
+async def test_a_text_that_is_none(mongo_database: MongoDatabase, raw: Database[Raw]) -> None:
+    """A user's id that is not UTF-8, as old drivers let through."""
+    wrong = bson.encode(original(_userId="Q" * 9)).replace(b"Q" * 9, b"\xff" * 9)
+    raw["notifications"].insert_many([RawBSONDocument(wrong), original()])
+    async with opened(mongo_database, legacy_timezone=SAIGON) as store:
+        assert len(await whole_inbox(store, tenant=DEFAULT)) == 1
+    assert count_left(raw) == 0
+
+
+@pytest.mark.usefixtures("small_batches")
+async def test_ids_that_are_no_object_ids(
+    mongo_database: MongoDatabase, raw: Database[Raw], caplog: pytest.LogCaptureFixture
+) -> None:
+    """No client could say that such a document is seen: it stays as it is, at every start, and is told of."""
+    others: list[Any] = [*range(15), "text", None, {"a": 1}, DatetimeMS(2**60), MinKey()]
+    raw["notifications"].insert_many([original(_id=id_) for id_ in others] + [original(), original(1)])
+    for zone in (None, SAIGON):
+        caplog.clear()
+        async with opened(mongo_database, legacy_timezone=zone) as store:
+            documents = await whole_inbox(store, tenant=DEFAULT)
+            hours = 12 if zone is None else 5
+            assert [each.created_at for each in documents] == [at(hours, 1), at(hours)]
+        assert told(caplog, "no ObjectId").startswith(f"{len(others)} documents of {raw.name}.notifications")
+    assert count_left(raw) == len(others)
+
+
+@pytest.mark.usefixtures("small_batches")
+@pytest.mark.parametrize("is_router", [False, True])
+async def test_documents_as_large_as_can_be(
+    mongo_database: MongoDatabase,
+    raw: Database[Raw],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    is_router: bool,
+) -> None:
+    """MongoDB takes nothing more in them: they stay as they are, and keep back none of the others."""
+    if is_router:
+        monkeypatch.setattr(Connection, "is_router", property(lambda _: True, lambda *_: None), raising=False)
+    room = 16 * 1024 * 1024 - len(bson.encode(original())) - 10
+    huge = original(content="x" * room)
+    raw["notifications"].insert_one(huge)
+    raw["notifications"].insert_many([original(number) for number in range(25)])
+    for _ in range(2):
+        caplog.clear()
+        async with opened(mongo_database, legacy_timezone=SAIGON) as store:
+            assert len(await whole_inbox(store, tenant=DEFAULT)) == 25
+        assert told(caplog, "refuses to change them").endswith(f"has the _id {huge['_id']} (error 17419)")
+    assert count_left(raw) == 1
+
+
+@pytest.mark.usefixtures("small_batches", "sockets_of_pymongo")
+async def test_a_collection_that_takes_nothing(mongo_database: MongoDatabase, raw: Database[Raw]) -> None:
+    """That is no matter of single documents: the reason is told, and nothing begins without them."""
+    raw["notifications"].insert_many([original(number) for number in range(25)])
+    raw.command("collMod", "notifications", validator={"tenant": {"$exists": False}})
+    with pytest.raises(StartupError, match="cannot be used: Document failed validation"):
+        await MongoStore(mongo_database.url, mongo_database.name).open()
+    raw.command("collMod", "notifications", validator={})
+    async with opened(mongo_database) as store:
+        assert len(await whole_inbox(store, tenant=DEFAULT)) == 25
+
+
+async def test_lists_in_place_of_values(
+    mongo_database: MongoDatabase, raw: Database[Raw], caplog: pytest.LogCaptureFixture
+) -> None:
+    """MongoDB makes no index over two of them: they are put away, and the rest is as ever."""
+    listed = original(_userId=["alice", "bob"], createdAt=[1, 2], rev=[3])
+    raw["notifications"].insert_many([listed, original()])
+    async with opened(mongo_database, legacy_timezone=SAIGON) as store:
+        assert len(await whole_inbox(store, tenant=DEFAULT)) == 1
+    found = raw["notifications"].find_one({"_id": listed["_id"]}) or {}
+    assert found["legacy"]["lists"] == {"_userId": ["alice", "bob"], "createdAt": [1, 2], "rev": [3]}
+    assert found["tenant"] == DEFAULT and "rev" not in found
+    assert told(caplog, "legacy.lists").startswith("1 documents")
+
+
+async def test_batches_that_take_too_long(
+    mongo_database: MongoDatabase, raw: Database[Raw], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Are smaller at the next try, and the next, until they are done in time."""
+    raw["notifications"].insert_many([original(number) for number in range(300)])
+    group = Migration._group_without_tenant
+    tried: list[int] = []
+
+    async def slow(self: Migration, batch: Sequence[Raw]) -> list[Raw]:
+        tried.append(len(batch))
+        if len(batch) > 20:
+            raise StoreUnavailable
+        return await group(self, batch)
+
+    monkeypatch.setattr(Migration, "_group_without_tenant", slow)
+    monkeypatch.setattr(mongo_migration, "BATCH_DOCUMENTS", 300)
+    store = MongoStore(mongo_database.url, mongo_database.name)
+    await until_it_succeeds(store.open)
+    assert len(await whole_inbox(store, tenant=DEFAULT)) == 300
+    await store.close()
+    assert tried[:3] == [300, 75, 18]
 
 
 # -- time zones ----------------------------------------------------------------------------------------------
@@ -441,7 +657,7 @@ async def test_the_log_says_how_far_it_is(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Step by step, of about how many; and nothing more at the next start."""
-    monkeypatch.setattr(mongo_migration, "PROGRESS_S", 0.0)
+    monkeypatch.setattr(mongo_progress, "PROGRESS_S", 0.0)
     caplog.set_level(logging.INFO)
     half_a_hundred(raw)
     await opening_times(mongo_database, raw, SAIGON)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -14,10 +14,11 @@ from typing import cast
 import pytest
 from pydispatch import dispatcher
 
+from server import sign_outs as sign_outs_module
 from server import tenants as tenants_module
-from server.bus import ACCESS_CHANGED
+from server.bus import ACCESS_CHANGED, USERS_SIGNED_OUT
 from server.errors import StoreUnavailable
-from server.grants import ALL_SCOPES, DEFAULT_TENANT, ApiKey, Scope, Tenant, hash_secret, new_secret
+from server.grants import ALL_SCOPES, DEFAULT_TENANT, ApiKey, Scope, SignOut, Tenant, hash_secret, new_secret
 from server.ids import new_id
 from server.messages import now
 from server.rooms import SignIn
@@ -25,8 +26,9 @@ from server.store import Directory
 from server.store.sqlite import SQLiteStore
 from server.store.sqlite_beside import SQLiteBeside
 from server.tenants import Tenants
-from server.wire import REVOKED, SIGNED_OUT, CloseReason
+from server.wire import REVOKED, SIGNED_OUT, TOKEN_EXPIRED, CloseReason
 from tests.support.core import FragileStore
+from tests.support.stores import read_sign_outs
 
 SECOND = timedelta(seconds=1)
 ALICE = (DEFAULT_TENANT, "alice")
@@ -51,11 +53,28 @@ class Node:
     other: Directory
     clock: Clock
     changes: asyncio.Queue[None]
+    signed_out: asyncio.Queue[Sequence[SignOut]]
 
     async def changed(self) -> None:
-        """Return when it has noticed a change."""
+        """Return when it has noticed a change of tenants, keys or secrets."""
         async with asyncio.timeout(30):
             await self.changes.get()
+
+    async def told_of(self, count: int = 1) -> list[SignOut]:
+        """The next sign-outs that it tells of, so many."""
+        told: list[SignOut] = []
+        async with asyncio.timeout(30):
+            while len(told) < count:
+                told += await self.signed_out.get()
+        return told
+
+    async def looks(self) -> None:
+        """Return after a look for changes that began after this call."""
+        calls = self.directory.calls
+        begun = calls.count("sequences")
+        async with asyncio.timeout(30):
+            while calls.count("sequences") < begun + 2:  # noqa: ASYNC110  # calls are counted, not told of
+                await asyncio.sleep(0)
 
     async def add_key(
         self, name: str = "ci", tenant: str = DEFAULT_TENANT, expires_at: datetime | None = None
@@ -106,16 +125,22 @@ async def node(tmp_path: Path) -> AsyncIterator[Node]:
     directory = FragileStore(cast("SQLiteStore", store.directory))
     tenants = Tenants(lambda: cast("Directory", directory), clock)
     changes: asyncio.Queue[None] = asyncio.Queue()
+    signed_out: asyncio.Queue[Sequence[SignOut]] = asyncio.Queue()
 
     def note(tenants: Tenants) -> None:
         changes.put_nowait(None)
 
+    def note_sign_outs(tenants: Tenants, sign_outs: Sequence[SignOut]) -> None:
+        signed_out.put_nowait(sign_outs)
+
     await tenants.open()
     dispatcher.connect(note, ACCESS_CHANGED, sender=tenants)
+    dispatcher.connect(note_sign_outs, USERS_SIGNED_OUT, sender=tenants)
     try:
-        yield Node(tenants, directory, beside.directory, clock, changes)
+        yield Node(tenants, directory, beside.directory, clock, changes, signed_out)
     finally:
         dispatcher.disconnect(note, ACCESS_CHANGED, sender=tenants)
+        dispatcher.disconnect(note_sign_outs, USERS_SIGNED_OUT, sender=tenants)
         await beside.close()
         await store.close()
 
@@ -194,7 +219,7 @@ async def test_what_another_process_changes_is_seen(node: Node) -> None:
         assert tenants.find_key(another) is None
         at = now()
         await other.sign_out("acme", "alice", at)
-        await node.changed()
+        assert await node.told_of() == [SignOut("acme", "alice", at)]
         assert tenants.signed_out_at("acme", "alice") == at
         assert tenants.signed_out_at(DEFAULT_TENANT, "alice") is None
         await other.remove_tenant("acme", now())
@@ -205,12 +230,12 @@ async def test_what_another_process_changes_is_seen(node: Node) -> None:
 
 
 async def test_nothing_is_read_where_nothing_has_changed(node: Node) -> None:
-    """Only the sequence is asked for."""
+    """Only the sequences are asked for."""
+    node.directory.calls.clear()
     async with running(node):
-        async with asyncio.timeout(30):
-            while node.directory.calls.count("sequence") < 5:  # noqa: ASYNC110  # calls are counted, not told of
-                await asyncio.sleep(0)
-    assert node.directory.calls.count("access") == 1
+        for _ in range(3):
+            await node.looks()
+    assert set(node.directory.calls) == {"sequences"}
     assert node.changes.empty()
 
 
@@ -220,7 +245,11 @@ async def test_everything_is_read_again_now_and_then(node: Node, monkeypatch: py
     gate = node.directory.hold("access")
     async with running(node):
         await gate.reached()
+        gate.open()
+        gate = node.directory.hold("sign_outs")
+        await gate.reached()
     assert node.changes.empty()
+    assert node.signed_out.empty()
 
 
 async def test_while_the_store_is_away_what_was_known_holds(
@@ -272,9 +301,81 @@ async def test_signing_out_counts_here_when_it_returns(node: Node) -> None:
     await node.tenants.sign_out(*ALICE)
     at = node.tenants.signed_out_at(*ALICE)
     assert at is not None
-    [sign_out] = (await node.other.access()).sign_outs
+    [sign_out], _ = await read_sign_outs(node.other)
     assert ((sign_out.tenant, sign_out.user_id), sign_out.at) == (ALICE, at)
-    assert node.changes.qsize() == 1
+    assert node.signed_out.get_nowait() == [sign_out]
+
+
+async def test_signing_out_reads_nothing(node: Node) -> None:
+    """However many there are at once, and however many there were before."""
+    for number in range(50):
+        await node.tenants.sign_out(DEFAULT_TENANT, f"user-{number}")
+    node.directory.calls.clear()
+    await asyncio.gather(*(node.tenants.sign_out(DEFAULT_TENANT, f"user-{number}") for number in range(80)))
+    assert node.directory.calls == ["sign_out"] * 80
+
+
+async def test_only_new_sign_outs_are_read(node: Node) -> None:
+    """Nothing else is, and who was told of is not told of again."""
+    for number in range(50):
+        await node.tenants.sign_out(DEFAULT_TENANT, f"user-{number}")
+    assert len(await node.told_of(50)) == 50
+    async with running(node):
+        await node.looks()
+        node.directory.calls.clear()
+        rows = node.directory.rows
+        rows.clear()
+        await node.other.sign_out("acme", "alice", now())
+        await node.told_of()
+        await node.looks()
+    assert rows == [1]
+    assert "access" not in node.directory.calls
+    assert node.signed_out.empty()
+    assert node.changes.empty()
+
+
+async def test_a_revocation_does_not_wait_for_many_sign_outs(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are read in portions, and between two of them it is asked what else has changed."""
+    monkeypatch.setattr(sign_outs_module, "PORTION", 10)
+    for number in range(95):
+        await node.other.sign_out("acme", f"user-{number}", now())
+    node.directory.calls.clear()
+    async with running(node):
+        assert len(await node.told_of(95)) == 95
+        await node.looks()
+    assert node.directory.calls[:21] == ["sequences", "sign_outs"] * 10 + ["sequences"]
+
+
+async def test_sign_outs_are_told_of_while_the_store_is_back(node: Node) -> None:
+    """What was missed while it was away is caught up with."""
+    async with running(node):
+        node.directory.goes_away()
+        await failed(node)
+        await node.other.sign_out(*ALICE, now())
+        await failed(node)
+        assert node.tenants.signed_out_at(*ALICE) is None
+        node.directory.is_back()
+        assert [each.user_id for each in await node.told_of()] == ["alice"]
+
+
+async def test_sign_outs_end_with_their_tenant(node: Node) -> None:
+    """The next tenant of its name has its own only."""
+    await add_tenant(node.other, "acme")
+    async with running(node):
+        await node.changed()
+        await node.other.sign_out("acme", "alice", now())
+        await node.told_of()
+        await node.other.remove_tenant("acme", now())
+        await node.changed()
+        assert node.tenants.signed_out_at("acme", "alice") is None
+        await node.other.erase_tenant("acme", 100)
+        await add_tenant(node.other, "acme")
+        await node.changed()
+        await node.other.sign_out("acme", "bob", now())
+        assert [each.user_id for each in await node.told_of()] == ["bob"]
+        assert node.tenants.signed_out_at("acme", "alice") is None
 
 
 async def test_signing_out_without_a_store_fails(node: Node) -> None:
@@ -282,18 +383,6 @@ async def test_signing_out_without_a_store_fails(node: Node) -> None:
     node.directory.goes_away()
     with pytest.raises(StoreUnavailable):
         await node.tenants.sign_out(*ALICE)
-
-
-async def test_old_sign_outs_are_dropped(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else the store would hold all there ever were; those that tokens may still be older than stay."""
-    monkeypatch.setattr(tenants_module, "FORGET_EVERY_S", 0.0)
-    monkeypatch.setattr(tenants_module, "READ_ANYWAY_S", 0.0)
-    at = now()
-    await node.other.sign_out(DEFAULT_TENANT, "bob", at - timedelta(days=31))
-    await node.other.sign_out(*ALICE, at - timedelta(days=29))
-    async with running(node), asyncio.timeout(30):
-        while [each.user_id for each in node.tenants.sign_outs] != ["alice"]:
-            await node.changes.get()
 
 
 # -- why somebody may be here no longer ----------------------------------------------------------------------
@@ -314,13 +403,17 @@ AT = now()
         (("acme", "bob"), SignIn(AT), SIGNED_OUT),
         (("acme", "bob"), SignIn(AT + timedelta(milliseconds=1)), None),
         (("acme", "bob"), SignIn(AT - SECOND, "revoked"), REVOKED),
+        (("acme", "alice"), SignIn(AT, "good", "kept"), None),
+        (("acme", "alice"), SignIn(AT, "good", "voided"), TOKEN_EXPIRED),
+        (("acme", "alice"), SignIn(AT, "revoked", "voided"), REVOKED),
         ((DEFAULT_TENANT, "bob"), SignIn(AT - SECOND), None),
     ],
 )
 async def test_why_somebody_may_be_here_no_longer(
     node: Node, room: tuple[str, str], sign_in: SignIn, reason: CloseReason | None
 ) -> None:
-    """The tenant is gone, the key of the token opens nothing, or the user was signed out since."""
+    """The tenant is gone, the key of the token opens nothing, what signed it is void, or the user was signed out
+    since."""
     for name in ("acme", "gone"):
         await add_tenant(node.other, name)
     await node.other.remove_tenant("gone", now())
@@ -332,9 +425,12 @@ async def test_why_somebody_may_be_here_no_longer(
     await node.other.sign_out("acme", "bob", AT)
     async with running(node):
         await node.changed()
+        await node.told_of()
     node.clock.at = AT + SECOND
     key_id = sign_in.key_id and keys.get(sign_in.key_id, new_id())
-    assert node.tenants.why_over(room, SignIn(sign_in.proved_at, key_id)) is reason
+    [kept] = node.tenants.secrets
+    secret_id = kept.id if sign_in.secret_id == "kept" else sign_in.secret_id
+    assert node.tenants.why_over(room, SignIn(sign_in.proved_at, key_id, secret_id)) is reason
 
 
 # -- what was used -------------------------------------------------------------------------------------------

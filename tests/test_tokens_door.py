@@ -283,6 +283,20 @@ def test_who_asks_too_often_is_told_when_to_come_back(
         assert int(answer.headers["Retry-After"]) > 0
 
 
+async def test_a_tenant_that_signs_out_too_many(request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """Is refused, whichever key it shows; nobody is signed out then, and the other tenants may go on."""
+    with open_house("embedded", request, tmp_path, NOTIFY_LIMITS_SIGN_OUTS_PER_TENANT="2/1h") as house:
+        assert [house.a.sign_out(user).status for user in ("alice", "bob", "alice")] == [204, 204, 429]
+        token = house.a.token("carol")
+        another = known(add_key(house.server, "a", "another", "admin"))
+        answer = another.sign_out("carol")
+        assert problem(answer) == (429, "rate_limited", None)
+        assert answer.headers["Ratelimit"].startswith('"sign_outs_per_tenant";r=0;t=')
+        async with SocketClient(house.server) as client:
+            assert await client.join_by_token(token) == []
+        assert house.b.sign_out("carol").status == 204
+
+
 # -- joining by a token --------------------------------------------------------------------------------------
 @pytest.mark.parametrize("door", DOORS)
 async def test_a_connection_ends_with_its_token(house: House, user: str, door: str) -> None:
@@ -481,7 +495,7 @@ async def add_to_store(server: RunningServer, key: ApiKey) -> None:
 async def test_a_new_secret_voids_the_tokens_of_the_old_one_if_that_is_meant(
     request: pytest.FixtureRequest, tmp_path: Path, user: str, kind: str
 ) -> None:
-    """Else they are good until they end; who is in stays in."""
+    """Else they are good until they end, and who is in stays in. Connections by voided ones end within a second."""
     with open_house(kind, request, tmp_path) as house:
         server, first = house.server, house.a.token(user)
 
@@ -498,10 +512,11 @@ async def test_a_new_secret_voids_the_tokens_of_the_old_one_if_that_is_meant(
                 async with joined(house.a, user), SocketClient(server) as second:
                     if is_good:
                         assert await second.join_by_token(old) == []
+                        house.a.must_notify(user, content="still in")
+                        assert contents(await client.next("notification")) == ["still in"]
                     else:
                         assert (await second.refusal("join", {"token": old}))["code"] == "bad_credentials"
-            house.a.must_notify(user, content="still in")
-            assert contents(await client.next("notification")) == ["still in"]
+            assert await client.closed() == (3005, "token_expired")
 
 
 def _differs(ask: Any, before: str) -> bool:

@@ -60,6 +60,19 @@ async def test_an_unknown_login_costs_as_much_as_a_known_one(
     assert checking.checks == [CAROL] * 4
 
 
+async def test_where_prices_differ_those_of_unknown_logins_do(
+    checks: PasswordChecks, checking: Checking
+) -> None:
+    """A login costs what it cost before, however it is capitalised: no price is that of the known or of the unknown."""
+    hashes = {f"user-{number}": cheap_hash(str(number)) for number in range(3)}
+    users = ConfigUsers(hashes, checks)
+    for number in range(30):
+        for login in (f"nobody-{number}", f"NOBODY-{number}"):
+            assert await users.check_password(login, "wrong", LOCAL) is None
+    assert checking.checks[::2] == checking.checks[1::2]
+    assert set(checking.checks) == set(hashes.values())
+
+
 async def test_without_any_users_nobody_is_taken_and_nothing_verified(
     checks: PasswordChecks, checking: Checking
 ) -> None:
@@ -82,7 +95,9 @@ async def test_users_can_be_replaced(checks: PasswordChecks, checking: Checking)
     assert await users.check_password("carol", "another", LOCAL)
     assert await users.check_password("dave", "dave's", LOCAL)
     assert await users.check_password("erin", "erin's", LOCAL) is None
-    assert checking.checks == [changed, changed, changed]
+    *real, for_nobody = checking.checks
+    assert real == [changed, changed]
+    assert for_nobody in (changed, dave)
     users.replace({"carol": CAROL, "dave": dave})
     checking.checks.clear()
     assert await users.check_password("carol", SECRET, LOCAL)

@@ -87,7 +87,9 @@ def _serve(arguments: argparse.Namespace) -> int:
 def _check_config(arguments: argparse.Namespace) -> int:
     config = load_config(arguments)
     print(shown(config), end="")
-    say(*(f"warning: {warning}" for warning in config.warnings))
+    from server.wiring import missing_tenants  # takes a moment, which a wrong file need not wait for
+
+    say(*(f"warning: {warning}" for warning in (*config.warnings, *missing_tenants(config))))
     return 0
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from server.cli.common import (
@@ -51,6 +51,9 @@ storing for it is stored."""
 OLD_SECRET_KEPT = timedelta(days=30)
 """The longest life that config allows a token: so long the secret before is good for checking."""
 
+LONG_AGO = datetime.fromtimestamp(0, UTC)
+"""Also by the clock of a server that is behind this machine's."""
+
 
 def add_commands(commands: Any) -> None:
     """`commands`: what `add_subparsers` returned, whose type argparse does not name."""
@@ -61,7 +64,11 @@ def add_commands(commands: Any) -> None:
     rotate = secret_commands.add_parser(
         "rotate", parents=[with_config()], help="sign with a new one from now on"
     )
-    rotate.add_argument("--at-once", action="store_true", help="void the tokens that the old one signed")
+    rotate.add_argument(
+        "--at-once",
+        action="store_true",
+        help="void the tokens that the old one signed, and end connections by them",
+    )
     rotate.set_defaults(run=_rotate_secret)
 
 
@@ -246,9 +253,13 @@ def _revoke_key(arguments: argparse.Namespace) -> int:
 def _rotate_secret(arguments: argparse.Namespace) -> int:
     at = now()
     secret = SigningSecret(new_id(), new_secret(), at)
-    retired_at = at if arguments.at_once else at + OLD_SECRET_KEPT
+    retired_at = LONG_AGO if arguments.at_once else at + OLD_SECRET_KEPT
     in_directory(arguments, lambda directory: directory.add_secret(secret, retire_others_at=retired_at))
-    end = "let nobody join any more" if arguments.at_once else "stay good until they end"
+    end = (
+        "are void, and connections by them end within a second"
+        if arguments.at_once
+        else "stay good until they end"
+    )
     say(f"tokens are signed with a new secret from now on; those made before {end}")
     return 0
 

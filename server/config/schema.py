@@ -170,6 +170,9 @@ class Limits:
     requests_per_key: Rate | None = setting(Rate(100_000, 10), values.RATE, live=True)
     # Requests of one address that publish or manage, beside those of this machine. Those with a key count there.
     requests_per_address: Rate | None = setting(Rate(600, 60), values.RATE, live=True)
+    # Users that one tenant signs out over this server's API, whether or not they are there: each is remembered for
+    # 30 days, in the store and in the memory of every node.
+    sign_outs_per_tenant: Rate | None = setting(Rate(1000, 60), values.RATE, live=True)
     # New connections and SockJS sessions of one address. An office behind one address comes back at once after a cut.
     connects_per_address: Rate | None = setting(Rate(2000, 30), values.RATE, live=True)
     # Commands of one user and of one address, over all connections, and of one connection. Faster ones wait, they are

@@ -21,7 +21,15 @@ from server import request_id
 from server.bus import REFUSED, THROTTLED, tell
 from server.callers import Caller
 from server.certificates import Subject, subject_of
-from server.errors import InvalidInput, NoCredentials, RateLimited, Refused, ServerError, TooLarge
+from server.errors import (
+    BadCredentials,
+    InvalidInput,
+    NoCredentials,
+    RateLimited,
+    Refused,
+    ServerError,
+    TooLarge,
+)
 from server.grants import Grant, Scope
 from server.limits import Limits, OverRate, headers, refusal_headers
 from server.publishers import Presented, Publishers
@@ -134,8 +142,12 @@ class DoorHandler(RequestHandler):
             raise
 
     async def _count(self, grant: Grant | None) -> None:
+        self._tell_allowance(await self.keep_to(lambda: self._gate.limits.check_request(grant, self.caller)))
+
+    async def keep_to(self, check: Callable[[], Allowance]) -> Allowance:
+        """What is left by this check of a limit. Raises `OverRate`, after a while."""
         try:
-            self._tell_allowance(self._gate.limits.check_request(grant, self.caller))
+            return check()
         except OverRate:
             await self._hold_back()
             raise
@@ -224,7 +236,9 @@ class DoorHandler(RequestHandler):
 
     def note_refusal(self, error: ServerError) -> None:
         """Log and count it."""
-        logger.info("refused %s at %s: %s", self.request.method, self.door, error.code)
+        # Which of the things that can be wrong with a credential it is, no client of every door learns.
+        why = f"{error.code}: {error}" if isinstance(error, BadCredentials) else error.code
+        logger.info("refused %s at %s: %s", self.request.method, self.door, why)
         tell(REFUSED, self._gate, door=self.door, code=error.code, tenant=self._tenant)
         if isinstance(error, TooLarge) and error.limit:
             tell(THROTTLED, self._gate, limit=error.limit)

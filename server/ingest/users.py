@@ -102,6 +102,7 @@ class SignOutHandler(_UserHandler):
         try:
             grant = await self.admit(self.presented())
             user_id = _user_id(user_id)
+            await self.keep_to(lambda: self._gate.limits.check_sign_out(grant.tenant))
             await self._doors.tenants.sign_out(grant.tenant, user_id)
         except ServerError as error:
             self.refuse(error)

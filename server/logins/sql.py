@@ -9,6 +9,7 @@ from __future__ import annotations
 import hmac
 import logging
 import math
+import time
 from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
@@ -18,10 +19,20 @@ from sqlalchemy import Row
 from server.auth import Proof
 from server.callers import Caller
 from server.config.access import SQLLogin
+from server.errors import AuthUnavailable, Busy
 from server.logins.sql_database import UserDatabase
-from server.passwords import DECOY, PasswordChecks
+from server.passwords import PasswordChecks, decoy, is_hash
 
 logger = logging.getLogger(__name__)
+
+SAMPLED = 50
+"""Hashes that stand in for those of unknown logins."""
+
+SAMPLED_EVERY_S = 3600.0
+"""Sites change to dearer hashes now and then."""
+
+SAMPLED_AGAIN_S = 60.0
+"""Where there were none yet."""
 
 # Nobody's login or password is longer, and a database need not hear of it.
 _MAX_CHARS = 1024
@@ -42,8 +53,9 @@ class SQLLoginMethod:
         self._database = UserDatabase(settings)
         self._checks = checks
         self._has_hashes = settings.check == "hash"
-        # What unknown logins are checked against: as dear as the hashes of this table, once one of them was right.
-        self._nobodys_hash = DECOY
+        # What unknown logins are checked against: as dear as those of this table.
+        self._decoys: tuple[str, ...] = ()
+        self._sampled_at = float("-inf")
         self._has_tenants = settings.tenant_field is not None
         self._table = settings.table
 
@@ -51,11 +63,11 @@ class SQLLoginMethod:
         """As in `PasswordMethod`. The id of the proof is the column's value as text: numbers without a fraction as
         integers, UUIDs with their dashes, bytes as hexadecimal digits. A tenant that is NULL is none."""
         if not (_can_be_stored(login) and _can_be_stored(password)):
-            await self._nobody("")
+            await self._nobody(login, "")
             return None
         row = self._only_user(login, await self._database.rows(login, password))
         if row is None:
-            await self._nobody(password)
+            await self._nobody(login, password)
             return None
         return self._proof(row) if await self._is_right(row, password) else None
 
@@ -70,15 +82,27 @@ class SQLLoginMethod:
     async def _is_right(self, row: Row[Any], password: str) -> bool:
         if not self._has_hashes:
             return hmac.compare_digest(row.password.encode(), password.encode())
-        is_right = await self._checks.verify(row.password, password, user_id=_text(row.id))
-        if is_right:
-            self._nobodys_hash = row.password
-        return is_right
+        if not self._decoys and is_hash(row.password):
+            self._decoys = (row.password,)
+        return await self._checks.verify(row.password, password, user_id=_text(row.id))
 
-    async def _nobody(self, password: str) -> None:
+    async def _nobody(self, login: str, password: str) -> None:
         """Take as long as it takes to find a password wrong."""
         if self._has_hashes:
-            await self._checks.verify(self._nobodys_hash, password)
+            await self._sample()
+            await self._checks.verify(decoy(login, self._decoys), password)
+
+    async def _sample(self) -> None:
+        """Know some hashes of the table: not only once somebody has signed in, or until then the time would tell which
+        logins there are."""
+        if time.monotonic() < self._sampled_at + (SAMPLED_EVERY_S if self._decoys else SAMPLED_AGAIN_S):
+            return
+        self._sampled_at = time.monotonic()
+        try:
+            found = await self._database.passwords(SAMPLED)
+        except (AuthUnavailable, Busy):
+            return  # as of a view that is slow when nothing is asked for: what is known is as good
+        self._decoys = tuple(text for text in found if is_hash(text))
 
     def _only_user(self, login: str, rows: Sequence[Row[Any]]) -> Row[Any] | None:
         """The row of this login, if it is the only one and can sign in: it has an id, and a password that can match."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -46,7 +46,7 @@ class UserDatabase:
         """Raises `StartupError` if the address cannot be one."""
         self._timeout_s = settings.timeout_s
         self._engine = _engine(settings)
-        self._statement = _statement(settings)
+        self._statement, self._sample = _statements(settings)
         self._questions: set[asyncio.Task[Sequence[Row[Any]]]] = set()
         self._max_questions = settings.connections * (1 + _MAX_WAITING_PER_CONNECTION)
         self._is_down = False
@@ -57,13 +57,20 @@ class UserDatabase:
         compare them). Each has `id`, `login` and `password` as text, and `tenant` if there is such a field; any may be
         None. A text that the database cannot hold is nobody's. Raises `Busy` when too many wait already,
         `AuthUnavailable`, also once closed."""
+        return await self._rows(self._statement, {"login": login, "password": password})
+
+    async def passwords(self, limit: int) -> Sequence[str]:
+        """What stands in the password's field of some users; raises as `rows`."""
+        return [row.password for row in await self._rows(self._sample.limit(limit), {})]
+
+    async def _rows(self, statement: Select[Any], values: Mapping[str, str]) -> Sequence[Row[Any]]:
         if self._is_closed:
             # It would connect anew, and nobody would end that.
             raise self._unavailable("it is closed")
         if len(self._questions) >= self._max_questions:
             raise Busy("too many sign-ins at this moment; try again")
         try:
-            rows = await self._within_time(login, password)
+            rows = await self._within_time(statement, values)
         except TimeoutError as exc:
             raise self._unavailable(f"no answer within {self._timeout_s:g} s") from exc
         except (SQLAlchemyError, OSError, EOFError) as exc:
@@ -91,8 +98,8 @@ class UserDatabase:
         except TimeoutError:
             logger.warning("the users' database does not answer; its connections end with this process")
 
-    async def _within_time(self, login: str, password: str) -> Sequence[Row[Any]]:
-        question = asyncio.create_task(self._ask(login, password), name="SQL login")
+    async def _within_time(self, statement: Select[Any], values: Mapping[str, str]) -> Sequence[Row[Any]]:
+        question = asyncio.create_task(self._ask(statement, values), name="SQL login")
         self._questions.add(question)
         question.add_done_callback(self._forget)
         try:
@@ -105,10 +112,9 @@ class UserDatabase:
             raise TimeoutError
         return question.result()
 
-    async def _ask(self, login: str, password: str) -> Sequence[Row[Any]]:
-        values = {"login": login, "password": password}
+    async def _ask(self, statement: Select[Any], values: Mapping[str, str]) -> Sequence[Row[Any]]:
         async with self._engine.connect() as connection:
-            rows: Sequence[Row[Any]] = (await connection.execute(self._statement, values)).all()
+            rows: Sequence[Row[Any]] = (await connection.execute(statement, values)).all()
         return rows
 
     def _forget(self, question: asyncio.Task[Sequence[Row[Any]]]) -> None:
@@ -164,8 +170,9 @@ def _existing_file(url: URL) -> URL:
     return url.set(database=f"file:{quote(url.database)}").update_query_dict({"uri": "true", "mode": "rw"})
 
 
-def _statement(settings: SQLLogin) -> Select[Any]:
-    """As the original's: `SELECT id FROM table WHERE login = … AND password = …`, and what is compared here again."""
+def _statements(settings: SQLLogin) -> tuple[Select[Any], Select[Any]]:
+    """That for a login is as the original's: `SELECT id FROM table WHERE login = … AND password = …`, and what is
+    compared here again. The other one is for the passwords of anybody."""
     schema, _, name = settings.table.rpartition(".")
     fields = [settings.id_field, settings.login_field, settings.password_field, settings.tenant_field]
     columns: list[ColumnClause[Any]] = [
@@ -186,7 +193,7 @@ def _statement(settings: SQLLogin) -> Select[Any]:
     statement = select(*found).where(login == bindparam("login", type_=String())).limit(2)
     if settings.check == "database":
         statement = statement.where(password == bindparam("password", type_=String()))
-    return statement
+    return statement, select(cast(password, Text).label("password")).where(password.is_not(None))
 
 
 def _quoted(name: str) -> quoted_name:

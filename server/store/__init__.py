@@ -86,28 +86,50 @@ class MailCounts:
 @dataclass(frozen=True, slots=True)
 class Access:
     """Who may do what, at one moment. `sequence`: the number of that moment. `tenants`: the active ones. `keys`: those
-    of active tenants that are not revoked (they may have expired). `sign_outs`: the last of each user. `secrets`:
-    newest first, those that are still good for checking."""
+    of active tenants that are not revoked (they may have expired). `secrets`: newest first, those that are still good
+    for checking."""
 
     sequence: int
     tenants: tuple[Tenant, ...]
     keys: tuple[ApiKey, ...]
-    sign_outs: tuple[SignOut, ...]
     secrets: tuple[SigningSecret, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sequences:
+    """The numbers of the last changes: of what `Directory.access` returns, and of the sign-outs."""
+
+    access: int
+    sign_outs: int
+
+
+class SignOutCursor:
+    """A place in the row of sign-outs. What it holds is the business of the store that made it."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SignOutPage:
+    """Some sign-outs. `cursor`: where the next ones begin. `is_last`: there were no more at that moment."""
+
+    sign_outs: tuple[SignOut, ...]
+    cursor: SignOutCursor
+    is_last: bool
 
 
 class Directory(Protocol):
     """Tenants, their keys, the users known of each, and who was signed out.
 
-    May be changed by another process while a server runs: each change of what `access` returns raises `sequence`, in
-    the same transaction where there are any, else right after it, so that servers see it by asking (and read all of it
-    now and then in any case). `at` and all instants: aware UTC, whole milliseconds."""
+    May be changed by another process while a server runs: each change of what `access` returns, and each sign-out,
+    raises its number of `sequences`, in the same transaction where there are any, else right after it, so that servers
+    see it by asking (and read in any case now and then). `at` and all instants: aware UTC, whole milliseconds."""
 
-    async def sequence(self) -> int:
-        """The number of the last change. Cheap: asked several times a second."""
+    async def sequences(self) -> Sequences:
+        """The numbers of the last changes. Cheap: asked several times a second."""
 
     async def access(self) -> Access:
-        """All of it, as of one sequence (or later: then asking again finds a higher one)."""
+        """All of it, as of one number (or later: then asking again finds a higher one)."""
 
     # -- tenants ---------------------------------------------------------------------------------------------
     async def tenants(self) -> list[Tenant]:
@@ -152,8 +174,14 @@ class Directory(Protocol):
     async def known_since(self, tenant: str, user_id: str) -> datetime | None:
         """When the user was first notified or joined, as far as that is written down; None: never."""
 
+    # -- signing out -----------------------------------------------------------------------------------------
     async def sign_out(self, tenant: str, user_id: str, at: datetime) -> None:
         """Void all that proved before `at` who this user is. The user need not be known."""
+
+    async def sign_outs(self, after: SignOutCursor | None, limit: int) -> SignOutPage:
+        """Up to `limit` of them, in any order: those written down since the page that ended with this cursor; None: the
+        last of each user. Who goes on from cursor to cursor gets each at least once; where it is in doubt what is new,
+        some come again. What is new costs no more where there are many others."""
 
     async def forget_sign_outs(self, before: datetime) -> None:
         """Drop those from before this instant. No change of sequence."""

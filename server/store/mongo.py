@@ -11,6 +11,7 @@ from datetime import datetime
 from zoneinfo import ZoneInfo
 
 from bson import ObjectId
+from pymongo.errors import OperationFailure
 
 from server import messages
 from server.ids import is_id
@@ -19,7 +20,7 @@ from server.revs import RevClock
 from server.store import Broadcasts, Change, Deliveries, Directory, Leases, MailCounts, MailJob, MailOutcome
 from server.store.mongo_adding import Adding
 from server.store.mongo_broadcasts import MongoBroadcasts
-from server.store.mongo_connection import Connection
+from server.store.mongo_connection import INDEX_BUILD_LIMIT_S, PARALLEL_ARRAYS_CODE, Connection
 from server.store.mongo_deliveries import MongoDeliveries
 from server.store.mongo_directory import MongoDirectory
 from server.store.mongo_documents import INDEXES, WHOLE, Raw, beyond, read_document
@@ -82,11 +83,21 @@ class MongoStore:
         await self._connection.open()
         try:
             with self._connection.opening():
-                await self._connection.make_indexes(INDEXES)
+                await self._make_indexes()
                 await self._prepare()
         except BaseException:
             await self._connection.disconnect()
             raise
+
+    async def _make_indexes(self) -> None:
+        try:
+            await self._connection.make_indexes(INDEXES)
+        except OperationFailure as exc:
+            if exc.code != PARALLEL_ARRAYS_CODE:
+                raise
+            with self._connection.bounded(INDEX_BUILD_LIMIT_S):
+                await self._migration.put_lists_away()
+            await self._connection.make_indexes(INDEXES)
 
     async def _prepare(self) -> None:
         with self._connection.operation():

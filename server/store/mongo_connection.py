@@ -36,7 +36,7 @@ MIN_WIRE_VERSION = 13
 INDEX_BUILD_LIMIT_S = 3600.0
 """Building indexes on a large collection takes minutes, and a time-out would start it anew each time."""
 
-_AUTHENTICATION_CODES = frozenset({13, 18})  # Unauthorized, AuthenticationFailed
+AUTHENTICATION_CODES = frozenset({13, 18})  # Unauthorized, AuthenticationFailed
 
 # What a mongos answers when it is there but the shard is not: HostUnreachable, HostNotFound, NetworkTimeout,
 # FailedToSatisfyReadPreference, ExceededTimeLimit. And IllegalOperation: when a standalone server comes back, pymongo
@@ -47,6 +47,9 @@ _UNAVAILABLE_CODES = frozenset({6, 7, 89, 133, 262, 20, 50, 91, 189, 10107, 1160
 
 
 _DUPLICATE_KEY = 11000
+
+PARALLEL_ARRAYS_CODE = 171
+"""A document has lists in two fields of an index."""
 
 
 class DocumentRefused(OperationFailure):
@@ -181,7 +184,7 @@ class Connection:
     def _open_error(self, exc: Exception) -> Exception:
         if isinstance(exc, StoreUnavailable) or (isinstance(exc, PyMongoError) and _means_unavailable(exc)):
             return StoreUnavailable(f"{self.name} does not answer or has no primary")
-        if isinstance(exc, OperationFailure) and exc.code in _AUTHENTICATION_CODES:
+        if isinstance(exc, OperationFailure) and exc.code in AUTHENTICATION_CODES:
             return StartupError(f"{self.name} refuses the login, or the user may not use this database")
         if isinstance(exc, InvalidName):
             return StartupError(f"{self.name}: [MONGODB] db or collection is not a name that MongoDB takes")

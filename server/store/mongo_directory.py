@@ -1,9 +1,9 @@
-"""`Directory` on MongoDB: sign-outs, signing secrets and the number of the last change; tenants with their keys lie in
-`mongo_tenants`, users in `mongo_users`.
+"""`Directory` on MongoDB: signing secrets and the numbers of the last changes; tenants with their keys lie in
+`mongo_tenants`, users in `mongo_users`, sign-outs in `mongo_sign_outs`.
 
-Each change of what `access` returns is one atomic write; then `sequence` is raised, so whoever reads the higher number
-reads the change. After a crash between the two the change is there without a new number: servers, which read `access`
-every half minute in any case, see it then.
+Each change is one atomic write; then its number is raised, so whoever reads the higher one reads the change. After a
+crash between the two the change is there without a new number: servers, which read every half minute in any case, see
+it then.
 """
 
 from __future__ import annotations
@@ -13,17 +13,15 @@ from contextlib import suppress
 from datetime import datetime
 
 from server.errors import NotFound, StoreUnavailable
-from server.grants import DEFAULT_TENANT, ApiKey, KnownUser, SigningSecret, SignOut, Tenant, new_secret
+from server.grants import DEFAULT_TENANT, ApiKey, KnownUser, SigningSecret, Tenant, new_secret
 from server.ids import new_id
-from server.store import Access
+from server.store import Access, Sequences, SignOutCursor, SignOutPage
 from server.store.mongo_connection import Collection, Connection
-from server.store.mongo_documents import Raw
+from server.store.mongo_documents import ACCESS, Raw
 from server.store.mongo_mail import MailDuties
+from server.store.mongo_sign_outs import SignOutRecords
 from server.store.mongo_tenants import TenantRecords
 from server.store.mongo_users import KnownUsers, UserKey, of_tenant
-
-_ACCESS = {"_id": "access"}
-"""The document of the meta collection with `sequence` and `secrets`, the oldest first."""
 
 
 class MongoDirectory:
@@ -35,6 +33,7 @@ class MongoDirectory:
         self._connection = connection
         self._tenants = TenantRecords(connection)
         self._users = users
+        self._sign_outs = SignOutRecords(connection)
         self._mail = mail
         self._clock = clock
 
@@ -45,35 +44,34 @@ class MongoDirectory:
         with self._connection.operation():
             await self._tenants.make_sure_of(Tenant(DEFAULT_TENANT, at))
             first = {"$setOnInsert": {"sequence": 1, "secrets": [secret]}}
-            await self._connection.meta.update_one(_ACCESS, first, upsert=True)
+            await self._connection.meta.update_one(ACCESS, first, upsert=True)
 
-    async def sequence(self) -> int:
+    async def sequences(self) -> Sequences:
         with self._connection.operation():
-            return int((await self._read_access())["sequence"])
+            found = await self._read_access()
+            return Sequences(found["sequence"], found.get("signOuts", 0))
 
     async def access(self) -> Access:
         with self._connection.operation():
             # First of all: what is read after it is as of this sequence, or later.
             found = await self._read_access()
             tenants, keys = await self._tenants.active()
-            sign_outs = await self._connection.sign_outs.find(sort={"_id": 1}).to_list()
         self._users.keep({tenant.name: tenant.created_at for tenant in tenants})
         return Access(
             sequence=found["sequence"],
             tenants=tuple(tenants),
             keys=tuple(keys),
-            sign_outs=tuple(map(_read_sign_out, sign_outs)),
             secrets=self._good_secrets(found["secrets"]),
         )
 
     async def _read_access(self) -> Raw:
-        found = await self._connection.meta.find_one(_ACCESS)
+        found = await self._connection.meta.find_one(ACCESS)
         if found is None:
             raise StoreUnavailable("the database was emptied; restart the server")
         return found
 
-    async def _raise_sequence(self) -> None:
-        await self._connection.meta.update_one(_ACCESS, {"$inc": {"sequence": 1}})
+    async def _raise_sequence(self, which: str = "sequence") -> None:
+        await self._connection.meta.update_one(ACCESS, {"$inc": {which: 1}})
 
     # -- tenants ---------------------------------------------------------------------------------------------
 
@@ -112,7 +110,7 @@ class MongoDirectory:
             while await self._erase_users(users, name, limit):
                 pass
         with self._connection.operation():
-            await self._connection.sign_outs.delete_many(of_tenant(name))
+            await self._sign_outs.erase(name)
             await self._tenants.forget(name)
             await self._raise_sequence()
         return 0
@@ -163,15 +161,20 @@ class MongoDirectory:
         with self._connection.operation():
             return await self._users.known_since(tenant, user_id)
 
+    # -- signing out -----------------------------------------------------------------------------------------
+
     async def sign_out(self, tenant: str, user_id: str, at: datetime) -> None:
         with self._connection.operation():
-            user = {"_id": {"tenant": tenant, "userId": user_id}}
-            await self._connection.sign_outs.update_one(user, {"$max": {"at": at}}, upsert=True)
-            await self._raise_sequence()
+            await self._sign_outs.add(tenant, user_id, at)
+            await self._raise_sequence("signOuts")
+
+    async def sign_outs(self, after: SignOutCursor | None, limit: int) -> SignOutPage:
+        with self._connection.operation():
+            return await self._sign_outs.page(after, limit)
 
     async def forget_sign_outs(self, before: datetime) -> None:
         with self._connection.operation():
-            await self._connection.sign_outs.delete_many({"at": {"$lt": before}})
+            await self._sign_outs.forget(before)
 
     # -- signing secrets -------------------------------------------------------------------------------------
 
@@ -185,7 +188,7 @@ class MongoDirectory:
         ]
         change = {"secrets": {"$concatArrays": secrets}, "sequence": {"$add": ["$sequence", 1]}}
         with self._connection.operation():
-            await self._connection.meta.update_one(_ACCESS, [{"$set": change}])
+            await self._connection.meta.update_one(ACCESS, [{"$set": change}])
 
     def _good_secrets(self, found: list[Raw]) -> tuple[SigningSecret, ...]:
         """The newest first; of those made at the same time that which was added last."""
@@ -210,7 +213,3 @@ def _secret_fields(secret: SigningSecret) -> Raw:
 
 def _read_secret(found: Raw) -> SigningSecret:
     return SigningSecret(found["id"], found["secret"], found["createdAt"], found["retiredAt"])
-
-
-def _read_sign_out(found: Raw) -> SignOut:
-    return SignOut(found["_id"]["tenant"], found["_id"]["userId"], found["at"])

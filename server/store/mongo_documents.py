@@ -27,6 +27,10 @@ MAX_BSON_BYTES = 16 * 1024 * 1024 - 16 * 1024
 WHOLE = {"mail": 0, "legacy": 0}
 """The projection to what is read of a document: all but its mail duty, and what `mongo_migration` has kept."""
 
+ACCESS: Raw = {"_id": "access"}
+"""The document of the meta collection with the `secrets`, the oldest first, and the numbers of the last changes:
+`sequence`, and `signOuts` (missing before the first)."""
+
 _TEXTS = ("type", "title", "content", "url", "icon", "image")
 
 
@@ -74,7 +78,7 @@ INDEXES = {
         _index("tenant", "tenant", "createdAt", "_id"),
     ),
     "tenants": (_index("keys", "keys.id"), _index("removed", "removedAt")),
-    "sign_outs": (_index("at", "at"),),
+    "sign_outs": (_index("at", "at"), _index("written", "writtenAt", "_id")),
 }
 """By the attribute of `Connection`."""
 

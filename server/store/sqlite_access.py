@@ -1,5 +1,5 @@
-"""Tenants, keys, sign-outs, signing secrets and known users of the embedded store: what each verb of the port does on a
-connection. Knows no threads and no clock.
+"""Tenants, keys, signing secrets and known users of the embedded store: what each verb of the port does on a
+connection. Knows no threads and no clock. Sign-outs: see `sqlite_sign_outs`.
 
 Functions that write run inside a transaction of the caller, which nobody else's can come between.
 """
@@ -14,8 +14,8 @@ from datetime import datetime
 from typing import Any
 
 from server.errors import Conflict, NotFound
-from server.grants import ApiKey, KnownUser, Scope, SigningSecret, SignOut, Tenant
-from server.store import Access
+from server.grants import ApiKey, KnownUser, Scope, SigningSecret, Tenant
+from server.store import Access, Sequences
 from server.store.sqlite_schema import from_ms, to_ms
 
 _KEY_FIELDS = "id, tenant, name, hashed, scopes, created_at, expires_at, last_used_at, revoked_at"
@@ -23,10 +23,13 @@ _KEY_FIELDS = "id, tenant, name, hashed, scopes, created_at, expires_at, last_us
 _IS_ACTIVE = "tenant IN (SELECT name FROM tenants WHERE removed_at IS NULL)"
 
 
-def sequence(connection: sqlite3.Connection) -> int:
-    """See `Directory.sequence`."""
-    row = connection.execute("SELECT value FROM meta WHERE name = 'access_sequence'").fetchone()
-    return int(row[0])
+def sequences(connection: sqlite3.Connection) -> Sequences:
+    """See `Directory.sequences`."""
+    rows = connection.execute(
+        "SELECT value FROM meta WHERE name IN ('access_sequence', 'sign_out_sequence') ORDER BY name"
+    )
+    [(of_access,), (of_sign_outs,)] = rows
+    return Sequences(of_access, of_sign_outs)
 
 
 def raise_sequence(connection: sqlite3.Connection) -> None:
@@ -39,15 +42,9 @@ def access(connection: sqlite3.Connection, now: datetime) -> Access:
     connection.execute("SAVEPOINT access")  # all of it as of one moment
     try:
         return Access(
-            sequence=sequence(connection),
+            sequence=sequences(connection).access,
             tenants=tuple(_tenants(connection, "WHERE removed_at IS NULL")),
             keys=tuple(_keys(connection, f"WHERE revoked_at IS NULL AND {_IS_ACTIVE}")),
-            sign_outs=tuple(
-                SignOut(tenant, user_id, from_ms(at))
-                for tenant, user_id, at in connection.execute(
-                    "SELECT tenant, user_id, at FROM sign_outs ORDER BY tenant, user_id"
-                )
-            ),
             secrets=_secrets(connection, now),
         )
     finally:
@@ -208,23 +205,6 @@ def known_since(connection: sqlite3.Connection, tenant: str, user_id: str) -> da
         "SELECT first_seen_at FROM users WHERE tenant = ? AND user_id = ?", (tenant, user_id)
     ).fetchone()
     return None if row is None else from_ms(row[0])
-
-
-# -- signing out ---------------------------------------------------------------------------------------------
-
-
-def sign_out(connection: sqlite3.Connection, tenant: str, user_id: str, at: datetime) -> None:
-    """See `Directory.sign_out`."""
-    connection.execute(
-        "INSERT INTO sign_outs VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET at = max(at, excluded.at)",
-        (tenant, user_id, to_ms(at)),
-    )
-    raise_sequence(connection)
-
-
-def forget_sign_outs(connection: sqlite3.Connection, before: datetime) -> None:
-    """See `Directory.forget_sign_outs`."""
-    connection.execute("DELETE FROM sign_outs WHERE at < ?", (to_ms(before),))
 
 
 # -- signing secrets -----------------------------------------------------------------------------------------

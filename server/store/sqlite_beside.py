@@ -13,13 +13,14 @@ from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import quote
 
 from server import messages
 from server.errors import StartupError, StoreUnavailable
 from server.folder_lock import FolderInUse, FolderLock
 from server.store import Directory
 from server.store.sqlite_directory import SQLiteDirectory
-from server.store.sqlite_schema import VERSION, cannot_open, open_reader, open_writer, version_of
+from server.store.sqlite_schema import VERSION, cannot_open, complete, open_reader, open_writer, version_of
 from server.store.sqlite_threads import Readers, Work, Writer, within
 from server.store.sqlite_upgrade import is_being_upgraded, open_upgraded
 
@@ -30,8 +31,8 @@ PAUSE_S = 0.02
 
 
 class SQLiteBeside:
-    """Opens and closes like a store, but has a `directory` only. A file that is missing, or of an earlier version, is
-    brought up to this one if no server has the folder."""
+    """Opens and closes like a store, but has a `directory` only. A file that is missing is made if no server has the
+    folder. One of an earlier version is left to the server: that may take long, and there is no way back from it."""
 
     def __init__(
         self, path: Path, *, timeout_s: float = 10.0, clock: Callable[[], datetime] = messages.now
@@ -47,8 +48,8 @@ class SQLiteBeside:
         self._readers: Readers | None = None
 
     async def open(self) -> None:
-        """Raises `StartupError` if the file cannot be used (no permission, not ours, of a newer version, or of an older
-        one that the server still runs) and `StoreUnavailable` if it cannot be used yet."""
+        """Raises `StartupError` if the file cannot be used (no permission, not ours, of another version) and
+        `StoreUnavailable` if it cannot be used yet."""
         writer, reader = await asyncio.to_thread(self._connect)
         self._writer = Writer(writer, lambda _: None, self._busy_timeout_s)
         self._readers = Readers([reader])
@@ -62,7 +63,7 @@ class SQLiteBeside:
 
     def _connect(self) -> tuple[sqlite3.Connection, sqlite3.Connection]:
         try:
-            writer = self._open_current() or self._bring_up_to_date()
+            writer = self._open_current() or self._make()
             try:
                 return writer, open_reader(self._path, self._busy_timeout_s)
             except BaseException:
@@ -75,13 +76,16 @@ class SQLiteBeside:
         """A connection to a file of this version; None if there is none, or of an earlier one."""
         if not self._path.exists():
             return None
-        connection = open_writer(self._path, self._busy_timeout_s)
-        if version_of(connection) == VERSION:
+        with contextlib.ExitStack() as undo:
+            connection = open_writer(self._path, self._busy_timeout_s)
+            undo.callback(connection.close)
+            if version_of(connection) != VERSION:
+                return None
+            complete(connection)
+            undo.pop_all()
             return connection
-        connection.close()
-        return None
 
-    def _bring_up_to_date(self) -> sqlite3.Connection:
+    def _make(self) -> sqlite3.Connection:
         with contextlib.ExitStack() as undo:
             lock = FolderLock(self._path.parent)
             try:
@@ -89,7 +93,17 @@ class SQLiteBeside:
             except FolderInUse:
                 return self._open_used()
             undo.callback(lock.release)
+            if self._is_older():
+                raise StartupError(
+                    f"{self._path} is of an older version: start the server once, which brings it up to date"
+                )
             return open_upgraded(self._path, self._busy_timeout_s, self._clock(), lambda: False)
+
+    def _is_older(self) -> bool:
+        if not self._path.exists():
+            return False
+        with contextlib.closing(open_writer(self._path, self._busy_timeout_s)) as connection:
+            return 0 < version_of(connection) < VERSION
 
     def _open_used(self) -> sqlite3.Connection:
         """While a server holds the folder."""
@@ -116,3 +130,19 @@ class SQLiteBeside:
         if self._readers is None:
             raise StoreUnavailable("the store is not open")
         return await within(self._timeout_s, self._readers.submit(work))
+
+
+def active_tenants(path: Path) -> frozenset[str] | None:
+    """Their names, as the file has them, which stays as it is, as do those beside it. None: that cannot be known, as
+    there is no file of this version, or it cannot be read."""
+    # Without a log there is nobody at work, and nothing to be found elsewhere than in the file.
+    log = path.with_name(f"{path.name}-wal")
+    try:
+        how = "mode=ro" if log.exists() else "mode=ro&immutable=1"
+        with contextlib.closing(sqlite3.connect(f"file:{quote(str(path))}?{how}", uri=True)) as connection:
+            if version_of(connection) != VERSION:
+                return None
+            found = connection.execute("SELECT name FROM tenants WHERE removed_at IS NULL")
+            return frozenset(name for (name,) in found)
+    except (OSError, sqlite3.Error):
+        return None

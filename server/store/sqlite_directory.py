@@ -1,7 +1,7 @@
 """Tenants, keys, known users and sign-outs in the embedded store. Keeps the `Directory` contract, for the server that
 has the file open (`sqlite`) and for a process beside it (`sqlite_beside`).
 
-What the verbs do in the file is in `sqlite_access` and `sqlite_erasing`.
+What the verbs do in the file is in `sqlite_access`, `sqlite_sign_outs` and `sqlite_erasing`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,16 @@ from itertools import islice
 from typing import Protocol, TypeVar
 
 from server.grants import ApiKey, KnownUser, SigningSecret, Tenant
-from server.store import Access, sqlite_access, sqlite_erasing, sqlite_mail
+from server.store import (
+    Access,
+    Sequences,
+    SignOutCursor,
+    SignOutPage,
+    sqlite_access,
+    sqlite_erasing,
+    sqlite_mail,
+    sqlite_sign_outs,
+)
 from server.store.sqlite_threads import Work
 
 T = TypeVar("T")
@@ -39,9 +48,9 @@ class SQLiteDirectory:
         self._read = read
         self._clock = clock
 
-    async def sequence(self) -> int:
-        """See `Directory.sequence`."""
-        return await self._read(sqlite_access.sequence)
+    async def sequences(self) -> Sequences:
+        """See `Directory.sequences`."""
+        return await self._read(sqlite_access.sequences)
 
     async def access(self) -> Access:
         """See `Directory.access`."""
@@ -105,13 +114,19 @@ class SQLiteDirectory:
         """See `Directory.known_since`."""
         return await self._read(lambda c: sqlite_access.known_since(c, tenant, user_id))
 
+    # -- signing out -----------------------------------------------------------------------------------------
     async def sign_out(self, tenant: str, user_id: str, at: datetime) -> None:
         """See `Directory.sign_out`."""
-        await self._write(lambda c: sqlite_access.sign_out(c, tenant, user_id, at))
+        await self._write(lambda c: sqlite_sign_outs.sign_out(c, tenant, user_id, at))
+
+    async def sign_outs(self, after: SignOutCursor | None, limit: int) -> SignOutPage:
+        """See `Directory.sign_outs`."""
+        return await self._read(lambda c: sqlite_sign_outs.page(c, after, limit))
 
     async def forget_sign_outs(self, before: datetime) -> None:
         """See `Directory.forget_sign_outs`."""
-        await self._write(lambda c: sqlite_access.forget_sign_outs(c, before))
+        while await self._write(lambda c: sqlite_sign_outs.forget(c, before, ROWS_PER_TRANSACTION)):
+            pass
 
     # -- signing secrets -------------------------------------------------------------------------------------
     async def add_secret(self, secret: SigningSecret, *, retire_others_at: datetime) -> None:

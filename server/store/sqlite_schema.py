@@ -141,6 +141,16 @@ CREATE TABLE orphans (
 ) WITHOUT ROWID;
 """
 
+# What files of this version may lack, as they were without it at first. `sign_out_log` has the latest sign-outs in the
+# order in which they were written down, `meta` the number of the last one of them as sign_out_sequence.
+_LATER_TABLES = """
+CREATE TABLE IF NOT EXISTS sign_out_log (
+    number INTEGER PRIMARY KEY, tenant TEXT NOT NULL, user_id TEXT NOT NULL, at INTEGER NOT NULL
+);
+CREATE INDEX IF NOT EXISTS sign_outs_at ON sign_outs (at);
+INSERT OR IGNORE INTO meta VALUES ('sign_out_sequence', 0);
+"""
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -220,6 +230,17 @@ def make(connection: sqlite3.Connection, now: datetime) -> None:
     connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
     connection.execute(f"PRAGMA user_version = {VERSION}")
     connection.execute("COMMIT")
+
+
+def has_table(connection: sqlite3.Connection, name: str) -> bool:
+    found = connection.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", (name,))
+    return found.fetchone() is not None
+
+
+def complete(connection: sqlite3.Connection) -> None:
+    """Give a file of this version the tables that were added to it. An earlier server may go on with it."""
+    if not has_table(connection, "sign_out_log"):
+        connection.executescript(f"BEGIN IMMEDIATE;{_LATER_TABLES}COMMIT")
 
 
 def fill_directory(connection: sqlite3.Connection, now: datetime) -> None:

@@ -20,6 +20,7 @@ from server.store.sqlite_schema import (
     DIRECTORY_TABLES,
     INDEXES,
     VERSION,
+    complete,
     fill_directory,
     has,
     make,
@@ -47,6 +48,7 @@ def open_upgraded(
             make(connection, now)
         if version_of(connection) < VERSION:
             _upgrade(connection, path, now, is_given_up)
+        complete(connection)
     except BaseException:
         connection.close()
         raise

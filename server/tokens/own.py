@@ -92,22 +92,23 @@ class OwnTokens:
 
     def check_refresh(self, token: str) -> Proof:
         """Whose refresh token this is. Raises `BadCredentials`, `TokenExpired`."""
-        said = self._read(token)
-        if said is None or said.get("token_type") != REFRESH:
+        read = self._read(token)
+        if read is None or read[0].get("token_type") != REFRESH:
             raise BadCredentials(TOKEN_WRONG)
-        return _proof(said)
+        return _proof(*read)
 
     async def check_token(self, token: str, caller: Caller) -> Proof | None:
         """As `auth.TokenMethod`."""
-        said = self._read(token)
-        if said is None:
+        read = self._read(token)
+        if read is None:
             return None
-        if said.get("token_type") == REFRESH:
+        if read[0].get("token_type") == REFRESH:
             raise BadCredentials(TOKEN_WRONG)
-        return _proof(said)
+        return _proof(*read)
 
-    def _read(self, token: str) -> dict[str, Any] | None:
-        """What a token of ours says; None if it is none. Raises `BadCredentials`, `TokenExpired`."""
+    def _read(self, token: str) -> tuple[dict[str, Any], str] | None:
+        """What a token of ours says, and the id of the secret that it is signed with; None if it is none. Raises
+        `BadCredentials`, `TokenExpired`."""
         secret = self._signer(token)
         if secret is None:
             return None
@@ -117,7 +118,7 @@ class OwnTokens:
             raise TokenExpired from None
         except (PyJWTError, ValueError):
             raise BadCredentials(TOKEN_WRONG) from None
-        return said
+        return said, secret.id
 
     def _signer(self, token: str) -> SigningSecret | None:
         """Who the token says has signed it; None if it was not one of us."""
@@ -133,7 +134,7 @@ class OwnTokens:
         return secret if secret.retired_at is None or self._clock() < secret.retired_at else None
 
 
-def _proof(said: Mapping[str, Any]) -> Proof:
+def _proof(said: Mapping[str, Any], secret_id: str) -> Proof:
     """Raises `BadCredentials`."""
     key_id = said["key"]
     try:
@@ -145,6 +146,7 @@ def _proof(said: Mapping[str, Any]) -> Proof:
             issued_at=claims.instant(said["iat"]),
             expires_at=claims.instant(said["exp"]),
             key_id=key_id or None,
+            secret_id=secret_id,
         )
     except ValueError:
         raise BadCredentials(TOKEN_WRONG) from None

@@ -29,7 +29,7 @@ from server.passwords import PasswordChecks, hash_password
 from server.presence import Presence
 from server.rooms import Room, Rooms
 from server.session import Session, SessionServices
-from server.store import Store
+from server.store import SignOutPage, Store
 from server.store.sqlite import SQLiteStore
 from server.tasks import Tasks
 from server.tenants import Tenants
@@ -80,6 +80,8 @@ class FragileStore:
         """What every verb raises instead of being carried out."""
         self.calls: list[str] = []
         """The verbs asked for, failed ones too."""
+        self.rows: list[int] = []
+        """How many sign-outs each page had that was read."""
         self.failed: asyncio.Queue[str] = asyncio.Queue()
         """The verbs that failed."""
         self.delay: Callable[[], Awaitable[None]] | None = None
@@ -111,6 +113,8 @@ class FragileStore:
                 self.failed.put_nowait(verb)
                 raise self.failure
             answer = await carry_out(*arguments, **options)
+            if isinstance(answer, SignOutPage):
+                self.rows.append(len(answer.sign_outs))
             if verb in self._gates:
                 await self._gates[verb].pass_through()
             if self.delay is not None:

@@ -63,7 +63,7 @@ class RunningServer:
 
     # -- the process -----------------------------------------------------------------------------------------
     def start(self) -> None:
-        """Start, and block until `/healthz` answers 200. Raises RuntimeError with the log if it ends instead."""
+        """Start, and block until it serves. Raises RuntimeError with the log if it ends instead."""
         self.launch()
         self.wait_until_ready()
 
@@ -78,7 +78,8 @@ class RunningServer:
         if not self._process.is_running:
             raise RuntimeError(f"the server ended with {self._process.returncode}:\n{self.log}")
         try:
-            return self.get("/healthz").status == 200
+            # /healthz answers earlier, and /readyz asks the store.
+            return self.get("/client/notifications.js").status == 200
         except (OSError, http.client.HTTPException):
             return False
 

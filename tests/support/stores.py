@@ -11,9 +11,10 @@ from typing import Any, Protocol
 
 import pytest
 
+from server.grants import SignOut
 from server.ids import new_id
 from server.messages import Document, EmailDuty, Mail, MailRecipient, Notification, Recipient, now
-from server.store import Directory, Store
+from server.store import Directory, SignOutCursor, Store
 
 KINDS = ("sqlite", "mongo-standalone", "mongo-replica-set")
 
@@ -128,6 +129,20 @@ async def put(store: Store, user_id: str = USER, tenant: str = TENANT, **fields:
 async def put_many(store: Store, count: int, user_id: str = USER, **fields: Any) -> list[Document]:
     """Store notifications for one user, one after the other."""
     return [await put(store, user_id, **fields) for _ in range(count)]
+
+
+async def read_sign_outs(
+    directory: Directory, after: SignOutCursor | None = None, limit: int = 1000
+) -> tuple[list[SignOut], SignOutCursor]:
+    """All from there on (None: all there are), page by page, and where the next ones begin."""
+    found: list[SignOut] = []
+    while True:
+        page = await directory.sign_outs(after, limit)
+        assert len(page.sign_outs) <= limit
+        found += page.sign_outs
+        after = page.cursor
+        if page.is_last:
+            return found, after
 
 
 async def owe(

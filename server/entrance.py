@@ -1,0 +1,106 @@
+"""Where all requests come in. While the server starts, which may take long, only those who watch over the process are
+answered; all others are asked to come again."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from tornado.httputil import (
+    HTTPConnection,
+    HTTPHeaders,
+    HTTPMessageDelegate,
+    HTTPServerConnectionDelegate,
+    RequestStartLine,
+    ResponseStartLine,
+)
+from tornado.web import Application, OutputTransform, RequestHandler, stream_request_body
+
+logger = logging.getLogger(__name__)
+
+RETRY_AFTER_S = 5
+
+MAX_BODY_BYTES = 16 * 1024 * 1024
+"""Of a request that is asked to come again: read, so that the answer arrives, and dropped."""
+
+
+class Entrance(HTTPServerConnectionDelegate):
+    """Leads to `application` once it is open. `early_routes`: what is answered before that, too; `transforms`: of those
+    answers."""
+
+    def __init__(
+        self, application: Application, early_routes: list[Any], transforms: list[type[OutputTransform]]
+    ) -> None:
+        self.application = application
+        self._early = _EarlyApplication([*early_routes, (r".*", _NotYetHandler)], transforms=transforms)
+        self._is_open = False
+
+    def open(self) -> None:
+        """The server serves from now on."""
+        self._is_open = True
+
+    def start_request(self, server_conn: object, request_conn: HTTPConnection) -> HTTPMessageDelegate:
+        """As Tornado asks when a connection waits for its next request, which may be long before that comes."""
+        return _Request(lambda: self._now.start_request(server_conn, request_conn))
+
+    @property
+    def _now(self) -> Application:
+        return self.application if self._is_open else self._early
+
+
+class _Request(HTTPMessageDelegate):
+    """Goes where it leads to when the request has come."""
+
+    def __init__(self, start: Callable[[], HTTPMessageDelegate]) -> None:
+        self._start = start
+        self._delegate: HTTPMessageDelegate | None = None
+
+    def headers_received(
+        self, start_line: RequestStartLine | ResponseStartLine, headers: HTTPHeaders
+    ) -> Awaitable[None] | None:
+        self._delegate = self._start()
+        return self._delegate.headers_received(start_line, headers)
+
+    def data_received(self, chunk: bytes) -> Awaitable[None] | None:
+        return None if self._delegate is None else self._delegate.data_received(chunk)
+
+    def finish(self) -> None:
+        if self._delegate is not None:
+            self._delegate.finish()
+
+    def on_connection_close(self) -> None:
+        if self._delegate is not None:
+            self._delegate.on_connection_close()
+
+
+class _EarlyApplication(Application):
+    def log_request(self, handler: RequestHandler) -> None:
+        # Else a log of a long start would hold little else.
+        logger.debug("%d %s %s", handler.get_status(), handler.request.method, handler.request.path)
+
+
+@stream_request_body
+class _NotYetHandler(RequestHandler):
+    def prepare(self) -> None:
+        self.request.connection.set_max_body_size(MAX_BODY_BYTES)  # type: ignore[union-attr]  # HTTP/1 always has it
+
+    def data_received(self, chunk: bytes) -> None:
+        pass
+
+    def _refuse(self) -> None:
+        """As RFC 9457 has it."""
+        problem = {
+            "type": "about:blank",
+            "title": "starting",
+            "status": 503,
+            "detail": "the server is starting; try again",
+        }
+        self.set_status(503)
+        self.set_header("Retry-After", str(RETRY_AFTER_S))
+        self.set_header("Content-Type", "application/problem+json")
+        self.set_header("Cache-Control", "no-store")
+        self.finish(json.dumps(problem))
+
+    get = head = post = put = patch = delete = options = _refuse
