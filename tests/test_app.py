@@ -166,7 +166,7 @@ async def hang(*_):
 def fail(*_):
     raise RuntimeError("broken")
 app.Notifier.close = hang
-doors.SockJSDoor.close_all = fail
+doors.Connections.close_all = fail
 app.OutboxWorker.stop = hang
 """
     with faulty(tmp_path, faults) as server:
