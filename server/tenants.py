@@ -53,6 +53,7 @@ class Tenants:
         self._sign_outs = SignOuts(directory, self._tell_sign_outs, clock)
         self._used_keys: dict[str, datetime] = {}
         self._seen_users: dict[tuple[str, str], datetime] = {}
+        self._writing = asyncio.Lock()
 
     # -- what is known ---------------------------------------------------------------------------------------
     def is_active(self, tenant: str) -> bool:
@@ -168,7 +169,13 @@ class Tenants:
                 logger.exception("tenants and keys could not be followed")
 
     async def write_down(self) -> None:
-        """Write when keys were last used, and users last joined. Raises `StoreUnavailable`: nothing is forgotten."""
+        """Write when keys were last used, and users last joined, so far. Raises `StoreUnavailable`: nothing is
+        forgotten."""
+        # In turn: what another call has taken, and not written yet, is to be written when this one returns.
+        async with self._writing:
+            await self._write_down()
+
+    async def _write_down(self) -> None:
         directory = self._directory()
         used, self._used_keys = self._used_keys, {}
         seen, self._seen_users = self._seen_users, {}
