@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Protocol
 
 from server.grants import ApiKey, KnownUser, SigningSecret, SignOut, Tenant
 from server.messages import Document, EmailDuty, Mail, MailRecipient, Notification, Recipient
+
+STEP = timedelta(milliseconds=1)
+"""Between two sign-outs of a user at least."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +167,8 @@ class Directory(Protocol):
 
     # -- signing out -----------------------------------------------------------------------------------------
     async def sign_out(self, tenant: str, user_id: str, at: datetime) -> None:
-        """Void all that proved before `at` who this user is. The user need not be known."""
+        """Void all that proved before `at` who this user is; if they were signed out then or later already, before
+        `STEP` after that: one that is written down later counts as later. The user need not be known."""
 
     async def sign_outs(self, after: SignOutCursor | None, limit: int) -> SignOutPage:
         """Up to `limit` of them, in any order: those written down since the page that ended with this cursor; None: the

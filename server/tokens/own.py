@@ -18,6 +18,7 @@ from server.claims import TOKEN_WRONG
 from server.errors import AuthUnavailable, BadCredentials, TokenExpired
 from server.grants import SigningSecret
 from server.messages import now
+from server.store import STEP
 from server.tokens.verifier import MAX_TOKEN_CHARS, looks_like_jwt, read_header
 
 ISSUER = "notification-server"
@@ -48,8 +49,11 @@ class OwnTokens:
         """Go by these from now on, in whatever order they come."""
         self._secrets = {secret.id: secret for secret in sorted(secrets, key=lambda each: each.created_at)}
 
-    def make(self, tenant: str, user_id: str, key_id: str, lifetime_s: float) -> tuple[str, datetime]:
-        """A token that lets this user listen, and when it ends: after `lifetime_s`, rounded up to a full second. Raises
+    def make(
+        self, tenant: str, user_id: str, key_id: str, lifetime_s: float, signed_out_at: datetime | None = None
+    ) -> tuple[str, datetime]:
+        """A token that lets this user listen, and when it ends: after `lifetime_s`, rounded up to a full second.
+        `signed_out_at`: when the user last was, by whatever clock; the token is later than that. Raises
         `AuthUnavailable` if there is nothing to sign with."""
         secret = next(reversed(self._secrets.values()), None)
         if secret is None:
@@ -61,7 +65,7 @@ class OwnTokens:
             "sub": user_id,
             "tenant": tenant,
             # With its fraction: a user who is signed out and in again within a second must not be out again.
-            "iat": issued_at.timestamp(),
+            "iat": (issued_at if signed_out_at is None else max(issued_at, signed_out_at + STEP)).timestamp(),
             "exp": ends,
             "jti": random.token_urlsafe(12),
             "key": key_id,
