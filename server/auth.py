@@ -32,8 +32,8 @@ UNAVAILABLE = "what decides about this sign-in cannot be asked now; try again"
 @dataclass(frozen=True, slots=True)
 class Proof:
     """What a method found out. `tenant` None: it said none. Instants: aware UTC. `expires_at` None: it does not end by
-    itself; `issued_at` None: it was made just now. `key_id`: of the API key that it was made with, `secret_id`: of the
-    secret of ours that signed it; None: none."""
+    itself; `issued_at` None: it was made just now; `by_own_clock`: that time is of this node's clock. `key_id`: of the
+    API key that it was made with, `secret_id`: of the secret of ours that signed it; None: none."""
 
     user_id: str
     tenant: str | None = None
@@ -41,6 +41,7 @@ class Proof:
     expires_at: datetime | None = None
     key_id: str | None = None
     secret_id: str | None = None
+    by_own_clock: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,7 @@ class Identity:
     expires_at: datetime | None = None
     key_id: str | None = None
     secret_id: str | None = None
+    by_own_clock: bool = False
 
 
 class PasswordMethod(Protocol):
@@ -81,8 +83,9 @@ class TenantsView(Protocol):
     def is_active(self, tenant: str) -> bool:
         """Whether the tenant is there and not removed."""
 
-    def signed_out_at(self, tenant: str, user_id: str) -> datetime | None:
-        """When the user was last signed out everywhere; None: not lately."""
+    def signed_out_at(self, tenant: str, user_id: str, *, by_own_clock: bool = False) -> datetime | None:
+        """When the user was last signed out everywhere; None: not lately. `by_own_clock`: to be compared with a time of
+        this node's clock."""
 
     def has_key(self, key_id: str) -> bool:
         """Whether the API key with this id opens anything now."""
@@ -270,7 +273,13 @@ class Authenticator:
             logger.info("a sign-in by the method %s is refused though proved: %s", found.method, reason)
             raise BadCredentials(TOKEN_WRONG) if found.is_token else BadCredentials()
         return Identity(
-            tenant, proof.user_id, proof.issued_at, proof.expires_at, proof.key_id, proof.secret_id
+            tenant,
+            proof.user_id,
+            proof.issued_at,
+            proof.expires_at,
+            proof.key_id,
+            proof.secret_id,
+            proof.by_own_clock,
         )
 
     def _why_not(self, found: _Found, tenant: str | None) -> str:
@@ -292,10 +301,10 @@ class Authenticator:
 
     def _is_over(self, found: _Found, tenant: str) -> bool:
         """Whether the proof is from before the user's last sign-out, as far as it says."""
-        signed_out_at = self._tenants.signed_out_at(tenant, found.proof.user_id)
+        proof, issued_at = found.proof, found.proof.issued_at
+        signed_out_at = self._tenants.signed_out_at(tenant, proof.user_id, by_own_clock=proof.by_own_clock)
         if signed_out_at is None:
             return False
-        issued_at = found.proof.issued_at
         # A password was proved just now. A token may be of any age.
         return found.is_token if issued_at is None else issued_at <= signed_out_at
 

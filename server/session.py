@@ -252,7 +252,8 @@ class Session:
         services = self._services
         identity = await services.authenticator.authenticate(command, self.connection.caller)
         room = (identity.tenant, identity.user_id)
-        sign_in = SignIn(identity.issued_at or now(), identity.key_id, identity.secret_id)
+        is_ours = identity.by_own_clock or identity.issued_at is None
+        sign_in = SignIn(identity.issued_at or now(), identity.key_id, identity.secret_id, is_ours)
         wait_s = services.limits.pace_join(room)
         if wait_s and not self._is_closed:
             await self._pause(wait_s)

@@ -50,6 +50,8 @@ class SignOuts:
         self._tell = tell
         self._clock = clock
         self._at: dict[str, dict[str, datetime]] = {}
+        # of those that were written down with a time yet to come: when this node heard of them
+        self._heard_at: dict[tuple[str, str], datetime] = {}
         self._cursor: SignOutCursor | None = None
         self._is_due = asyncio.Event()
 
@@ -57,18 +59,25 @@ class SignOuts:
         """How many are remembered."""
         return sum(map(len, self._at.values()))
 
-    def at(self, tenant: str, user_id: str) -> datetime | None:
-        """When the user was last signed out; None: not lately."""
-        return self._at.get(tenant, {}).get(user_id)
+    def at(self, tenant: str, user_id: str, *, by_own_clock: bool = False) -> datetime | None:
+        """When the user was last signed out; None: not lately. By the clock of whoever did it, which may be ahead;
+        `by_own_clock`: by ours, to be compared with its times: not after we have heard of it."""
+        at = self._at.get(tenant, {}).get(user_id)
+        if at is not None and by_own_clock:
+            return min(at, self._heard_at.get((tenant, user_id), at))
+        return at
 
     def take(self, sign_outs: Iterable[SignOut]) -> None:
         """Know of these, too."""
-        oldest = self._clock() - KEPT
+        now = self._clock()
         new = []
         for each in sign_outs:
             known_at = self.at(each.tenant, each.user_id)
-            if each.at >= oldest and (known_at is None or each.at > known_at):
+            if each.at >= now - KEPT and (known_at is None or each.at > known_at):
                 self._at.setdefault(each.tenant, {})[each.user_id] = each.at
+                self._heard_at.pop((each.tenant, each.user_id), None)
+                if each.at > now:
+                    self._heard_at[each.tenant, each.user_id] = now
                 new.append(each)
         if new:
             self._tell(new)
@@ -137,6 +146,7 @@ class SignOuts:
                 for user_id in users[start : start + PORTION]:
                     if known[user_id] < before:
                         del known[user_id]
+                        self._heard_at.pop((tenant, user_id), None)
                 await asyncio.sleep(0)
             if not known and self._at.get(tenant) is known:
                 del self._at[tenant]

@@ -19,7 +19,7 @@ from server.grants import ApiKey, SigningSecret, SignOut, hash_secret
 from server.messages import now
 from server.rooms import Room, SignIn
 from server.sign_outs import SignOuts
-from server.store import Access, Directory
+from server.store import STEP, Access, Directory
 from server.wire import REVOKED, SIGNED_OUT, TOKEN_EXPIRED, CloseReason
 
 logger = logging.getLogger(__name__)
@@ -84,9 +84,9 @@ class Tenants:
         key = self._key_ids.get(key_id)
         return None if key is None else key.expires_at
 
-    def signed_out_at(self, tenant: str, user_id: str) -> datetime | None:
-        """When the user was last signed out everywhere; None: not lately."""
-        return self._sign_outs.at(tenant, user_id)
+    def signed_out_at(self, tenant: str, user_id: str, *, by_own_clock: bool = False) -> datetime | None:
+        """When the user was last signed out everywhere; None: not lately. `by_own_clock`: as of `SignOuts.at`."""
+        return self._sign_outs.at(tenant, user_id, by_own_clock=by_own_clock)
 
     @property
     def secrets(self) -> tuple[SigningSecret, ...]:
@@ -105,7 +105,7 @@ class Tenants:
         if sign_in.secret_id is not None and not self.has_secret(sign_in.secret_id):
             # Unlike those above, who is honest may come back: with a token signed by the secret of now.
             return TOKEN_EXPIRED
-        signed_out_at = self.signed_out_at(tenant, user_id)
+        signed_out_at = self.signed_out_at(tenant, user_id, by_own_clock=sign_in.by_own_clock)
         if signed_out_at is not None and sign_in.proved_at <= signed_out_at:
             return SIGNED_OUT
         return None
@@ -125,7 +125,9 @@ class Tenants:
     async def sign_out(self, tenant: str, user_id: str) -> None:
         """Sign a user out everywhere: this node's connections are closed when this returns, those of others within a
         second. Raises `StoreUnavailable`."""
-        sign_out = SignOut(tenant, user_id, self._clock())
+        at, known_at = self._clock(), self.signed_out_at(tenant, user_id)
+        # What came after one that another machine wrote down, whose clock is ahead, is to end, too.
+        sign_out = SignOut(tenant, user_id, at if known_at is None else max(at, known_at + STEP))
         await self._directory().sign_out(tenant, user_id, sign_out.at)
         # Nothing is read for it: however many are signed out at once, that costs no more than each of them.
         self._sign_outs.take([sign_out])

@@ -293,6 +293,19 @@ async def test_the_longest_user_id_is_taken(open_desk: Open) -> None:
     assert await desk.authenticator.authenticate(JOIN, ELSEWHERE) == Identity("acme", proof.user_id)
 
 
+@pytest.mark.parametrize("by_own_clock", [False, True])
+async def test_a_proof_by_our_own_clock_is_compared_with_it(open_desk: Open, by_own_clock: bool) -> None:
+    """A sign-out of a clock that is ahead voids what other clocks say was before it, and not what we know was after."""
+    method = Method(answer=Proof("carol", issued_at=NOW, by_own_clock=by_own_clock))
+    desk = open_desk(users={}, password_methods=[method])
+    desk.tenants.sign_outs[DEFAULT_TENANT, "carol"] = LATER
+    desk.tenants.heard_at[DEFAULT_TENANT, "carol"] = BEFORE
+    if by_own_clock:
+        assert (await desk.authenticator.authenticate(JOIN, ELSEWHERE)).by_own_clock
+    else:
+        assert type(await _refused(desk, JOIN)) is BadCredentials
+
+
 async def test_a_refused_proof_is_no_guess(open_desk: Open) -> None:
     """The password was right: who is kept out by a missing tenant is not slowed for it."""
     desk = open_desk(default_tenant=None)

@@ -225,6 +225,7 @@ async def test_long_documents(pages: Pages, server: RunningServer) -> None:
         assert await titles(page) == expected[: read + 15]
     assert await page.evaluate("inbox.hasMore") is False
     pages.forgive("WebSocket connection")
+    pages.forgive("503")  # while it starts
     await page.evaluate("Math.random = () => 0.05")
     server.restart()
     await page.wait_for_function("events.filter(([name, { state }]) => state === 'online').length === 2")
@@ -270,6 +271,7 @@ async def test_after_a_break(pages: Pages, server: RunningServer) -> None:
     await page.evaluate("inbox.content()")
     await page.evaluate("Math.random = () => 1e6")  # it will not come back before it is told to
     pages.forgive("WebSocket connection")
+    pages.forgive("503")  # while it starts
     server.kill()
     await page.wait_for_function("inbox.state === 'waiting'")
     server.start()
@@ -298,6 +300,7 @@ async def test_what_comes_during_a_break_pushes_nothing_off_the_end(
     page = await online(pages, server, pageSize=3)
     await page.evaluate("Math.random = () => 1e6")
     pages.forgive("WebSocket connection")
+    pages.forgive("503")  # while it starts
     server.kill()
     await page.wait_for_function("inbox.state === 'waiting'")
     server.start()
@@ -332,11 +335,13 @@ async def test_commands_without_a_connection(pages: Pages, server: RunningServer
         ["keep", False],
     ]
     pages.forgive("WebSocket connection")
+    pages.forgive("503")  # while it starts
 
 
 async def test_many_restarts(pages: Pages, server: RunningServer) -> None:
     """By itself, without a word from the page, a client is back after each restart."""
     pages.forgive("WebSocket connection")
+    pages.forgive("503")  # while it starts
     page = await online(pages, server)
     await page.evaluate("Math.random = () => 0.05")  # short delays, for a short test
     for number in range(3):

@@ -57,6 +57,19 @@ async def test_when_a_token_was_made_is_known_to_the_millisecond() -> None:
     assert proof is not None and proof.issued_at == at
 
 
+@pytest.mark.parametrize("seconds", [-60, 0, 300])
+async def test_a_token_is_later_than_the_sign_out_before_it(seconds: int) -> None:
+    """Also if that was written down by a machine whose clock is ahead. It ends when it would have."""
+    at = datetime(2030, 1, 1, 12, tzinfo=UTC)
+    signed_out_at = at + timedelta(seconds=seconds)
+    tokens = OwnTokens([FIRST], clock=lambda: at)
+    token, expires_at = tokens.make("acme", "alice", "key1", 600, signed_out_at)
+    said = jwt.decode(token, options={"verify_signature": False})
+    issued_at = datetime.fromtimestamp(said["iat"], UTC)
+    assert signed_out_at < issued_at <= max(at, signed_out_at + timedelta(milliseconds=1))
+    assert said["exp"] == (at + timedelta(seconds=600)).timestamp() == expires_at.timestamp()
+
+
 async def test_no_two_tokens_are_equal() -> None:
     """Even of the same moment: each has its own `jti`."""
     at = now()

@@ -290,6 +290,7 @@ async def test_restart(pages: Pages, server: RunningServer) -> None:
     await expect(page.locator("#state-text")).to_have_text("Live")
     await expect(page.locator("[aria-live=polite]")).to_have_text(re.compile("Connected again|meanwhile"))
     pages.forgive("ERR_CONNECTION")
+    pages.forgive("503")  # while it starts
 
 
 async def test_fallback_transport(pages: Pages, server: RunningServer) -> None:

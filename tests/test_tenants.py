@@ -385,6 +385,34 @@ async def test_signing_out_without_a_store_fails(node: Node) -> None:
         await node.tenants.sign_out(*ALICE)
 
 
+# -- clocks that differ --------------------------------------------------------------------------------------
+async def test_a_sign_out_by_a_clock_that_is_ahead(node: Node) -> None:
+    """Ends what was proved before this node heard of it, and nothing after: who comes back is in."""
+    ahead = timedelta(minutes=5)
+    before = node.clock.at = now()
+    async with running(node):
+        await node.other.sign_out(*ALICE, before + ahead)
+        await node.told_of()
+        after = before + timedelta(milliseconds=1)
+        for proved_at, reason in ((before, SIGNED_OUT), (after, None)):
+            assert node.tenants.why_over(ALICE, SignIn(proved_at, by_own_clock=True)) is reason
+        # A token's time may be of that same clock.
+        assert node.tenants.why_over(ALICE, SignIn(after)) is SIGNED_OUT
+        # Whoever signs out next means all that came before.
+        node.clock.at = before + SECOND
+        await node.other.sign_out(*ALICE, before + SECOND)
+        await node.told_of()
+        assert node.tenants.why_over(ALICE, SignIn(after, by_own_clock=True)) is SIGNED_OUT
+        node.clock.at = before + 2 * SECOND
+        inside = SignIn(before + 2 * SECOND, by_own_clock=True)
+        assert node.tenants.why_over(ALICE, inside) is None
+        await node.tenants.sign_out(*ALICE)
+        assert node.tenants.why_over(ALICE, inside) is SIGNED_OUT
+        token_at = node.tenants.signed_out_at(*ALICE)
+        assert token_at is not None and token_at > before + ahead
+        assert node.tenants.why_over(ALICE, SignIn(token_at + SECOND / 1000)) is None
+
+
 # -- why somebody may be here no longer ----------------------------------------------------------------------
 AT = now()
 

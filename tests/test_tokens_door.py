@@ -19,11 +19,12 @@ from urllib.parse import quote
 import jwt
 import pytest
 
+from server.config import load
 from server.grants import ApiKey, Scope, hash_secret, new_secret
 from server.ids import new_id
 from server.messages import now
 from server.store.sqlite_beside import SQLiteBeside
-from server.wiring import EMBEDDED_FILE
+from server.wiring import EMBEDDED_FILE, open_directory
 from tests.support.backends import Backend, add_key, add_tenant, known
 from tests.support.client import SocketClient
 from tests.support.command import STORES
@@ -489,6 +490,26 @@ async def add_to_store(server: RunningServer, key: ApiKey) -> None:
         await beside.directory.add_key(key)
     finally:
         await beside.close()
+
+
+async def test_a_sign_out_by_a_machine_whose_clock_is_ahead(house: House) -> None:
+    """Ends what was before it, and keeps nobody out who proves anew who they are, by password or by a new token."""
+    server, old = house.server, house.default.token("alice")
+    async with SocketClient(server) as first, SocketClient(server) as second:
+        await first.join_by_token(old)
+        await second.join("alice")
+        config = load(None, {"NOTIFY_APPLICATION_DATA": str(server.data), **house.store})
+        async with open_directory(config) as directory:
+            await directory.sign_out("default", "alice", now() + timedelta(minutes=5))
+        for client in (first, second):
+            assert await client.closed() == (3501, "signed_out")
+    assert await refusal(server, old) == "bad_credentials"
+    async with SocketClient(server) as first, SocketClient(server) as second:
+        await first.join("alice")
+        await second.join_by_token(house.default.token("alice"))
+        assert house.default.sign_out("alice").status == 204
+        for client in (first, second):
+            assert await client.closed() == (3501, "signed_out")
 
 
 @pytest.mark.parametrize("kind", STORES)

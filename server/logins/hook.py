@@ -166,6 +166,7 @@ def _read(reply: Reply, asked_at: datetime) -> Proof | None:
         _value(said, "user_id", claims.user_id),
         tenant=_value(said, "tenant", claims.tenant),
         issued_at=asked_at,
+        by_own_clock=True,
         expires_at=_ends_at(said, asked_at),
     )
 

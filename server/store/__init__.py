@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Protocol
 
 from server.grants import ApiKey, KnownUser, SigningSecret, SignOut, Tenant
@@ -23,6 +23,9 @@ keep, by its place here: a further one comes last, and needs a new version of th
 ACKNOWLEDGED = SERVICE
 """The way whose clients acknowledge: its mark says that they did, and comes with the time. Whoever sees or deletes a
 document acknowledges it, too."""
+
+STEP = timedelta(milliseconds=1)
+"""Between two sign-outs of a user at least."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +179,8 @@ class Directory(Protocol):
 
     # -- signing out -----------------------------------------------------------------------------------------
     async def sign_out(self, tenant: str, user_id: str, at: datetime) -> None:
-        """Void all that proved before `at` who this user is. The user need not be known."""
+        """Void all that proved before `at` who this user is; if they were signed out then or later already, before
+        `STEP` after that: one that is written down later counts as later. The user need not be known."""
 
     async def sign_outs(self, after: SignOutCursor | None, limit: int) -> SignOutPage:
         """Up to `limit` of them, in any order: those written down since the page that ended with this cursor; None: the

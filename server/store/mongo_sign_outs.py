@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 
 from server.errors import StoreUnavailable
 from server.grants import SignOut
-from server.store import SignOutCursor, SignOutPage
+from server.store import STEP, SignOutCursor, SignOutPage
 from server.store.mongo_connection import Connection
 from server.store.mongo_documents import ACCESS, Raw
 from server.store.mongo_users import of_tenant
@@ -41,8 +41,9 @@ class SignOutRecords:
     async def add(self, tenant: str, user_id: str, at: datetime) -> None:
         """As `Directory.sign_out`."""
         user = {"_id": {"tenant": tenant, "userId": user_id}}
-        # $max ignores a field that is missing.
-        last = {"$set": {"at": {"$max": ["$at", at]}, "writtenAt": "$$NOW"}}
+        # $max ignores a field that is missing; to a date $add adds milliseconds.
+        after = {"$add": ["$at", STEP // timedelta(milliseconds=1)]}
+        last = {"$set": {"at": {"$max": [after, at]}, "writtenAt": "$$NOW"}}
         await self._connection.sign_outs.update_one(user, [last], upsert=True)
 
     async def page(self, after: SignOutCursor | None, limit: int) -> SignOutPage:

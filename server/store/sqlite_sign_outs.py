@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import sqlite3
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from server.grants import SignOut
-from server.store import SignOutCursor, SignOutPage
+from server.store import STEP, SignOutCursor, SignOutPage
 from server.store.sqlite_access import sequences
 from server.store.sqlite_schema import from_ms, to_ms
 
@@ -33,10 +33,12 @@ _BEFORE_ALL = ("", "")
 
 def sign_out(connection: sqlite3.Connection, tenant: str, user_id: str, at: datetime) -> None:
     """See `Directory.sign_out`."""
-    row = (tenant, user_id, to_ms(at))
+    user = (tenant, user_id)
     connection.execute(
-        "INSERT INTO sign_outs VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET at = max(at, excluded.at)", row
+        "INSERT INTO sign_outs VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET at = max(at + ?, excluded.at)",
+        (*user, to_ms(at), STEP // timedelta(milliseconds=1)),
     )
+    row = connection.execute("SELECT * FROM sign_outs WHERE (tenant, user_id) = (?, ?)", user).fetchone()
     connection.execute("UPDATE meta SET value = value + 1 WHERE name = 'sign_out_sequence'")
     number = sequences(connection).sign_outs
     connection.execute("INSERT INTO sign_out_log VALUES (?, ?, ?, ?)", (number, *row))

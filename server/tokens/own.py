@@ -18,6 +18,7 @@ from server.claims import TOKEN_WRONG
 from server.errors import AuthUnavailable, BadCredentials, TokenExpired
 from server.grants import SigningSecret
 from server.messages import now
+from server.store import STEP
 from server.tokens.verifier import MAX_TOKEN_CHARS, looks_like_jwt, read_header
 
 ISSUER = "notification-server"
@@ -54,22 +55,34 @@ class OwnTokens:
         """Go by these from now on, in whatever order they come."""
         self._secrets = {secret.id: secret for secret in sorted(secrets, key=lambda each: each.created_at)}
 
-    def make(self, tenant: str, user_id: str, key_id: str, lifetime_s: float) -> tuple[str, datetime]:
-        """A token that lets this user listen, and when it ends: after `lifetime_s`, rounded up to a full second. Raises
+    def make(
+        self, tenant: str, user_id: str, key_id: str, lifetime_s: float, signed_out_at: datetime | None = None
+    ) -> tuple[str, datetime]:
+        """A token that lets this user listen, and when it ends: after `lifetime_s`, rounded up to a full second.
+        `signed_out_at`: when the user last was, by whatever clock; the token is later than that. Raises
         `AuthUnavailable` if there is nothing to sign with."""
-        return self._sign(tenant, user_id, lifetime_s, {"key": key_id})
+        return self._sign(tenant, user_id, lifetime_s, signed_out_at, {"key": key_id})
 
-    def make_login(self, tenant: str, user_id: str, with_refresh: bool) -> dict[str, str]:
+    def make_login(
+        self, tenant: str, user_id: str, with_refresh: bool, signed_out_at: datetime | None = None
+    ) -> dict[str, str]:
         """The tokens for who has given a password, by their types: `identity` and `access` let the user listen, for an
-        hour; `refresh` gets new ones, for a day. Raises `AuthUnavailable`."""
+        hour; `refresh` gets new ones, for a day. `signed_out_at`: as `make` has it. Raises `AuthUnavailable`."""
         lives = {IDENTITY: IDENTITY_S, ACCESS: IDENTITY_S} | ({REFRESH: REFRESH_S} if with_refresh else {})
         return {
-            kind: self._sign(tenant, user_id, life_s, {"key": "", "token_type": kind, "user_id": user_id})[0]
+            kind: self._sign(
+                tenant, user_id, life_s, signed_out_at, {"key": "", "token_type": kind, "user_id": user_id}
+            )[0]
             for kind, life_s in lives.items()
         }
 
     def _sign(
-        self, tenant: str, user_id: str, lifetime_s: float, more: Mapping[str, Any]
+        self,
+        tenant: str,
+        user_id: str,
+        lifetime_s: float,
+        signed_out_at: datetime | None,
+        more: Mapping[str, Any],
     ) -> tuple[str, datetime]:
         secret = next(reversed(self._secrets.values()), None)
         if secret is None:
@@ -81,7 +94,7 @@ class OwnTokens:
             "sub": user_id,
             "tenant": tenant,
             # With its fraction: a user who is signed out and in again within a second must not be out again.
-            "iat": issued_at.timestamp(),
+            "iat": (issued_at if signed_out_at is None else max(issued_at, signed_out_at + STEP)).timestamp(),
             "exp": ends,
             "jti": random.token_urlsafe(12),
             **more,

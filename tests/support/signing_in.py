@@ -28,13 +28,15 @@ class KnownTenants:
 
     names: set[str] = field(default_factory=lambda: {DEFAULT_TENANT})
     sign_outs: dict[tuple[str, str], datetime] = field(default_factory=dict)
+    heard_at: dict[tuple[str, str], datetime] = field(default_factory=dict)
     keys: set[str] = field(default_factory=set)
 
     def is_active(self, tenant: str) -> bool:
         return tenant in self.names
 
-    def signed_out_at(self, tenant: str, user_id: str) -> datetime | None:
-        return self.sign_outs.get((tenant, user_id))
+    def signed_out_at(self, tenant: str, user_id: str, *, by_own_clock: bool = False) -> datetime | None:
+        user = (tenant, user_id)
+        return self.heard_at.get(user) if by_own_clock and user in self.heard_at else self.sign_outs.get(user)
 
     def has_key(self, key_id: str) -> bool:
         return key_id in self.keys
