@@ -6,7 +6,6 @@ Mail is tested in test_store_mail_contract.py.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -18,11 +17,9 @@ from server.ids import new_id
 from server.messages import Document, EmailDuty, Mail, MailRecipient, Recipient, now
 from server.store import Change, MailJob, MailOutcome, Store
 from tests.support.stores import (
-    KINDS,
     TENANT,
     USER,
     Place,
-    fresh_place,
     make_notification,
     put,
     put_many,
@@ -31,20 +28,6 @@ from tests.support.stores import (
 NOTHING = Change((), 0, None)
 
 NOT_IDS = ["", "x", "0" * 23, "0" * 25, "z" * 24, "null", "\0" * 24, "é" * 24, "😀" * 6, "0" * 12, " " * 24]
-
-
-@pytest.fixture(params=KINDS)
-def place(request: pytest.FixtureRequest) -> Iterator[Place]:
-    with fresh_place(request.param, request) as place:
-        yield place
-
-
-@pytest.fixture
-async def store(place: Place) -> AsyncIterator[Store]:
-    store = place.store()
-    await store.open()
-    yield store
-    await store.close()
 
 
 def ids(documents: list[Document]) -> list[str]:
