@@ -10,7 +10,6 @@ import os
 import signal
 import uuid
 from collections.abc import AsyncIterator, Generator, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +17,21 @@ import hypothesis
 import pytest
 from playwright.async_api import Browser, async_playwright
 from pymongo import MongoClient
+from pymongo.database import Database
 
+from server.outgoing import HTTPClient
+from server.store import Store
+from server.tokens.verifier import key_set_client
 from tests.support import browser as browser_support
 from tests.support.available import is_ci
+from tests.support.command import STORES, Command, no_variables, store_settings
 from tests.support.mariadb import MariaDB
-from tests.support.mongod import Mongod
+from tests.support.mongod import Mongod, MongoDatabase
 from tests.support.postgres import Postgres
 from tests.support.rabbitmq import RabbitMQServer
 from tests.support.redis_server import RedisServer
 from tests.support.servers import server_program
+from tests.support.stores import KINDS, Place, fresh_place
 
 # A busy machine is not a failed property.
 hypothesis.settings.register_profile("tests", deadline=None, print_blob=True)
@@ -75,16 +80,6 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
     return report
 
 
-@dataclass(frozen=True)
-class MongoDatabase:
-    """A fresh, empty database; dropped after the test."""
-
-    url: str
-    """The address of the server, without a database."""
-    name: str
-    """The name of the database."""
-
-
 @pytest.fixture(scope="session")
 def mongod_standalone() -> Iterator[Mongod]:
     """A standalone mongod of this test run. Leave it as you found it; to kill one, use `own_mongod`."""
@@ -122,6 +117,65 @@ def mongo_database(mongo_url: str) -> Iterator[MongoDatabase]:
     client: MongoClient[dict[str, Any]]
     with MongoClient(database.url) as client:
         client.drop_database(database.name)
+
+
+@pytest.fixture
+def raw(mongo_database: MongoDatabase) -> Iterator[Database[dict[str, Any]]]:
+    """The `mongo_database` itself, beside the store that a test has there."""
+    client: MongoClient[dict[str, Any]]
+    with MongoClient(mongo_database.url, tz_aware=True) as client:
+        yield client[mongo_database.name]
+
+
+@pytest.fixture(params=KINDS)
+def place(request: pytest.FixtureRequest) -> Iterator[Place]:
+    """Where a store of each kind may lie: what must be true of all of them is tested here."""
+    with fresh_place(request.param, request) as place:
+        yield place
+
+
+@pytest.fixture
+async def store(place: Place) -> AsyncIterator[Store]:
+    """An open store at `place`."""
+    store = place.store()
+    await store.open()
+    yield store
+    await store.close()
+
+
+@pytest.fixture(params=STORES)
+def store_variables(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[dict[str, str]]:
+    """The environment variables of an empty store, in force; an empty current folder."""
+    no_variables(monkeypatch, tmp_path)
+    with store_settings(request.param, request) as variables:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        yield variables
+
+
+@pytest.fixture
+def command(store_variables: dict[str, str], capsys: pytest.CaptureFixture[str]) -> Command:
+    """The command line, on a store that has been opened before."""
+    command = Command(capsys)
+    command.must("tenant", "list")
+    return command
+
+
+@pytest.fixture
+def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """The command line, in an empty folder, with nothing configured."""
+    no_variables(monkeypatch, tmp_path)
+    return Command(capsys)
+
+
+@pytest.fixture
+async def http() -> AsyncIterator[HTTPClient]:
+    """By which key sets are fetched."""
+    client = key_set_client()
+    yield client
+    client.close()
 
 
 @pytest.fixture(scope="session")

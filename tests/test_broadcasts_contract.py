@@ -25,20 +25,6 @@ LONG_S = 600.0
 AT = now()
 
 
-@pytest.fixture(params=KINDS)
-def place(request: pytest.FixtureRequest) -> Iterator[Place]:
-    with fresh_place(request.param, request) as place:
-        yield place
-
-
-@pytest.fixture
-async def store(place: Place) -> AsyncIterator[Store]:
-    store = place.store()
-    await store.open()
-    yield store
-    await store.close()
-
-
 @pytest.fixture
 def broadcasts(store: Store) -> Broadcasts:
     return store.broadcasts

@@ -22,7 +22,7 @@ from server.messages import MailRecipient, now
 from server.store import MailOutcome, RefusedMail
 from server.wiring import EMBEDDED_FILE, make_store
 from tests.support.backends import add_tenant
-from tests.support.command import STORES, Command, in_store, no_variables, store_settings
+from tests.support.command import Command, in_store
 from tests.support.leftovers import leftovers
 from tests.support.ordinary_user import as_ordinary_user
 from tests.support.ports import free_port
@@ -32,33 +32,6 @@ from tests.support.sqlite_v1 import make_v1
 from tests.support.stores import owe, put_many
 
 BAD_NAMES = ["", "Acme", "a b", "-a", ".a", "a/b", "ä", "none", "x" * 65, "a\n", "\udcff"]
-
-
-@pytest.fixture(params=STORES)
-def settings(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[dict[str, str]]:
-    """The variables of an empty store, in force; an empty current folder."""
-    no_variables(monkeypatch, tmp_path)
-    with store_settings(request.param, request) as variables:
-        for name, value in variables.items():
-            monkeypatch.setenv(name, value)
-        yield variables
-
-
-@pytest.fixture
-def command(settings: dict[str, str], capsys: pytest.CaptureFixture[str]) -> Command:
-    """On a store that has been opened before."""
-    command = Command(capsys)
-    command.must("tenant", "list")
-    return command
-
-
-@pytest.fixture
-def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """In an empty folder, with the embedded store."""
-    no_variables(monkeypatch, tmp_path)
-    return Command(capsys)
 
 
 def names(tenants: list[dict[str, Any]]) -> list[str]:
@@ -230,15 +203,15 @@ def test_the_tenant_default_cannot_be_removed(command: Command, options: list[st
 
 
 def test_erasing_leaves_nothing(
-    command: Command, settings: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    command: Command, store_variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No row of it, in steps, whose progress is told; the others keep what they have."""
     monkeypatch.setattr(access, "ERASED_PER_STEP", 3)
     for name in ("acme", "zoo"):
         command.must("tenant", "add", name)
         fill(name, 7)
-    everywhere = leftovers(settings, Path("data"), *traces("acme"))
-    others = leftovers(settings, Path("data"), *traces("zoo"))
+    everywhere = leftovers(store_variables, Path("data"), *traces("acme"))
+    others = leftovers(store_variables, Path("data"), *traces("zoo"))
     assert len(everywhere) >= 5
     outcome = command("tenant", "remove", "acme", "--erase", "--yes")
     assert (outcome.code, outcome.out) == (0, "")
@@ -248,14 +221,14 @@ def test_erasing_leaves_nothing(
     assert last == "notification-server: tenant acme is removed and erased (7 documents)"
     assert "acme" not in names(command.must("tenant", "list", "--all"))
     assert command.must("key", "list", "--all")[0]["tenant"] == "zoo"
-    assert leftovers(settings, Path("data"), *traces("acme")) == []
-    assert leftovers(settings, Path("data"), *traces("zoo")) == others
+    assert leftovers(store_variables, Path("data"), *traces("acme")) == []
+    assert leftovers(store_variables, Path("data"), *traces("zoo")) == others
     command.must("tenant", "add", "acme")
     assert command.must("user", "known", "--tenant", "acme") == []
 
 
 def test_what_servers_store_until_they_hear_is_erased_too(
-    command: Command, settings: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    command: Command, store_variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing is erased before they all had time to hear of the removal."""
     command.must("tenant", "add", "acme")
@@ -269,11 +242,11 @@ def test_what_servers_store_until_they_hear_is_erased_too(
     outcome = command("tenant", "remove", "acme", "--erase", "--yes", "--json")
     assert outcome.json()["erased_documents"] == 5
     assert "waiting until every running server has heard" in outcome.err
-    assert leftovers(settings, Path("data"), *traces("acme")) == []
+    assert leftovers(store_variables, Path("data"), *traces("acme")) == []
 
 
 def test_what_was_removed_before_can_be_erased(
-    command: Command, settings: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    command: Command, store_variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also what is left of an erasing that was broken off; who heard long ago is not waited for."""
     command.must("tenant", "add", "acme")
@@ -286,7 +259,7 @@ def test_what_was_removed_before_can_be_erased(
         "notification-server: tenant acme is removed and erased (4 documents)"
     )
     assert "waiting" not in outcome.err
-    assert leftovers(settings, Path("data"), *traces("acme")) == []
+    assert leftovers(store_variables, Path("data"), *traces("acme")) == []
 
 
 def test_erasing_as_json(command: Command) -> None:
@@ -565,9 +538,9 @@ def test_a_mongodb_that_is_away_is_one_sentence(bare: Command, monkeypatch: pyte
 
 
 # -- beside a server -----------------------------------------------------------------------------------------
-def test_beside_a_running_server(settings: dict[str, str], tmp_path: Path) -> None:
+def test_beside_a_running_server(store_variables: dict[str, str], tmp_path: Path) -> None:
     """What is changed in its store counts there at once, and is there after its end, however that came."""
-    with RunningServer(tmp_path, **settings) as server:
+    with RunningServer(tmp_path, **store_variables) as server:
         acme = add_tenant(server, "acme")
         wait_until(lambda: acme.notify("alice").status == 200, "the new key being good")
         server.kill()

@@ -6,7 +6,6 @@ import asyncio
 import os
 import signal
 import stat
-from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
@@ -18,40 +17,13 @@ from server.errors import InvalidConfig
 from server.messages import now
 from tests.support.backends import add_tenant, known
 from tests.support.client import SocketClient
-from tests.support.command import STORES, Command, in_store, no_variables, store_settings
+from tests.support.command import Command, in_store
 from tests.support.config import HASH
 from tests.support.processes import wait_until
 from tests.support.running_server import RunningServer
 from tests.support.stores import read_sign_outs
 
 FILE = Path("config.ini")
-
-
-@pytest.fixture(params=STORES)
-def settings(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[dict[str, str]]:
-    """The variables of an empty store, in force; an empty current folder."""
-    no_variables(monkeypatch, tmp_path)
-    with store_settings(request.param, request) as variables:
-        for name, value in variables.items():
-            monkeypatch.setenv(name, value)
-        yield variables
-
-
-@pytest.fixture
-def command(settings: dict[str, str], capsys: pytest.CaptureFixture[str]) -> Command:
-    """On a store that has been opened before."""
-    command = Command(capsys)
-    command.must("tenant", "list")
-    return command
-
-
-@pytest.fixture
-def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """In an empty folder."""
-    no_variables(monkeypatch, tmp_path)
-    return Command(capsys)
 
 
 # -- user list -----------------------------------------------------------------------------------------------
@@ -234,10 +206,10 @@ async def reload(server: RunningServer, times: int) -> None:
 
 
 async def test_the_known_are_those_notified_and_those_who_joined(
-    settings: dict[str, str], tmp_path: Path
+    store_variables: dict[str, str], tmp_path: Path
 ) -> None:
     """Of each tenant its own."""
-    with RunningServer(tmp_path, **settings) as server:
+    with RunningServer(tmp_path, **store_variables) as server:
         acme = known(add_tenant(server, "acme"))
         acme.must_notify("alice")
         async with SocketClient(server) as client:

@@ -43,20 +43,6 @@ ME = (TENANT, USER)
 AT = now()
 
 
-@pytest.fixture(params=KINDS)
-def place(request: pytest.FixtureRequest) -> Iterator[Place]:
-    with fresh_place(request.param, request) as place:
-        yield place
-
-
-@pytest.fixture
-async def store(place: Place) -> AsyncIterator[Store]:
-    store = place.store()
-    await store.open()
-    yield store
-    await store.close()
-
-
 @pytest.fixture
 def deliveries(store: Store) -> Deliveries:
     return store.deliveries

@@ -7,7 +7,7 @@ The stores' clock is the real one.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -32,10 +32,8 @@ from server.ids import new_id
 from server.messages import EmailDuty, Mail, MailRecipient, Recipient, now
 from server.store import STEP, Directory, MailCounts, MailOutcome, RefusedMail, Store
 from tests.support.stores import (
-    KINDS,
     Beside,
     Place,
-    fresh_place,
     make_notification,
     owe,
     put,
@@ -47,20 +45,6 @@ LONG_S = 600.0
 """A lease that does not run out during a test."""
 
 AT = now()
-
-
-@pytest.fixture(params=KINDS)
-def place(request: pytest.FixtureRequest) -> Iterator[Place]:
-    with fresh_place(request.param, request) as place:
-        yield place
-
-
-@pytest.fixture
-async def store(place: Place) -> AsyncIterator[Store]:
-    store = place.store()
-    await store.open()
-    yield store
-    await store.close()
 
 
 @pytest.fixture

@@ -9,25 +9,16 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from server.errors import StoreUnavailable
-from server.store import Leases
+from server.store import Leases, Store
 from tests.support.stores import KINDS, Place, fresh_place
 
 LONG_S = 600.0
 """A lease that does not run out during a test."""
 
 
-@pytest.fixture(params=KINDS)
-def place(request: pytest.FixtureRequest) -> Iterator[Place]:
-    with fresh_place(request.param, request) as place:
-        yield place
-
-
 @pytest.fixture
-async def leases(place: Place) -> AsyncIterator[Leases]:
-    store = place.store()
-    await store.open()
-    yield store.leases
-    await store.close()
+def leases(store: Store) -> Leases:
+    return store.leases
 
 
 async def test_what_is_not_open_yet_is_unavailable(place: Place) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,16 +13,9 @@ from server.config.access import JWTRules
 from server.errors import BadCredentials, TokenExpired
 from server.logins.token import TokenLogin
 from server.outgoing import HTTPClient
-from server.tokens.verifier import JWTVerifier, key_set_client
+from server.tokens.verifier import JWTVerifier
 from tests.support.jwt_keys import SECRET, claims, hs256
 from tests.support.recording import ELSEWHERE
-
-
-@pytest.fixture
-async def http() -> AsyncIterator[HTTPClient]:
-    client = key_set_client()
-    yield client
-    client.close()
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ from server.publishers import (
 from server.store.sqlite import SQLiteStore
 from server.tenants import Tenants
 from server.tokens.services import JWTServices
-from server.tokens.verifier import JWTVerifier, key_set_client
+from server.tokens.verifier import JWTVerifier
 from tests.support.jwt_keys import RSA, SECRET, claims, hs256
 from tests.support.recording import ELSEWHERE, LOCAL
 
@@ -93,13 +93,6 @@ async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
     await tenants.open()
     yield Desk(Publishers(tenants, RULES), tenants, secrets)
     await store.close()
-
-
-@pytest.fixture
-async def http() -> AsyncIterator[HTTPClient]:
-    client = key_set_client()
-    yield client
-    client.close()
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ Mail is tested in test_store_mail_contract.py.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -19,11 +18,9 @@ from server.messages import Document, EmailDuty, Mail, MailRecipient, Recipient,
 from server.revs import COUNTER_BITS
 from server.store import HUB, Broadcast, Change, MailJob, MailOutcome, Store
 from tests.support.stores import (
-    KINDS,
     TENANT,
     USER,
     Place,
-    fresh_place,
     make_notification,
     put,
     put_many,
@@ -32,20 +29,6 @@ from tests.support.stores import (
 NOTHING = Change((), 0, None)
 
 NOT_IDS = ["", "x", "0" * 23, "0" * 25, "z" * 24, "null", "\0" * 24, "é" * 24, "😀" * 6, "0" * 12, " " * 24]
-
-
-@pytest.fixture(params=KINDS)
-def place(request: pytest.FixtureRequest) -> Iterator[Place]:
-    with fresh_place(request.param, request) as place:
-        yield place
-
-
-@pytest.fixture
-async def store(place: Place) -> AsyncIterator[Store]:
-    store = place.store()
-    await store.open()
-    yield store
-    await store.close()
 
 
 def ids(documents: list[Document]) -> list[str]:

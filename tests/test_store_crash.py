@@ -27,7 +27,7 @@ from tests.support.broadcast_load import expand_all
 from tests.support.mongo_stores import original, until
 from tests.support.mongod import Mongod
 from tests.support.store_load import USERS, users_of
-from tests.support.stores import KINDS, TENANT, MongoPlace, Place, fresh_place, whole_inbox
+from tests.support.stores import TENANT, MongoPlace, Place, fresh_place, whole_inbox
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -38,12 +38,6 @@ COMPLETED_WITHIN_S = 30.0
 
 Acknowledged = dict[str, dict[str, str]]
 """nid -> user -> id, as the load printed them."""
-
-
-@pytest.fixture(params=KINDS)
-def place(request: pytest.FixtureRequest) -> Iterator[Place]:
-    with fresh_place(request.param, request) as place:
-        yield place
 
 
 class Load:

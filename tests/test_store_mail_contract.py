@@ -7,32 +7,15 @@ seconds has run out at once.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
 from datetime import datetime, timedelta
-
-import pytest
 
 from server.ids import new_id
 from server.messages import EmailDuty, Mail, MailRecipient, Recipient, now
 from server.store import MailCounts, MailJob, MailOutcome, RefusedMail, Store
-from tests.support.stores import KINDS, TENANT, Place, fresh_place, make_notification, owe, put
+from tests.support.stores import TENANT, Place, make_notification, owe, put
 
 LONG_S = 600.0
 """A lease that does not run out during a test."""
-
-
-@pytest.fixture(params=KINDS)
-def place(request: pytest.FixtureRequest) -> Iterator[Place]:
-    with fresh_place(request.param, request) as place:
-        yield place
-
-
-@pytest.fixture
-async def store(place: Place) -> AsyncIterator[Store]:
-    store = place.store()
-    await store.open()
-    yield store
-    await store.close()
 
 
 def past(seconds: float = 60.0) -> datetime:

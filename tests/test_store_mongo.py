@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 from bson import ObjectId
-from pymongo import MongoClient
 from pymongo.database import Database
 from pymongo.errors import (
     AutoReconnect,
@@ -42,23 +41,14 @@ from server.store import (
 )
 from server.store.mongo import MongoStore
 from server.store.mongo_revs import StoredRevs
-from tests.conftest import MongoDatabase
 from tests.support.mongo_stores import USER, collect_sockets_of_pymongo, opened, original, until_it_succeeds
-from tests.support.mongod import Mongod
+from tests.support.mongod import Mongod, MongoDatabase
 from tests.support.ports import free_port
 from tests.support.stores import make_notification, owe, put, put_many, read_sign_outs, whole_inbox
 
 DEFAULT = "default"
 USERS = [f"user-{number}" for number in range(7)]
 RECIPIENTS = [Recipient(user, f"{user}@example.test") for user in USERS]
-
-
-@pytest.fixture
-def raw(mongo_database: MongoDatabase) -> Iterator[Database[dict[str, Any]]]:
-    """The database, beside the store."""
-    client: MongoClient[dict[str, Any]]
-    with MongoClient(mongo_database.url, tz_aware=True) as client:
-        yield client[mongo_database.name]
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from pymongo import MongoClient
 from pymongo.database import Database
 
 from server.errors import StartupError, StoreUnavailable
@@ -19,22 +18,14 @@ from server.store import STEP, mongo_sign_outs, mongo_tenants, mongo_users
 from server.store.mongo import MongoStore
 from server.store.mongo_beside import MongoBeside
 from server.store.mongo_users import KnownUsers
-from tests.conftest import MongoDatabase
 from tests.support.mongo_stores import collect_sockets_of_pymongo, opened, original
+from tests.support.mongod import MongoDatabase
 from tests.support.ports import free_port
 from tests.support.stores import make_notification, put, read_sign_outs
 
 AT = now()
 
 Raw = dict[str, Any]
-
-
-@pytest.fixture
-def raw(mongo_database: MongoDatabase) -> Iterator[Database[Raw]]:
-    """The database, beside the store."""
-    client: MongoClient[Raw]
-    with MongoClient(mongo_database.url, tz_aware=True) as client:
-        yield client[mongo_database.name]
 
 
 @pytest.fixture

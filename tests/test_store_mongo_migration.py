@@ -15,7 +15,6 @@ import pytest
 from bson import MaxKey, MinKey, ObjectId, Timestamp
 from bson.datetime_ms import DatetimeMS
 from bson.raw_bson import RawBSONDocument
-from pymongo import MongoClient
 from pymongo.database import Database
 
 from server.errors import StartupError, StoreUnavailable
@@ -25,7 +24,6 @@ from server.store import mongo_migration, mongo_progress
 from server.store.mongo import MongoStore
 from server.store.mongo_connection import Connection
 from server.store.mongo_migration import Migration
-from tests.conftest import MongoDatabase
 from tests.support.mongo_stores import (
     USER,
     collect_sockets_of_pymongo,
@@ -34,7 +32,7 @@ from tests.support.mongo_stores import (
     until,
     until_it_succeeds,
 )
-from tests.support.mongod import Mongod
+from tests.support.mongod import Mongod, MongoDatabase
 from tests.support.stores import put, whole_inbox
 
 DEFAULT = "default"
@@ -42,14 +40,6 @@ SAIGON = ZoneInfo("Asia/Ho_Chi_Minh")
 NEW_YORK = ZoneInfo("America/New_York")
 
 Raw = dict[str, Any]
-
-
-@pytest.fixture
-def raw(mongo_database: MongoDatabase) -> Iterator[Database[Raw]]:
-    """The database, beside the store."""
-    client: MongoClient[Raw]
-    with MongoClient(mongo_database.url, tz_aware=True) as client:
-        yield client[mongo_database.name]
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any, cast
@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 from server.ids import new_id
 from server.messages import Document, EmailDuty, Mail, MailRecipient, Recipient, now
 from server.store import ACKNOWLEDGED, WAYS, Change, MailJob, MailOutcome, RefusedMail, Store
-from tests.support.stores import KINDS, Place, fresh_place, make_notification
+from tests.support.stores import Place, make_notification
 
 START = now() - timedelta(hours=1)
 PAST, FUTURE = START, START + timedelta(days=365)
@@ -28,12 +28,6 @@ user = st.sampled_from(USERS)
 index = st.integers(0, 30)
 limit = st.sampled_from([1, 2, 3, 100])
 _tenants = itertools.count()
-
-
-@pytest.fixture(params=KINDS)
-def place(request: pytest.FixtureRequest) -> Iterator[Place]:
-    with fresh_place(request.param, request) as place:
-        yield place
 
 
 def position(document: Document) -> tuple[Any, str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from server.grants import Scope
 from server.outgoing import HTTPClient
 from server.publishers import ServiceClaims
 from server.tokens.services import JWTServices
-from server.tokens.verifier import JWTVerifier, key_set_client
+from server.tokens.verifier import JWTVerifier
 from tests.support.jwt_keys import (
     EC,
     RSA,
@@ -35,13 +34,6 @@ from tests.support.jwt_keys import (
 )
 
 HS256 = JWTRules(algorithms=("HS256",), secret=SECRET)
-
-
-@pytest.fixture
-async def http() -> AsyncIterator[HTTPClient]:
-    client = key_set_client()
-    yield client
-    client.close()
 
 
 @pytest.fixture

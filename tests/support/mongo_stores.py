@@ -15,7 +15,7 @@ from bson import ObjectId
 
 from server.errors import StoreUnavailable
 from server.store.mongo import MongoStore
-from tests.conftest import MongoDatabase
+from tests.support.mongod import MongoDatabase
 
 USER = "alice"
 

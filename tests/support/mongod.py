@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -147,3 +148,13 @@ class Mongod:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+@dataclass(frozen=True)
+class MongoDatabase:
+    """A fresh, empty database; dropped after the test."""
+
+    url: str
+    """The address of the server, without a database."""
+    name: str
+    """The name of the database."""
