@@ -14,13 +14,13 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = {
     "PURE": "errors ids revs rates grants claims certificates messages payloads requests parsers commands wire"
     " dialects openapi openapi.* accept callers bus tasks flights assets mail_message request_id config config.*",
-    "PORTS": "store metrics exposition checks",
+    "PORTS": "store store.broadcasts store.deliveries store.directory store.mail metrics exposition checks",
     "CORE 1": "credentials passwords guessing auth users rooms sign_outs tenants limits publishers outgoing",
     "CORE 2": "backplane presence",
     "CORE 3": "notifier broadcaster inbox counts marks outbox",
     "CORE 4": "screen session feed",
-    "EDGES": "store.* folder_lock smtp mail_folder ingest ingest.* logins logins.* tokens tokens.* transports"
-    " transports.* admin health",
+    "EDGES": "store.sqlite* store.mongo* folder_lock smtp mail_folder ingest ingest.* logins logins.* tokens tokens.*"
+    " transports transports.* admin health",
     "ROOT": "__init__ __main__ app wiring consumers doors entrance reloading sign_in process listening streams tls"
     " security_headers cli cli.* logs",
 }

@@ -6,7 +6,6 @@ Its clock is the real one; a lease of no length has run out at once.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from datetime import timedelta
 
@@ -17,7 +16,7 @@ from server.grants import ALL_SCOPES, ApiKey, Tenant
 from server.ids import is_id, new_id
 from server.messages import Document, Notification, Recipient, now
 from server.store import HUB, Broadcast, Broadcasts, Delivery, Store
-from tests.support.stores import KINDS, TENANT, Place, fresh_place, make_notification, put, whole_inbox
+from tests.support.stores import TENANT, Place, make_notification, put, whole_inbox
 
 LONG_S = 600.0
 """A lease that does not run out during a test."""

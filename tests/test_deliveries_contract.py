@@ -4,7 +4,6 @@ store."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from datetime import timedelta
 
@@ -27,11 +26,9 @@ from server.store import (
     Store,
 )
 from tests.support.stores import (
-    KINDS,
     TENANT,
     USER,
     Place,
-    fresh_place,
     make_notification,
     owe,
     put,

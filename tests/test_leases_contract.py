@@ -4,13 +4,12 @@ one."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
 from server.errors import StoreUnavailable
 from server.store import Leases, Store
-from tests.support.stores import KINDS, Place, fresh_place
+from tests.support.stores import Place
 
 LONG_S = 600.0
 """A lease that does not run out during a test."""
