@@ -12,6 +12,8 @@ ServerError                     code, http_status, retryable
 │   └── NotJoined               a command that needs a user, on a connection that has none
 ├── NotFound                    what was named is not there
 ├── Conflict                    what was to be made is there already, or in the way
+├── KeyReused                   an idempotency key came again with another request
+├── InProgress                  the same request, with the same idempotency key, is being carried out
 ├── Busy                        a bounded resource is full for the moment
 │   ├── RateLimited             this caller has had their share; says when to come back
 │   └── AuthUnavailable         what decides about a login cannot be asked
@@ -121,6 +123,27 @@ class Conflict(ServerError):
 
     code = "conflict"
     http_status = 409
+
+
+class KeyReused(ServerError):
+    """An idempotency key that was used for another request (draft-ietf-httpapi-idempotency-key-header, section 2.7)."""
+
+    code = "idempotency_key_reused"
+    http_status = 422
+
+    def __init__(self) -> None:
+        super().__init__("this idempotency key was used for another request; use a new key for each notification")
+
+
+class InProgress(ServerError):
+    """A request with the same idempotency key is being carried out. Trying again a little later is right."""
+
+    code = "in_progress"
+    http_status = 409
+    retryable = True
+
+    def __init__(self) -> None:
+        super().__init__("the same request is still being carried out; try again")
 
 
 class Busy(ServerError):

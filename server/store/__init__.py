@@ -8,7 +8,7 @@ user's. Returned lists are new lists. After `StoreUnavailable` the change may st
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -25,15 +25,18 @@ __all__ = [
     "Broadcast",
     "Broadcasts",
     "Change",
+    "Counts",
     "Deliveries",
     "Delivery",
     "Directory",
     "EVENTS",
     "HUB",
     "Leases",
+    "MAX_TYPES",
     "MailCounts",
     "MailJob",
     "MailOutcome",
+    "Once",
     "RefusedMail",
     "SERVICE",
     "STEP",
@@ -41,6 +44,8 @@ __all__ = [
     "SignOutCursor",
     "SignOutPage",
     "Store",
+    "Stored",
+    "TypeCounts",
     "WAYS",
 ]
 
@@ -54,6 +59,50 @@ class Change:
     ids: tuple[str, ...]
     changed: int
     rev: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Once:
+    """A request that may come again, and is to have its effect once. `key`: the caller's own, one of its tenant's;
+    `fingerprint`: of what is asked for; `keep_s`: how long the key is remembered."""
+
+    key: str
+    fingerprint: bytes
+    keep_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What `Store.add` made, now or (`is_repeat`) when the same request came first: the notification with the `nid` and
+    `created_at` that it has, and its documents in the order of the recipients (of a repeat: as they are now, tombstones
+    too; those that are kept no longer are missing). `new`: the documents of which nobody has been told yet."""
+
+    notification: Notification
+    documents: list[Document]
+    new: list[Document]
+    is_repeat: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TypeCounts:
+    """Of the documents of one type."""
+
+    unseen: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """How many documents a user has; tombstones are none. `types`: of each type, those with the most documents first,
+    up to `MAX_TYPES` of them."""
+
+    unseen: int
+    total: int
+    types: Mapping[str, TypeCounts]
+
+
+MAX_TYPES = 100
+"""Types that are counted one by one, of a user."""
 
 
 class Store(Protocol):
@@ -73,6 +122,9 @@ class Store(Protocol):
     leases: Leases
     """To be used while the store is open, as all of these."""
 
+    epoch: str
+    """Which inbox this is: revs of another one mean nothing here. Known after the first `open`."""
+
     changes_overlap_s: float
     """How much later than a higher one a rev may become visible: see `changes`. 0: never later."""
 
@@ -90,21 +142,39 @@ class Store(Protocol):
 
     # -- storing ---------------------------------------------------------------------------------------------
     async def add(
-        self, notification: Notification, recipients: Sequence[Recipient], duty: EmailDuty | None
-    ) -> list[Document]:
+        self,
+        notification: Notification,
+        recipients: Sequence[Recipient],
+        duty: EmailDuty | None,
+        once: Once | None = None,
+    ) -> Stored:
         """Store one document for each recipient (distinct users, at least one), and the duty to mail, as a
-        whole: after a crash at any point either nothing is there or `complete_intents` completes it. Returns
-        the documents in the order of `recipients`. After `StoreUnavailable` the documents may still appear,
-        then all of them."""
+        whole: after a crash at any point either nothing is there or `complete_intents` completes it. After
+        `StoreUnavailable` the documents may still appear, then all of them.
+
+        With `once` the same request has its effect once, also if it comes from several nodes at the same time, or again
+        after a crash at any point: each recipient has one document, and one mail is owed. Ids do not follow from the
+        key, which may come again when it is no longer remembered. Raises `KeyReused` if the key was used for something
+        else; `InProgress` if the same request is still being stored when the store's time limit is over."""
 
     async def complete_intents(self) -> list[Document]:
         """Complete what a crash or a time-out left half done, longer ago than any store timeout. Returns the
         documents completed by this call, [] if there was nothing. Several nodes may call it at once."""
 
     # -- reading (never returns deleted documents) -----------------------------------------------------------
-    async def newest(self, tenant: str, user_id: str, *, before: str | None, limit: int) -> list[Document]:
+    async def newest(
+        self,
+        tenant: str,
+        user_id: str,
+        *,
+        before: str | None,
+        limit: int,
+        type: str | None = None,
+        seen: bool | None = None,
+    ) -> list[Document]:
         """Newest first by (created_at, id). `before`: only documents older than that of this id (which may be
-        deleted); None: from the newest. An id that is not the user's: []."""
+        deleted); None: from the newest. An id that is not the user's: []. `type`, `seen`: only such documents (None:
+        any)."""
 
     async def page(self, tenant: str, user_id: str, *, page: int, limit: int) -> list[Document]:
         """The `page`-th (from 0) `limit` documents, oldest first: the paging of the old dialect."""
@@ -123,6 +193,13 @@ class Store(Protocol):
         begin that much before what you have (see `revs`), and drop what you know; then go on from the last one
         returned."""
 
+    async def position(self) -> int:
+        """The rev clock now: whatever is changed after this returns has a higher rev, or (where `changes_overlap_s` is
+        not 0) one that is at most so much lower."""
+
+    async def counts(self, tenant: str, user_ids: Collection[str]) -> dict[str, Counts]:
+        """Exact, of each of these users; every given user is in the answer."""
+
     async def count_unseen(self, tenant: str, user_ids: Collection[str]) -> dict[str, int]:
         """The exact number of unseen documents of each user; every given user is in the answer."""
 
@@ -130,12 +207,24 @@ class Store(Protocol):
     async def mark_seen(self, tenant: str, user_id: str, ids: Sequence[str]) -> Change:
         """Mark these documents seen, all that are the user's and not deleted."""
 
-    async def mark_all_seen(self, tenant: str, user_id: str, *, limit: int) -> Change:
-        """Mark up to `limit` unseen documents seen, oldest first. Call again until `changed` is less than
-        `limit`."""
+    async def mark_all_seen(
+        self, tenant: str, user_id: str, *, limit: int, up_to: int | None = None
+    ) -> Change:
+        """Mark up to `limit` unseen documents seen, oldest first; `up_to`: only those whose rev is not higher (None:
+        all). Call again until `changed` is less than `limit`."""
+
+    async def mark_unseen(self, tenant: str, user_id: str, ids: Sequence[str]) -> Change:
+        """Mark these documents unseen, all that are the user's and not deleted. Owes nobody a mail."""
 
     async def delete(self, tenant: str, user_id: str, ids: Sequence[str]) -> Change:
         """Turn these documents into tombstones."""
+
+    async def restore(self, tenant: str, user_id: str, ids: Sequence[str]) -> Change:
+        """Turn these tombstones into documents again, seen or unseen as they were; those that are none are none of the
+        user's."""
+
+    async def find(self, tenant: str, user_id: str, ids: Sequence[str]) -> list[Document]:
+        """Those of these documents that are the user's, tombstones too, in the order given."""
 
     # -- mail ------------------------------------------------------------------------------------------------
     async def claim_mail(self, lease_s: float, limit: int) -> list[MailJob]:
