@@ -105,7 +105,7 @@ def _refuse_foreign(handler: RequestHandler, pages: Pages) -> None:
 def routes(folder: Path) -> list[tuple[Any, ...]]:
     """What every server answers."""
     return [
-        (r"/client/(notifications\.js)", ClientFileHandler, {"path": str(folder)}),
+        (r"/client/(notifications(?:/[a-z0-9]+)?\.js)", ClientFileHandler, {"path": str(folder)}),
         (r"/client/(sockjs\.min\.js)", ClientFileHandler, {"path": str(folder / "vendor")}),
     ]
 

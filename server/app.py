@@ -24,26 +24,32 @@ from server.doors import Doors
 from server.errors import StoreUnavailable
 from server.feed import FeedServices
 from server.grants import SignOut
+from server.greeting import announce
 from server.inbox import Inbox
 from server.limits import Limits
 from server.listening import Peers, TCPListener
 from server.mail_folder import MailFolder
+from server.mail_transport import MailTransport
 from server.marks import Marks
 from server.messages import EmailDuty
 from server.metrics import Metrics, Sources
 from server.notifier import Notifier
-from server.outbox import MailTransport, OutboxWorker
+from server.outbox import OutboxWorker
 from server.presence import Presence
 from server.publishers import Publishers
 from server.reloading import Reloads, tls_context
+from server.retention import Retention
 from server.rooms import Listener, Room, Rooms
 from server.session import SessionServices
 from server.sign_in import SignIn
 from server.smtp import SMTPTransport
 from server.streams import open_stream
+from server.sync import Sync
 from server.tasks import Tasks, step
 from server.tenants import Tenants
+from server.tokens.resume import ResumeTickets
 from server.wire import CloseReason, EventFrames
+from server.wire_v2 import InboxFrames
 from server.wiring import make_store, publisher_rules
 
 logger = logging.getLogger(__name__)
@@ -96,6 +102,10 @@ class Server:
         self._broadcaster = Broadcaster(self._store, self._backplane, self._rooms, self._tenants)
         self._marks = Marks(lambda: self._store.deliveries)
         self._inbox = Inbox(self._store, self._backplane)
+        self._retention = Retention(
+            self._store, self._tenants, config.retention, lambda: self._notifier.keep_keys_s
+        )
+        self._sync = Sync(self._store, self._retention)
         self._consumers = Consumers(config, self._store, self._notifier, self._presence)
         self._metrics = Metrics({"version": __version__, "store": self._store.name.partition(" ")[0]})
         self._checks = self._make_checks()
@@ -130,6 +140,7 @@ class Server:
             rooms=self._rooms,
             doors=self._doors,
             consumers=self._consumers,
+            retention=self._retention,
         )
         dispatcher.connect(self._wake_outbox, NOTIFICATION_STORED, sender=self._notifier)
         dispatcher.connect(self._follow_access, ACCESS_CHANGED, sender=self._tenants)
@@ -140,17 +151,21 @@ class Server:
         config = self.config
         return SessionServices(
             authenticator=self._sign_in.authenticator,
+            tickets=ResumeTickets(self._sign_in.own_tokens),
             tenants=self._tenants,
             limits=self._limits,
             inbox=self._inbox,
+            sync=self._sync,
             broadcaster=self._broadcaster,
             rooms=self._rooms,
             tasks=self._sessions,
             dialect=EventFrames(),
+            dialect_v2=InboxFrames(),
             page_limit=config.application.page_limit,
             max_queue_bytes=config.connections.queue_bytes,
             max_pending=config.connections.pending_commands,
             max_pending_bytes=config.connections.message_bytes,
+            heartbeat_s=config.connections.heartbeat_s,
         )
 
     def _feed_services(self) -> FeedServices:
@@ -163,7 +178,9 @@ class Server:
             inbox=self._inbox,
             marks=self._marks,
             broadcaster=self._broadcaster,
+            sync=self._sync,
             max_queue_bytes=self.config.connections.queue_bytes,
+            heartbeat_s=self.config.connections.heartbeat_s,
         )
 
     def _make_checks(self) -> Checks:
@@ -195,7 +212,7 @@ class Server:
             self._start_tasks()
             self._entrance.open()
             self._checks.state = State.SERVING
-            self._announce(listener.port)
+            announce(self.config, listener.port, self._store.name, self._mail.name)
             started()
             await stop.wait()
         finally:
@@ -225,7 +242,8 @@ class Server:
                 if not is_open:
                     await self._store.open()
                     is_open = True
-                return await self._tenants.open()
+                await self._tenants.open()
+                return await self._retention.look()
             except StoreUnavailable as error:
                 logger.warning("waiting for the store, %s: %s", self._store.name, error)
             await asyncio.sleep(STORE_RETRY_S)
@@ -239,6 +257,7 @@ class Server:
             self._doors.connections,
             self._doors.feeds,
             self._broadcaster,
+            self._retention,
             *self._consumers.doors,
             self._sign_in.authenticator,
             self._sign_in.brake,
@@ -268,6 +287,7 @@ class Server:
         self._loops.start(self._metrics.run(), "metrics")
         self._loops.start(self._broadcaster.run(), "broadcasts")
         self._loops.start(self._marks.run(), "marks")
+        self._loops.start(self._retention.run(), "retention")
         self._loops.start(self._sweep(), "sweep")
         self._consumers.start(self._loops)
 
@@ -289,22 +309,6 @@ class Server:
                 # A bug met by one round must not end all that follow.
                 logger.exception("the sweep failed")
             await asyncio.sleep(SWEEP_INTERVAL_S)
-
-    def _announce(self, port: int) -> None:
-        """Tell the person who started us what they need to know."""
-        config = self.config
-        scheme = "http" if config.tls is None else "https"
-        address = f"{scheme}://{_url_host(config.application.address)}:{port}/"
-        lines = [
-            f"notification-server {__version__} ({'RELEASE' if config.release else 'DEBUG'})",
-            f"  {'address' if config.release else 'page   '}  {address}",
-            f"  data     {config.application.data}",
-            f"  store    {self._store.name}",
-            f"  mail     {self._mail.name}",
-        ]
-        print("\n".join(lines), flush=True)
-        for warning in config.warnings:
-            logger.warning("%s", warning)
 
     # -- changes while running -------------------------------------------------------------------------------
     def _follow_access(self, tenants: Tenants) -> None:
@@ -371,9 +375,3 @@ class Server:
 def _log_closed(count: int) -> None:
     if count:
         logger.info("closed %d connections whose access has ended", count)
-
-
-def _url_host(address: str) -> str:
-    if address in ("", "0.0.0.0", "::"):  # noqa: S104  # compared, not bound
-        return "127.0.0.1"
-    return f"[{address}]" if ":" in address else address

@@ -11,11 +11,19 @@ from collections.abc import Iterable
 from functools import partial
 
 from server.backplane import LocalBackplane
-from server.bus import INBOX_CHANGED, NOTIFICATION_FAILED, NOTIFICATION_PUSHED, NOTIFICATION_STORED, tell
+from server.bus import (
+    INBOX_CHANGED,
+    NOTIFICATION_FAILED,
+    NOTIFICATION_PUSHED,
+    NOTIFICATION_REPLAYED,
+    NOTIFICATION_STORED,
+    tell,
+)
 from server.errors import StoreUnavailable
 from server.messages import Added, Broadcasted, Document, Notification, Publication
+from server.notifier import KEEP_KEYS_S, once_of
 from server.rooms import NOBODY, Room, Rooms
-from server.store import Broadcast, Store
+from server.store import Accepted, Broadcast, Store
 from server.tenants import Tenants
 
 logger = logging.getLogger(__name__)
@@ -36,13 +44,14 @@ MAX_FIRST = 100_000
 
 
 class Broadcaster:
-    """One for each node."""
+    """One for each node. `keep_keys_s`: as of `Notifier`."""
 
     def __init__(self, store: Store, backplane: LocalBackplane, rooms: Rooms, tenants: Tenants) -> None:
         self._store = store
         self._backplane = backplane
         self._rooms = rooms
         self._tenants = tenants
+        self.keep_keys_s = KEEP_KEYS_S
         self._wake = asyncio.Event()
         # None: not known yet, as before the first look
         self._open_count: int | None = None
@@ -50,19 +59,27 @@ class Broadcaster:
         # who was connected when a broadcast was accepted here
         self._first: dict[str, list[str]] = {}
 
-    async def broadcast(self, notification: Notification, received_at: float = 0.0) -> None:
-        """Accept one: when this returns it is durable, and every user will get it. Raises `StoreUnavailable`."""
+    async def broadcast(
+        self, notification: Notification, received_at: float = 0.0, idempotency_key: str | None = None
+    ) -> Accepted:
+        """Accept one: when this returns it is durable, and every user will get it. Raises as `Notifier.notify`."""
         # Who has joined a moment ago is known, too.
         await self._tenants.write_down()
         connected = self._rooms.users_of(notification.tenant)
-        publication = Publication(notification, (), door="broadcast", received_at=received_at)
+        publication = Publication(
+            notification, (), door="broadcast", received_at=received_at, idempotency_key=idempotency_key
+        )
         began_at = time.monotonic()
         try:
-            await self._store.broadcasts.add(notification)
+            accepted = await self._store.broadcasts.add(notification, once_of(publication, self.keep_keys_s))
         except StoreUnavailable as error:
             tell(NOTIFICATION_FAILED, self, publication=publication, code=error.code)
             raise
         stored_at = time.monotonic()
+        if accepted.is_repeat:
+            tell(NOTIFICATION_REPLAYED, self, publication=publication)
+            return accepted
+        notification = accepted.notification
         self._put_first(notification, connected)
         self._accepted_count += 1
         self._open_count = (self._open_count or 0) + 1
@@ -77,6 +94,7 @@ class Broadcaster:
             duty=None,
             store_s=stored_at - began_at,
         )
+        return accepted
 
     def _put_first(self, notification: Notification, connected: list[str]) -> None:
         if sum(map(len, self._first.values())) + len(connected) <= MAX_FIRST:

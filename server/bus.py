@@ -17,6 +17,9 @@ NOTIFICATION_STORED = "notification.stored"
 """After a notification and its mail duty are durable: `publication: Publication`, `documents: list[Document]`,
 `duty: EmailDuty | None`, `store_s: float` (how long the store took)."""
 
+NOTIFICATION_REPLAYED = "notification.replayed"
+"""A request came again after it had its effect, and was answered as at first: `publication: Publication`."""
+
 NOTIFICATION_FAILED = "notification.failed"
 """A notification could not be stored: `publication: Publication`, `code: str` (that of the error)."""
 
@@ -55,6 +58,10 @@ MAIL_SETTLED = "mail.settled"
 
 INBOX_CHANGED = "inbox.changed"
 """After inboxes changed: `rooms: Collection[Room]`."""
+
+DOCUMENTS_REMOVED = "documents.removed"
+"""Some that have had their time are gone for good: `tenant: str`, `documents: int`, `tombstones: int` (those that were
+deleted before)."""
 
 CONNECTION_OPENED = "connection.opened"
 """A client connected: `transport: str`."""

@@ -5,7 +5,7 @@ told is in `wire`.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -84,12 +84,22 @@ Command = Join | JoinByToken | ListUnseen | ListPage | ListNewest | MarkSeen | D
 def parse_command(text: str) -> Command:
     """The command in a client's message. Raises `InvalidCommand`, whose `field` is a path into the
     message."""
+    return command_of(read_message(text))
+
+
+def read_message(text: str) -> dict[str, Any]:
+    """A client's message, in whatever dialect: a JSON object with a `name`. Raises `InvalidCommand`."""
     try:
         message = json.loads(text)
     except (ValueError, RecursionError) as exc:
         raise InvalidCommand("", "the message is not JSON") from exc
     if not isinstance(message, dict) or not isinstance(message.get("name"), str):
         raise InvalidCommand("name", 'a message is an object {"name": …, "data": …}')
+    return message
+
+
+def command_of(message: Mapping[str, Any]) -> Command:
+    """The command in such a message. Raises `InvalidCommand`."""
     parse = _COMMANDS.get(message["name"])
     if parse is None:
         raise InvalidCommand("name", f"unknown command; known are {', '.join(_COMMANDS)}")
@@ -97,15 +107,20 @@ def parse_command(text: str) -> Command:
 
 
 def _parse_join(data: Any) -> Join | JoinByToken:
-    fields = _object(data)
+    return parse_proof(_object(data))
+
+
+def parse_proof(fields: Mapping[str, Any]) -> Join | JoinByToken:
+    """By what somebody says who they are: a token, or login and password. Raises `InvalidCommand`."""
     if "token" in fields:
         if "login" in fields or "password" in fields:
             raise InvalidCommand("data.token", "comes alone: either a token, or login and password")
-        return JoinByToken(_credential(fields, "token", MAX_TOKEN_CHARS))
-    return Join(_credential(fields, "login"), _credential(fields, "password"))
+        return JoinByToken(credential(fields, "token", MAX_TOKEN_CHARS))
+    return Join(credential(fields, "login"), credential(fields, "password"))
 
 
-def _credential(fields: dict[str, Any], name: str, max_chars: int = MAX_CREDENTIAL_CHARS) -> str:
+def credential(fields: Mapping[str, Any], name: str, max_chars: int = MAX_CREDENTIAL_CHARS) -> str:
+    """A text of this name. Raises `InvalidCommand`."""
     value = fields.get(name)
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)  # deployed clients send numeric logins as numbers
@@ -158,12 +173,16 @@ def _parse_seen(data: Any) -> MarkSeen:
 
 def _ids(data: Any) -> tuple[str, ...]:
     """`{"ids": […]}` or the bare list. Texts that are no ids are dropped: they are nobody's."""
-    ids = data.get("ids") if isinstance(data, dict) else data
+    return distinct_ids(data.get("ids") if isinstance(data, dict) else data, "data.ids")
+
+
+def distinct_ids(ids: Any, path: str) -> tuple[str, ...]:
+    """Those in a list, once each. Raises `InvalidCommand` with a field at or below `path`."""
     if not isinstance(ids, list):
-        raise InvalidCommand("data.ids", "missing, or not a list")
+        raise InvalidCommand(path, "missing, or not a list")
     for index, id_ in enumerate(ids):
         if not isinstance(id_, str):
-            raise InvalidCommand(f"data.ids[{index}]", "not a text")
+            raise InvalidCommand(f"{path}[{index}]", "not a text")
     return tuple(dict.fromkeys(id_.lower() for id_ in ids if is_id(id_)))
 
 

@@ -1,4 +1,5 @@
-"""Tells users' screens how many unseen notifications they have, after each change of their inbox.
+"""Tells users' screens how many notifications they have, after each change of their inbox: how many unseen ones, and to
+those who speak of more, how many in all and of each type.
 
 The count is always the store's, never added up here: it cannot drift. Changes in quick succession share one
 count.
@@ -15,7 +16,7 @@ from pydispatch import dispatcher
 from server.backplane import LocalBackplane
 from server.bus import INBOX_CHANGED
 from server.errors import StoreUnavailable
-from server.messages import Unseen
+from server.messages import Counted, Event, UnseenCount
 from server.rooms import Room, Rooms
 from server.store import Store
 
@@ -70,10 +71,20 @@ class UnseenCounts:
             by_tenant.setdefault(tenant, []).append(user_id)
         for tenant, user_ids in by_tenant.items():
             for start in range(0, len(user_ids), USERS_PER_QUERY):
-                counts = await self._store.count_unseen(tenant, user_ids[start : start + USERS_PER_QUERY])
-                self._backplane.publish(
-                    ((tenant, user_id), Unseen(count)) for user_id, count in counts.items()
-                )
+                await self._tell_some(tenant, user_ids[start : start + USERS_PER_QUERY])
+
+    async def _tell_some(self, tenant: str, user_ids: Collection[str]) -> None:
+        counting = {user_id for _, user_id in self._rooms.counting((tenant, user_id) for user_id in user_ids)}
+        told: list[tuple[Room, Event]] = []
+        if counting:
+            for user_id, counts in (await self._store.counts(tenant, counting)).items():
+                room = (tenant, user_id)
+                told += [(room, UnseenCount(counts.unseen)), (room, Counted(counts))]
+        others = [user_id for user_id in user_ids if user_id not in counting]
+        if others:
+            unseen = await self._store.count_unseen(tenant, others)
+            told += [((tenant, user_id), UnseenCount(count)) for user_id, count in unseen.items()]
+        self._backplane.publish(told)
 
     def close(self) -> None:
         """Hear of nothing any more."""

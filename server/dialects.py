@@ -8,9 +8,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
-from server.messages import Added, Broadcasted, Deleted, Document, Event, Notification, Seen, Unseen
+from server.messages import (
+    Added,
+    Broadcasted,
+    Deleted,
+    Document,
+    Event,
+    Notification,
+    Restored,
+    Seen,
+    UnseenCount,
+)
 from server.payloads import payload_object_of, payload_of
 from server.revs import to_wire
 from server.wire import Frame, document_fields, instant
@@ -28,6 +38,20 @@ class Dialect(Protocol):
 
     def frame(self, event: Event) -> Frame | None:
         """The frame that tells of `event`; None: these clients are not told."""
+
+
+@runtime_checkable
+class Farewell(Protocol):
+    """A dialect in which clients are told when to come back."""
+
+    def bye(self, retry_ms: int) -> Frame:
+        """The server ends; the client is to come back after that time."""
+
+
+class Counting:
+    """A dialect that tells of `Counted`. Nobody counts for a user who has no client that speaks one."""
+
+    __slots__ = ()
 
 
 class _PerNotification:
@@ -129,13 +153,13 @@ class StreamDialect:
     that is JSON (not JSON in a string). `id` is the document's rev: what `Last-Event-ID` gives back."""
 
     def frame(self, event: Event) -> Frame | None:
-        if isinstance(event, Added):
+        if isinstance(event, Added | Restored):
             return self.added(event.document)
         if isinstance(event, Seen):
             return _event("seen", _encode({"ids": event.ids}), event.rev)
         if isinstance(event, Deleted):
             return _event("delete", _encode({"ids": event.ids}), event.rev)
-        return self.count(event.count) if isinstance(event, Unseen) else None
+        return self.count(event.count) if isinstance(event, UnseenCount) else None
 
     @staticmethod
     def added(document: Document) -> Frame:

@@ -20,7 +20,7 @@ from server.exposition import Exposition
 from server.feed import FeedServices
 from server.grants import Grant
 from server.health import Instruments
-from server.ingest import deliveries, publishing, schema, user_tokens, users
+from server.ingest import deliveries, outbox, publishing, schema, user_tokens, users
 from server.ingest.base import Gate, presented
 from server.ingest.notify import NotifyDoor, NotifyHandler
 from server.ingest.publishing import PublishingDoors
@@ -37,7 +37,7 @@ from server.security_headers import SecurityHeaders, StrictSecurityHeaders
 from server.session import Session, SessionServices
 from server.tenants import Tenants
 from server.tokens.own import OwnTokens
-from server.transports import events, hub, service, socketio, tenant
+from server.transports import events, hub, inbox, service, socket_v2, socketio, tenant
 from server.transports.feeds import FeedDoors
 from server.transports.origins import Origins
 from server.transports.registry import ConnectionOptions, Connections
@@ -100,10 +100,13 @@ class Doors:
         self.callers = CallerPolicy(config.application.trusted_proxies, config.application.hosts)
         self.gate = Gate(self.identify, publishers, limits)
         self._notify = NotifyDoor(notifier, config.limits.body_bytes, field_limits(config))
+        self._broadcaster = broadcaster
+        self._keep_keys(config)
         self._publishing = PublishingDoors(
             notifier, broadcaster, config.limits.body_bytes, field_limits(config)
         )
         self._deliveries = feeds.store.deliveries
+        self._outbox = feeds.store.outbox
         self._users = UserDoors(tenants, own_tokens.make, config.auth.max_token_s)
         self._user_tokens = UserTokenDoors(
             sessions.authenticator, own_tokens.make_login, own_tokens.check_refresh
@@ -138,13 +141,13 @@ class Doors:
 
     def entrance(self) -> Entrance:
         """The way in to all of them, which is to be opened."""
-        return Entrance(self._application(), health.early_routes(self._instruments), [self._headers])
+        return Entrance(self.application(), health.early_routes(self._instruments), [self._headers])
 
     @property
     def _headers(self) -> type[SecurityHeaders]:
         return StrictSecurityHeaders if self._config.release else SecurityHeaders
 
-    def _application(self) -> Application:
+    def application(self) -> Application:
         """All routes."""
         folder = example_folder()
         routes: list[Any] = [
@@ -153,10 +156,13 @@ class Doors:
             *user_tokens.routes(self.gate, self._user_tokens),
             *publishing.routes(self.gate, self._publishing),
             *deliveries.routes(self.gate, self._deliveries),
+            *outbox.routes(self.gate, self._outbox),
             *hub.routes(self.feeds),
             *tenant.routes(self.feeds),
             *service.routes(self.feeds),
             *events.routes(self.feeds),
+            *inbox.routes(self.feeds),
+            *socket_v2.routes(self.feeds, self._open_session_v2),
             *socketio.routes(self.socketio),
             *health.routes(self._instruments),
             *schema.routes(folder / "api", has_example=not self._config.release),
@@ -183,6 +189,9 @@ class Doors:
     def _open_session(self, connection: Connection) -> Session:
         return Session(connection, self._sessions)
 
+    def _open_session_v2(self, connection: Connection) -> Session:
+        return Session(connection, self._sessions, only_version=2)
+
     # -- life ------------------------------------------------------------------------------------------------
     def apply(self, config: Config) -> None:
         """Go by a changed configuration from now on."""
@@ -190,12 +199,18 @@ class Doors:
         self.callers = CallerPolicy(application.trusted_proxies, application.hosts)
         self._notify.max_body_bytes = self._publishing.max_body_bytes = config.limits.body_bytes
         self._notify.limits = self._publishing.limits = field_limits(config)
+        self._keep_keys(config)
         self._users.max_token_s = config.auth.max_token_s
         self._instruments.internal = application.internal
         self._instruments.public_metrics = application.public_metrics
 
+    def _keep_keys(self, config: Config) -> None:
+        for publisher in (self._notify.notifier, self._broadcaster):
+            publisher.keep_keys_s = config.application.keep_keys_s
+
     def close(self) -> None:
         """Say goodbye to all clients."""
+        self._sessions.rooms.say_bye()
         self.connections.close_all(GOING_AWAY)
         self.connections.stop()
 

@@ -31,6 +31,7 @@ from server.revs import COUNTER_BITS
 from server.rooms import NOBODY, Connection, Push, Room, Rooms, SignIn, close_at
 from server.screen import Screen
 from server.store import EVENTS, HUB, SERVICE, Store
+from server.sync import LAST_ID, Sync
 from server.tasks import Tasks
 from server.tenants import Tenants
 from server.wire import FAILED, TOO_MANY, Frame
@@ -39,9 +40,6 @@ logger = logging.getLogger(__name__)
 
 PORTION = 100
 """Documents read at a time."""
-
-LAST_ID = "f" * 24
-"""Comes after all ids."""
 
 RETRY_FIRST_S = 0.5
 RETRY_MAX_S = 10.0
@@ -57,7 +55,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class FeedServices:
-    """What all feeds share. `max_queue_bytes`: of pushes that wait behind what is read."""
+    """What all feeds share. `max_queue_bytes`: of pushes that wait behind what is read; `heartbeat_s`: what clients are
+    told of it."""
 
     tenants: Tenants
     limits: Limits
@@ -67,7 +66,9 @@ class FeedServices:
     inbox: Inbox
     marks: Marks
     broadcaster: Broadcaster
+    sync: Sync
     max_queue_bytes: int
+    heartbeat_s: float
 
 
 class _FeedScreen(Screen):

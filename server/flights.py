@@ -1,12 +1,14 @@
-"""One answer for all who ask for the same at the same moment."""
+"""What is asked for several times at the same moment: one answer for all, or one after the other."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from server.errors import Busy, ServerError
+from server.errors import Busy, InProgress, ServerError
 from server.tasks import Tasks
 
 K = TypeVar("K", bound=Hashable)
@@ -48,3 +50,40 @@ async def _outcome(make: Callable[[], Awaitable[T]]) -> T | ServerError:
         return await make()
     except ServerError as error:
         return error
+
+
+@dataclass(slots=True)
+class _Turn:
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    holders: int = 0
+    """Who has it, and who waits for it."""
+
+
+class Turns(Generic[K]):
+    """Of all who come with an equal key, one at a time."""
+
+    def __init__(self, patience_s: float) -> None:
+        self._patience_s = patience_s
+        self._turns: dict[K, _Turn] = {}
+
+    @asynccontextmanager
+    async def take(self, key: K) -> AsyncIterator[float]:
+        """Wait until nobody else has the turn; what is left of the patience then, in seconds. Raises `InProgress` when
+        there is none left."""
+        ends_at = asyncio.get_running_loop().time() + self._patience_s
+        turn = self._turns.setdefault(key, _Turn())
+        turn.holders += 1
+        try:
+            try:
+                async with asyncio.timeout_at(ends_at):
+                    await turn.lock.acquire()
+            except TimeoutError:
+                raise InProgress() from None
+            try:
+                yield max(0.0, ends_at - asyncio.get_running_loop().time())
+            finally:
+                turn.lock.release()
+        finally:
+            turn.holders -= 1
+            if not turn.holders:
+                del self._turns[key]

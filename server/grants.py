@@ -34,10 +34,23 @@ class Scope(StrEnum):
     LISTEN = "listen"
     """Let users listen: make tokens for them."""
     ADMIN = "admin"
-    """Sign users out, see the tenant's figures."""
+    """Sign users out, see and change the mail that is owed, see the tenant's figures."""
 
 
 ALL_SCOPES = frozenset(Scope)
+
+
+FOREVER = 0
+"""As a number of seconds for which something is kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """For how many seconds a tenant's notifications are kept after they were created, and those that their users deleted
+    after that (`FOREVER`: for ever). None: as the configuration says."""
+
+    documents_s: int | None = None
+    tombstones_s: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +60,7 @@ class Tenant:
     name: str
     created_at: datetime
     removed_at: datetime | None = None
+    keep: Keep = Keep()
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,17 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable
+from dataclasses import dataclass
 
 from server.backplane import LocalBackplane
 from server.bus import INBOX_CHANGED, tell
 from server.errors import StoreUnavailable
-from server.messages import Deleted, Document, Seen
+from server.messages import AllSeen, Counts, Deleted, Document, Event, Missed, Restored, Seen, Unseen
+from server.revs import COUNTER_BITS
 from server.rooms import Room
-from server.store import Change, Store
+from server.store import ACKNOWLEDGED, Change, Store
 
 CHANGES_PER_BATCH = 500
 """Documents changed, and told of in one frame, at a time (some 15 KB): no batch holds up the store or fills a
 queue."""
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """What a change really changed: these documents, whose new rev is `rev` (None: there are none)."""
+
+    ids: tuple[str, ...]
+    rev: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class AllMarked:
+    """How many documents became seen, of those with a rev up to `upto`."""
+
+    upto: int
+    changed: int
 
 
 class Inbox:
@@ -23,6 +41,7 @@ class Inbox:
         self._store = store
         self._backplane = backplane
 
+    # -- reading ---------------------------------------------------------------------------------------------
     async def unseen(self, room: Room, *, after: Document | None, limit: int) -> list[Document]:
         """Unseen documents, oldest first, from after that one."""
         return await self._store.unseen(*room, after=after, limit=limit)
@@ -31,42 +50,149 @@ class Inbox:
         """A numbered page, oldest first."""
         return await self._store.page(*room, page=page, limit=limit)
 
-    async def newest(self, room: Room, *, before: str | None, limit: int) -> list[Document]:
-        """Newest first, from before that id."""
-        return await self._store.newest(*room, before=before, limit=limit)
+    async def newest(
+        self, room: Room, *, before: str | None, limit: int, type: str | None = None, seen: bool | None = None
+    ) -> list[Document]:
+        """Newest first, from before that id; of this type and this `seen` only (None: any)."""
+        if type is None and seen is None:
+            return await self._store.newest(*room, before=before, limit=limit)
+        return await self._store.newest(*room, before=before, limit=limit, type=type, seen=seen)
 
     async def count_unseen(self, room: Room) -> int:
         """How many unseen documents the user has."""
         tenant, user_id = room
         return (await self._store.count_unseen(tenant, [user_id]))[user_id]
 
+    async def counts(self, room: Room) -> Counts:
+        """How many documents the user has."""
+        tenant, user_id = room
+        return (await self._store.counts(tenant, [user_id]))[user_id]
+
+    # -- changing --------------------------------------------------------------------------------------------
     async def mark_seen(self, room: Room, ids: tuple[str, ...]) -> Change:
         """Mark documents as seen, and tell all screens if that changed any. At most `CHANGES_PER_BATCH`
         ids."""
-        return await self._change(room, Seen, self._store.mark_seen(*room, ids))
+        change, _ = await self._mark_seen(room, ids)
+        return change
+
+    async def see(self, room: Room, ids: tuple[str, ...]) -> Changed:
+        """The same, but what it really changed."""
+        change, changed = await self._mark_seen(room, ids)
+        return Changed(changed, change.rev)
+
+    async def _mark_seen(self, room: Room, ids: tuple[str, ...]) -> tuple[Change, tuple[str, ...]]:
+        change = await self._carry_out(room, self._store.mark_seen(*room, ids))
+        changed = await self._really_changed(room, change)
+        if change.rev is not None:
+            await self._publish(room, [Seen(change.ids, change.rev, changed)])
+        return change, changed
 
     async def mark_all_seen(self, room: Room) -> Change:
         """Mark the oldest `CHANGES_PER_BATCH` unseen documents as seen, and tell all screens. Call again
         until `changed` is less than that."""
-        return await self._change(room, Seen, self._store.mark_all_seen(*room, limit=CHANGES_PER_BATCH))
+        change = await self._carry_out(room, self._store.mark_all_seen(*room, limit=CHANGES_PER_BATCH))
+        if change.rev is not None:
+            await self._publish(room, [Seen(change.ids, change.rev)])
+        return change
+
+    async def mark_seen_up_to(self, room: Room, upto: int | None) -> AllMarked:
+        """Mark all documents seen whose rev is not above `upto` (None: all there are now), batch by batch.
+
+        Who tells documents by their revs is told once of all that are surely visible by now; where a rev may become
+        visible late, of the latest ones by their ids."""
+        position = await self._store.position()
+        upto = position if upto is None else min(upto, position)
+        settled = min(upto, position - (int(self._store.changes_overlap_s * 1000) << COUNTER_BITS))
+        changed = 0
+        try:
+            changed += await self._mark_batches(room, settled, is_part=True)
+        except StoreUnavailable:
+            await self._publish(room, [Missed()])
+            raise
+        if changed:
+            await self._publish(room, [AllSeen(settled)])
+        if settled < upto:
+            changed += await self._mark_batches(room, upto, is_part=False)
+        return AllMarked(upto, changed)
+
+    async def _mark_batches(self, room: Room, up_to: int, *, is_part: bool) -> int:
+        count = 0
+        while True:
+            change = await self._carry_out(
+                room, self._store.mark_all_seen(*room, limit=CHANGES_PER_BATCH, up_to=up_to)
+            )
+            if change.rev is not None:
+                await self._publish(room, [Seen(change.ids, change.rev, is_part=is_part)])
+            count += change.changed
+            if change.changed < CHANGES_PER_BATCH:
+                return count
+
+    async def mark_unseen(self, room: Room, ids: tuple[str, ...]) -> Changed:
+        """Mark documents as unseen, and tell all screens. At most `CHANGES_PER_BATCH` ids."""
+        change = await self._carry_out(room, self._store.mark_unseen(*room, ids))
+        changed = await self._really_changed(room, change)
+        if change.rev is not None:
+            await self._publish(room, [Unseen(changed, change.rev)])
+        return Changed(changed, change.rev)
 
     async def delete(self, room: Room, ids: tuple[str, ...]) -> Change:
         """Delete documents, and tell all screens if that changed any. At most `CHANGES_PER_BATCH` ids."""
-        return await self._change(room, Deleted, self._store.delete(*room, ids))
+        change, _ = await self._delete(room, ids)
+        return change
 
-    async def _change(
-        self, room: Room, event: type[Seen] | type[Deleted], changing: Awaitable[Change]
-    ) -> Change:
-        """The change, when this node's screens have been told of it: to the asker that is the answer, and it
-        comes before the answer to what is asked next."""
+    async def remove(self, room: Room, ids: tuple[str, ...]) -> Changed:
+        """The same, but what it really changed."""
+        change, changed = await self._delete(room, ids)
+        return Changed(changed, change.rev)
+
+    async def _delete(self, room: Room, ids: tuple[str, ...]) -> tuple[Change, tuple[str, ...]]:
+        change = await self._carry_out(room, self._store.delete(*room, ids))
+        changed = await self._really_changed(room, change)
+        if change.rev is not None:
+            await self._publish(room, [Deleted(changed, change.rev)])
+        return change, changed
+
+    async def restore(self, room: Room, ids: tuple[str, ...]) -> Changed:
+        """Take back that documents were deleted, and tell all screens. At most `CHANGES_PER_BATCH` ids."""
+        change = await self._carry_out(room, self._store.restore(*room, ids))
+        if change.rev is None:
+            return Changed((), None)
         try:
-            change = await changing
+            documents = await self._store.find(*room, change.ids)
+        except StoreUnavailable:
+            await self._publish(room, [Missed()])
+        else:
+            await self._publish(room, [Restored(each) for each in documents if not each.deleted])
+        return Changed(change.ids, change.rev)
+
+    async def acknowledge(self, room: Room, ids: tuple[str, ...]) -> None:
+        """Remember that a client has got these documents. To the inbox nothing happens."""
+        await self._store.deliveries.mark(ACKNOWLEDGED, {room: ids})
+
+    # -- telling ---------------------------------------------------------------------------------------------
+    async def _carry_out(self, room: Room, changing: Awaitable[Change]) -> Change:
+        try:
+            return await changing
         except StoreUnavailable:
             # It may have come through all the same, or still do: count, when the store is back.
             tell(INBOX_CHANGED, self, rooms=[room])
             raise
-        if change.rev is not None:
-            self._backplane.publish([(room, event(change.ids, change.rev))])
-            tell(INBOX_CHANGED, self, rooms=[room])
-            await self._backplane.delivered(room)
-        return change
+
+    async def _publish(self, room: Room, events: list[Event]) -> None:
+        """Tell of a change; return when this node's screens have been told: to the asker that is the answer, and it
+        comes before the answer to what is asked next."""
+        self._backplane.publish([(room, event) for event in events])
+        tell(INBOX_CHANGED, self, rooms=[room])
+        await self._backplane.delivered(room)
+
+    async def _really_changed(self, room: Room, change: Change) -> tuple[str, ...]:
+        """Which of the documents of a change got its rev. Of the others nobody may be told that rev: a later change of
+        one of them, made by a node whose clock is behind, could have a lower one."""
+        if change.changed in (0, len(change.ids)):
+            return change.ids if change.changed else ()
+        try:
+            found = await self._store.find(*room, change.ids)
+        except StoreUnavailable:
+            await self._publish(room, [Missed()])  # the change is made
+            return ()
+        return tuple(document.id for document in found if document.rev == change.rev)

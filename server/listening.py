@@ -122,6 +122,11 @@ class TCPListener:
 
     async def close(self) -> None:
         """Refuse all that come from now on. Idempotent."""
+        loop = asyncio.get_running_loop()
+        for listening in self._sockets:
+            # asyncio does so a turn later: who comes in this one would end as an error in the log.
+            if listening.fileno() >= 0:
+                loop.remove_reader(listening)
         await self._tasks.cancel()
         self._close()
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from server.mail_message import MailMessage
-from server.outbox import Handover, Outage, Refusal
+from server.mail_transport import Handover, Outage, Refusal
 
 KEEP_FILES = 1_000
 """The newest mails; older ones are removed."""
@@ -43,13 +43,18 @@ class MailFolder:
         # Two jobs may hold parts of one message.
         self._lock = threading.Lock()
 
+    async def close(self) -> None:
+        """See `MailTransport`: nothing is kept."""
+
     async def send(self, message: MailMessage, addresses: Sequence[str], within_s: float) -> Handover:
         """See `MailTransport`; a file takes no `within_s` worth watching."""
         try:
             await asyncio.to_thread(self._write, message, addresses)
         except OSError as exc:
             outage = Outage(f"cannot write to {self._folder}: {exc.strerror or exc}", needs_operator=True)
-            return Handover(dict.fromkeys(addresses, Refusal(0, outage.reason, is_temporary=True)), outage)
+            return Handover(
+                dict.fromkeys(addresses, Refusal(0, outage.reason, True, is_untried=True)), outage
+            )
         return Handover({})
 
     async def list_newest(self, limit: int) -> list[dict[str, Any]]:

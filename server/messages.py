@@ -7,6 +7,7 @@ nothing past them checks again.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -57,13 +58,15 @@ class MailRecipient:
 
     `accepted_online` is True where the user had an open connection when the notification was accepted: such a
     mail is due later, and falls away if one of the connections gave a sign of life after `created_at` of the
-    notification.
+    notification. `attempts`: how often the mail server was asked in vain so far, since `failing_since` (None: never).
     """
 
     user_id: str
     email: str
     due_at: datetime
     accepted_online: bool = False
+    attempts: int = 0
+    failing_since: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +94,8 @@ class EmailDuty:
 @dataclass(frozen=True, slots=True)
 class Publication:
     """What a publishing door read: a notification, its distinct recipients (possibly none), and the mail to
-    those who are away (None: nobody is to be mailed). For figures: `door`, the name of the
+    those who are away (None: nobody is to be mailed). `idempotency_key`: that of its tenant by which the same request
+    is known when it comes again (None: each time it comes is another). For figures: `door`, the name of the
     door, and `received_at`, when the request came in (`time.monotonic`; 0: not known)."""
 
     notification: Notification
@@ -99,6 +103,7 @@ class Publication:
     mail: Mail | None = None
     door: str = "notify"
     received_at: float = 0.0
+    idempotency_key: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +128,31 @@ class Document:
 
 
 @dataclass(frozen=True, slots=True)
+class TypeCounts:
+    """Of the documents of one type."""
+
+    unseen: int
+    total: int
+
+
+MAX_TYPES = 100
+"""Types that are counted one by one, of a user."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """How many documents a user has; tombstones are none. `types`: of each type, those with the most documents first,
+    up to `MAX_TYPES` of them."""
+
+    unseen: int
+    total: int
+    types: Mapping[str, TypeCounts]
+
+
+# -- events: what connections are told -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
 class Added:
     """A document came into a user's inbox."""
 
@@ -134,11 +164,48 @@ class Added:
 
 
 @dataclass(frozen=True, slots=True)
+class Restored:
+    """A tombstone became this document again."""
+
+    document: Document
+
+    @property
+    def rev(self) -> int:
+        return self.document.rev
+
+
+@dataclass(frozen=True, slots=True)
 class Seen:
-    """Documents of one user were marked as seen; `rev` is their new rev."""
+    """Documents of one user were marked as seen. `changed`: those that were not seen before, whose new rev is `rev`;
+    None: all of `ids`. `is_part`: of what a later `AllSeen` tells of as a whole."""
 
     ids: tuple[str, ...]
     rev: int
+    changed: tuple[str, ...] | None = None
+    is_part: bool = False
+
+    @property
+    def changed_ids(self) -> tuple[str, ...]:
+        return self.ids if self.changed is None else self.changed
+
+
+@dataclass(frozen=True, slots=True)
+class AllSeen:
+    """All documents of a user with a rev up to `upto` were marked as seen, by several changes."""
+
+    upto: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unseen:
+    """Documents of one user were marked as unseen; `rev` is their new rev."""
+
+    ids: tuple[str, ...]
+    rev: int
+
+    @property
+    def changed_ids(self) -> tuple[str, ...]:
+        return self.ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,12 +215,28 @@ class Deleted:
     ids: tuple[str, ...]
     rev: int
 
+    @property
+    def changed_ids(self) -> tuple[str, ...]:
+        return self.ids
+
 
 @dataclass(frozen=True, slots=True)
-class Unseen:
+class UnseenCount:
     """How many unseen documents a user has now."""
 
     count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """How many documents a user has now, by their types, too."""
+
+    counts: Counts
+
+
+@dataclass(frozen=True, slots=True)
+class Missed:
+    """Something has changed that cannot be told: what it was is to be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,5 +247,5 @@ class Broadcasted:
     notification: Notification
 
 
-Event = Added | Seen | Deleted | Unseen | Broadcasted
+Event = Added | Restored | Seen | AllSeen | Unseen | Deleted | UnseenCount | Counted | Missed | Broadcasted
 """What connections are told."""

@@ -120,6 +120,8 @@ class Metrics(Collector):
         self._published = make("published", "Notifications accepted and stored.", "door", "tenant")
         self._documents = make("documents_stored", "Inbox documents stored.", "door", "tenant")
         self._failed = make("failed", "Notifications that could not be stored.", "door", "tenant", "code")
+        self._replayed = make("replayed", "Requests that came again and changed nothing.", "door", "tenant")
+        self._removed = make("documents_removed", "Documents that have had their time.", "tenant", "kind")
         self._pushed = make("pushed", "Notifications handed to connections, once for each.", "door", "tenant")
         self._mails = make(
             "mails", "Recipients of mail, by what became of an attempt to mail them.", "tenant", "outcome"
@@ -170,6 +172,7 @@ class Metrics(Collector):
     def _receivers(self) -> Sequence[tuple[str, Callable[..., None]]]:
         return (
             (bus.NOTIFICATION_STORED, self._note_stored),
+            (bus.NOTIFICATION_REPLAYED, self._note_replayed),
             (bus.NOTIFICATION_FAILED, self._note_failed),
             (bus.NOTIFICATION_PUSHED, self._note_pushed),
             (bus.REFUSED, self._note_refused),
@@ -177,6 +180,7 @@ class Metrics(Collector):
             (bus.SIGNED_IN, self._note_sign_in),
             (bus.SIGN_IN_FAILED, self._note_sign_in_failure),
             (bus.MAIL_SETTLED, self._note_mail),
+            (bus.DOCUMENTS_REMOVED, self._note_removed),
             (bus.CONNECTION_OPENED, self._note_opened),
             (bus.CONNECTION_CLOSED, self._note_closed),
             (bus.MESSAGE_RECEIVED, self._note_received),
@@ -191,6 +195,9 @@ class Metrics(Collector):
         self._published.labels(*whose).inc()
         self._documents.labels(*whose).inc(len(documents))
         self._store_s.observe(store_s)
+
+    def _note_replayed(self, publication: Publication) -> None:
+        self._replayed.labels(*self._whose(publication)).inc()
 
     def _note_failed(self, publication: Publication, code: str) -> None:
         self._failed.labels(*self._whose(publication), self._code(code)).inc()
@@ -223,6 +230,10 @@ class Metrics(Collector):
             count = len(getattr(outcome, name))
             if count:
                 self._mails.labels(whose, name).inc(count)
+
+    def _note_removed(self, tenant: str, documents: int, tombstones: int) -> None:
+        for kind, count in (("kept", documents), ("deleted", tombstones)):
+            self._removed.labels(self._tenant(tenant), kind).inc(count)
 
     def _note_opened(self, transport: str) -> None:
         self._opened.labels(self._transport(transport)).inc()

@@ -15,40 +15,47 @@ from server.bus import (
     INBOX_CHANGED,
     NOTIFICATION_FAILED,
     NOTIFICATION_PUSHED,
+    NOTIFICATION_REPLAYED,
     NOTIFICATION_STORED,
     tell,
 )
 from server.errors import Busy, StoreUnavailable
+from server.idempotency import fingerprint_of
 from server.messages import Added, Document, EmailDuty, MailRecipient, Publication
 from server.presence import Presence
 from server.rooms import Room
-from server.store import Store
+from server.store import Once, Store, Stored
 
 logger = logging.getLogger(__name__)
 
+KEEP_KEYS_S = 24 * 3600.0
+"""How long idempotency keys are remembered, unless the configuration says otherwise."""
+
 
 class Notifier:
-    """What every publishing door calls."""
+    """What every publishing door calls. `keep_keys_s`: how long idempotency keys are remembered; may be changed while
+    the server runs."""
 
     def __init__(self, store: Store, backplane: LocalBackplane, presence: Presence) -> None:
         self._store = store
         self._backplane = backplane
         self._presence = presence
+        self.keep_keys_s = KEEP_KEYS_S
         self._is_store_away = False
         self._in_flight = 0
         self._is_open = True
         self._is_idle = asyncio.Event()
         self._is_idle.set()
 
-    async def notify(self, publication: Publication) -> list[Document]:
-        """Store a notification for its recipients; the documents, in their order. When this returns,
-        documents and mail duty are durable, and pushes are under way. Raises `StoreUnavailable`: nothing was
-        pushed, and either nothing is stored or all of it will be (then it is pushed too); `Busy` while the
-        server stops."""
+    async def notify(self, publication: Publication) -> Stored:
+        """Store a notification for its recipients. When this returns, documents and mail duty are durable, and pushes
+        are under way. One with an idempotency key that came before changes nothing, and is answered with what is there.
+        Raises `StoreUnavailable`: nothing was pushed, and either nothing is stored or all of it will be (then it is
+        pushed too); `KeyReused` and `InProgress` as `Store.add`; `Busy` while the server stops."""
         if not self._is_open:
             raise Busy("the server is stopping; try again")
         if not publication.recipients:
-            return []
+            return Stored(publication.notification, [], [])
         self._in_flight += 1
         self._is_idle.clear()
         try:
@@ -63,28 +70,38 @@ class Notifier:
         self._is_open = False
         await self._is_idle.wait()
 
-    async def _walk(self, publication: Publication) -> list[Document]:
+    async def _walk(self, publication: Publication) -> Stored:
         await self._backplane.has_space()
         duty = self._duty(publication)
         began_at = time.monotonic()
         try:
-            documents = await self._store.add(publication.notification, publication.recipients, duty)
+            stored = await self._store.add(
+                publication.notification,
+                publication.recipients,
+                duty,
+                once_of(publication, self.keep_keys_s),
+            )
         except StoreUnavailable as error:
             self._note_store(error)
             tell(NOTIFICATION_FAILED, self, publication=publication, code=error.code)
             raise
         stored_at = time.monotonic()
         self._note_store(None)
-        self._publish(documents, partial(self._note_pushed, publication, stored_at))
-        tell(
-            NOTIFICATION_STORED,
-            self,
-            publication=publication,
-            documents=documents,
-            duty=duty,
-            store_s=stored_at - began_at,
-        )
-        return documents
+        if stored.new:
+            self._publish(stored.new, partial(self._note_pushed, publication, stored_at))
+        if stored.is_repeat:
+            tell(NOTIFICATION_REPLAYED, self, publication=publication)
+        else:
+            store_s = stored_at - began_at
+            tell(
+                NOTIFICATION_STORED,
+                self,
+                publication=publication,
+                documents=stored.documents,
+                duty=duty,
+                store_s=store_s,
+            )
+        return stored
 
     def _note_pushed(self, publication: Publication, stored_at: float, connections: int) -> None:
         present = time.monotonic()
@@ -132,6 +149,12 @@ class Notifier:
             waits = not mail.forced and self._presence.is_online((notification.tenant, recipient.user_id))
             owed.append(MailRecipient(recipient.user_id, recipient.email, later if waits else at_once, waits))
         return EmailDuty(mail, tuple(owed)) if owed else None
+
+
+def once_of(publication: Publication, keep_s: float) -> Once | None:
+    """By what a store knows the same request again; None: it has no key."""
+    key = publication.idempotency_key
+    return None if key is None else Once(key, fingerprint_of(publication), keep_s)
 
 
 def _room(document: Document) -> Room:

@@ -1,6 +1,6 @@
-"""The mail worker: claims owed mail from the store, checks who is still owed it, hands it to a transport, settles.
+"""The mail worker: claims owed mail from the store, has it mailed (`mailing`), and settles what became of it.
 
-It knows no SMTP. Between handing over and settling a crash can always come, and then the mail is repeated after its
+Between handing over and settling a crash can always come, and then the mail is repeated after its
 lease: late or twice, never lost.
 """
 
@@ -10,31 +10,28 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import Protocol
+from datetime import datetime
 
 from server.bus import MAIL_SETTLED, tell
 from server.config import Email
-from server.errors import StartupError, StoreUnavailable
-from server.mail_message import MailMessage, Sender, build_message, envelope_address
-from server.messages import MailRecipient, now, to_milliseconds
-from server.store import MailJob, MailOutcome, RefusedMail, Store
+from server.errors import StoreUnavailable
+from server.mail_transport import MailTransport, Outage
+from server.mailing import Mailing, SignsOfLife, backoff_s
+from server.messages import now
+from server.rates import TokenBucket
+from server.store import MAX_JOB_RECIPIENTS, MailJob, MailOutcome, Store
 from server.tasks import Tasks
 
 logger = logging.getLogger(__name__)
 
-MAX_SLEEP_S = 30.0
-"""Between two looks for due mail: other nodes leave mail behind, and clocks differ."""
+MAX_SLEEP_S = 5.0
+"""Between two looks for due mail: other nodes leave mail behind, operators have it retried, and clocks differ. A look
+that finds nothing is one or two reads of an index."""
 
 MIN_SLEEP_S = 0.5
 """After a look that found nothing, although something is said to be due: another node is at it."""
-
-SENDING_SHARE = 0.8
-"""The part of a lease that may pass until the transport is done. The rest is for settling: a mail that is still on its
-way when its lease ends goes out twice."""
 
 SETTLE_RETRY_S = 0.5
 """The first wait before settling again when the store does not answer; doubles."""
@@ -45,59 +42,8 @@ PAUSE_FIRST_S, PAUSE_MAX_S = 1.0, 60.0
 REPORT_OUTAGE_EVERY_S = 60.0
 """While mail does not go out, the log says so at most so often."""
 
-DAY_S = 86_400.0
-
-
-# -- the transport's side ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """Why an address did not get the mail. `code`: the mail server's reply code, 0 if it gave none; `reason`: its
-    words, or ours. Temporary: trying again later is right."""
-
-    code: int
-    reason: str
-    is_temporary: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Outage:
-    """Why nothing at all goes out for now. `needs_operator`: it will not pass by itself (login, certificate, …)."""
-
-    reason: str
-    needs_operator: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Handover:
-    """What a transport did. Addresses that are not in `refused` have been accepted. `outage` is set if the transport
-    as a whole failed; those it had not come to are among the temporarily refused."""
-
-    refused: Mapping[str, Refusal]
-    outage: Outage | None = None
-
-
-class MailTransport(Protocol):
-    """How mail leaves: `smtp`, or `mail_folder`."""
-
-    name: str
-    """For people: `SMTP mail.example.org:587 (STARTTLS)`, `files in data/mail`; never a password."""
-
-    async def send(self, message: MailMessage, addresses: Sequence[str], within_s: float) -> Handover:
-        """Hand a message over for these addresses (distinct, as `envelope_address` makes them). Returns within
-        `within_s` seconds; does not raise for what a mail server or a disk may do. An address whose answer was lost is
-        reported as temporarily refused: the mail may then arrive twice."""
-
-
-class SignsOfLife(Protocol):
-    """What the worker asks about users who were online when a notification was accepted."""
-
-    def alive_since(self, tenant: str, user_id: str, instant: datetime) -> bool:
-        """Whether a connection of the user gave a sign of life after `instant`; False also if that is unknown."""
-
-
-# -- the worker ----------------------------------------------------------------------------------------------
+WORTH_A_MESSAGE = 10
+"""Recipients to wait for before mail goes on that the sending rate held up."""
 
 
 class OutboxWorker:
@@ -119,12 +65,12 @@ class OutboxWorker:
         self.sent = self.refused = self.retried = self.dropped = 0
         self._store = store
         self._transport = transport
-        self._signs_of_life = signs_of_life
         self._email = email
-        self._sender = _parse_sender(email.sender)
         self._clock = clock
         self._rng = rng or random.Random()  # noqa: S311 - spreads retries, keeps no secret
+        self._mailing = Mailing(store, transport, signs_of_life, email, clock, self._rng, self._note)
         self._tasks = Tasks()
+        self._handed_over = TokenBucket()
         self._in_hand = 0
         self._stopping = False
         self._wake = asyncio.Event()
@@ -168,6 +114,7 @@ class OutboxWorker:
             async with asyncio.timeout(deadline_s):
                 await self._idle.wait()
         await self._tasks.finish(max(0.0, ends_at - time.monotonic()))
+        await self._transport.close()
 
     # -- claiming --------------------------------------------------------------------------------------------
     async def _round(self) -> float:
@@ -186,7 +133,7 @@ class OutboxWorker:
             self._store_failures = 0
             return sleep_s
         self._store_failures += 1
-        return self._backoff_s(self._store_failures - 1, PAUSE_FIRST_S, PAUSE_MAX_S)
+        return backoff_s(self._rng, self._store_failures - 1, PAUSE_FIRST_S, PAUSE_MAX_S)
 
     async def _claim(self) -> float:
         # After an outage one mail shows whether it is over; the others keep their turn.
@@ -194,114 +141,55 @@ class OutboxWorker:
         free = hands - self._in_hand
         if free <= 0:
             return MAX_SLEEP_S  # a hand that gets free wakes us
+        affordable = self._affordable()
+        if not affordable:
+            return self._until_affordable_s()
+        # With a rate one after the other, each as large as may be: the fewer the messages, the better.
+        limit = free if self._email.rate is None else 1
+        recipients = min(affordable, MAX_JOB_RECIPIENTS)
         # Taken before the claim: our idea of a lease's end must not be later than the store's.
         lease_ends_at = time.monotonic() + self._email.lease_s
-        jobs = await self._store.claim_mail(self._email.lease_s, free)
+        jobs = await self._store.claim_mail(self._email.lease_s, limit, recipients)
         for job in jobs:
+            self._spend(len(job.recipients))
             self._in_hand += 1
             self._tasks.start(self._handle(job, lease_ends_at), f"mail {job.nid}")
-        if len(jobs) == free:
-            return MAX_SLEEP_S
+        if len(jobs) == limit:
+            return MAX_SLEEP_S if limit == free else 0.0
         due_at = await self._store.next_mail_due()
         if due_at is None:
             return MAX_SLEEP_S
         return min(max((due_at - self._clock()).total_seconds(), MIN_SLEEP_S), MAX_SLEEP_S)
 
+    # -- the sending rate: what is claimed may be sent at once, so that no lease runs out while a mail waits -------
+    def _affordable(self) -> int:
+        """How many recipients may be handed over now."""
+        rate = self._email.rate
+        if rate is None:
+            return MAX_JOB_RECIPIENTS
+        return self._handed_over.available(rate, time.monotonic())
+
+    def _spend(self, recipients: int) -> None:
+        if self._email.rate is not None:
+            self._handed_over.reserve(self._email.rate, time.monotonic(), recipients)
+
+    def _until_affordable_s(self) -> float:
+        """Not for a single recipient, if there can be more: a message for each would be the worst of all ways."""
+        rate = self._email.rate
+        if rate is None:
+            return 0.0
+        enough = min(WORTH_A_MESSAGE, rate.quota)
+        return max(MIN_SLEEP_S, self._handed_over.until(enough, rate, time.monotonic()))
+
     # -- one job ---------------------------------------------------------------------------------------------
     async def _handle(self, job: MailJob, lease_ends_at: float) -> None:
         try:
-            await self._settle(job, await self._attempt(job, lease_ends_at), lease_ends_at)
+            await self._settle(job, await self._mailing.attempt(job, lease_ends_at), lease_ends_at)
         except StoreUnavailable:
             logger.warning("the mail for notification %s waits for the store", job.nid)
         finally:
             self._in_hand -= 1
             self._wake.set()
-
-    async def _attempt(self, job: MailJob, lease_ends_at: float) -> MailOutcome:
-        """Mail those who are still owed it, and sort all recipients by what became of them."""
-        owed = await self._still_owed(job)
-        try:
-            refused = await self._send(job, owed, lease_ends_at) if owed else {}
-        except Exception as exc:
-            logger.exception("mailing notification %s failed; trying again later", job.nid)
-            failure = Refusal(0, f"internal error ({type(exc).__name__})", is_temporary=True)
-            refused = dict.fromkeys((recipient.email for recipient in owed), failure)
-        return self._outcome(job, owed, refused)
-
-    async def _still_owed(self, job: MailJob) -> list[MailRecipient]:
-        """Those who have neither seen nor deleted the notification, nor shown that they were there to be pushed it."""
-        if job.mail.forced:
-            return list(job.recipients)
-        unseen = await self._store.still_unseen(job.tenant, job.nid, [r.user_id for r in job.recipients])
-        return [r for r in job.recipients if r.user_id in unseen and not self._was_reached(job, r)]
-
-    def _was_reached(self, job: MailJob, recipient: MailRecipient) -> bool:
-        return recipient.accepted_online and self._signs_of_life.alive_since(
-            job.tenant, recipient.user_id, job.created_at
-        )
-
-    async def _send(
-        self, job: MailJob, owed: Sequence[MailRecipient], lease_ends_at: float
-    ) -> dict[str, Refusal]:
-        """Hand the mail over; the refusals by the recipients' `email`."""
-        refused: dict[str, Refusal] = {}
-        addresses: dict[str, str] = {}
-        for recipient in owed:
-            try:
-                addresses[recipient.email] = envelope_address(recipient.email)
-            except ValueError as exc:
-                refused[recipient.email] = Refusal(0, str(exc), is_temporary=False)
-        if addresses:
-            message = build_message(job.mail, job.nid, job.created_at, self._sender)
-            # Users may share an address; it gets one mail.
-            distinct = list(dict.fromkeys(addresses.values()))
-            within_s = lease_ends_at - time.monotonic() - (1 - SENDING_SHARE) * self._email.lease_s
-            handover = await self._transport.send(message, distinct, max(within_s, 0.0))
-            self._note(handover.outage)
-            refused |= {
-                email: handover.refused[address]
-                for email, address in addresses.items()
-                if address in handover.refused
-            }
-        return refused
-
-    def _outcome(
-        self, job: MailJob, owed: Sequence[MailRecipient], refused: Mapping[str, Refusal]
-    ) -> MailOutcome:
-        sent, retry, given_up = [], [], []
-        too_old = self._is_too_old(job)
-        for recipient in owed:
-            refusal = refused.get(recipient.email)
-            if refusal is None:
-                sent.append(recipient)
-            elif refusal.is_temporary and not too_old:
-                retry.append(recipient)
-            else:
-                given_up.append(self._refused_mail(recipient, refusal))
-        still_owed = set(owed)
-        return MailOutcome(
-            sent=tuple(sent),
-            dropped=tuple(recipient for recipient in job.recipients if recipient not in still_owed),
-            refused=tuple(given_up),
-            retry=tuple(retry),
-            retry_at=self._retry_at(job) if retry else None,
-        )
-
-    def _refused_mail(self, recipient: MailRecipient, refusal: Refusal) -> RefusedMail:
-        reason = refusal.reason
-        if refusal.is_temporary:
-            days = self._email.give_up_after_s / DAY_S
-            reason = f"gave up after {days:.3g} days; the last answer: {reason}"
-        return RefusedMail(recipient.user_id, recipient.email, refusal.code, reason)
-
-    def _is_too_old(self, job: MailJob) -> bool:
-        # The first failure never ends a mail, however long this server was down itself.
-        age = self._clock() - job.created_at
-        return job.attempts > 0 and age > timedelta(seconds=self._email.give_up_after_s)
-
-    def _retry_at(self, job: MailJob) -> datetime:
-        delay_s = self._backoff_s(job.attempts, self._email.retry_first_s, self._email.retry_max_s)
-        return to_milliseconds(self._clock() + timedelta(seconds=delay_s))
 
     async def _settle(self, job: MailJob, outcome: MailOutcome, lease_ends_at: float) -> None:
         """Write the outcome down, trying for as long as the lease holds: what is not settled is mailed again."""
@@ -348,21 +236,8 @@ class OutboxWorker:
         if present < self._paused_until:
             return  # noticed by several hands at once
         self._outages += 1
-        self._paused_until = present + self._backoff_s(self._outages - 1, PAUSE_FIRST_S, PAUSE_MAX_S)
+        self._paused_until = present + backoff_s(self._rng, self._outages - 1, PAUSE_FIRST_S, PAUSE_MAX_S)
         if present - self._outage_reported_at >= REPORT_OUTAGE_EVERY_S:
             self._outage_reported_at = present
             level = logging.ERROR if outage.needs_operator else logging.WARNING
             logger.log(level, "mail does not go out (%s): %s", self._transport.name, outage.reason)
-
-    def _backoff_s(self, failures: int, first_s: float, max_s: float) -> float:
-        """A random time in the upper half of the bound, which doubles with each earlier failure: spread, but never so
-        short that it is no delay at all (RFC 5321 section 4.5.4.1 asks for one)."""
-        bound_s = min(max_s, first_s * 2 ** min(failures, 40))
-        return self._rng.uniform(bound_s / 2, bound_s)
-
-
-def _parse_sender(text: str) -> Sender:
-    try:
-        return Sender.parse(text)
-    except ValueError as exc:
-        raise StartupError(f"[EMAIL] sender: {exc}; write a@example.org or Name <a@example.org>") from exc

@@ -43,9 +43,9 @@ class HTTPClient:
             force_instance=True, max_clients=connections, max_body_size=max_body_bytes
         )
 
-    async def get(self, url: str, timeout_s: float) -> Reply:
+    async def get(self, url: str, timeout_s: float, headers: Mapping[str, str] | None = None) -> Reply:
         """Raises `NoReply`, at latest after `timeout_s`."""
-        return await self._ask(url, timeout_s, "GET", {}, None)
+        return await self._ask(url, timeout_s, "GET", headers or {}, None)
 
     async def post(self, url: str, timeout_s: float, headers: Mapping[str, str], body: bytes) -> Reply:
         """Send JSON. Raises `NoReply`, at latest after `timeout_s`."""

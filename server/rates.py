@@ -70,6 +70,15 @@ class TokenBucket:
         self._full_at = _spent(self._full_at, rate, now, tokens)
         return _wait_s(self._full_at, rate, now)
 
+    def available(self, rate: Rate, now: float) -> int:
+        """How many tokens there are."""
+        used = max(0.0, self._full_at - now) * rate.per_s
+        return max(0, int(rate.quota - used + TOLERANCE))
+
+    def until(self, tokens: int, rate: Rate, now: float) -> float:
+        """The seconds until there are so many tokens, at most `rate.quota`."""
+        return _wait_s(_spent(self._full_at, rate, now, tokens), rate, now)
+
 
 class Buckets:
     """A bucket for each of many keys, such as addresses.

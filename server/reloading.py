@@ -17,6 +17,7 @@ from server.doors import Doors
 from server.errors import InvalidConfig, StartupError
 from server.limits import Limits
 from server.publishers import Publishers
+from server.retention import Retention
 from server.rooms import Rooms
 from server.sign_in import SignIn
 from server.tasks import Tasks
@@ -40,6 +41,7 @@ class Reloads:
         rooms: Rooms,
         doors: Doors,
         consumers: Consumers,
+        retention: Retention,
     ) -> None:
         self.config = config
         self.tls = secured
@@ -50,6 +52,7 @@ class Reloads:
         self._rooms = rooms
         self._doors = doors
         self._consumers = consumers
+        self._retention = retention
         self._tasks = Tasks()
         self._turn = asyncio.Lock()
         self._is_due = False
@@ -97,6 +100,7 @@ class Reloads:
         self._limits.apply(config.limits)
         self._doors.apply(config)
         self._consumers.apply(config)
+        self._retention.rules = config.retention
         self._sign_out_changed(old, config)
         for warning in new.warnings:
             if warning not in old.warnings:

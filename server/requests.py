@@ -14,6 +14,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from server.commands import MAX_CREDENTIAL_CHARS, MAX_TOKEN_CHARS
 from server.errors import InvalidInput
+from server.idempotency import KEY_PATTERN
 
 T = TypeVar("T")
 
@@ -36,6 +37,12 @@ NOT_BLANK = r"\S"
 Credential = Annotated[str, Meta(min_length=1, max_length=MAX_CREDENTIAL_CHARS, pattern=NOT_BLANK)]
 
 Token = Annotated[str, Meta(min_length=1, max_length=MAX_TOKEN_CHARS, pattern=NOT_BLANK)]
+
+
+IdempotencyKey = Annotated[
+    Annotated[str, Meta(pattern=KEY_PATTERN)] | None,
+    Meta(description="As the header `Idempotency-Key`", examples=["8e03978e-40d5-43dd-bc93-6894a57f9324"]),
+]
 
 
 class UserRef(Struct):
@@ -64,6 +71,7 @@ class NotifyRequest(Struct):
     email_type: str = "text/html"
     email_mime: str = "1.0"
     apikey: Annotated[str, Meta(description="A key, if it does not come in a header")] = ""
+    idempotency_key: IdempotencyKey = None
 
 
 class ServiceRequest(Struct):
@@ -71,6 +79,7 @@ class ServiceRequest(Struct):
 
     user_id: UserId
     payload: Payload
+    idempotency_key: IdempotencyKey = None
 
 
 class ServiceAnswer(Struct):
@@ -86,6 +95,7 @@ class BroadcastRequest(Struct):
     title: Annotated[str, Meta(examples=["Maintenance"])]
     message: Annotated[str, Meta(examples=["Tonight at ten"])]
     data: Annotated[Any, Meta(description="Any JSON value")] = None
+    idempotency_key: IdempotencyKey = None
 
 
 class BroadcastAnswer(Struct):
@@ -100,6 +110,7 @@ class InternalRequest(Struct):
 
     userIds: Annotated[list[UserId], Meta(min_length=1, examples=[["alice", 7]])]  # noqa: N815  # the contract's name
     payload: Annotated[dict[str, Any], Meta(examples=[{"type": "booking", "title": "Confirmed"}])]
+    idempotency_key: IdempotencyKey = None
 
 
 class InternalAnswer(Struct):
@@ -118,6 +129,50 @@ class DeliveryState(Struct):
     sent_at: Instant
     delivered_at: Instant | None
     reason: str | UnsetType = UNSET
+
+
+class OutboxState(Struct):
+    """The mail to one user: owed now (`due`), in hand (`leased`), owed later (`waiting`), or refused for good (`dead`).
+    The last answer to it, if there was one: `failed_at`, `code` (0: the mail server gave none), `reason`."""
+
+    id: str
+    user_id: str
+    email: str
+    state: Literal["due", "leased", "waiting", "dead"]
+    due_at: Annotated[Instant | None, Meta(description="From when on it may be sent; null: never")]
+    leased_until: Instant | None
+    attempts: Annotated[int, Meta(ge=0, description="How often the mail server was asked in vain")]
+    failed_at: Instant | None
+    code: int | None
+    reason: str | None
+
+
+class OutboxAnswer(Struct):
+    """A page of mails."""
+
+    mails: list[OutboxState]
+    next: Annotated[str | None, Meta(description="What `after` is on the next page; null: this is the last")]
+
+
+class OutboxNotificationAnswer(OutboxAnswer):
+    """A page of the mails of one notification. `subject`, `forced`: null if the text is not kept any more."""
+
+    id: str
+    created_at: Instant
+    subject: str | None
+    forced: bool | None
+
+
+class RetriedAnswer(Struct):
+    """How many mails are due now."""
+
+    retried: Annotated[int, Meta(ge=0)]
+
+
+class DroppedAnswer(Struct):
+    """How many mails are owed no longer."""
+
+    dropped: Annotated[int, Meta(ge=0)]
 
 
 class DeliveriesAnswer(Struct):

@@ -6,6 +6,7 @@ A room exists while it has a session. Fan-out never waits for a client.
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,8 +15,8 @@ from datetime import datetime
 from typing import Protocol
 
 from server.callers import Caller
-from server.dialects import Dialect
-from server.messages import Added, Deleted, Event, Seen, now
+from server.dialects import Counting, Dialect, Farewell
+from server.messages import Added, Deleted, Event, Restored, Seen, Unseen, now
 from server.wire import TOKEN_EXPIRED, Burst, CloseReason, Frame
 
 REORDER_WINDOW_S = 30.0
@@ -23,6 +24,16 @@ REORDER_WINDOW_S = 30.0
 
 SLICE_S = 0.005
 """How long closing many may hold the loop before others get a turn."""
+
+RESTART_MS = 500
+"""Before that nobody need come back after the end of the server."""
+
+RETURNING_PER_S = 1000
+"""How many clients are to come back in a second, on average."""
+
+MIN_RETURN_S = 1.0
+MAX_RETURN_S = 30.0
+"""Over how long they are spread at least, and at most."""
 
 MAX_BURST_CHARS = 32 * 1024
 """How much is joined into one write: enough to save most of the calls, little enough for any queue."""
@@ -84,6 +95,16 @@ Push = tuple[Event, Frame]
 """An event, and the frame that tells of it."""
 
 
+@dataclass(frozen=True, slots=True)
+class _State:
+    """What a document is since the change with this rev; `noted_at`: when that was heard of."""
+
+    rev: int
+    seen: bool
+    deleted: bool
+    noted_at: float
+
+
 class Listener(Protocol):
     """What a room asks of its members (sessions)."""
 
@@ -118,7 +139,7 @@ class Rooms:
         self._joined: Counter[str] = Counter()
         self._clock = clock
         self._last_alive: OrderedDict[Room, float] = OrderedDict()
-        self._changed: OrderedDict[str, tuple[Seen | Deleted, float]] = OrderedDict()
+        self._changed: OrderedDict[str, _State] = OrderedDict()
 
     # -- membership ------------------------------------------------------------------------------------------
     def join(self, room: Room, listener: Listener) -> None:
@@ -151,6 +172,14 @@ class Rooms:
     def online(self, rooms: Iterable[Room]) -> list[Room]:
         """Those of the rooms that have members, in the order given."""
         return [room for room in rooms if room in self._members]
+
+    def counting(self, rooms: Iterable[Room]) -> set[Room]:
+        """Those of the rooms in which somebody is told all counts, and not only how many are unseen."""
+        return {
+            room
+            for room in rooms
+            if any(isinstance(listener.dialect, Counting) for listener in self._members.get(room, ()))
+        }
 
     def users_of(self, tenant: str) -> list[str]:
         """The users of a tenant who have a connection on this node."""
@@ -209,24 +238,41 @@ class Rooms:
         return len(members)
 
     def _brought_up_to_date(self, event: Event) -> Event | None:
-        if isinstance(event, Seen | Deleted):
-            self._note_change(event)
-        if not isinstance(event, Added):
+        self._note_change(event)
+        if not isinstance(event, Added | Restored):
             return event
-        change, _ = self._changed.get(event.document.id, (None, 0.0))
-        if change is None or change.rev <= event.rev:
+        state = self._changed.get(event.document.id)
+        if state is None or state.rev <= event.rev:
             return event
-        if isinstance(change, Deleted):
+        if state.deleted:
             return None
-        return Added(replace(event.document, seen=True, rev=change.rev))
+        return replace(event, document=replace(event.document, seen=state.seen, rev=state.rev))
 
-    def _note_change(self, event: Seen | Deleted) -> None:
-        now = self._clock()
-        for id_ in event.ids:
-            known, _ = self._changed.pop(id_, (event, now))
-            self._changed[id_] = (max(known, event, key=_rev), now)
-        while self._changed and now - next(iter(self._changed.values()))[1] > REORDER_WINDOW_S:
+    def _note_change(self, event: Event) -> None:
+        """Remember what has become of documents, for those whose `Added` may come behind."""
+        at = self._clock()
+        if isinstance(event, Seen | Unseen | Deleted):
+            state = _State(event.rev, isinstance(event, Seen), isinstance(event, Deleted), at)
+            ids = event.changed_ids
+        elif isinstance(event, Restored):
+            state = _State(event.rev, event.document.seen, False, at)
+            ids = (event.document.id,)
+        else:
+            return
+        for id_ in ids:
+            known = self._changed.pop(id_, state)
+            self._changed[id_] = state if state.rev >= known.rev else replace(known, noted_at=at)
+        while self._changed and at - next(iter(self._changed.values())).noted_at > REORDER_WINDOW_S:
             self._changed.popitem(last=False)
+
+    def say_bye(self) -> None:
+        """The server ends: tell those who can be told when to come back, not all at the same time."""
+        listeners = [listener for members in self._members.values() for listener in members]
+        spread_ms = 1000 * min(max(len(listeners) / RETURNING_PER_S, MIN_RETURN_S), MAX_RETURN_S)
+        for listener in listeners:
+            if isinstance(listener.dialect, Farewell):
+                retry_ms = round(RESTART_MS + random.uniform(0, spread_ms))  # noqa: S311  # no secret
+                listener.connection.send(listener.dialect.bye(retry_ms))
 
     # -- putting out -----------------------------------------------------------------------------------------
     def close_in(self, rooms: Iterable[Room], why: Why) -> int:
@@ -252,10 +298,6 @@ class Rooms:
                 await asyncio.sleep(0)
                 ends_at = time.monotonic() + SLICE_S
         return closed
-
-
-def _rev(change: Seen | Deleted) -> int:
-    return change.rev
 
 
 def _bursts(dialect: Dialect, events: Iterable[Event]) -> list[tuple[list[Push], Frame]]:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 
 from server.dialects import Dialect
-from server.messages import Added, Deleted, Document, Event, Seen
+from server.messages import Added, Deleted, Document, Event, Restored, Seen, Unseen
 from server.revs import COUNTER_BITS
 from server.rooms import REORDER_WINDOW_S, Connection, Push, SignIn
 from server.wire import SLOW, Frame
@@ -83,16 +83,17 @@ class Screen:
         """Whether answers have already shown what `event` tells, or something later."""
         if self._answered is None:
             return False
-        if isinstance(event, Added):
+        if isinstance(event, Added | Restored):
             return self._answered.get(event.document.id, -1) >= event.rev
-        if isinstance(event, Seen | Deleted):
+        if isinstance(event, Seen | Unseen | Deleted):
             return all(self._answered.get(id_, -1) >= event.rev for id_ in event.ids)
         return False
 
     # -- answers ---------------------------------------------------------------------------------------------
     def begin_answer(self) -> None:
-        """From now on pushes wait: call it before joining a room, and before reading."""
-        self._held = []
+        """From now on pushes wait: call it before joining a room, and before reading. Those that wait already go on."""
+        if self._held is None:
+            self._held = []
 
     def end_answer(self) -> None:
         """Send the pushes that waited, without those that the answer has made old."""

@@ -1,4 +1,7 @@
-"""Handing mail to an SMTP server (RFC 5321), by aiosmtplib: one connection for each message, encrypted as configured.
+"""Handing mail to an SMTP server (RFC 5321), by aiosmtplib, encrypted as configured.
+
+A connection on which all went well is kept for the next mail, for a few seconds: in a burst the greeting, TLS and the
+login are worth more than the mail. One on which anything went wrong is not used again.
 
 Never silently plain: where TLS is configured, nothing is said without it and without a valid certificate.
 """
@@ -11,19 +14,24 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
 
 import aiosmtplib
 
 from server.config import Email
 from server.errors import StartupError
 from server.mail_message import MailMessage
-from server.outbox import Handover, Outage, Refusal
+from server.mail_transport import MAX_REASON_CHARS, Handover, Outage, Refusal
+from server.tasks import Tasks
 
 QUIT_TIMEOUT_S = 2.0
 """For the good-bye, when everything is said."""
 
-MAX_REASON_LENGTH = 500
-"""Characters of a server's answer that are kept."""
+KEEP_S = 5.0
+"""How long a connection is kept for the next mail. Servers give an idle one some minutes, and have few."""
+
+MAX_MESSAGES = 100
+"""On one connection: many servers end it after so many."""
 
 CLOSING = 421
 LOGIN_NEEDED = 530  # RFC 4954 section 6
@@ -44,6 +52,9 @@ class SMTPTransport:
         self.name = f"SMTP {email.host}:{email.port} ({secured})"
         self._email = email
         self._tls = None if email.security == "none" else _tls_context(email)
+        # the one used last comes last; each with the timer that ends it
+        self._kept: list[_Kept] = []
+        self._goodbyes = Tasks()
 
     async def send(self, message: MailMessage, addresses: Sequence[str], within_s: float) -> Handover:
         """See `MailTransport`. Recipients go into as many transactions as our limit and the server's ask for."""
@@ -56,14 +67,53 @@ class SMTPTransport:
             # What breaks after the last answer breaks nothing.
             if report.waiting:
                 outage = self._outage(exc)
-                report.refuse(
-                    list(report.waiting), Refusal(_reply_code(exc), outage.reason, is_temporary=True)
-                )
+                report.refuse_rest(_reply_code(exc), outage.reason)
         return Handover(report.refused, outage)
 
+    async def close(self) -> None:
+        """Say good-bye on the connections that are kept."""
+        while self._kept:
+            self._let_go(self._kept[-1])
+        await self._goodbyes.finish(QUIT_TIMEOUT_S)
+
+    # -- connections -----------------------------------------------------------------------------------------
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[aiosmtplib.SMTP]:
         """A connection on which mail may be sent: encrypted and logged in, as configured."""
+        client, messages = await self._take_kept() or (await self._connect(), 0)
+        try:
+            yield client
+        except BaseException:
+            client.close()
+            raise
+        if messages + 1 < MAX_MESSAGES:
+            self._keep(client, messages + 1)
+        else:
+            self._goodbyes.start(_say_goodbye(client), "SMTP good-bye")
+
+    async def _take_kept(self) -> tuple[aiosmtplib.SMTP, int] | None:
+        """One that is kept and still good, and how many messages went over it; None: there is none."""
+        while self._kept:
+            kept = self._kept.pop()
+            kept.timer.cancel()
+            with suppress(aiosmtplib.SMTPException, OSError, TimeoutError):
+                await kept.client.rset(timeout=KEEP_S)
+                return kept.client, kept.messages
+            kept.client.close()
+        return None
+
+    def _keep(self, client: aiosmtplib.SMTP, messages: int) -> None:
+        loop = asyncio.get_running_loop()
+        kept = _Kept(client, messages)
+        kept.timer = loop.call_later(KEEP_S, self._let_go, kept)
+        self._kept.append(kept)
+
+    def _let_go(self, kept: _Kept) -> None:
+        kept.timer.cancel()
+        self._kept.remove(kept)
+        self._goodbyes.start(_say_goodbye(kept.client), "SMTP good-bye")
+
+    async def _connect(self) -> aiosmtplib.SMTP:
         email = self._email
         client = aiosmtplib.SMTP(
             hostname=email.host,
@@ -82,11 +132,12 @@ class SMTPTransport:
             await client.ehlo()
             if email.login:
                 await client.login(email.login, email.password)
-            yield client
-            with suppress(aiosmtplib.SMTPException, OSError, TimeoutError):
-                await client.quit(timeout=QUIT_TIMEOUT_S)
-        finally:
+        except BaseException:
             client.close()
+            raise
+        return client
+
+    # -- handing over ----------------------------------------------------------------------------------------
 
     async def _hand_over(self, client: aiosmtplib.SMTP, message: MailMessage, report: _Report) -> None:
         options = [f"SIZE={len(message.content)}"] if client.supports_extension("size") else []
@@ -139,11 +190,27 @@ class SMTPTransport:
                 return Outage(f"{host}: {_words(str(exc))}", True)
 
 
+@dataclass(slots=True, eq=False)
+class _Kept:
+    """A connection that waits for the next mail, and how many messages went over it."""
+
+    client: aiosmtplib.SMTP
+    messages: int
+    timer: asyncio.TimerHandle = field(init=False)
+
+
+async def _say_goodbye(client: aiosmtplib.SMTP) -> None:
+    with suppress(aiosmtplib.SMTPException, OSError, TimeoutError):
+        await client.quit(timeout=QUIT_TIMEOUT_S)
+    client.close()
+
+
 class _Report:
     """What became of each address so far."""
 
     def __init__(self, addresses: Collection[str]) -> None:
         self.waiting = dict.fromkeys(addresses)
+        self.tried: set[str] = set()
         self.refused: dict[str, Refusal] = {}
 
     def accept(self, addresses: Collection[str]) -> None:
@@ -153,6 +220,12 @@ class _Report:
     def refuse(self, addresses: Collection[str], refusal: Refusal) -> None:
         self.accept(addresses)
         self.refused |= dict.fromkeys(addresses, refusal)
+
+    def refuse_rest(self, code: int, reason: str) -> None:
+        """For now, as the connection broke: it may have been one of those it was used for."""
+        for address in list(self.waiting):
+            is_untried = address not in self.tried
+            self.refuse([address], Refusal(code, reason, is_temporary=True, is_untried=is_untried))
 
 
 async def _transaction(
@@ -167,6 +240,7 @@ async def _transaction(
             raise  # it would be said of every mail: no reason to give this one up
         report.refuse(addresses, _refusal(exc))
         return []
+    report.tried |= set(addresses)
     refused = await _name_recipients(client, addresses)
     accepted = [address for address in addresses if address not in refused]
     postponed = [
@@ -225,7 +299,7 @@ def _is_permanent(code: int) -> bool:
 
 def _words(text: str) -> str:
     """A foreign text on one line, fit for a log and a store."""
-    return _UNPRINTABLE.sub(" ", text).strip()[:MAX_REASON_LENGTH]
+    return _UNPRINTABLE.sub(" ", text).strip()[:MAX_REASON_CHARS]
 
 
 def _our_name(client: aiosmtplib.SMTP) -> str:

@@ -15,7 +15,7 @@ from datetime import datetime
 
 from server.bus import ACCESS_CHANGED, USERS_SIGNED_OUT, tell
 from server.errors import StoreUnavailable
-from server.grants import ApiKey, SigningSecret, SignOut, hash_secret
+from server.grants import ApiKey, SigningSecret, SignOut, Tenant, hash_secret
 from server.messages import now
 from server.rooms import Room, SignIn
 from server.sign_outs import SignOuts
@@ -58,6 +58,11 @@ class Tenants:
     # -- what is known ---------------------------------------------------------------------------------------
     def is_active(self, tenant: str) -> bool:
         return tenant in self._names
+
+    @property
+    def active(self) -> tuple[Tenant, ...]:
+        """Those that are."""
+        return self._access.tenants
 
     def find_key(self, secret: str) -> ApiKey | None:
         """The key with this secret, if it opens anything now; its use is noted."""

@@ -16,7 +16,16 @@ from datetime import datetime
 from typing import Any
 
 from server.errors import InvalidInput, ServerError
-from server.messages import Added, Deleted, Document, Event, Notification, Seen, Unseen
+from server.messages import (
+    Added,
+    Deleted,
+    Document,
+    Event,
+    Notification,
+    Restored,
+    Seen,
+    UnseenCount,
+)
 from server.revs import to_wire
 
 MAX_DOCUMENTS_PER_FRAME = 100
@@ -148,10 +157,10 @@ def _frame(name: str, array: Sequence[Any]) -> Frame:
 
 def document_fields(document: Document) -> dict[str, Any]:
     """A document as JSON has it."""
-    return {"_id": document.id, "_userId": document.user_id, **_shared_fields(document)}
+    return {"_id": document.id, "_userId": document.user_id, **shared_fields(document)}
 
 
-def _shared_fields(document: Document) -> dict[str, Any]:
+def shared_fields(document: Document) -> dict[str, Any]:
     """All fields but the two in which the fresh documents of one notification differ."""
     notification = document.notification
     fields: dict[str, Any] = {
@@ -192,13 +201,13 @@ class EventFrames:
 
     def frame(self, event: Event) -> Frame | None:
         """The frame that tells a client of `event`; None: classic clients are not told."""
-        if isinstance(event, Added):
+        if isinstance(event, Added | Restored):
             return self._added(event.document)
         if isinstance(event, Seen):
             return seen_frame(event.ids)
         if isinstance(event, Deleted):
             return delete_frame(event.ids)
-        return count_frame(event.count) if isinstance(event, Unseen) else None
+        return count_frame(event.count) if isinstance(event, UnseenCount) else None
 
     def _added(self, document: Document) -> Frame:
         is_fresh = document.updated_at == document.created_at == document.notification.created_at
@@ -217,6 +226,6 @@ class EventFrames:
         if notification is not document.notification:
             if len(self._rests) >= REMEMBERED_NOTIFICATIONS:
                 del self._rests[next(iter(self._rests))]
-            rest = _encode(_encode(_shared_fields(document))[1:])[1:-1]
+            rest = _encode(_encode(shared_fields(document))[1:])[1:-1]
             self._rests[key] = document.notification, rest
         return rest

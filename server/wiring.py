@@ -39,8 +39,15 @@ def make_store(config: Config) -> Store:
 
 @asynccontextmanager
 async def open_directory(config: Config) -> AsyncIterator[Directory]:
-    """The directory of that store, beside the servers that may be running on it. Raises `StartupError`,
-    `StoreUnavailable`."""
+    """The directory of that store, as `open_beside`."""
+    async with open_beside(config) as place:
+        yield place.directory
+
+
+@asynccontextmanager
+async def open_beside(config: Config) -> AsyncIterator[SQLiteBeside | MongoBeside]:
+    """The `directory` and the `outbox` of that store, beside the servers that may be running on it. Raises
+    `StartupError`, `StoreUnavailable`."""
     mongodb = config.mongodb
     if mongodb.url is None:
         from server.store.sqlite_beside import SQLiteBeside
@@ -54,7 +61,7 @@ async def open_directory(config: Config) -> AsyncIterator[Directory]:
         )
     await place.open()
     try:
-        yield place.directory
+        yield place
     finally:
         await place.close()
 

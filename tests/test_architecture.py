@@ -12,17 +12,18 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 LAYERS = {
-    "PURE": "errors ids revs rates grants claims certificates messages payloads requests parsers commands wire"
-    " dialects openapi openapi.* accept callers bus tasks flights assets mail_message request_id config config.*",
-    "PORTS": "store store.broadcasts store.deliveries store.directory store.mail metrics exposition checks",
+    "PURE": "errors ids revs rates grants claims certificates messages payloads requests parsers idempotency"
+    " commands commands_v2 since wire wire_v2 dialects requests_v2 openapi openapi.* accept callers bus tasks flights"
+    " assets mail_message request_id config config.*",
+    "PORTS": "store store.broadcasts store.deliveries store.backup store.directory store.mail store.retention mail_transport metrics exposition checks",
     "CORE 1": "credentials passwords guessing auth users rooms sign_outs tenants limits publishers outgoing",
     "CORE 2": "backplane presence",
-    "CORE 3": "notifier broadcaster inbox counts marks outbox",
-    "CORE 4": "screen session feed",
+    "CORE 3": "notifier broadcaster retention inbox sync counts marks mailing outbox",
+    "CORE 4": "screen session conversations conversations.* feed inbox_feed",
     "EDGES": "store.sqlite* store.mongo* folder_lock smtp mail_folder ingest ingest.* logins logins.* tokens tokens.*"
     " transports transports.* admin health",
-    "ROOT": "__init__ __main__ app wiring consumers doors entrance reloading sign_in process listening streams tls"
-    " security_headers cli cli.* logs",
+    "ROOT": "__init__ __main__ app wiring consumers doors entrance reloading sign_in process greeting listening streams tls"
+    " security_headers cli cli.* logs torture torture.*",
 }
 """A module imports its own layer and those above it in this list."""
 
@@ -42,20 +43,22 @@ EDGES = [
 """An edge may be several modules; it never imports another edge."""
 
 HOMES = {
-    "aio_pika": "ingest.rabbitmq*",
+    "aio_pika": "ingest.rabbitmq* torture.brokers",
     "argon2": "passwords",
     "bcrypt": "passwords",
     "bson": "store.mongo*",
     "cryptography": "tokens.keys",
     "jwt": "tokens.*",
-    "msgspec": "requests openapi openapi.*",
-    "pymongo": "store.mongo*",
+    "msgspec": "requests requests_v2 openapi openapi.*",
+    "pymongo": "store.mongo* torture.mongod",
+    "aiosmtpd": "torture.sink",
     "aiosmtplib": "smtp",
     "redis": "ingest.redis",
     "prometheus_client": "metrics exposition",
     "sockjs": "transports.sockjs*",
     "sqlalchemy": "logins.sql*",
-    "tornado": "ingest.* transports.* admin health outgoing app doors entrance streams security_headers",
+    "tornado": "ingest.* transports.* admin health outgoing app doors entrance streams security_headers"
+    " torture.lines",
     "pydispatch": "bus counts metrics app",
 }
 """Where each library from outside may be imported; pydispatch where signals are heard. There are no others."""
@@ -72,8 +75,8 @@ IO = {
     "threading",
 }
 WITHOUT_IO = (
-    "errors ids revs rates grants claims certificates messages payloads parsers commands wire"
-    " dialects accept callers bus mail_message"
+    "errors ids revs rates grants claims certificates messages payloads parsers idempotency commands"
+    " commands_v2 since wire wire_v2 dialects accept callers bus mail_message"
 )
 """PURE but for the owner of tasks, and what looks for files and the name of the machine."""
 

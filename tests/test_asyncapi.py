@@ -29,7 +29,7 @@ from server.errors import (
     TooLarge,
 )
 from server.limits import TooManyConnections
-from server.messages import Added, Broadcasted, Deleted, Document, Event, Notification, Seen, Unseen
+from server.messages import Added, Broadcasted, Deleted, Document, Event, Notification, Seen, UnseenCount
 from server.parsers import FieldLimits, parse_hub, parse_service
 from server.transports.websocket import TEXT_ONLY
 from tests.support.feeds import SETTINGS, broadcast, hub_path, listening, send, service_path, user_token
@@ -221,7 +221,7 @@ EVENTS: list[Event] = [
     Seen((ID,), 8),
     Seen((), 8),
     Deleted((ID,), 9),
-    Unseen(0),
+    UnseenCount(0),
     *(Broadcasted(_with_data(data).notification) for data in DATA),
 ]
 

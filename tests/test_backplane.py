@@ -11,7 +11,7 @@ import pytest
 from server import backplane as module
 from server.backplane import LocalBackplane
 from server.dialects import Dialect
-from server.messages import Event, Unseen
+from server.messages import Event, UnseenCount
 from server.rooms import Push, Room, Rooms, SignIn
 from server.wire import EventFrames, Frame
 from tests.support.recording import RecordingConnection
@@ -54,11 +54,11 @@ def alice(rooms: Rooms) -> Member:
 async def test_events_go_out_in_the_order_in_which_they_were_published(rooms: Rooms, alice: Member) -> None:
     """All of them, after the publisher had its turn; then the backplane is flushed."""
     backplane = LocalBackplane(rooms)
-    backplane.publish((ALICE, Unseen(number)) for number in range(3))
-    backplane.publish([(ALICE, Unseen(3))])
+    backplane.publish((ALICE, UnseenCount(number)) for number in range(3))
+    backplane.publish([(ALICE, UnseenCount(3))])
     assert alice.told == []
     await backplane.flushed()
-    assert alice.told == [Unseen(number) for number in range(4)]
+    assert alice.told == [UnseenCount(number) for number in range(4)]
 
 
 async def test_nothing_published_is_flushed_at_once(rooms: Rooms) -> None:
@@ -66,14 +66,14 @@ async def test_nothing_published_is_flushed_at_once(rooms: Rooms) -> None:
     backplane = LocalBackplane(rooms)
     await backplane.flushed()
     backplane.publish([])
-    backplane.publish([(BOB, Unseen(1))])
+    backplane.publish([(BOB, UnseenCount(1))])
     await backplane.flushed()
 
 
 async def test_who_comes_after_the_publishing_is_not_told(rooms: Rooms) -> None:
     """The change was stored before: it is in what the user reads when joining."""
     backplane, bob = LocalBackplane(rooms), Member()
-    backplane.publish([(BOB, Unseen(1))])
+    backplane.publish([(BOB, UnseenCount(1))])
     rooms.join(BOB, bob)
     await backplane.flushed()
     assert bob.told == []
@@ -92,14 +92,14 @@ async def test_a_long_fan_out_leaves_the_loop_to_others_in_between(
     monkeypatch.setattr(module, "SLICE_S", 0.0)
     backplane, bob = LocalBackplane(rooms), Member()
     rooms.join(BOB, bob)
-    backplane.publish([(ALICE, Unseen(0)), (BOB, Unseen(1)), (ALICE, Unseen(2))])
+    backplane.publish([(ALICE, UnseenCount(0)), (BOB, UnseenCount(1)), (ALICE, UnseenCount(2))])
     await asyncio.sleep(0)
-    assert (alice.told, bob.told) == ([Unseen(0), Unseen(2)], [])
-    backplane.publish([(ALICE, Unseen(3)), (BOB, Unseen(4))])
+    assert (alice.told, bob.told) == ([UnseenCount(0), UnseenCount(2)], [])
+    backplane.publish([(ALICE, UnseenCount(3)), (BOB, UnseenCount(4))])
     await asyncio.sleep(0)
-    assert (alice.told, bob.told) == ([Unseen(0), Unseen(2)], [Unseen(1), Unseen(4)])
+    assert (alice.told, bob.told) == ([UnseenCount(0), UnseenCount(2)], [UnseenCount(1), UnseenCount(4)])
     await backplane.flushed()
-    assert alice.told == [Unseen(0), Unseen(2), Unseen(3)]
+    assert alice.told == [UnseenCount(0), UnseenCount(2), UnseenCount(3)]
 
 
 async def test_who_fails_at_an_event_keeps_it_from_nobody_else(
@@ -110,9 +110,9 @@ async def test_who_fails_at_an_event_keeps_it_from_nobody_else(
     rooms.join(BOB, bob)
     alice.failure = RuntimeError("broken")
     with caplog.at_level(logging.ERROR):
-        backplane.publish([(ALICE, Unseen(1)), (BOB, Unseen(2))])
+        backplane.publish([(ALICE, UnseenCount(1)), (BOB, UnseenCount(2))])
         await backplane.flushed()
-    assert bob.told == [Unseen(2)]
+    assert bob.told == [UnseenCount(2)]
     [record] = caplog.records
     assert record.getMessage() == "could not deliver events to tenant=acme user=alice"
     assert record.exc_info is not None
@@ -127,10 +127,10 @@ async def test_publishers_wait_while_the_backlog_is_over_its_bound(
     backplane, bob, carol = LocalBackplane(rooms), Member(), Member()
     rooms.join(BOB, bob)
     rooms.join(CAROL, carol)
-    backplane.publish([(ALICE, Unseen(0)), (ALICE, Unseen(1))])
+    backplane.publish([(ALICE, UnseenCount(0)), (ALICE, UnseenCount(1))])
     await backplane.has_space()
     assert alice.told == []
-    backplane.publish([(BOB, Unseen(2)), (CAROL, Unseen(3)), (CAROL, Unseen(4))])
+    backplane.publish([(BOB, UnseenCount(2)), (CAROL, UnseenCount(3)), (CAROL, UnseenCount(4))])
     await backplane.has_space()
     assert [len(member.told) for member in (alice, bob, carol)] == [2, 1, 0]
     await backplane.flushed()
@@ -145,7 +145,7 @@ async def test_a_publisher_can_wait_for_one_user_alone(
     backplane, bob, carol = LocalBackplane(rooms), Member(), Member()
     rooms.join(BOB, bob)
     rooms.join(CAROL, carol)
-    backplane.publish((room, Unseen(1)) for room in (ALICE, BOB, CAROL))
+    backplane.publish((room, UnseenCount(1)) for room in (ALICE, BOB, CAROL))
     await backplane.delivered(BOB)
     assert [len(member.told) for member in (alice, bob, carol)] == [1, 1, 0]
     await backplane.delivered(BOB)
@@ -162,7 +162,7 @@ async def test_the_publisher_hears_when_all_have_been_told_and_how_many_frames_t
     rooms.join(BOB, bob)
     heard: list[tuple[int, int]] = []
     backplane.publish(
-        ((room, Unseen(1)) for room in (ALICE, BOB, CAROL)),
+        ((room, UnseenCount(1)) for room in (ALICE, BOB, CAROL)),
         lambda frames: heard.append((frames, len(bob.told))),
     )
     assert heard == []
@@ -174,8 +174,8 @@ async def test_who_publishes_to_nobody_hears_nothing(rooms: Rooms, alice: Member
     """There is nothing to wait for, also later."""
     backplane = LocalBackplane(rooms)
     heard: list[int] = []
-    backplane.publish([(BOB, Unseen(1))], heard.append)
-    backplane.publish([(ALICE, Unseen(1))])
+    backplane.publish([(BOB, UnseenCount(1))], heard.append)
+    backplane.publish([(ALICE, UnseenCount(1))])
     await backplane.flushed()
     assert heard == []
 
@@ -189,10 +189,10 @@ async def test_each_publisher_hears_of_its_own_end(
     rooms.join(BOB, bob)
     rooms.join(CAROL, carol)
     heard: list[str] = []
-    backplane.publish([(ALICE, Unseen(1)), (BOB, Unseen(1))], lambda frames: heard.append(f"first {frames}"))
+    backplane.publish([(ALICE, UnseenCount(1)), (BOB, UnseenCount(1))], lambda frames: heard.append(f"first {frames}"))
     await asyncio.sleep(0)
     assert (len(alice.told), len(bob.told), heard) == (1, 0, [])
-    backplane.publish([(BOB, Unseen(2)), (CAROL, Unseen(2))], lambda frames: heard.append(f"second {frames}"))
+    backplane.publish([(BOB, UnseenCount(2)), (CAROL, UnseenCount(2))], lambda frames: heard.append(f"second {frames}"))
     await asyncio.sleep(0)
     assert (len(bob.told), len(carol.told), heard) == (2, 0, ["first 2"])
     await backplane.flushed()
@@ -202,7 +202,7 @@ async def test_each_publisher_hears_of_its_own_end(
 async def test_what_waits_is_counted(rooms: Rooms, alice: Member) -> None:
     """Events for who is here, until they have been delivered."""
     backplane = LocalBackplane(rooms)
-    backplane.publish([(ALICE, Unseen(1)), (ALICE, Unseen(2)), (BOB, Unseen(1))])
+    backplane.publish([(ALICE, UnseenCount(1)), (ALICE, UnseenCount(2)), (BOB, UnseenCount(1))])
     assert backplane.waiting == 2
     await backplane.flushed()
     assert backplane.waiting == 0

@@ -21,7 +21,7 @@ from server.grants import DEFAULT_TENANT
 from server.messages import Added, Broadcasted, Notification, Publication, now
 from server.parsers import FieldLimits, parse_broadcast
 from server.rooms import NOBODY, Rooms
-from server.store import Store
+from server.store import Accepted, Store
 from server.tasks import Tasks
 from server.tenants import Tenants
 from server.wire import EventFrames
@@ -256,6 +256,23 @@ async def test_clients_without_a_user_are_told_at_once(node: Node) -> None:
     notification = await node.broadcast()
     await node.backplane.flushed()
     assert node.rooms.told == [((ACME, NOBODY), Broadcasted(notification))]
+
+
+async def test_a_repeat_is_told_to_nobody(node: Node) -> None:
+    """Neither while it is open nor when it has reached everybody; it is answered with the first notification."""
+    node.rooms.comes(NOBODY)
+    await node.joins("alice")
+    fields = {"title": "T", "message": "M"}
+    first, second, third = (parse_broadcast(fields, ACME, FieldLimits()) for _ in range(3))
+    assert await node.broadcaster.broadcast(first, idempotency_key="key") == Accepted(first)
+    assert await node.broadcaster.broadcast(second, idempotency_key="key") == Accepted(first, is_repeat=True)
+    node.runs()
+    await node.is_done()
+    assert await node.broadcaster.broadcast(third, idempotency_key="key") == Accepted(first, is_repeat=True)
+    await node.is_done()
+    told = [event for room, event in node.rooms.told if room == (ACME, NOBODY)]
+    assert told == [Broadcasted(first)]
+    assert await node.having(first, "alice") == [1]
 
 
 async def test_a_tenant_without_users_is_soon_done(node: Node) -> None:

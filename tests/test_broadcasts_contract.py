@@ -246,7 +246,7 @@ async def test_nobody_gets_two(store: Store) -> None:
 async def test_who_was_notified_otherwise_has_it(store: Store) -> None:
     """A document of the same notification that came by `add` is one."""
     notification = make_notification()
-    [document] = await store.add(notification, [Recipient("a")], None)
+    [document] = (await store.add(notification, [Recipient("a")], None)).documents
     [other] = await store.broadcasts.expand(notification, ["a", "b"])
     assert other.user_id == "b"
     assert await whole_inbox(store, "a") == [document]

@@ -149,10 +149,10 @@ def test_tenant_list(command: Command) -> None:
     assert names(every) == ["acme", "default", "zoo"]
     assert [tenant["removed_at"] is None for tenant in every] == [True, True, False]
     lines = command("tenant", "list").out.splitlines()
-    assert lines[0].split() == ["NAME", "CREATED"]
+    assert lines[0].split() == ["NAME", "CREATED", "KEEP", "KEEP", "DELETED"]
     assert [line.split()[0] for line in lines[1:]] == ["acme", "default"]
     lines = command("tenant", "list", "--all").out.splitlines()
-    assert lines[0].split() == ["NAME", "CREATED", "REMOVED"]
+    assert lines[0].split() == ["NAME", "CREATED", "KEEP", "KEEP", "DELETED", "REMOVED"]
     assert lines[1].endswith("-")
     assert lines[3].endswith("Z")
 
@@ -553,3 +553,41 @@ def test_beside_a_running_server(store_variables: dict[str, str], tmp_path: Path
         [key] = server.must_run("key", "list", "acme", "--all")
         assert key["last_used_at"] is not None
         assert [user["user_id"] for user in server.must_run("user", "known", "--tenant", "acme")] == ["alice"]
+
+
+# -- for how long things are kept ----------------------------------------------------------------------------
+
+
+def test_tenant_set(command: Command) -> None:
+    """One or both; what is not named stays as it was, `default` takes it back."""
+    command.must("tenant", "add", "acme")
+    assert command.must("tenant", "list")[0]["keep"] == "default"
+    changed = command.must("tenant", "set", "acme", "--keep", "12w")
+    assert (changed["keep"], changed["keep_deleted"]) == ("84d", "default")
+    changed = command.must("tenant", "set", "acme", "--keep-deleted", "Forever")
+    assert (changed["keep"], changed["keep_deleted"]) == ("84d", "forever")
+    [acme, default] = command.must("tenant", "list")
+    assert (acme["keep"], acme["keep_deleted"], default["keep"]) == ("84d", "forever", "default")
+    assert command("tenant", "list").out.splitlines()[1].split()[-2:] == ["84d", "forever"]
+    outcome = command("tenant", "set", "acme", "--keep", "default")
+    assert outcome.problem == (
+        "tenant acme: notifications are kept as the configuration says, deleted ones for ever; what is older goes"
+        " within hours"
+    )
+    command.must("tenant", "remove", "acme", "--erase", "--yes")
+    command.must("tenant", "add", "acme")
+    assert command.must("tenant", "list")[0]["keep_deleted"] == "default"
+
+
+def test_tenant_set_that_cannot_be_done(command: Command) -> None:
+    """With the option, or the tenant, that is wrong."""
+    assert command("tenant", "set", "acme", "--keep", "90d").problem == "there is no active tenant 'acme'"
+    assert command("tenant", "set", "acme").problem == (
+        "nothing is to be set; say --keep, --keep-deleted, or both"
+    )
+    for text, reason in (
+        ("90", "'90' is not a time such as 90d, 12h or 30m; nor is it 'forever' or 'default'"),
+        ("1h", "'1h' is not within 1d to 36500d; nor is it 'forever' or 'default'"),
+    ):
+        outcome = command("tenant", "set", "default", "--keep-deleted", text)
+        assert (outcome.code, outcome.problem) == (2, f"--keep-deleted: {reason}")

@@ -454,27 +454,115 @@ async def test_deliveries_come_page_by_page(make: Make, script: ScriptedServer) 
 
 
 async def test_no_answer_in_time(make: Make, script: ScriptedServer) -> None:
-    """Is an error that says so, and no second notification."""
+    """Is an error that says so."""
     script.hold()
     with pytest.raises(AnswerLost) as caught:
-        await make(script.url, timeout=0.1)("notify", "x", users=ALICE)
+        await make(script.url, timeout=0.1, retries=ONCE)("notify", "x", users=ALICE)
     assert caught.value.maybe_done
     assert len(script.asked) == 1
 
 
-async def test_a_connection_cut_after_sending(
+PUBLISHING: list[tuple[str, tuple[Any, ...], dict[str, Any], Reply]] = [
+    ("notify", ("x",), {"users": ALICE}, Reply(200)),
+    ("notify_user_by_id", ("alice", {"a": 1}), {}, Reply(200, {"user_id": "alice", "payload": {"a": 1}})),
+    ("send", (ALICE, {"a": 1}), {}, Reply(202, {"status": "queued", "id": "i"})),
+    ("broadcast", ("T", "M"), {}, Reply(200, {"status": "broadcasted", "id": "i"})),
+]
+each_call = pytest.mark.parametrize(
+    ("method", "args", "kwargs", "good"), PUBLISHING, ids=[method for method, *_ in PUBLISHING]
+)
+
+
+@each_call
+async def test_what_is_sent_again_has_the_same_key(
+    make: Make,
+    script: ScriptedServer,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    args: Any,
+    kwargs: Any,
+    good: Reply,
+) -> None:
+    """Whatever went wrong, also if it may have been stored; each call has another one, or the caller's own."""
+    fake_sleep(monkeypatch)
+    in_progress = Reply(409, {"title": "in_progress"}, {"Retry-After": "1"})
+    script.reply(
+        CUT, in_progress, Reply(503, {"title": "store_unavailable"}), good, CUT, good, Reply(502), good
+    )
+    caller = make(script.url)
+    await caller(method, *args, **kwargs)
+    await caller(method, *args, **kwargs)
+    await caller(method, *args, **kwargs, idempotency_key="order-7")
+    keys = [asked.headers["idempotency-key"] for asked in script.asked]
+    first, second = keys[0], keys[4]
+    assert keys == [first] * 4 + [second] * 2 + ["order-7"] * 2
+    assert first != second and len(first) == len(second) == 36
+    assert len({asked.body for asked in script.asked}) == 1
+
+
+async def test_other_calls_have_no_key(
     make: Make, script: ScriptedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """May have been a success: it is sent again only if the call is harmless, or the caller allows it."""
+    """They are repeated as they are: twice does no more than once."""
     fake_sleep(monkeypatch)
-    script.reply(CUT, CUT, Reply(200), CUT, Reply(204))
-    with pytest.raises(AnswerLost):
-        await make(script.url)("notify", "x", users=ALICE)
-    assert len(script.asked) == 1
-    await make(script.url, retries=Retries(may_duplicate=True))("notify", "x", users=ALICE)
-    assert len(script.asked) == 3
+    script.reply(CUT, Reply(204))
     await make(script.url)("sign_out", "alice")
-    assert len(script.asked) == 5
+    assert [asked.headers.get("idempotency-key") for asked in script.asked] == [None, None]
+
+
+@pytest.mark.parametrize("key", ["", "a b", "é", "a\n", "x" * 256], ids=ascii)
+async def test_what_is_no_idempotency_key(make: Make, script: ScriptedServer, key: str) -> None:
+    """Is refused before anything is sent."""
+    with pytest.raises(ValueError, match="^idempotency_key: "):
+        await make(script.url)("notify", "x", users=ALICE, idempotency_key=key)
+    assert script.asked == []
+
+
+@each_call
+async def test_a_key_of_the_callers_own(
+    make: Make,
+    server: RunningServer,
+    acme: Backend,
+    method: str,
+    args: Any,
+    kwargs: Any,
+    good: Reply,
+) -> None:
+    """The same call made anew has the same result; another one with that key is refused."""
+    caller = make(server.url, key=acme.key)
+    key = f"{method}-{os.urandom(8).hex()}"
+    results = [await caller(method, *args, **kwargs, idempotency_key=key) for _ in range(3)]
+    assert len(set(results)) == 1
+    with pytest.raises(Invalid) as caught:
+        await caller("notify", "something else", users=ALICE, idempotency_key=key)
+    assert (caught.value.status, caught.value.code) == (422, "idempotency_key_reused")
+    assert not caught.value.maybe_done
+
+
+async def test_a_lost_answer_notifies_nobody_twice(
+    make: Make, server: RunningServer, acme: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real server stored it, the client never heard of it, and sent it again."""
+    user = f"user-{os.urandom(8).hex()}"
+    caller = make(server.url, key=acme.key)
+    attempt, lost = caller.wrapped._attempt, 0  # type: ignore[attr-defined]  # of either client
+
+    async def lose_async(call: Any) -> Any:
+        return lose(await attempt(call))
+
+    def lose(answer: Any) -> Any:
+        nonlocal lost
+        lost += 1
+        return AnswerLost("", maybe_done=True) if lost < 3 else answer
+
+    is_sync = isinstance(caller.wrapped, Client)
+    monkeypatch.setattr(
+        caller.wrapped, "_attempt", (lambda call: lose(attempt(call))) if is_sync else lose_async
+    )
+    fake_sleep(monkeypatch)
+    await caller("notify", "once", users=[user])
+    assert lost == 3
+    assert [document["content"] for document in await inbox(server, acme, user)] == ["once"]
 
 
 async def test_the_server_says_when_to_come_back(
@@ -515,7 +603,7 @@ async def test_nothing_secret_is_logged(
     with pytest.raises(Invalid) as caught:
         await caller("notify", "very private", users=[{"id": ""}])
     assert "httpcore" in caplog.text
-    call = protocol.notify("very private", ALICE, {})
+    call = protocol.notify("very private", ALICE, {}, None)
     for text in (
         caplog.text,
         repr(caller.wrapped),
@@ -530,7 +618,6 @@ async def test_nothing_secret_is_logged(
 
 # -- when a call is sent again -------------------------------------------------------------------------------
 PLAIN = Call("POST", "/", b"{}", lambda answer: answer)
-HARMLESS = Call("POST", "/", b"{}", lambda answer: answer, is_harmless=True)
 GOOD = Answer(200, {}, b'"done"')
 MANY = Retries(attempts=1000, total_s=1e9)
 
@@ -553,36 +640,30 @@ def is_repeated(call: Call[Any], outcome: Answer | NotificationError, retries: R
 
 
 @pytest.mark.parametrize(
-    "outcome", [Unreachable(""), answer(429), answer(503, "busy"), answer(503, "auth_unavailable")]
-)
-def test_what_surely_was_not_done_is_repeated(outcome: Answer | NotificationError) -> None:
-    """Whatever the call is."""
-    assert is_repeated(PLAIN, outcome)
-
-
-@pytest.mark.parametrize(
     "outcome",
     [
+        Unreachable(""),
         AnswerLost("", maybe_done=True),
+        answer(409, "in_progress"),
+        answer(429),
         answer(502),
         answer(503),
+        answer(503, "busy"),
+        answer(503, "auth_unavailable"),
         answer(503, "store_unavailable"),
         answer(504),
     ],
+    ids=str,
 )
-def test_what_may_have_been_done_is_repeated_where_that_does_no_harm(
-    outcome: Answer | NotificationError,
-) -> None:
-    """Or where the caller allows it."""
-    assert not is_repeated(PLAIN, outcome)
-    assert is_repeated(HARMLESS, outcome)
-    assert is_repeated(PLAIN, outcome, Retries(may_duplicate=True, total_s=1e9))
+def test_what_may_pass_is_repeated(outcome: Answer | NotificationError) -> None:
+    """Whether or not it may have been done: twice does no more than once."""
+    assert is_repeated(PLAIN, outcome)
 
 
-@pytest.mark.parametrize("status", [301, 400, 401, 403, 404, 405, 413, 500])
+@pytest.mark.parametrize("status", [301, 400, 401, 403, 404, 405, 409, 413, 422, 500])
 def test_what_would_fail_again_is_not_repeated(status: int) -> None:
     """Nor what nobody knows."""
-    assert not is_repeated(HARMLESS, answer(status), Retries(may_duplicate=True))
+    assert not is_repeated(PLAIN, answer(status))
 
 
 def test_attempts_are_bounded() -> None:
@@ -645,7 +726,7 @@ def test_retry_after_as_a_date() -> None:
 
 def test_an_earlier_attempt_that_may_have_been_done_is_remembered() -> None:
     """A refused connection says nothing about the answer that was lost before it."""
-    steps = exchange(PLAIN, Retries(attempts=2, may_duplicate=True))
+    steps = exchange(PLAIN, Retries(attempts=2))
     next(steps)
     steps.send(AnswerLost("", maybe_done=True))
     with pytest.raises(Unreachable) as caught:

@@ -13,7 +13,7 @@ from server import counts as module
 from server.bus import INBOX_CHANGED
 from server.counts import UnseenCounts
 from server.rooms import Room
-from tests.support.core import ALICE, BOB, Core, open_core
+from tests.support.core import ALICE, BOB, Core, command, open_core
 from tests.support.recording import RecordingConnection
 
 MANY = [f"user {number}" for number in range(7)]
@@ -176,3 +176,21 @@ async def test_a_failed_count_silences_none_that_follow(
     await core.notify("alice")
     assert await _count(connection) == 1
     assert "could not tell counts" in caplog.text
+
+
+async def test_who_speaks_of_more_is_told_all_counts(core: Core, counts: UnseenCounts) -> None:
+    """By types; the others of the user as ever, and the other users cost no more than before."""
+    classic, bob = await core.join("alice"), await core.join("bob")
+    new = core.connect()
+    command(new, "join", {"login": "alice", "password": "alice", "v": 2})
+    assert (await new.next()).name == "joined"
+    core.store.calls.clear()
+    await core.notify("alice", type="order")
+    assert await _count(classic) == 1
+    assert core.store.calls == ["add", "counts"]
+    while (message := await new.next()).name != "counts":
+        pass
+    assert message.data == {"unseen": 1, "total": 1, "types": {"order": {"unseen": 1, "total": 1}}}
+    await core.notify("bob")
+    assert await _count(bob) == 1
+    assert core.store.calls[2:] == ["add", "count_unseen"]

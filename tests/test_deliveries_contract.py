@@ -197,7 +197,8 @@ async def test_thousands_are_marked(store: Store) -> None:
     users = [f"user-{number}" for number in range(50)]
     documents: dict[tuple[str, str], list[str]] = {(TENANT, user): [] for user in users}
     for _ in range(40):
-        for each in await store.add(make_notification(), [Recipient(user) for user in users], None):
+        stored = await store.add(make_notification(), [Recipient(user) for user in users], None)
+        for each in stored.documents:
             documents[TENANT, each.user_id].append(each.id)
     await store.deliveries.mark(HUB, documents)
     assert [await backlog(store, HUB, user) for user in users] == [[]] * 50
@@ -260,9 +261,8 @@ async def test_how_far_it_got(store: Store) -> None:
     """Stored, acknowledged, seen, or deleted, of each user, in the order of their ids; sent is not delivered."""
     notification = make_notification()
     users = ["zoe", "acks", "deletes", "sees", "is sent", ""]
-    documents = dict(
-        zip(users, await store.add(notification, [Recipient(user) for user in users], None), strict=True)
-    )
+    stored = await store.add(notification, [Recipient(user) for user in users], None)
+    documents = dict(zip(users, stored.documents, strict=True))
     before = now()
     await store.deliveries.mark(ACKNOWLEDGED, {(TENANT, "acks"): [documents["acks"].id]})
     for way in (HUB, EVENTS):

@@ -17,7 +17,7 @@ from server.dialects import (
     StreamDialect,
     TenantDialect,
 )
-from server.messages import Added, Broadcasted, Deleted, Document, Event, Notification, Seen, Unseen
+from server.messages import Added, Broadcasted, Deleted, Document, Event, Notification, Seen, UnseenCount
 from server.revs import to_wire
 from server.wire import EventFrames
 
@@ -99,12 +99,12 @@ def test_the_streams_events() -> None:
     rev = to_wire(78)
     assert text(stream, Seen((ID,), 78)) == f'event: seen\nid: {rev}\ndata: {{"ids":["{ID}"]}}\n\n'
     assert text(stream, Deleted((ID,), 78)) == f'event: delete\nid: {rev}\ndata: {{"ids":["{ID}"]}}\n\n'
-    assert text(stream, Unseen(3)) == 'event: count\ndata: {"unseen":3}\n\n'
+    assert text(stream, UnseenCount(3)) == 'event: count\ndata: {"unseen":3}\n\n'
     assert stream.goodbye(3005, "why").text == 'event: close\ndata: {"code":3005,"reason":"why"}\n\n'
 
 
 # -- who is told of what -------------------------------------------------------------------------------------
-EVENTS = [added(), Seen((ID,), 1), Deleted((ID,), 1), Unseen(1), Broadcasted(notification())]
+EVENTS = [added(), Seen((ID,), 1), Deleted((ID,), 1), UnseenCount(1), Broadcasted(notification())]
 
 
 @pytest.mark.parametrize(

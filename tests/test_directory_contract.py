@@ -30,7 +30,7 @@ from server.grants import (
 )
 from server.ids import new_id
 from server.messages import EmailDuty, Mail, MailRecipient, Recipient, now
-from server.store import STEP, Directory, MailCounts, MailOutcome, RefusedMail, Store
+from server.store import STEP, Directory, MailCounts, MailOutcome, PostponedMail, RefusedMail, Store
 from tests.support.stores import (
     Beside,
     Place,
@@ -513,7 +513,8 @@ async def test_a_mail_on_its_way_at_the_removal(store: Store, directory: Directo
     await directory.remove_tenant("acme", later(1))
     alice, bob, carol = job.recipients
     refused = RefusedMail(bob.user_id, bob.email, 550, "no")
-    outcome = MailOutcome(sent=(alice,), refused=(refused,), retry=(carol,), retry_at=now())
+    postponed = PostponedMail(carol.user_id, carol.email, 451, "later", now())
+    outcome = MailOutcome(sent=(alice,), refused=(refused,), retry=(postponed,))
     assert await store.settle_mail(job, outcome)
     assert await store.next_mail_due() is None
     assert await store.claim_mail(LONG_S, 10) == []

@@ -15,7 +15,7 @@ from server import screen as screen_module
 from server.config import Limits as LimitSettings
 from server.feed import Feed, HubFeed, RealtimeFeed, ServiceFeed, TenantFeed
 from server.grants import DEFAULT_TENANT
-from server.messages import Broadcasted, Seen, Unseen, now
+from server.messages import Broadcasted, Seen, UnseenCount, now
 from server.rooms import NOBODY
 from server.wire import FAILED, REVOKED, SIGNED_OUT, SLOW, TOKEN_EXPIRED, TOO_MANY
 from tests.support.core import ALICE, MAX_QUEUE_BYTES, Core, notification, open_core
@@ -289,7 +289,7 @@ async def test_a_client_without_a_user_hears_of_broadcasts_only(core: Core) -> N
             await asyncio.sleep(0)
     room = (DEFAULT_TENANT, NOBODY)
     told = notification(content="M", title="T")
-    core.backplane.publish([(room, event) for event in (Unseen(1), Seen(("a",), 1), Broadcasted(told))])
+    core.backplane.publish([(room, event) for event in (UnseenCount(1), Seen(("a",), 1), Broadcasted(told))])
     frame: Any = await connection.next()
     assert (frame["title"], frame["message"]) == ("T", "M")
     assert core.rooms.users_of(DEFAULT_TENANT) == []

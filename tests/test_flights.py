@@ -7,8 +7,8 @@ import logging
 
 import pytest
 
-from server.errors import BadCredentials, Busy
-from server.flights import SingleFlight
+from server.errors import BadCredentials, Busy, InProgress
+from server.flights import SingleFlight, Turns
 
 
 class Slow:
@@ -99,3 +99,60 @@ async def test_close_ends_what_is_under_way(flights: SingleFlight[str, int], slo
     await flights.close()
     outcomes = await asyncio.gather(*tasks, return_exceptions=True)
     assert [type(each) for each in outcomes] == [Busy] * 2
+
+
+# -- turns ---------------------------------------------------------------------------------------------------
+async def test_one_after_the_other() -> None:
+    """In the order in which they came, with what is left of their patience; other keys do not wait."""
+    turns: Turns[str] = Turns(30)
+    order: list[int] = []
+    is_let_go = asyncio.Event()
+
+    async def take(number: int) -> float:
+        async with turns.take("key") as left_s:
+            order.append(number)
+            if number == 0:
+                await is_let_go.wait()
+            return left_s
+
+    tasks = [asyncio.create_task(take(number)) for number in range(5)]
+    await asyncio.sleep(0)
+    async with turns.take("another"):
+        assert order == [0]
+    is_let_go.set()
+    left = [await task for task in tasks]
+    assert order == [0, 1, 2, 3, 4]
+    assert all(0 < each < 30 for each in left)
+    assert not turns._turns
+
+
+async def test_who_has_waited_long_enough() -> None:
+    """Is told that it is in progress; whoever has the turn keeps it, and hands it on, also if they fail."""
+    turns: Turns[str] = Turns(0.02)
+    with pytest.raises(ZeroDivisionError):
+        async with turns.take("key"):
+            for _ in range(2):
+                with pytest.raises(InProgress):
+                    async with turns.take("key"):
+                        pytest.fail("there are two at a time")
+            raise ZeroDivisionError
+    async with turns.take("key"):
+        pass
+    assert not turns._turns
+
+
+async def test_who_is_cancelled_while_waiting_blocks_nobody() -> None:
+    """The next one has the turn."""
+    turns: Turns[str] = Turns(30)
+
+    async def take() -> None:
+        async with turns.take("key"):
+            pass
+
+    async with turns.take("key"):
+        waiting = [asyncio.create_task(take()) for _ in range(2)]
+        await asyncio.sleep(0)
+        waiting[0].cancel()
+    await waiting[1]
+    assert waiting[0].cancelled()
+    assert not turns._turns

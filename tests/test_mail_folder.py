@@ -9,8 +9,8 @@ import pytest
 
 from server.mail_folder import MailFolder
 from server.mail_message import MailMessage, Sender, build_message
+from server.mail_transport import Handover
 from server.messages import Mail
-from server.outbox import Handover
 
 CREATED_AT = datetime(2024, 3, 14, 9, 26, 53, 589000, tzinfo=UTC)
 

@@ -108,6 +108,8 @@ def test_failures_are_counted_by_their_code(metrics: Metrics, speaker: Speaker) 
     bus.tell(bus.REFUSED, speaker, door="notify", code="invalid", tenant="acme")
     bus.tell(bus.SIGN_IN_FAILED, speaker, code="token_expired", took_s=0.25)
     bus.tell(bus.THROTTLED, speaker, limit="requests_per_key")
+    bus.tell(bus.NOTIFICATION_REPLAYED, speaker, publication=publication())
+    assert value(metrics, "replayed_total", door="notify", tenant="acme") == 1
     assert value(metrics, "failed_total", door="notify", tenant="acme", code="store_unavailable") == 1
     assert value(metrics, "requests_refused_total", door="notify", code="bad_credentials", tenant="") == 1
     assert value(metrics, "requests_refused_total", door="notify", code="invalid", tenant="acme") == 1

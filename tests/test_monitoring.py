@@ -57,6 +57,7 @@ async def families() -> Families:
     what, mail = publication(), MailOutcome(sent=(MailRecipient("1", "a@example.test", AT),))
     stored(speaker, what)
     bus.tell(bus.NOTIFICATION_FAILED, speaker, publication=what, code="store_unavailable")
+    bus.tell(bus.NOTIFICATION_REPLAYED, speaker, publication=what)
     bus.tell(bus.NOTIFICATION_PUSHED, speaker, publication=what, connections=1, push_s=0.1, total_s=0.1)
     bus.tell(bus.REFUSED, speaker, door="notify", code="invalid", tenant=None)
     bus.tell(bus.THROTTLED, speaker, limit="requests_per_key")

@@ -13,8 +13,14 @@ from typing import Any
 import pytest
 from pydispatch import dispatcher
 
-from server.bus import INBOX_CHANGED, NOTIFICATION_FAILED, NOTIFICATION_PUSHED, NOTIFICATION_STORED
-from server.errors import Busy, StoreUnavailable
+from server.bus import (
+    INBOX_CHANGED,
+    NOTIFICATION_FAILED,
+    NOTIFICATION_PUSHED,
+    NOTIFICATION_REPLAYED,
+    NOTIFICATION_STORED,
+)
+from server.errors import Busy, KeyReused, StoreUnavailable
 from server.messages import (
     Document,
     EmailDuty,
@@ -22,7 +28,7 @@ from server.messages import (
     MailRecipient,
     Publication,
     Recipient,
-    Unseen,
+    UnseenCount,
 )
 from server.rooms import Room
 from tests.support.core import ALICE, BOB, Core, notification, open_core, publication
@@ -41,6 +47,7 @@ class Ear:
         self.stored: list[tuple[Publication, list[Document], EmailDuty | None]] = []
         self.store_s: list[float] = []
         self.failed: list[tuple[Publication, str]] = []
+        self.replayed: list[Publication] = []
         self.pushed: list[tuple[Publication, int]] = []
         self.pushed_s: list[tuple[float, float | None]] = []
         self.changed: list[list[Room]] = []
@@ -58,6 +65,9 @@ class Ear:
     def hear_failed(self, publication: Publication, code: str) -> None:
         self.failed.append((publication, code))
 
+    def hear_replayed(self, publication: Publication) -> None:
+        self.replayed.append(publication)
+
     def hear_pushed(
         self, publication: Publication, connections: int, push_s: float, total_s: float | None
     ) -> None:
@@ -74,6 +84,7 @@ def ear() -> Iterator[Ear]:
     signals = {
         NOTIFICATION_STORED: ear.hear_stored,
         NOTIFICATION_FAILED: ear.hear_failed,
+        NOTIFICATION_REPLAYED: ear.hear_replayed,
         NOTIFICATION_PUSHED: ear.hear_pushed,
         INBOX_CHANGED: ear.hear_changed,
     }
@@ -88,7 +99,7 @@ async def test_a_notification_is_stored_pushed_and_told_over_the_bus(core: Core,
     """One document a user, in the order of the recipients; all screens of each of them, and nobody else's."""
     alice, again, bob = await core.join("alice"), await core.join("alice"), await core.join("bob")
     for_both = publication("bob", "alice", content="hello")
-    documents = await core.notifier.notify(for_both)
+    documents = (await core.notifier.notify(for_both)).documents
     assert [document.user_id for document in documents] == ["bob", "alice"]
     assert await core.inbox.page(BOB, page=0, limit=9) == documents[:1]
     assert await core.inbox.page(ALICE, page=0, limit=9) == documents[1:]
@@ -150,7 +161,7 @@ async def test_nobody_sees_it_before_it_is_durable(core: Core) -> None:
 
 async def test_a_notification_for_nobody_is_not_stored(core: Core, ear: Ear) -> None:
     """C1: an empty list of users is answered well, and that is all."""
-    assert await core.notifier.notify(publication()) == []
+    assert (await core.notifier.notify(publication())).documents == []
     assert "add" not in core.store.calls
     assert (ear.stored, ear.changed) == ([], [])
 
@@ -162,10 +173,60 @@ async def test_new_notifications_wait_while_fan_out_is_behind(
     monkeypatch.setattr("server.backplane.MAX_BACKLOG", 0)
     await core.join("alice")
     waiting = asyncio.ensure_future(core.notifier.notify(publication("alice")))
-    core.backplane.publish([(ALICE, Unseen(7))])
+    core.backplane.publish([(ALICE, UnseenCount(7))])
     await asyncio.sleep(0)
     assert "add" not in core.store.calls
-    assert len(await waiting) == 1
+    assert len((await waiting).documents) == 1
+
+
+# -- the same request again ----------------------------------------------------------------------------------
+def again(first: Publication) -> Publication:
+    """The same, as a door reads it when it comes again."""
+    fresh = notification(first.notification.content)
+    return replace(first, notification=fresh)
+
+
+async def test_a_repeat_is_answered_and_told_to_nobody(core: Core, ear: Ear) -> None:
+    """With the first notification and its documents; the bus hears that it was a repeat, and of no mail."""
+    alice = await core.join("alice")
+    recipients = (Recipient("alice", "alice@example.test"), Recipient("bob"))
+    first = Publication(notification("text"), recipients, Mail("s", "c"), idempotency_key="key")
+    stored = await core.notifier.notify(first)
+    repeat = again(first)
+    answer = await core.notifier.notify(repeat)
+    await core.backplane.flushed()
+    assert (stored.is_repeat, answer.is_repeat) == (False, True)
+    assert answer.notification == stored.notification == first.notification
+    assert (answer.documents, answer.new) == (stored.documents, [])
+    assert ear.replayed == [repeat]
+    assert len(ear.stored) == len(ear.changed) == len(ear.pushed) == 1
+    assert [message.ids for message in alice.received() if message.name == "notification"] == [
+        [stored.documents[0].id]
+    ]
+
+
+async def test_after_a_failure_the_same_request_is_carried_out(core: Core, ear: Ear) -> None:
+    """It was no repeat, since nothing had been stored."""
+    first = replace(publication("alice"), idempotency_key="key")
+    core.store.goes_away()
+    with pytest.raises(StoreUnavailable):
+        await core.notifier.notify(first)
+    core.store.is_back()
+    assert not (await core.notifier.notify(again(first))).is_repeat
+    assert (len(ear.stored), len(ear.failed), ear.replayed) == (1, 1, [])
+
+
+async def test_keys_are_remembered_for_as_long_as_is_said(core: Core) -> None:
+    """Which may change while the server runs."""
+    first = replace(publication("alice"), idempotency_key="key")
+    core.notifier.keep_keys_s = 0.001
+    await core.notifier.notify(first)
+    await asyncio.sleep(0.01)
+    core.notifier.keep_keys_s = 60
+    assert not (await core.notifier.notify(again(first))).is_repeat
+    assert (await core.notifier.notify(again(first))).is_repeat
+    with pytest.raises(KeyReused):
+        await core.notifier.notify(replace(publication("bob"), idempotency_key="key"))
 
 
 # -- the duty to mail ----------------------------------------------------------------------------------------
@@ -271,7 +332,7 @@ async def test_close_waits_for_what_came_before_and_refuses_what_comes_after(cor
     assert not closing.done()
     gate.open()
     await closing
-    assert [len(documents) for documents in await asyncio.gather(*accepted)] == [1, 1]
+    assert [len(stored.documents) for stored in await asyncio.gather(*accepted)] == [1, 1]
     await core.notifier.close()
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -20,8 +21,9 @@ from server.ids import new_id
 from server.mail_folder import MailFolder
 from server.messages import EmailDuty, Mail, MailRecipient, Notification, Recipient, now
 from server.outbox import OutboxWorker
+from server.rates import Rate
 from server.smtp import SMTPTransport
-from server.store import MailJob, MailOutcome
+from server.store import MAX_JOB_RECIPIENTS, MailCounts, MailJob, MailOutcome, MailState
 from server.store.sqlite import SQLiteStore
 from tests.support.ports import free_port
 from tests.support.smtp_sink import SMTPSink
@@ -61,13 +63,15 @@ class Store(SQLiteStore):
             self.failed.set()
             raise StoreUnavailable()
 
-    async def claim_mail(self, lease_s: float, limit: int) -> list[MailJob]:
+    async def claim_mail(
+        self, lease_s: float, limit: int, recipients: int = MAX_JOB_RECIPIENTS
+    ) -> list[MailJob]:
         self.claims += 1
         self._maybe_fail("claim_mail")
         if "bug" in self.failing:
             self.failed.set()
             raise RuntimeError("a bug")
-        return await super().claim_mail(lease_s, limit)
+        return await super().claim_mail(lease_s, limit, recipients)
 
     async def next_mail_due(self) -> datetime | None:
         due_at = await super().next_mail_due()
@@ -171,6 +175,33 @@ async def owe(
 async def document_of(store: Store, user_id: str) -> str:
     [document] = await store.newest("t", user_id, before=None, limit=1)
     return document.id
+
+
+# -- how fast ------------------------------------------------------------------------------------------------
+
+
+async def test_no_faster_than_the_rate(store: Store, sink: SMTPSink, clock: Clock) -> None:
+    """What is over the rate stays owed, of one notification as of several, and waits without a lease."""
+    await owe(store, *to("ann", "ben"))
+    await owe(store, *to("cat", "dan", "eve", due_in_s=-1))
+    async with running(worker_for(store, clock, email(sink, rate=Rate(4, 3600.0)))):
+        outcomes = [await store.outcome() for _ in range(2)]
+        assert sorted(len(outcome.sent) for outcome in outcomes) == [1, 3]
+        assert await store.mail_counts() == MailCounts(due=1, refused=0)
+        [job] = await store.claim_mail(LEASE_S, 10)
+        assert [recipient.user_id for recipient in job.recipients] == ["ben"]
+    assert len(sink.mails) == 2
+
+
+async def test_as_the_rate_allows_more_it_goes_on(
+    store: Store, sink: SMTPSink, clock: Clock, no_pauses: None
+) -> None:
+    """All are mailed in the end, in as few messages as that takes."""
+    await owe(store, *to("ann", "ben", "cat", "dan", "eve"))
+    async with running(worker_for(store, clock, email(sink, rate=Rate(2, 0.2)))):
+        mailed = [address for _ in range(3) for address in (await sink.next_mail()).recipients]
+        assert len(mailed) == 5
+    assert len(set(mailed)) == 5
 
 
 # -- who gets it ---------------------------------------------------------------------------------------------
@@ -345,9 +376,9 @@ async def test_growing_delay(store: Store, sink: SMTPSink, clock: Clock) -> None
         for _ in range(6):
             before = clock()
             outcome = await store.outcome()
-            assert [recipient.user_id for recipient in outcome.retry] == ["ann"]
-            assert outcome.retry_at is not None
-            delays.append((outcome.retry_at - before).total_seconds())
+            [postponed] = outcome.retry
+            assert (postponed.user_id, postponed.code, postponed.is_untried) == ("ann", 451, False)
+            delays.append((postponed.retry_at - before).total_seconds())
             clock.advance(delays[-1])
             worker.wake()
         sink.replies.clear()
@@ -373,7 +404,110 @@ async def test_gives_up(store: Store, sink: SMTPSink, clock: Clock) -> None:
     [refused] = outcome.refused
     assert refused.code == 451
     assert refused.reason == "gave up after 5 days; the last answer: 4.7.1 greylisted"
-    assert outcome.retry_at is None and await store.next_mail_due() is None
+    assert outcome.retry == () and await store.next_mail_due() is None
+
+
+async def test_giving_up_is_about_each_recipient(store: Store, sink: SMTPSink, clock: Clock) -> None:
+    """Who comes late has as many days as those before."""
+    sink.replies = dict.fromkeys(("ann@example.org", "ben@example.org"), "451 4.7.1 greylisted")
+    settings = email(sink, retry_first_s=1.0, retry_max_s=1.0, give_up_after_s=1000.0)
+    await owe(store, *to("ann"), *to("ben", due_in_s=900))
+    async with running(worker_for(store, clock, settings)) as worker:
+        assert [each.user_id for each in (await store.outcome()).retry] == ["ann"]
+        clock.advance(1001)
+        worker.wake()
+        outcome = await store.outcome()
+    assert [each.user_id for each in outcome.refused] == ["ann"]
+    assert [each.user_id for each in outcome.retry] == ["ben"]
+
+
+async def test_an_outage_ends_no_mail(store: Store, clock: Clock, no_pauses: None) -> None:
+    """However long the mail server is away: no attempt is counted, and the retry stays near."""
+    port = free_port()
+    settings = email(port, retry_first_s=10.0, give_up_after_s=1.0)
+    nid = await owe(store, *to("ann"))
+    async with running(worker_for(store, clock, settings)) as worker:
+        for _ in range(4):
+            before = clock()
+            [postponed] = (await store.outcome()).retry
+            assert postponed.is_untried
+            assert postponed.retry_at - before < timedelta(seconds=10 + 20)
+            clock.advance(86_400)
+            worker.wake()
+    [entry] = await store.outbox.entries("t", nid=nid, limit=10)
+    assert (entry.attempts, entry.code) == (0, 0)
+    assert entry.reason and entry.reason.startswith(f"no connection to 127.0.0.1:{port}")
+
+
+async def test_one_of_a_thousand_is_retried_alone(store: Store, sink: SMTPSink, clock: Clock) -> None:
+    """Nobody waits for the one who is put off, nobody gets the mail twice, and the last answer is kept."""
+    users = [f"user{number}" for number in range(1000)]
+    flaky = "user500@example.org"
+    sink.replies = {flaky: "451 4.7.1 greylisted"}
+    nid = await owe(store, *to(*users))
+    async with running(worker_for(store, clock, email(sink))) as worker:
+        outcome = await store.outcome()
+        assert (len(outcome.sent), [each.email for each in outcome.retry]) == (999, [flaky])
+        [entry] = await store.outbox.entries("t", nid=nid, limit=10)
+        assert (entry.state, entry.attempts, entry.reason) == (MailState.WAITING, 1, "4.7.1 greylisted")
+        sink.replies.clear()
+        clock.advance(3600)
+        worker.wake()
+        assert [each.email for each in (await store.outcome()).sent] == [flaky]
+    assert sink.mails[-1].recipients == [flaky]
+    assert {mail.content for mail in sink.mails} == {sink.mails[0].content}
+    mailed = Counter(address for mail in sink.mails for address in mail.recipients)
+    assert mailed == Counter(f"{user}@example.org" for user in users)
+
+
+async def test_who_breaks_connections_holds_up_nobody(
+    store: Store, sink: SMTPSink, clock: Clock, no_pauses: None
+) -> None:
+    """All others are mailed once, also those of the same notification; each in a message apart in the end."""
+    sink.cut_recipients = {"user3@example.org"}
+    others = {f"user{number}@example.org" for number in range(20)} - sink.cut_recipients
+    await owe(store, *to(*(f"user{number}" for number in range(20))))
+    await owe(store, *to("ann"))
+    settings = email(sink, recipients_per_message=5, retry_first_s=10.0, retry_max_s=10.0)
+    async with running(worker_for(store, clock, settings)) as worker:
+        while {address for mail in sink.mails for address in mail.recipients} != others | {"ann@example.org"}:
+            await store.outcome()
+            clock.advance(10)
+            worker.wake()
+    assert max(Counter(address for mail in sink.mails for address in mail.recipients).values()) == 1
+
+
+async def test_what_an_operator_lets_be_retried(
+    store: Store, sink: SMTPSink, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A dead letter goes out after all, without anybody waking the worker; however old, it may fail again first."""
+    monkeypatch.setattr(outbox, "MAX_SLEEP_S", 0.05)
+    sink.replies = {"ann@example.org": "550 5.1.1 no such user"}
+    nid = await owe(store, *to("ann"), created_at=now() - timedelta(days=30))
+    settings = email(sink, retry_first_s=0.01, retry_max_s=0.01)
+    async with running(worker_for(store, clock, settings)):
+        assert (await store.outcome()).refused
+        sink.replies = {"ann@example.org": "451 4.7.1 greylisted"}
+        assert await store.outbox.retry("t", {nid: None}) == 1
+        for _ in range(3):
+            assert (await store.outcome()).retry
+        sink.replies.clear()
+        await sink.next_mail()
+
+
+async def test_what_an_operator_drops_is_not_mailed(store: Store, sink: SMTPSink, clock: Clock) -> None:
+    """What a worker has in hand goes its way, the rest does not."""
+    nid = await owe(store, *to("ann"), *to("ben", due_in_s=60))
+    store.may_settle.clear()
+    async with running(worker_for(store, clock, email(sink))) as worker:
+        await store.at_settling.wait()
+        assert await store.outbox.drop("t", {nid: None}) == 1
+        store.may_settle.set()
+        assert [each.user_id for each in (await store.outcome()).sent] == ["ann"]
+        clock.advance(61)
+        worker.wake()
+        await store.found_nothing.wait()
+    assert [mail.recipients for mail in sink.mails] == [["ann@example.org"]]
 
 
 async def test_an_old_mail_gets_its_chance(store: Store, sink: SMTPSink, clock: Clock) -> None:

@@ -20,6 +20,7 @@ from pika.adapters.blocking_connection import BlockingChannel
 
 from server.checks import Trouble
 from server.config.doors import RabbitMQ
+from server.errors import InProgress
 from server.ingest.rabbitmq import RabbitDoor
 from server.messages import Document
 from server.store import Store
@@ -155,6 +156,45 @@ async def test_a_message_becomes_a_notification(broker: Broker) -> None:
     )
     assert broker.waiting() == 0
     assert (heard.received, heard.refused) == (1, [])
+
+
+async def test_a_message_with_an_id_is_stored_once(broker: Broker) -> None:
+    """However often it is delivered or published: each is answered with the echo and acknowledged. The id of its
+    properties may be any text; a field in the body counts over it."""
+    keyed = {**GOOD, "idempotency_key": "key"}
+    async with running(broker.behind, broker.door()) as heard:
+        for _ in range(3):
+            broker.publish(GOOD, message_id="nr 7 é")
+        for number in range(3):
+            broker.publish(keyed, message_id=str(number))
+        broker.publish({**GOOD, "payload": "another"}, message_id="nr 7 é")
+        broker.publish({**GOOD, "idempotency_key": "no key"})
+        results = await broker.results_of(8)
+        await heard.refusals(2)
+    assert results[:6] == [GOOD] * 6
+    assert ["error" in result for result in results[6:]] == [True, True]
+    assert heard.refused == ["invalid", "idempotency_key_reused"] or heard.refused[::-1] == [
+        "invalid",
+        "idempotency_key_reused",
+    ]
+    assert len(await broker.behind.inbox("1")) == 2
+    assert broker.waiting() == 0
+
+
+async def test_what_is_in_progress_comes_again(broker: Broker) -> None:
+    """The message goes back to the queue, and is stored once when the other one is done with it."""
+    store = broker.behind.store
+    async with running(broker.behind, broker.door()) as heard:
+        store.failure = InProgress()
+        broker.publish(GOOD, message_id="7")
+        for _ in range(2):
+            while await store.failed.get() != "add":
+                pass
+        store.is_back()
+        await heard.stored(1)
+        assert await broker.results_of(1) == [GOOD]
+    assert len(await broker.behind.inbox("1")) == 1
+    assert (broker.waiting(), heard.refused) == (0, [])
 
 
 async def test_the_names_of_the_original_are_the_defaults(

@@ -17,6 +17,7 @@ from redis.asyncio import Redis
 
 from server.checks import Trouble
 from server.config.doors import RedisHub
+from server.errors import InProgress
 from server.ingest.consumer import Lease
 from server.ingest.redis import RedisDoor
 from tests.support.certificates import CertificateAuthority
@@ -107,6 +108,36 @@ async def test_all_behind_the_first_colon_is_the_user(hub: Hub) -> None:
             await hub.publish(user, GOOD)
         await heard.stored(4)
     assert sorted(heard.users) == sorted(["a:b:c", " x ", "Zoë", "7"])
+
+
+async def test_a_message_with_an_idempotency_key_is_stored_once(hub: Hub) -> None:
+    """However often it is published, to that user; the same key for another message is refused, as is what is no key.
+    The payload stays as it is."""
+    keyed = {**GOOD, "idempotency_key": "order-7"}
+    async with running(hub.behind, hub.door()) as heard:
+        await hub.publish("alice", keyed, keyed, keyed)
+        await hub.publish("alice", {**keyed, "payload": {"title": "Another"}})
+        await hub.publish("alice", {**GOOD, "idempotency_key": "no key"}, {**GOOD, "idempotency_key": 7})
+        await heard.refusals(3)
+        await hub.publish("alice", GOOD)
+        await heard.stored(2)
+    assert heard.refused == ["idempotency_key_reused", "invalid", "invalid"]
+    documents = await hub.behind.inbox("alice")
+    assert [document.notification.data for document in documents] == [GOOD["payload"]] * 2
+
+
+async def test_a_keyed_message_survives_a_store_that_is_away(hub: Hub) -> None:
+    """It is tried until it is stored, once."""
+    async with running(hub.behind, hub.door()) as heard:
+        hub.behind.store.goes_away()
+        await hub.publish("alice", {**GOOD, "idempotency_key": "key"})
+        await hub.behind.store.failed.get()
+        hub.behind.store.failure = InProgress()
+        await hub.behind.store.failed.get()
+        hub.behind.store.is_back()
+        await heard.stored(1)
+    assert len(await hub.behind.inbox("alice")) == 1
+    assert heard.refused == []
 
 
 async def test_other_channels_are_not_listened_to(hub: Hub) -> None:

@@ -10,9 +10,22 @@ import pytest
 
 from server import rooms as module
 from server.dialects import Dialect
-from server.messages import Added, Deleted, Document, Event, Notification, Seen, Unseen, now
+from server.messages import (
+    Added,
+    AllSeen,
+    Deleted,
+    Document,
+    Event,
+    Notification,
+    Restored,
+    Seen,
+    Unseen,
+    UnseenCount,
+    now,
+)
 from server.rooms import REORDER_WINDOW_S, Push, Room, Rooms, SignIn
 from server.wire import GOING_AWAY, SLOW, CloseReason, EventFrames, Frame, count_frame
+from server.wire_v2 import InboxFrames
 from tests.support.recording import Message, RecordingConnection, messages_of
 
 ALICE: Room = ("acme", "alice")
@@ -114,8 +127,8 @@ def test_joining_twice_is_being_there_once(rooms: Rooms) -> None:
     """A push comes once."""
     [alice] = _joined(rooms, ALICE)
     rooms.join(ALICE, alice)
-    assert rooms.deliver(ALICE, [Unseen(1)]) == 1
-    assert alice.events == [Unseen(1)]
+    assert rooms.deliver(ALICE, [UnseenCount(1)]) == 1
+    assert alice.events == [UnseenCount(1)]
 
 
 def test_users_and_connections_are_counted_by_tenant(rooms: Rooms) -> None:
@@ -191,10 +204,10 @@ def test_a_push_may_end_its_connection_and_no_other(rooms: Rooms) -> None:
     dying, [alive] = [Dying() for _ in range(3)], _joined(rooms, ALICE)
     for member in dying:
         rooms.join(ALICE, member)
-    rooms.deliver(ALICE, [Unseen(1)])
-    assert alive.events == [Unseen(1)]
-    rooms.deliver(ALICE, [Unseen(2)])
-    assert alive.events == [Unseen(1), Unseen(2)]
+    rooms.deliver(ALICE, [UnseenCount(1)])
+    assert alive.events == [UnseenCount(1)]
+    rooms.deliver(ALICE, [UnseenCount(2)])
+    assert alive.events == [UnseenCount(1), UnseenCount(2)]
 
 
 def test_an_arrival_overtaken_by_its_deletion_is_dropped(rooms: Rooms) -> None:
@@ -251,14 +264,14 @@ def test_changes_are_remembered_only_while_a_push_may_be_late(rooms: Rooms, cloc
 def test_a_count_is_never_too_late(rooms: Rooms) -> None:
     """It has no rev: the last one told is the one that counts."""
     [alice] = _joined(rooms, ALICE)
-    rooms.deliver(ALICE, [Unseen(2), Unseen(1)])
-    assert alice.events == [Unseen(2), Unseen(1)]
+    rooms.deliver(ALICE, [UnseenCount(2), UnseenCount(1)])
+    assert alice.events == [UnseenCount(2), UnseenCount(1)]
 
 
 def test_several_events_are_one_burst_in_their_order(rooms: Rooms) -> None:
     """One write for all that the user is told at once, to each connection."""
     first, second = _joined(rooms, ALICE, ALICE)
-    events = [_added("d1"), Seen(("d1",), 20), Unseen(0), _added("d2", rev=30)]
+    events = [_added("d1"), Seen(("d1",), 20), UnseenCount(0), _added("d2", rev=30)]
     rooms.deliver(ALICE, events)
     assert first.events == second.events == events
     assert first.bursts == second.bursts
@@ -281,7 +294,7 @@ def test_a_burst_is_no_larger_than_its_bound(rooms: Rooms, monkeypatch: pytest.M
     monkeypatch.setattr(module, "MAX_BURST_CHARS", 2 * size)
     [alice] = _joined(rooms, ALICE)
     large = _added("large")
-    rooms.deliver(ALICE, [Unseen(1), Unseen(2), Unseen(3), large, Unseen(4)])
+    rooms.deliver(ALICE, [UnseenCount(1), UnseenCount(2), UnseenCount(3), large, UnseenCount(4)])
     assert [[message.name for message in messages_of(burst)] for burst in alice.bursts] == [
         ["count", "count"],
         ["count"],
@@ -348,3 +361,70 @@ async def test_closing_very_many_leaves_the_loop_to_others(
     rooms.join(BOB, Member())
     assert await closing == 49
     assert [bool(member.connection.reasons) for member in members] == [True] * 40 + [False] + [True] * 9
+
+
+# -- dialect 2 -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "seen"),
+    [(Unseen(("d1",), 20), False), (Restored(replace(_added("d1", rev=20).document, seen=True)), True)],
+    ids=["unseen", "restored"],
+)
+def test_an_arrival_overtaken_by_another_change_arrives_as_what_it_is(
+    rooms: Rooms, change: Event, seen: bool
+) -> None:
+    """With the rev of that change, so that no client takes it for news twice."""
+    [alice] = _joined(rooms, ALICE)
+    rooms.deliver(ALICE, [Deleted(("d1",), 18), change, _added("d1", rev=10)])
+    last = alice.events[-1]
+    assert isinstance(last, Added)
+    assert (last.document.seen, last.rev) == (seen, 20)
+
+
+def test_what_was_restored_and_deleted_again_is_gone(rooms: Rooms) -> None:
+    """Whichever of the two is heard of first."""
+    [alice] = _joined(rooms, ALICE)
+    rooms.deliver(ALICE, [Deleted(("d1",), 30), Restored(_added("d1", rev=20).document)])
+    assert [type(event) for event, _ in alice.told] == [Deleted]
+
+
+def test_only_what_really_changed_is_remembered(rooms: Rooms) -> None:
+    """What had been seen before keeps its rev, and later changes of it may have a lower one than this."""
+    [alice] = _joined(rooms, ALICE)
+    change, late = Seen(("d1", "d2"), 20, changed=("d2",)), _added("d1", rev=10)
+    rooms.deliver(ALICE, [change, late])
+    assert alice.events == [change, late]
+
+
+def test_each_is_told_in_the_dialect_they_speak(rooms: Rooms) -> None:
+    """Who speaks both is two connections."""
+    classic, new = Member(), Member(dialect=InboxFrames())
+    rooms.join(ALICE, classic)
+    rooms.join(ALICE, new)
+    rooms.deliver(ALICE, [Unseen(("d1",), 20), AllSeen(30), UnseenCount(1)])
+    assert [message.name for message in classic.messages] == ["count"]
+    assert [message.name for message in new.messages] == ["unseen", "seen"]
+
+
+def test_rooms_in_which_all_is_counted_are_known(rooms: Rooms) -> None:
+    """Those with somebody who is told."""
+    _joined(rooms, ALICE, BOB)
+    new = Member(dialect=InboxFrames())
+    rooms.join(BOB, new)
+    assert rooms.counting([ALICE, BOB, ALICE_OF_ANOTHER_TENANT]) == {BOB}
+    rooms.leave(BOB, new)
+    assert rooms.counting([ALICE, BOB]) == set()
+
+
+def test_at_the_end_those_who_can_be_told_are_told_when_to_come_back(rooms: Rooms) -> None:
+    """Spread over as long as it takes to let them in one after the other."""
+    [classic] = _joined(rooms, ALICE)
+    new = [Member(dialect=InboxFrames()) for _ in range(3000)]
+    for number, member in enumerate(new):
+        rooms.join(("acme", f"user {number}"), member)
+    rooms.say_bye()
+    delays = [member.connection.received()[0].data["retry_ms"] for member in new]
+    assert classic.connection.received() == []
+    assert min(delays) >= module.RESTART_MS
+    assert 2000 < max(delays) - min(delays) <= 3001

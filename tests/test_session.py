@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from server import session as module
-from server.messages import Added, Deleted, Document, Event, Seen, Unseen
+from server.conversations import classic as module
+from server.messages import Added, Deleted, Document, Event, Seen, UnseenCount
 from server.rooms import REORDER_WINDOW_S
 from server.session import Session
 from server.wire import FAILED, SLOW, EventFrames
@@ -585,7 +585,7 @@ async def test_a_push_of_what_was_answered_already_is_dropped(core: Core) -> Non
     [document] = await core.fill("alice", 1)
     command(connection, "unseen")
     await gate.reached()
-    _push(_session(connection), Added(document), Unseen(1))
+    _push(_session(connection), Added(document), UnseenCount(1))
     gate.open()
     assert (await connection.next()).ids == [document.id]
     assert await connection.next() == Message("count", {"unseen": 1})
@@ -957,7 +957,7 @@ async def test_tries_for_a_store_that_is_away_become_rarer(
         delays.append(delay_s)
         await asyncio.sleep(0)
 
-    monkeypatch.setattr(Session, "_pause", noted)
+    monkeypatch.setattr(Session, "pause", noted)
     core.store.goes_away()
     connection = core.connect()
     _join(connection, "alice")

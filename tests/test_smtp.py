@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
+from server import smtp
 from server.config import Email
 from server.errors import StartupError
 from server.mail_message import MailMessage, Sender, build_message
+from server.mail_transport import MAX_REASON_CHARS, Handover
 from server.messages import Mail
-from server.outbox import Handover
-from server.smtp import MAX_REASON_LENGTH, SMTPTransport
+from server.smtp import SMTPTransport
 from tests.support.ports import free_port
 from tests.support.smtp_sink import CertificateAuthority, SMTPSink
 
@@ -36,7 +37,11 @@ def email(sink: SMTPSink | int, **settings: Any) -> Email:
 async def send(
     settings: Email, *addresses: str, content: str = "<p>Hello</p>", within_s: float = 20
 ) -> Handover:
-    return await SMTPTransport(settings).send(message(content), addresses or (ANN,), within_s)
+    transport = SMTPTransport(settings)
+    try:
+        return await transport.send(message(content), addresses or (ANN,), within_s)
+    finally:
+        await transport.close()
 
 
 @pytest.fixture
@@ -52,6 +57,63 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> CertificateAuthority:
 
 def refusals(handover: Handover) -> dict[str, tuple[int, bool]]:
     return {address: (refusal.code, refusal.is_temporary) for address, refusal in handover.refused.items()}
+
+
+# -- connections ---------------------------------------------------------------------------------------------
+
+
+async def test_a_connection_serves_several_mails(sink: SMTPSink) -> None:
+    """One after the other; two at the same time need two."""
+    transport = SMTPTransport(email(sink))
+    for _ in range(3):
+        assert await transport.send(message(), [ANN], 20) == Handover({})
+    assert sink.connections == 1
+    await asyncio.gather(*(transport.send(message(), [each], 20) for each in (ANN, BEN)))
+    assert sink.connections == 2
+    assert len(sink.mails) == 5
+    await transport.close()
+
+
+async def test_a_connection_that_the_server_ended_is_not_missed(sink: SMTPSink) -> None:
+    """The next mail goes out over a new one, without a word of an outage."""
+    transport = SMTPTransport(email(sink))
+    assert await transport.send(message(), [ANN], 20) == Handover({})
+    sink.hang_up()
+    assert await transport.send(message(), [BEN], 20) == Handover({})
+    assert sink.connections == 2
+    await transport.close()
+
+
+async def test_no_connection_serves_for_ever(sink: SMTPSink, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After so many messages a new one is made."""
+    monkeypatch.setattr(smtp, "MAX_MESSAGES", 2)
+    transport = SMTPTransport(email(sink))
+    for _ in range(5):
+        assert await transport.send(message(), [ANN], 20) == Handover({})
+    assert sink.connections == 3
+    await transport.close()
+
+
+async def test_a_connection_is_not_kept_for_long(sink: SMTPSink, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When no mail comes it is ended as SMTP has it."""
+    monkeypatch.setattr(smtp, "KEEP_S", 0.01)
+    transport = SMTPTransport(email(sink, timeout_s=5.0))
+    assert await transport.send(message(), [ANN], 20) == Handover({})
+    async with asyncio.timeout(20):
+        await sink.quitted.wait()
+    await transport.close()
+
+
+async def test_a_connection_on_which_something_broke_is_not_used_again(sink: SMTPSink) -> None:
+    """Whatever state the server left it in."""
+    transport = SMTPTransport(email(sink))
+    assert await transport.send(message(), [ANN], 20) == Handover({})
+    sink.replies["MAIL"] = "451 not now"
+    assert (await transport.send(message(), [BEN], 20)).outage is not None
+    sink.replies.clear()
+    assert await transport.send(message(), [BEN], 20) == Handover({})
+    assert sink.connections == 2
+    await transport.close()
 
 
 # -- what arrives --------------------------------------------------------------------------------------------
@@ -140,6 +202,21 @@ async def test_content_refused(sink: SMTPSink, stage: str, reply: str, is_tempor
     assert handover.outage is None and sink.mails == []
 
 
+async def test_a_cut_says_nothing_about_those_not_come_to(sink: SMTPSink) -> None:
+    """Those of the transaction that broke were tried; those of the next ones were not, and those before have theirs."""
+    sink.cut_recipients = {BEN}
+    handover = await send(
+        email(sink, recipients_per_message=2), "zoe@example.org", "yan@example.org", ANN, BEN, CAT
+    )
+    assert [mail.recipients for mail in sink.mails] == [["zoe@example.org", "yan@example.org"]]
+    assert {address: refusal.is_untried for address, refusal in handover.refused.items()} == {
+        ANN: False,
+        BEN: False,
+        CAT: True,
+    }
+    assert all(refusal.is_temporary for refusal in handover.refused.values())
+
+
 async def test_too_big(sink: SMTPSink) -> None:
     """A message over the server's size limit is given up, and the server said why."""
     sink.replies = {"MAIL": "552 5.3.4 message too big"}
@@ -152,7 +229,7 @@ async def test_long_answers_are_cut(sink: SMTPSink) -> None:
     """A server's words are kept on one line of bounded length."""
     sink.replies = {ANN: "550-first\r\n550-" + "x" * 2000 + "\r\n550 last"}
     reason = (await send(email(sink))).refused[ANN].reason
-    assert reason.startswith("first xxx") and len(reason) == MAX_REASON_LENGTH
+    assert reason.startswith("first xxx") and len(reason) == MAX_REASON_CHARS
 
 
 # -- limits on recipients ------------------------------------------------------------------------------------

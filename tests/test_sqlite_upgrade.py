@@ -23,16 +23,17 @@ import pytest
 from server.errors import StoreUnavailable
 from server.grants import DEFAULT_TENANT, KEY_CHARS, KnownUser
 from server.messages import Document, now
-from server.store import HUB, sqlite_upgrade
+from server.store import HUB, Counts, TypeCounts, sqlite_schema, sqlite_upgrade
 from server.store.sqlite import SQLiteStore
 from server.store.sqlite_schema import VERSION, from_ms
 from tests.support.sqlite_v1 import first_ms, make_v1, user_id
 from tests.support.sqlite_v2 import make_v2
+from tests.support.sqlite_v3 import make_v3
 from tests.support.stores import put, whole_inbox
 
 ROOT = Path(__file__).resolve().parents[1]
 
-MAKERS = {"v1": make_v1, "v2": make_v2}
+MAKERS = {"v1": make_v1, "v2": make_v2, "v3": make_v3}
 
 
 @pytest.fixture
@@ -72,7 +73,7 @@ def shape(path: Path) -> object:
 
 
 async def check(path: Path, users: int) -> None:
-    """The file of `make_v1` or `make_v2` is of this version, with all that was in it."""
+    """The file of one of the `MAKERS` is of this version, with all that was in it."""
     store = SQLiteStore(path)
     await store.open()
     known = await store.directory.users(DEFAULT_TENANT, after=None, limit=users + 1)
@@ -94,6 +95,8 @@ async def check(path: Path, users: int) -> None:
             DEFAULT_TENANT, user_id(number), HUB, since=None, after=None, limit=10
         )
         assert waiting == [unseen]
+        counts = await store.counts(DEFAULT_TENANT, [user_id(number)])
+        assert counts == {user_id(number): Counts(1, 2, {"": TypeCounts(1, 2)})}
     assert (await store.mail_counts()).due == 3
     access = await store.directory.access()
     assert [tenant.name for tenant in access.tenants] == [DEFAULT_TENANT]
@@ -176,6 +179,7 @@ async def test_the_log_says_how_far_it_is(
     """At the beginning, now and then, and at the end; nothing where nothing is to do."""
     make_v1(path, 40)
     monkeypatch.setattr(sqlite_upgrade, "USERS_PER_STEP", 10)
+    monkeypatch.setattr(sqlite_upgrade, "DOCUMENTS_PER_STEP", 60)
     monkeypatch.setattr(sqlite_upgrade, "REPORT_EVERY_S", 0.0)
     with caplog.at_level(logging.INFO, "server"):
         await open_and_close(path)
@@ -186,8 +190,14 @@ async def test_the_log_says_how_far_it_is(
         f"bringing {path} up to date: 10 of 40 users (25 %)",
         f"bringing {path} up to date: 20 of 40 users (50 %)",
         f"bringing {path} up to date: 30 of 40 users (75 %)",
-        f"bringing {path} up to date: making the index unseen_by_marks",
+        f"bringing {path} up to date: the documents of 40 users",
+        f"bringing {path} up to date: the documents of 0 of 40 users (0 %)",
+        f"bringing {path} up to date: the documents of 20 of 40 users (50 %)",
+        f"bringing {path} up to date: the documents of 40 of 40 users (100 %)",
+        f"bringing {path} up to date: making the index inbox_with_types",
+        f"bringing {path} up to date: making the index unseen_with_revs",
         f"bringing {path} up to date: making the index of_notification",
+        f"bringing {path} up to date: making the index tombstones",
         f"brought {path} up to date",
     ]
 
@@ -239,11 +249,13 @@ from server.messages import now
 from server.store import sqlite_schema, sqlite_upgrade
 from tests.support.sqlite_v1 import make_v1
 from tests.support.sqlite_v2 import make_v2
+from tests.support.sqlite_v3 import make_v3
 
 sqlite_upgrade.USERS_PER_STEP = 4
+sqlite_upgrade.DOCUMENTS_PER_STEP = 7
 folder = Path(sys.argv[1])
 if sys.argv[2] != "new":
-    {"v1": make_v1, "v2": make_v2}[sys.argv[2]](folder / "original", 10)
+    {"v1": make_v1, "v2": make_v2, "v3": make_v3}[sys.argv[2]](folder / "original", 10)
 connect = sqlite_schema._connect
 
 def upgrade_and_die(path, statement):
@@ -342,10 +354,118 @@ async def test_given_up_while_it_makes_an_index(path: Path, monkeypatch: pytest.
         sqlite_upgrade.open_upgraded(path, 1.0, now(), lambda: next(asked) == 5)
     assert next(asked) == 6
     assert version(path) == 2
-    assert rows(path, "SELECT name FROM sqlite_master WHERE name IN ('unseen', 'unseen_by_marks')") == [
+    assert rows(path, "SELECT name FROM sqlite_master WHERE name IN ('unseen', 'unseen_with_revs')") == [
         ("unseen",)
     ]
     await check(path, 2000)
+
+
+def set_types(path: Path) -> None:
+    """As an earlier version knew them: of notifications only."""
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("UPDATE notifications SET type = 'type-' || (key % 4)")
+
+
+async def check_types(path: Path, users: int) -> None:
+    """Each document is found by the type of its notification, which is what is counted."""
+    store = SQLiteStore(path)
+    await store.open()
+    types = set()
+    for user in map(user_id, range(users)):
+        inbox = await whole_inbox(store, user, DEFAULT_TENANT)
+        [counts] = (await store.counts(DEFAULT_TENANT, [user])).values()
+        assert counts.total == len(inbox) == 2
+        for document in inbox:
+            type_ = document.notification.type
+            of_type = await store.newest(DEFAULT_TENANT, user, before=None, limit=9, type=type_)
+            assert of_type == [document]
+            assert counts.types[type_] == TypeCounts(not document.seen, 1)
+            types.add(type_)
+    assert types == {f"type-{number}" for number in range(4)}
+    await store.close()
+
+
+@pytest.mark.parametrize("old", MAKERS)
+async def test_documents_get_the_type_of_their_notification(
+    old: str, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In portions, whatever users they are of; tombstones, too."""
+    MAKERS[old](path, 30)
+    set_types(path)
+    monkeypatch.setattr(sqlite_upgrade, "DOCUMENTS_PER_STEP", 7)
+    await open_and_close(path)
+    await check_types(path, 30)
+    lacking = "SELECT count(*) FROM documents d JOIN notifications n ON n.key = notification WHERE d.type IS NOT n.type"
+    assert rows(path, lacking) == [(0,)]
+
+
+async def test_types_are_found_by_the_primary_key(path: Path) -> None:
+    """Each portion reads its own documents only."""
+    await open_and_close(path)
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        plan = [
+            row[3]
+            for row in connection.execute(f"EXPLAIN QUERY PLAN {sqlite_upgrade.FIND_TYPES}", (0, b"", 1, b""))
+        ]
+    assert plan[0] == "SEARCH documents USING PRIMARY KEY ((user,id)>(?,?) AND (user,id)<(?,?))"
+
+
+async def test_given_up_while_it_finds_types(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is done is kept, and the next start goes on."""
+    make_v3(path, 30)
+    set_types(path)
+    monkeypatch.setattr(sqlite_upgrade, "DOCUMENTS_PER_STEP", 7)
+    asked = itertools.count()
+    with pytest.raises(StoreUnavailable, match="goes on at the next start"):
+        sqlite_upgrade.open_upgraded(path, 1.0, now(), lambda: next(asked) == 5)
+    assert version(path) == 3
+    assert rows(path, "SELECT count(*) FROM documents WHERE type IS NOT NULL") == [(35,)]
+    await check_types(path, 30)
+
+
+async def test_version_3_in_between(path: Path) -> None:
+    """What that version adds and changes, in a file that was not brought up quite, is there afterwards: even if only
+    the last step was left."""
+    make_v3(path, 2)
+    set_types(path)
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("ALTER TABLE documents ADD COLUMN type TEXT")
+        sqlite_upgrade._find_types(connection, path, lambda: False)
+        connection.execute(sqlite_schema.INDEXES["inbox_with_types"])
+        assert version(path) == 3
+        connection.execute(
+            "INSERT INTO documents (user, id, notification, created_at, updated_at, rev)"
+            " VALUES (1, x'000000000000000000000001', 5, 5, 5, 200)"
+        )
+        connection.execute("UPDATE documents SET seen = 1, rev = 201 WHERE user = 2")
+    store = SQLiteStore(path)
+    await store.open()
+    one, seen = TypeCounts(1, 1), TypeCounts(0, 1)
+    assert await store.counts(DEFAULT_TENANT, [user_id(0), user_id(1)]) == {
+        user_id(0): Counts(2, 3, {"type-1": one, "type-2": seen, "type-3": one}),
+        user_id(1): Counts(0, 2, {"type-1": seen, "type-2": seen}),
+    }
+    await store.close()
+
+
+async def test_what_was_seen_before_deliveries_were_remembered_comes_back(path: Path) -> None:
+    """It stays delivered when it was seen or deleted, though no longer seen, and no longer deleted."""
+    make_v2(path, 1)
+    store = SQLiteStore(path)
+    await store.open()
+    [tombstone] = [
+        each
+        for each in await store.changes(DEFAULT_TENANT, user_id(0), after=(0, ""), limit=9)
+        if each.deleted
+    ]
+    _, seen = await whole_inbox(store, user_id(0), DEFAULT_TENANT)
+    await store.mark_unseen(DEFAULT_TENANT, user_id(0), [seen.id])
+    await store.restore(DEFAULT_TENANT, user_id(0), [tombstone.id])
+    for document in (seen, tombstone):
+        nid = document.notification.nid
+        [delivery] = await store.deliveries.of_notification(DEFAULT_TENANT, nid, after=None, limit=9)
+        assert delivery.delivered_at == document.updated_at
+    await store.close()
 
 
 async def test_version_2_in_between(path: Path) -> None:

@@ -175,7 +175,7 @@ async def test_a_closed_store_is_unavailable(store: Store) -> None:
 async def test_a_fresh_document(store: Store) -> None:
     """It is new in every respect, and is read as it was returned."""
     notification = make_notification(content="c", type="t", title="T", url="u", icon="i", image="m", data=[1])
-    [document] = await store.add(notification, [Recipient(USER)], None)
+    [document] = (await store.add(notification, [Recipient(USER)], None)).documents
     assert document == Document(
         id=document.id,
         user_id=USER,
@@ -195,7 +195,7 @@ async def test_documents_come_in_the_order_of_the_recipients(store: Store) -> No
     """One document for each recipient, each with an id of its own, all with the same notification."""
     users = ["zoe", "alice", "mallory", "bob"]
     notification = make_notification(content="hello")
-    documents = await store.add(notification, [Recipient(user) for user in users], None)
+    documents = (await store.add(notification, [Recipient(user) for user in users], None)).documents
     assert [document.user_id for document in documents] == users
     assert len(set(ids(documents))) == 4
     assert all(document.notification is notification for document in documents)
@@ -206,7 +206,7 @@ async def test_documents_come_in_the_order_of_the_recipients(store: Store) -> No
 async def test_a_thousand_recipients(store: Store) -> None:
     """Each has the document, and nobody has two."""
     users = [f"user-{number}" for number in range(1000)]
-    documents = await store.add(make_notification(), [Recipient(user) for user in users], None)
+    documents = (await store.add(make_notification(), [Recipient(user) for user in users], None)).documents
     assert [document.user_id for document in documents] == users
     assert await store.count_unseen(TENANT, users) == dict.fromkeys(users, 1)
     for document in documents[::97]:
@@ -218,7 +218,7 @@ async def test_concurrent_adds(store: Store) -> None:
 
     async def add(number: int) -> list[Document]:
         recipients = [Recipient(USER), Recipient(f"other-{number}")][: 1 + number % 2]
-        return await store.add(make_notification(content=str(number)), recipients, None)
+        return (await store.add(make_notification(content=str(number)), recipients, None)).documents
 
     added = await asyncio.gather(*map(add, range(50)))
     assert [documents[0].notification.content for documents in added] == [str(n) for n in range(50)]
@@ -251,7 +251,7 @@ async def test_texts_come_back_as_they_went_in(store: Store, text: str) -> None:
     tenant, user_id = f"t{short}", f"u{short}"
     fields = dict.fromkeys(("type", "title", "url", "icon", "image"), short)
     notification = make_notification(tenant, content=text, data={f"k{short}": text}, **fields)
-    [document] = await store.add(notification, [Recipient(user_id)], None)
+    [document] = (await store.add(notification, [Recipient(user_id)], None)).documents
     assert await newest(store, user_id, tenant) == [document]
     assert (await newest(store, user_id, tenant))[0].notification == notification
     assert await count(store, user_id, tenant) == 1
@@ -635,7 +635,7 @@ async def test_changes_in_portions(limit: int, store: Store) -> None:
     """Many with one rev, too: nothing is missing, nothing twice."""
     documents = await put_many(store, 5)
     notification = make_notification()
-    documents += await store.add(notification, [Recipient(USER), Recipient("bob")], None)
+    documents += (await store.add(notification, [Recipient(USER), Recipient("bob")], None)).documents
     await store.mark_all_seen(TENANT, USER, limit=4)
     await store.delete(TENANT, USER, [documents[0].id, documents[5].id])
     found = await all_changes(store, limit=limit)
@@ -695,7 +695,7 @@ async def test_who_has_a_notification_unseen(store: Store) -> None:
     """Those asked about who have it neither seen nor deleted; not those who never had it."""
     notification = make_notification()
     users = ["alice", "bob", "carol", "dave"]
-    documents = await store.add(notification, [Recipient(user) for user in users], None)
+    documents = (await store.add(notification, [Recipient(user) for user in users], None)).documents
     await put(store, "erin", created_at=notification.created_at)
     await put(store, "bob", created_at=notification.created_at)
     await store.mark_seen(TENANT, "bob", [documents[1].id])
@@ -715,9 +715,8 @@ async def test_who_of_thousands_has_a_notification_unseen(store: Store) -> None:
     """More users than a statement takes."""
     users = [f"user-{number}" for number in range(1500)]
     duty = EmailDuty(Mail("", ""), tuple(MailRecipient(user, f"{user}@x.test", now()) for user in users))
-    documents = await store.add(
-        make_notification(), [Recipient(user, f"{user}@x.test") for user in users], duty
-    )
+    recipients = [Recipient(user, f"{user}@x.test") for user in users]
+    documents = (await store.add(make_notification(), recipients, duty)).documents
     await store.mark_seen(TENANT, users[0], [documents[0].id])
     unseen = await store.still_unseen(TENANT, documents[0].notification.nid, [*users, "nobody"])
     assert unseen == set(users[1:])

@@ -7,11 +7,13 @@ seconds has run out at once.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from server.ids import new_id
 from server.messages import EmailDuty, Mail, MailRecipient, Recipient, now
-from server.store import MailCounts, MailJob, MailOutcome, RefusedMail, Store
+from server.store import MailCounts, MailJob, MailOutcome, PostponedMail, RefusedMail, Store
 from tests.support.stores import TENANT, Place, make_notification, owe, put
 
 LONG_S = 600.0
@@ -57,7 +59,7 @@ async def test_a_claimed_job_holds_what_was_owed(store: Store) -> None:
     assert job.mail == mail
     assert set(job.recipients) == set(recipients)
     assert len(job.recipients) == 2
-    assert job.attempts == 0
+    assert [recipient.attempts for recipient in job.recipients] == [0, 0]
     assert job.lease
 
 
@@ -93,6 +95,18 @@ async def test_many_recipients_are_one_job(store: Store) -> None:
     [job] = await claim(store)
     assert set(job.recipients) == set(recipients)
     assert await store.settle_mail(job, MailOutcome(sent=job.recipients))
+    assert await store.mail_counts() == MailCounts(due=0, refused=0)
+
+
+async def test_a_job_of_some_recipients(store: Store) -> None:
+    """A claim takes as many recipients as asked for, earliest due first; the others when that is settled."""
+    await owe(store, to("alice", past(10)), to("bob", past(30)), to("carol", past(20)))
+    [first] = await store.claim_mail(LONG_S, 10, 2)
+    assert users(first) == ["bob", "carol"]
+    assert await store.settle_mail(first, MailOutcome(sent=first.recipients))
+    [second] = await store.claim_mail(LONG_S, 10, 2)
+    assert users(second) == ["alice"]
+    assert await store.settle_mail(second, MailOutcome(sent=second.recipients))
     assert await store.mail_counts() == MailCounts(due=0, refused=0)
 
 
@@ -154,7 +168,7 @@ async def test_a_lapsed_lease_may_be_claimed_again(store: Store) -> None:
     [job] = await claim(store)
     assert users(job) == ["alice", "bob"]
     assert job.lease != lapsed.lease
-    assert job.attempts == 0
+    assert [recipient.attempts for recipient in job.recipients] == [0, 0]
 
     outcome = MailOutcome(sent=lapsed.recipients[:1], refused=(refused(lapsed.recipients[1]),))
     assert not await store.settle_mail(lapsed, outcome)
@@ -188,11 +202,11 @@ async def test_settling_twice(store: Store) -> None:
     """The second time there is nothing left to settle."""
     await owe(store, to("alice"))
     [job] = await claim(store)
-    outcome = MailOutcome(retry=job.recipients, retry_at=past())
+    outcome = MailOutcome(retry=put_off(job.recipients, past()))
     assert await store.settle_mail(job, outcome)
     assert not await store.settle_mail(job, outcome)
     [job] = await claim(store)
-    assert job.attempts == 1
+    assert job.recipients[0].attempts == 1
 
 
 async def test_settling_what_was_never_claimed(store: Store) -> None:
@@ -200,10 +214,16 @@ async def test_settling_what_was_never_claimed(store: Store) -> None:
     notification = await owe(store, to("alice"))
     [job] = await claim(store)
     for nid, lease in ((notification.nid, new_id()), (new_id(), job.lease), (new_id(), new_id())):
-        forged = MailJob(nid, TENANT, now(), job.mail, job.recipients, lease, 0)
+        forged = MailJob(nid, TENANT, now(), job.mail, job.recipients, lease)
         assert not await store.settle_mail(forged, MailOutcome(sent=job.recipients))
     assert await store.mail_counts() == MailCounts(due=1, refused=0)
     assert await store.settle_mail(job, MailOutcome(sent=job.recipients))
+
+
+def put_off(recipients: Iterable[MailRecipient], retry_at: datetime) -> tuple[PostponedMail, ...]:
+    return tuple(
+        PostponedMail(each.user_id, each.email, 451, "4.7.1 later: \u2028 ü", retry_at) for each in recipients
+    )
 
 
 def refused(recipient: MailRecipient) -> RefusedMail:
@@ -233,28 +253,52 @@ async def test_refused_mail_is_kept_and_not_tried_again(store: Store) -> None:
 
 
 async def test_retried_mail_is_due_again(store: Store) -> None:
-    """At `retry_at`, with the attempts counted; those who had theirs are not in it any more."""
+    """At `retry_at`, with each one's attempts counted, since the first; those who had theirs are not in it any more."""
     await owe(store, to("alice"), to("bob", accepted_online=True), to("carol"), to("dave"))
     again_at = past(1)
+    failing_since = None
     for attempts in range(3):
         [job] = await claim(store)
-        assert job.attempts == attempts
+        assert {recipient.attempts for recipient in job.recipients} == {attempts}
+        since = {recipient.failing_since for recipient in job.recipients}
+        assert len(since) == 1 and (since == {None}) == (attempts == 0)
+        assert failing_since in (None, *since)
+        [failing_since] = since
         retry = tuple(each for each in job.recipients if each.user_id in ("bob", "carol"))
         rest = [each for each in job.recipients if each not in retry]
         sent = tuple(each for each in rest if each.user_id == "alice")
         failed = tuple(refused(each) for each in rest if each.user_id == "dave")
         assert len(sent) == len(failed) == (attempts == 0)
         assert await store.settle_mail(
-            job, MailOutcome(sent=sent, refused=failed, retry=retry, retry_at=again_at)
+            job, MailOutcome(sent=sent, refused=failed, retry=put_off(retry, again_at))
         )
         assert await store.mail_counts() == MailCounts(due=2, refused=1)
         assert await store.next_mail_due() == again_at
     [job] = await claim(store)
-    assert set(job.recipients) == {to("bob", again_at, accepted_online=True), to("carol", again_at)}
+    assert {replace(recipient, attempts=0, failing_since=None) for recipient in job.recipients} == {
+        to("bob", again_at, accepted_online=True),
+        to("carol", again_at),
+    }
     later = future()
-    assert await store.settle_mail(job, MailOutcome(retry=job.recipients, retry_at=later))
+    assert await store.settle_mail(job, MailOutcome(retry=put_off(job.recipients, later)))
     assert await claim(store) == []
     assert await store.next_mail_due() == later
+
+
+async def test_attempts_are_counted_for_each_recipient(store: Store) -> None:
+    """Of a thousand, those who were put off are claimed alone; who was not come to, or comes later, has had no
+    attempt."""
+    many = [to(f"user-{number:03}") for number in range(997)]
+    notification = await owe(store, *many, to("flaky"), to("unlucky"), to("late", future()))
+    [job] = await claim(store)
+    flaky, unlucky = (each for each in job.recipients if each.user_id in ("flaky", "unlucky"))
+    sent = tuple(each for each in job.recipients if each not in (flaky, unlucky))
+    tried, untried = put_off((flaky, unlucky), past(1))
+    assert await store.settle_mail(job, MailOutcome(sent, retry=(tried, replace(untried, is_untried=True))))
+    assert await store.outbox.retry(TENANT, {notification.nid: ["late"]}) == 1
+    [job] = await claim(store)
+    attempts = {each.user_id: (each.attempts, each.failing_since is None) for each in job.recipients}
+    assert attempts == {"flaky": (1, False), "unlucky": (0, True), "late": (0, True)}
 
 
 async def test_a_retry_joins_those_who_come_due(store: Store) -> None:
@@ -262,11 +306,11 @@ async def test_a_retry_joins_those_who_come_due(store: Store) -> None:
     await owe(store, to("alice", past(60)), to("bob", past(30)), to("carol", future()))
     [job] = await claim(store)
     assert await store.settle_mail(
-        job, MailOutcome(sent=(job.recipients[0],), retry=(job.recipients[1],), retry_at=past(1))
+        job, MailOutcome(sent=job.recipients[:1], retry=put_off(job.recipients[1:], past(1)))
     )
     [job] = await claim(store)
     assert len(job.recipients) == 1
-    assert await store.settle_mail(job, MailOutcome(retry=job.recipients, retry_at=future(1800)))
+    assert await store.settle_mail(job, MailOutcome(retry=put_off(job.recipients, future(1800))))
     assert await claim(store) == []
     assert await store.mail_counts() == MailCounts(due=2, refused=0)
 
@@ -284,7 +328,8 @@ async def test_one_user_in_many_mails(store: Store) -> None:
 async def test_the_inbox_does_not_decide_about_mail(store: Store) -> None:
     """What was seen or deleted is claimed all the same: dropping it is up to the claimer."""
     duty = EmailDuty(Mail("s", "c"), (to("alice"), to("bob")))
-    documents = await store.add(make_notification(), [Recipient("alice"), Recipient("bob")], duty)
+    stored = await store.add(make_notification(), [Recipient("alice"), Recipient("bob")], duty)
+    documents = stored.documents
     await store.mark_seen(TENANT, "alice", [documents[0].id])
     await store.delete(TENANT, "bob", [documents[1].id])
     [job] = await claim(store)
@@ -313,7 +358,7 @@ async def test_concurrent_settling(store: Store) -> None:
         await owe(store, to(f"a{number}"), to(f"b{number}"))
     jobs = await claim(store)
     outcomes = [
-        MailOutcome(sent=job.recipients[:1], retry=job.recipients[1:], retry_at=past(1)) for job in jobs
+        MailOutcome(sent=job.recipients[:1], retry=put_off(job.recipients[1:], past(1))) for job in jobs
     ]
     assert all(await asyncio.gather(*map(store.settle_mail, jobs, outcomes)))
     assert await store.mail_counts() == MailCounts(due=20, refused=0)
@@ -332,7 +377,7 @@ async def test_mail_survives_reopening(place: Place) -> None:
     [first] = await claim(store, limit=1)
     [leased] = await claim(store, limit=1)
     outcome = MailOutcome(
-        refused=(refused(first.recipients[0]),), retry=first.recipients[1:], retry_at=past(40)
+        refused=(refused(first.recipients[0]),), retry=put_off(first.recipients[1:], past(40))
     )
     assert await store.settle_mail(first, outcome)
     await store.close()
@@ -340,7 +385,7 @@ async def test_mail_survives_reopening(place: Place) -> None:
     store = place.store()
     await store.open()
     assert await store.mail_counts() == MailCounts(due=3, refused=1)
-    again = [(job.recipients[0].user_id, job.attempts) for job in await claim(store)]
+    again = [(job.recipients[0].user_id, job.recipients[0].attempts) for job in await claim(store)]
     freed = [] if place.is_shared else [("carol", 0)]
     assert again == [(first.recipients[1].user_id, 1), *freed, ("dave", 0)]
     assert await store.settle_mail(leased, MailOutcome(sent=leased.recipients)) == place.is_shared

@@ -32,9 +32,12 @@ from server.revs import RevClock
 from server.store import (
     HUB,
     Change,
+    Counts,
     MailCounts,
     MailOutcome,
     RefusedMail,
+    TypeCounts,
+    mongo,
     mongo_adding,
     mongo_batches,
     mongo_connection,
@@ -144,6 +147,7 @@ async def test_several_nodes_open_at_once(
         "_id_",
         "inbox",
         "unseen",
+        "types",
         "backlog",
         "changes",
         "notification",
@@ -219,6 +223,28 @@ async def test_every_query_uses_its_index(
         profile.expect("_id", most=6)
         await store.mark_all_seen(DEFAULT, "user-3", limit=5)
         profile.expect("unseen", "_id", most=10)
+        await store.mark_all_seen(DEFAULT, "user-3", limit=5, up_to=1)
+        profile.expect("unseen", "_id", most=10)
+        await store.mark_unseen(DEFAULT, "user-3", ids(oldest[:3]))
+        profile.expect("_id", most=6)
+        await store.delete(DEFAULT, "user-3", ids(oldest[:3]))
+        profile.expect("_id", most=6)
+        await store.restore(DEFAULT, "user-3", ids(oldest[:3]))
+        profile.expect("_id", most=6)
+        await store.find(DEFAULT, "user-3", ids(oldest[:3]))
+        profile.expect("_id", most=3)
+        info = await store.newest(DEFAULT, "user-3", before=None, limit=30, type="info")
+        profile.expect("types", most=32)
+        await store.newest(DEFAULT, "user-3", before=info[-1].id, limit=30, type="info", seen=False)
+        profile.expect("types", "_id", most=32)
+        await store.newest(DEFAULT, "user-3", before=None, limit=30, seen=False)
+        profile.expect("unseen", most=30)
+        await store.newest(DEFAULT, "user-3", before=None, limit=3, seen=True)
+        profile.expect("inbox", most=250)
+        assert (await store.newest(DEFAULT, "user-3", before=None, limit=30, type="none")) == []
+        profile.expect("types", most=0)
+        assert (await store.counts(DEFAULT, ["user-3", "user-5"]))["user-3"].total == 200 + 40 + 1
+        profile.expect("types", most=0, may_sort=True)  # the types
         await store.still_unseen(DEFAULT, notification.nid, USERS)
         profile.expect("notification", most=len(USERS))
         await store.next_mail_due()
@@ -249,7 +275,7 @@ async def test_every_query_uses_its_index(
         await store.deliveries.begin(DEFAULT, "user-3", HUB, now())
         profile.expect("_id", most=0)
         await store.deliveries.of_notification(DEFAULT, notification.nid, after="user-2", limit=3)
-        profile.expect("notification", "refused", most=3)
+        profile.expect("notification", "refused", most=3 + 1)  # that which may have the refused mail of all
         with pytest.raises(NotFound):
             await store.deliveries.of_notification("other", notification.nid, after=None, limit=3)
         profile.expect("notification", "_id", most=0)
@@ -307,13 +333,13 @@ class Profile:
     def _key_of(key: Sequence[tuple[str, Any]]) -> str:
         return ", ".join(f"{field}: {direction}" for field, direction in key)
 
-    def expect(self, *indexes: str, most: int) -> None:
+    def expect(self, *indexes: str, most: int, may_sort: bool = False) -> None:
         """Since the last call these indexes were used, and `most` documents were looked at."""
         self._database.command("profile", 0)
         entries = list(self._database["system.profile"].find({"planSummary": {"$exists": True}}))
         self._database["system.profile"].drop()
         assert entries
-        assert not [entry for entry in entries if entry.get("hasSortStage")]
+        assert may_sort or not [entry for entry in entries if entry.get("hasSortStage")]
         used = set()
         for entry in entries:
             for plan in entry["planSummary"].split("}, "):
@@ -347,11 +373,46 @@ async def test_a_change_goes_above_the_revs_of_a_faster_clock(
     documents = await put_many(store, 3, tenant=DEFAULT)
     ahead = documents[-1].rev + (3_600_000 << 16)
     raw["notifications"].update_one({"_id": ObjectId(documents[1].id)}, {"$set": {"rev": ahead}})
-    for verb in (store.mark_seen, store.delete):
+    for verb in (store.mark_seen, store.mark_unseen, store.delete, store.restore):
         change = await verb(DEFAULT, USER, ids(documents))
         assert change.rev is not None and change.rev > ahead
         assert {each["rev"] for each in raw["notifications"].find()} == {change.rev}
         ahead = change.rev
+
+
+async def test_a_position_is_never_behind_what_a_node_changes_later(
+    mongo_database: MongoDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is under the ceiling that is stored, so that not even the next start with a wrong clock goes below it."""
+    async with opened(mongo_database) as store:
+        position = await store.position()
+    yesterday = round((now() - timedelta(days=1)).timestamp() * 1000)
+    monkeypatch.setattr(mongo, "RevClock", lambda: RevClock(wall_clock_ms=lambda: yesterday))
+    async with opened(mongo_database) as store:
+        assert (await put(store)).rev > position
+        assert await store.position() > position
+
+
+async def test_what_changes_between_finding_and_marking_all_up_to_a_rev(
+    mongo_database: MongoDatabase, store: MongoStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another device marks one unseen again, which is beyond the rev then: it stays so."""
+    documents = await put_many(store, 3, tenant=DEFAULT)
+    async with opened(mongo_database) as other:
+        rev_above = store._changing._rev_above
+
+        async def rev_after_the_other(found: Sequence[dict[str, Any]]) -> int:
+            await other.mark_seen(DEFAULT, USER, [documents[1].id])
+            await other.mark_unseen(DEFAULT, USER, [documents[1].id])
+            # The other node may be ahead.
+            [between] = await other.find(DEFAULT, USER, [documents[1].id])
+            store._revs._clock.witness(between.rev)
+            return await rev_above(found)
+
+        monkeypatch.setattr(store._changing, "_rev_above", rev_after_the_other)
+        change = await store.mark_all_seen(DEFAULT, USER, limit=9, up_to=documents[2].rev)
+    assert change.ids == (documents[0].id, documents[2].id)
+    assert ids(await store.unseen(DEFAULT, USER, after=None, limit=9)) == [documents[1].id]
 
 
 @pytest.mark.parametrize("ahead", [0, 1], ids=["the same rev", "a higher rev"])
@@ -363,7 +424,7 @@ async def test_deleting_what_another_device_changes(
     raw["notifications"].insert_one(old)
     deleted = [str(old["_id"]), *ids(await put_many(store, 4, tenant=DEFAULT))]
     quicker = iter([deleted[:1] + deleted[4:], deleted[4:]])
-    rev_above = store._rev_above
+    rev_above = store._changing._rev_above
     given = 0
 
     async def rev_before_the_other(found: Sequence[dict[str, Any]]) -> int:
@@ -376,7 +437,7 @@ async def test_deleting_what_another_device_changes(
             assert result.modified_count == len(changed)
         return rev
 
-    monkeypatch.setattr(store, "_rev_above", rev_before_the_other)
+    monkeypatch.setattr(store._changing, "_rev_above", rev_before_the_other)
     change = await store.delete(DEFAULT, USER, deleted)
     assert (change.ids, change.changed) == (tuple(deleted), 5)
     assert change.rev is not None and change.rev > given > 0
@@ -393,13 +454,13 @@ async def test_losing_a_race_for_some(
     documents = await put_many(store, 6, tenant=DEFAULT)
     async with opened(mongo_database) as other:
         quicker = iter([ids(documents[1:3]), ids(documents[3:4]), ids(documents[:1])])
-        rev_above = store._rev_above
+        rev_above = store._changing._rev_above
 
         async def rev_after_the_other(found: Sequence[dict[str, Any]]) -> int:
             await other.mark_seen(DEFAULT, USER, next(quicker))
             return await rev_above(found)
 
-        monkeypatch.setattr(store, "_rev_above", rev_after_the_other)
+        monkeypatch.setattr(store._changing, "_rev_above", rev_after_the_other)
         change = await store.mark_all_seen(DEFAULT, USER, limit=4)
         assert change.ids == tuple(ids([documents[0], *documents[3:6]]))
         assert change.changed == 4
@@ -478,17 +539,17 @@ async def test_more_than_mongodb_takes(
 
 async def test_an_answer_that_got_lost(store: MongoStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """A document that was stored though its request was told otherwise is completed, once."""
-    insert_many = store._adding._batcher._insert_many
+    write = store._adding._batcher._write
 
     async def insert_and_lose_the_answer(batch: Any) -> Any:
-        await insert_many(batch)
+        await write(batch)
         raise StoreUnavailable()
 
-    monkeypatch.setattr(store._adding._batcher, "_insert_many", insert_and_lose_the_answer)
+    monkeypatch.setattr(store._adding._batcher, "_write", insert_and_lose_the_answer)
     with pytest.raises(StoreUnavailable):
         await put(store)
     assert await store.complete_intents() == []
-    monkeypatch.setattr(store._adding, "_grace_s", 0.0)
+    monkeypatch.setattr(store._adding._doubts, "_grace_s", 0.0)
     assert await store.complete_intents() == await whole_inbox(store)
     assert await store.complete_intents() == []
 
@@ -519,7 +580,7 @@ async def test_an_expansion_whose_answer_got_lost(store: MongoStore, monkeypatch
     [seen] = await whole_inbox(store, USERS[2])
     await store.mark_seen("acme", USERS[2], [seen.id])
     assert await store.complete_intents() == []
-    monkeypatch.setattr(store._adding, "_grace_s", 0.0)
+    monkeypatch.setattr(store._adding._doubts, "_grace_s", 0.0)
     completed = await store.complete_intents()
     assert [document.user_id for document in completed] == [*USERS[:2], *USERS[3:6]]
     assert await store.complete_intents() == []
@@ -594,6 +655,45 @@ async def test_deliveries_of_the_originals_documents(
         assert ids(waiting) == [str(unseen["_id"])]
         await store.delete(DEFAULT, USER, [str(seen["_id"])])
         assert await delivered_at(seen) == then
+
+
+async def test_the_originals_documents_come_back(
+    mongo_database: MongoDatabase, raw: Database[dict[str, Any]]
+) -> None:
+    """Those without an `updatedAt`, too: what is no longer seen or deleted was delivered when it was made at the
+    latest."""
+    seen, deleted = original(2, seen=True), original(3, delete=True, deletedAt=datetime(2015, 6, 1, 10))
+    for each in (seen, deleted):
+        del each["updatedAt"]
+    raw["notifications"].insert_many([seen, deleted])
+    async with opened(mongo_database) as store:
+        unseen = await store.mark_unseen(DEFAULT, USER, [str(seen["_id"])])
+        restored = await store.restore(DEFAULT, USER, [str(deleted["_id"])])
+        assert (unseen.changed, restored.changed) == (1, 1)
+        assert await store.counts(DEFAULT, [USER]) == {USER: Counts(2, 2, {"info": TypeCounts(2, 2)})}
+        for document in await whole_inbox(store, tenant=DEFAULT):
+            assert (document.seen, document.deleted, document.deleted_at) == (False, False, None)
+            nid = document.notification.nid
+            [delivery] = await store.deliveries.of_notification(DEFAULT, nid, after=None, limit=9)
+            assert delivery.delivered_at == document.created_at
+
+
+async def test_types_that_the_original_did_not_write(
+    mongo_database: MongoDatabase, raw: Database[dict[str, Any]]
+) -> None:
+    """Whatever is no text is read, counted and found as an empty one; a revless document is changed up to any rev."""
+    old = [original(number, type=type_) for number, type_ in enumerate(["", None, "info", "x"])]
+    del old[3]["type"]
+    raw["notifications"].insert_many(old)
+    async with opened(mongo_database) as store:
+        assert await store.counts(DEFAULT, [USER]) == {
+            USER: Counts(4, 4, {"": TypeCounts(3, 3), "info": TypeCounts(1, 1)})
+        }
+        empty = await store.newest(DEFAULT, USER, before=None, limit=9, type="")
+        assert ids(empty) == [str(old[number]["_id"]) for number in (3, 1, 0)]
+        assert {each.notification.type for each in empty} == {""}
+        assert (await store.mark_all_seen(DEFAULT, USER, limit=9, up_to=1)).changed == 4
+        assert len(await store.newest(DEFAULT, USER, before=None, limit=2, type="", seen=True)) == 2
 
 
 # -- several users: intents ----------------------------------------------------------------------------------
@@ -715,7 +815,7 @@ async def test_a_writer_that_was_merely_slow(
         assert await other.settle_mail(job, MailOutcome(sent=job.recipients))
         await other.mark_seen("acme", USERS[0], [completed[0].id])
     goes_on.set()
-    added = await adding
+    added = (await adding).documents
     assert ids(added) == ids(completed)
     assert added == await inboxes(store)
     assert added[0].seen
@@ -942,7 +1042,7 @@ async def kill_in_the_middle(store: MongoStore, mongod: Mongod) -> tuple[list[Do
     async def keep_adding(recipients: list[Recipient]) -> None:
         while not failed:
             try:
-                acknowledged.extend(await store.add(make_notification(), recipients, None))
+                acknowledged.extend((await store.add(make_notification(), recipients, None)).documents)
             except StoreUnavailable as exc:
                 failed.append(exc)
             if len(acknowledged) > 100:

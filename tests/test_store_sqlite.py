@@ -191,11 +191,18 @@ async def test_each_read_has_its_index(store: SQLiteStore, path: Path) -> None:
     await put_many(store, 3)
     with another_program(path) as other:
         search = "SEARCH d USING INDEX {} (user=? AND (created_at,id){}(?,?))"
-        assert search.format("inbox", "<") in plan_of(other, sqlite_reading.NEWEST)
+        assert search.format("inbox_with_types", "<") in plan_of(other, sqlite_reading.NEWEST)
         changes = "SEARCH d USING INDEX changes (user=? AND (rev,id)>(?,?))"
         assert changes in plan_of(other, sqlite_reading.CHANGES)
-        assert "SEARCH documents USING COVERING INDEX inbox (user=?)" in plan_of(other, sqlite_reading.PAGE)
-        assert "SEARCH d USING COVERING INDEX unseen_by_marks (user=?)" in plan_of(
+        inbox = "SEARCH documents USING COVERING INDEX inbox_with_types (user=?{})"
+        assert inbox.format("") in plan_of(other, sqlite_reading.PAGE)
+        assert inbox.format(" AND (created_at,id)<(?,?)") in plan_of(other, sqlite_reading.NEWEST_OF)
+        assert inbox.format("") in plan_of(other, sqlite_reading.COUNTS)
+        assert "SEARCH d USING PRIMARY KEY (user=? AND id=?)" in plan_of(
+            other, f"{sqlite_reading.FIND} IN (?, ?)"
+        )
+        assert "SEARCH meta USING PRIMARY KEY (name=?)" in plan_of(other, sqlite_reading.POSITION)
+        assert "SEARCH d USING COVERING INDEX unseen_with_revs (user=?)" in plan_of(
             other, sqlite_reading.COUNT
         )
         of_notification = "SEARCH d USING INDEX of_notification (notification=? AND user=?)"
@@ -215,9 +222,7 @@ async def test_what_is_marked_is_not_stepped_over(store: SQLiteStore, path: Path
     """The oldest unseen, in whatever ways they were sent, and those not sent in one way: the series of each value of
     the marks is found in the index, and they are merged; only what is returned is looked up and sorted."""
     await put(store)
-    series = (
-        "SEARCH documents USING COVERING INDEX unseen_by_marks (user=? AND marks=? AND (created_at,id)>(?,?))"
-    )
+    series = "SEARCH documents USING COVERING INDEX unseen_with_revs (user=? AND marks=? AND (created_at,id)>(?,?))"
     merged = [series] * (1 << len(WAYS))
     unmarked = merged[::2]
     with another_program(path) as other:
@@ -229,8 +234,9 @@ async def test_what_is_marked_is_not_stepped_over(store: SQLiteStore, path: Path
                 if step.startswith(("SEARCH documents", "SCAN documents"))
             ]
 
-        assert searches(sqlite_reading.OLDEST_UNSEEN) == merged
-        assert "USE TEMP B-TREE FOR ORDER BY" not in plan_of(other, sqlite_reading.OLDEST_UNSEEN)
+        for statement in (sqlite_reading.OLDEST_UNSEEN, sqlite_reading.OLDEST_UNSEEN_UP_TO):
+            assert searches(statement) == merged
+            assert "USE TEMP B-TREE FOR ORDER BY" not in plan_of(other, statement)
         for statement, expected in (
             (sqlite_reading.UNSEEN, merged),
             *((statement, unmarked) for statement in sqlite_deliveries.BACKLOG.values()),

@@ -27,7 +27,7 @@ from server.commands import (
     parse_command,
 )
 from server.errors import BadCredentials, InvalidCommand, StoreUnavailable
-from server.messages import Added, Deleted, Document, Notification, Seen, Unseen, to_milliseconds
+from server.messages import Added, Deleted, Document, Notification, Seen, UnseenCount, to_milliseconds
 from server.wire import (
     FAILED,
     GOING_AWAY,
@@ -356,18 +356,18 @@ def test_a_spliced_frame_equals_the_one_made_whole(some: list[Document]) -> None
         assert frames.frame(Added(document)).text == notification_frame([document]).text
 
 
-def test_for_many_users_the_shared_fields_are_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_for_many_users_theshared_fields_are_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A notification for 1,000 users is serialized once, each further one costs its two ids."""
     from server import wire
 
-    shared_fields, calls = wire._shared_fields, 0
+    shared_fields, calls = wire.shared_fields, 0
 
     def counted(document: Document) -> dict[str, Any]:
         nonlocal calls
         calls += 1
         return shared_fields(document)
 
-    monkeypatch.setattr(wire, "_shared_fields", counted)
+    monkeypatch.setattr(wire, "shared_fields", counted)
     frames = EventFrames()
     for number in range(1000):
         frames.frame(Added(_fresh(NOTIFICATION, f"user {number}")))
@@ -380,14 +380,14 @@ def test_notifications_that_go_out_at_the_same_time_are_each_encoded_once(
     """In whatever order the users' turns come; of the many that were, only the last are kept."""
     from server import wire
 
-    shared_fields, calls = wire._shared_fields, 0
+    shared_fields, calls = wire.shared_fields, 0
 
     def counted(document: Document) -> dict[str, Any]:
         nonlocal calls
         calls += 1
         return shared_fields(document)
 
-    monkeypatch.setattr(wire, "_shared_fields", counted)
+    monkeypatch.setattr(wire, "shared_fields", counted)
     frames = EventFrames()
     some = [replace(NOTIFICATION, nid=f"{number:024x}") for number in range(wire.REMEMBERED_NOTIFICATIONS)]
     for number in range(100):
@@ -416,7 +416,7 @@ def test_the_other_events_have_their_frames() -> None:
     frames = EventFrames()
     assert frames.frame(Seen((ID,), 1)).text == seen_frame([ID]).text
     assert frames.frame(Deleted((ID,), 1)).text == delete_frame([ID]).text
-    assert frames.frame(Unseen(3)).text == count_frame(3).text
+    assert frames.frame(UnseenCount(3)).text == count_frame(3).text
 
 
 def test_a_frame_is_encoded_once_for_each_way_of_sending() -> None:

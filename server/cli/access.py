@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -14,14 +15,16 @@ from server.cli.common import (
     in_directory,
     instant,
     parse_end,
+    parse_kept,
     print_json,
     print_table,
     say,
     shown_instant,
+    shown_kept,
     with_config,
     with_json,
 )
-from server.errors import Refused
+from server.errors import NotFound, Refused
 from server.grants import (
     ALL_SCOPES,
     DEFAULT_TENANT,
@@ -82,6 +85,15 @@ def _add_tenant_commands(commands: Any) -> None:
     list_ = tenant_commands.add_parser("list", parents=options, help="list the tenants")
     list_.add_argument("--all", action="store_true", help="also those removed whose data is still there")
     list_.set_defaults(run=_list_tenants)
+    set_ = tenant_commands.add_parser(
+        "set",
+        parents=options,
+        help="set for how long a tenant's notifications are kept; what is older is removed for good",
+    )
+    set_.add_argument("name", metavar="NAME")
+    set_.add_argument("--keep", metavar="TIME", help="after they were created: 90d, forever, or default")
+    set_.add_argument("--keep-deleted", metavar="TIME", help="after their users deleted them: the same")
+    set_.set_defaults(run=_set_tenant)
     remove = tenant_commands.add_parser(
         "remove", parents=options, help="end a tenant's access at once: its keys, and its connections"
     )
@@ -144,12 +156,56 @@ def _list_tenants(arguments: argparse.Namespace) -> int:
         {
             "name": tenant.name,
             "created": shown_instant(tenant.created_at),
+            "keep": shown_kept(tenant.keep.documents_s),
+            "keep deleted": shown_kept(tenant.keep.tombstones_s),
             "removed": shown_instant(tenant.removed_at),
         }
         for tenant in tenants
     ]
-    print_table(rows, ["name", "created", "removed"] if arguments.all else ["name", "created"])
+    columns = ["name", "created", "keep", "keep deleted"]
+    print_table(rows, [*columns, "removed"] if arguments.all else columns)
     return 0
+
+
+def _set_tenant(arguments: argparse.Namespace) -> int:
+    name = _checked(arguments.name, "NAME")
+    if arguments.keep is None and arguments.keep_deleted is None:
+        raise BadInput("nothing is to be set; say --keep, --keep-deleted, or both")
+    # Each word is checked before anything is asked or changed.
+    changes = {
+        field: parse_kept(text, option)
+        for field, text, option in (
+            ("documents_s", arguments.keep, "--keep"),
+            ("tombstones_s", arguments.keep_deleted, "--keep-deleted"),
+        )
+        if text is not None
+    }
+    tenant = in_directory(arguments, lambda directory: _set(directory, name, changes))
+    if arguments.json:
+        print_json(_tenant_fields(tenant))
+    else:
+        say(
+            f"tenant {name}: notifications are kept {_kept(tenant.keep.documents_s)}, deleted ones"
+            f" {_kept(tenant.keep.tombstones_s)}; what is older goes within hours"
+        )
+    return 0
+
+
+async def _set(directory: Directory, name: str, changes: dict[str, int | None]) -> Tenant:
+    """The tenant as it is then."""
+    known = {tenant.name: tenant for tenant in await directory.tenants() if tenant.removed_at is None}
+    if name not in known:
+        raise NotFound(f"there is no active tenant {name!r}")
+    tenant = known[name]
+    tenant = replace(tenant, keep=replace(tenant.keep, **changes))
+    await directory.set_keep(name, tenant.keep)
+    return tenant
+
+
+def _kept(seconds: int | None) -> str:
+    """For people."""
+    shown = shown_kept(seconds)
+    return {"default": "as the configuration says", "forever": "for ever"}.get(shown, shown)
 
 
 def _remove_tenant(arguments: argparse.Namespace) -> int:
@@ -291,6 +347,8 @@ def _tenant_fields(tenant: Tenant) -> dict[str, Any]:
         "tenant": tenant.name,
         "created_at": instant(tenant.created_at),
         "removed_at": instant(tenant.removed_at),
+        "keep": shown_kept(tenant.keep.documents_s),
+        "keep_deleted": shown_kept(tenant.keep.tombstones_s),
     }
 
 

@@ -14,10 +14,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-from server.config import Config, load
+from server.config import Config, load, values
+from server.config.keys import DAY_S
 from server.errors import NotFound, StartupError
+from server.grants import FOREVER
 from server.messages import now, to_milliseconds
-from server.store import Directory
+from server.store import Directory, Outbox
 
 T = TypeVar("T")
 
@@ -67,8 +69,13 @@ def load_config(arguments: argparse.Namespace) -> Config:
 
 
 def in_directory(arguments: argparse.Namespace, work: Callable[[Directory], Awaitable[T]]) -> T:
-    """Do something in the directory of the store, whether or not a server is running on it. Raises `StartupError`,
-    `StoreUnavailable`, and what `work` raises."""
+    """Do something in the directory of the store. Raises as `beside_servers`."""
+    return beside_servers(arguments, lambda directory, _: work(directory))
+
+
+def beside_servers(arguments: argparse.Namespace, work: Callable[[Directory, Outbox], Awaitable[T]]) -> T:
+    """Do something in the directory and the outbox of the store, whether or not a server is running on it. Raises
+    `StartupError`, `StoreUnavailable`, and what `work` raises."""
     config = load_config(arguments)
     from server import wiring  # takes a moment, which the other commands need not wait for
 
@@ -77,10 +84,10 @@ def in_directory(arguments: argparse.Namespace, work: Callable[[Directory], Awai
     makes_store = is_embedded and not os.path.exists(folder / wiring.EMBEDDED_FILE)
 
     async def run() -> T:
-        async with wiring.open_directory(config) as directory:
+        async with wiring.open_beside(config) as place:
             if makes_store:
                 _tell_of_new_store(folder)
-            return await work(directory)
+            return await work(place.directory, place.outbox)
 
     try:
         return asyncio.run(run())
@@ -162,6 +169,27 @@ def parse_end(text: str) -> datetime:
     if end <= now():
         raise BadInput(f"{text!r} is in the past")
     return end
+
+
+_KEPT = values.duration(DAY_S, 36_500 * DAY_S)
+
+
+def parse_kept(text: str, option: str) -> int | None:
+    """For how long something is kept, in seconds, as `grants.Keep` has it. Raises `BadInput`."""
+    if text.lower() in ("default", "forever"):
+        return None if text.lower() == "default" else FOREVER
+    try:
+        seconds: int = _KEPT.parse(text)
+    except ValueError as exc:
+        raise BadInput(f"{option}: {exc}; nor is it 'forever' or 'default'") from None
+    return seconds
+
+
+def shown_kept(seconds: int | None) -> str:
+    """As `parse_kept` reads it."""
+    if seconds is None:
+        return "default"
+    return "forever" if seconds == FOREVER else _KEPT.show(seconds)
 
 
 def confirm(question: str, is_sure: bool) -> None:

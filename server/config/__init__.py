@@ -12,6 +12,7 @@ from pathlib import Path
 
 from server.config.access import TLS, CertificateGrant, HTTPHook, JWTRules, SignIn, SQLLogin
 from server.config.reader import Reading
+from server.config.retention import Retention
 from server.config.rules import make_config
 from server.config.schema import (
     Application,
@@ -37,6 +38,7 @@ __all__ = [
     "Limits",
     "Log",
     "MongoDB",
+    "Retention",
     "SQLLogin",
     "Security",
     "SignIn",

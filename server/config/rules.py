@@ -11,6 +11,7 @@ from types import MappingProxyType
 
 from server.config import rules_access, rules_doors, rules_sql
 from server.config.reader import Reading, Values
+from server.config.retention import Retention
 from server.config.schema import (
     Application,
     Config,
@@ -39,6 +40,7 @@ def make_config(reading: Reading) -> Config:
         users=_users(reading),
         limits=_limits(reading),
         connections=Connections(**_fields(reading, "CONNECTIONS")),
+        retention=Retention(**_fields(reading, "RETENTION")),
         tls=rules_access.tls(reading),
         certificates=rules_access.certificates(reading),
         jwt=rules_access.jwt(reading, "JWT"),

@@ -19,6 +19,7 @@ from server.config import access_values, values
 from server.config.access import TLS, CertificateGrant, HTTPHook, JWTRules, SignIn, SQLLogin
 from server.config.doors import RabbitMQ, RedisHub
 from server.config.keys import DAY_S, KIB, MIB, Key, setting
+from server.config.retention import Retention
 from server.grants import DEFAULT_TENANT
 from server.rates import Rate
 
@@ -54,6 +55,8 @@ class Application:
     # Totals only; figures of single tenants are for admin keys and internal callers.
     public_metrics: bool = setting(True, values.BOOLEAN, live=True)
     default_tenant: str | None = setting(DEFAULT_TENANT, values.DEFAULT_TENANT, live=True)
+    # How long a request with an idempotency key is known when it comes again: no longer than anything else is kept.
+    keep_keys_s: float = setting(float(DAY_S), values.seconds(60, DAY_S), live=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,10 +112,12 @@ class Email:
     recipients_per_message: int = setting(100, values.integer(1, 10_000))
     # Connections to the mail server at once; small servers allow few.
     concurrency: int = setting(4, values.integer(1, 100))
+    # Recipients handed over, on each node: providers refuse, or worse, distrust, who is faster than agreed.
+    rate: Rate | None = setting(None, values.RATE)
     # After so long without a word, another worker may take over a mail: longer than any attempt takes.
     lease_s: float = setting(300.0, values.seconds(1, DAY_S))
     # The first retry soon, since most faults are short (greylisting: minutes); then twice as long each time
-    # up to an hour. Giving up after 5 days, as RFC 5321 4.5.4.1 has it (at least 4-5 days).
+    # up to an hour. Giving up after 5 days of being put off, as RFC 5321 4.5.4.1 has it (at least 4-5 days).
     retry_first_s: float = setting(60.0, values.seconds(0.1, 7 * DAY_S))
     retry_max_s: float = setting(3600.0, values.seconds(0.1, 7 * DAY_S))
     give_up_after_s: float = setting(5.0 * DAY_S, values.seconds(1, 90 * DAY_S))
@@ -232,6 +237,7 @@ class Config:
     users: Mapping[str, str] = field(default_factory=_nothing, repr=False)
     limits: Limits = field(default_factory=Limits)
     connections: Connections = field(default_factory=Connections)
+    retention: Retention = field(default_factory=Retention)
     tls: TLS | None = None
     certificates: tuple[CertificateGrant, ...] = ()
     auth: SignIn = field(default_factory=SignIn)
@@ -299,6 +305,7 @@ SECTIONS: Mapping[str, Section] = {
         Section("USERS", {}, any_key=Key("", _PASSWORD_HASH, secret=True, live=True)),
         _section("LIMITS", Limits),
         _section("CONNECTIONS", Connections),
+        _section("RETENTION", Retention),
         _section("TLS", TLS),
         Section("CERTIFICATES", {}, any_key=Key("", access_values.CERTIFICATE_GRANT, live=True)),
         _section("AUTH", SignIn),

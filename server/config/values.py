@@ -109,6 +109,30 @@ def seconds(low: float, high: float) -> Kind:
     return Kind(parse, lambda number: f"{number:.15g}")
 
 
+_DURATION_UNITS = {"w": 7 * 86_400, "d": 86_400, "h": 3600, "m": 60, "s": 1}
+
+
+def duration(low: int, high: int) -> Kind:
+    """A number of seconds as people say it: `90d`, `12h`."""
+
+    def parse(text: str) -> int:
+        match = re.fullmatch(r"([0-9]{1,10})\s*([wdhms])", text.lower())
+        if match is None:
+            raise ValueError(f"{text!r} is not a time such as 90d, 12h or 30m")
+        number = int(match[1]) * _DURATION_UNITS[match[2]]
+        if not low <= number <= high:
+            raise ValueError(f"{text!r} is not within {show_duration(low)} to {show_duration(high)}")
+        return number
+
+    return Kind(parse, show_duration)
+
+
+def show_duration(number: int) -> str:
+    """As `duration` reads it; in days rather than weeks."""
+    unit = next(unit for unit, factor in _DURATION_UNITS.items() if unit != "w" and number % factor == 0)
+    return f"{number // _DURATION_UNITS[unit]}{unit}"
+
+
 def choice(values: dict[str, Any]) -> Kind:
     """One of the words of `values` (any letter case). A value that several words stand for is shown as the
     first."""

@@ -17,7 +17,7 @@ from tornado.httputil import HTTPServerRequest
 from tornado.iostream import SSLIOStream, StreamClosedError
 from tornado.web import RequestHandler, stream_request_body
 
-from server import request_id
+from server import idempotency, request_id
 from server.bus import REFUSED, THROTTLED, tell
 from server.callers import Caller
 from server.certificates import Subject, subject_of
@@ -178,12 +178,22 @@ class DoorHandler(RequestHandler):
             raise error("", "the body is not a JSON object")
         return fields
 
+    def idempotency_key(self, fields: Mapping[str, Any]) -> str | None:
+        """By which this request is known when it comes again; `fields`: of its body (and query). None: it has none.
+        Raises `InvalidNotification`."""
+        return idempotency.key_of(self.request.headers.get_list(idempotency.HEADER), fields)
+
     # -- answering -------------------------------------------------------------------------------------------
     def answer(self, fields: Mapping[str, Any], status: int = 200) -> None:
         """Answer with JSON."""
         self.set_status(status)
         self.set_header("Content-Type", "application/json")
         self._finish(json.dumps(fields))
+
+    def note_repeat(self, is_repeat: bool) -> None:
+        """Say in the answer whether it is that of a request that came before."""
+        if is_repeat:
+            self.set_header(idempotency.REPLAYED_HEADER, "true")
 
     def refuse(self, error: ServerError) -> None:
         """Answer with what is wrong, as RFC 9457 has it."""

@@ -57,10 +57,12 @@ class NotifyHandler(DoorHandler):
         """Publish. The answer means: stored, and the mail that is owed with it."""
         try:
             fields = await self._admitted_fields()
+            key = self.idempotency_key(fields)
             publication = parse_notify(fields, self._tenant or "", self._door.limits)
-            await self._door.notifier.notify(
-                replace(publication, door=self.door, received_at=self.received_at)
+            stored = await self._door.notifier.notify(
+                replace(publication, door=self.door, received_at=self.received_at, idempotency_key=key)
             )
+            self.note_repeat(stored.is_repeat)
         except ServerError as error:
             self.refuse(error)
 

@@ -8,8 +8,10 @@ from typing import Any
 from server.broadcaster import Broadcaster
 from server.errors import BadCredentials, InvalidInput, InvalidNotification, NoCredentials, ServerError
 from server.ingest.base import DoorHandler, Gate
+from server.messages import Publication
 from server.notifier import Notifier
 from server.parsers import FieldLimits, parse_broadcast, parse_internal, parse_service
+from server.store import Stored
 
 
 @dataclass(slots=True)
@@ -37,6 +39,14 @@ class _PublishingHandler(DoorHandler):
         `ServerError`."""
         return (await self._gate.publishers.identify(self.presented(), self.caller)).tenant
 
+    async def notify(self, publication: Publication, key: str | None) -> Stored:
+        """See `Notifier.notify`."""
+        stored = await self._doors.notifier.notify(
+            replace(publication, door=self.door, received_at=self.received_at, idempotency_key=key)
+        )
+        self.note_repeat(stored.is_repeat)
+        return stored
+
     def status_of(self, error: ServerError) -> int:
         return 403 if isinstance(error, NoCredentials) else super().status_of(error)
 
@@ -50,14 +60,13 @@ class InternalHandler(_PublishingHandler):
         """Publish to one or many users. 202 means: stored for all of them; telling them is under way."""
         try:
             tenant = await self.still_admitted()
-            publication = parse_internal(self.json_fields(InvalidNotification), tenant, self._doors.limits)
-            await self._doors.notifier.notify(
-                replace(publication, door=self.door, received_at=self.received_at)
-            )
+            fields = self.json_fields(InvalidNotification)
+            key = self.idempotency_key(fields)
+            stored = await self.notify(parse_internal(fields, tenant, self._doors.limits), key)
         except ServerError as error:
             self.refuse(error)
         else:
-            self.answer({"status": "queued", "id": publication.notification.nid}, 202)
+            self.answer({"status": "queued", "id": stored.notification.nid}, 202)
 
 
 class SendHandler(_PublishingHandler):
@@ -71,24 +80,25 @@ class SendHandler(_PublishingHandler):
         try:
             tenant = await self.still_admitted()
             fields = self.json_fields(InvalidNotification)
+            key = self.idempotency_key(fields)
             if _is_broadcast(fields):
                 self.door = "broadcast"
-                answer = await self._broadcast(fields, tenant)
+                answer = await self._broadcast(fields, tenant, key)
             else:
-                answer = await self._notify(fields, tenant)
+                answer = await self._notify(fields, tenant, key)
         except ServerError as error:
             self.refuse(error)
         else:
             self.answer(answer)
 
-    async def _broadcast(self, fields: dict[str, Any], tenant: str) -> dict[str, Any]:
+    async def _broadcast(self, fields: dict[str, Any], tenant: str, key: str | None) -> dict[str, Any]:
         notification = parse_broadcast(fields, tenant, self._doors.limits)
-        await self._doors.broadcaster.broadcast(notification, self.received_at)
-        return {"status": "broadcasted", "id": notification.nid}
+        accepted = await self._doors.broadcaster.broadcast(notification, self.received_at, key)
+        self.note_repeat(accepted.is_repeat)
+        return {"status": "broadcasted", "id": accepted.notification.nid}
 
-    async def _notify(self, fields: dict[str, Any], tenant: str) -> dict[str, Any]:
-        publication = parse_service(fields, tenant, self._doors.limits)
-        await self._doors.notifier.notify(replace(publication, door=self.door, received_at=self.received_at))
+    async def _notify(self, fields: dict[str, Any], tenant: str, key: str | None) -> dict[str, Any]:
+        await self.notify(parse_service(fields, tenant, self._doors.limits), key)
         return {"user_id": fields["user_id"], "payload": fields["payload"]}
 
     def problem(self, error: ServerError) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Notifications from RabbitMQ (CONTRACT C3): messages of a durable queue, which are acknowledged when they are stored.
 
 A message is stored, its result is published, and then it is acknowledged. Whatever ends in between, the broker delivers
-it again: a notification may come twice, and none is lost. While the store is away nothing is fetched.
+it again, so that none is lost: a message with a `message_id` is stored once all the same, one without may be stored
+twice. While the store is away nothing is fetched.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from aio_pika.abc import AbstractIncomingMessage
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS, ChannelPreconditionFailed
 
 from server.config.doors import RabbitMQ
-from server.errors import Busy, InvalidInput, StoreUnavailable
+from server.errors import Busy, InProgress, InvalidInput, KeyReused, ServerError, StoreUnavailable
+from server.idempotency import field_key
 from server.ingest.consumer import Backoff, Consumer, Lanes, first_of, json_of, reason_of
 from server.ingest.rabbitmq_link import GOODBYE_S, End, Link, open_link
 from server.messages import Publication
@@ -73,6 +75,12 @@ class RabbitDoor(Consumer):
         self._notifier = notifier
         self._store = store
         self._link: Link | None = None
+        self._session: _Session | None = None
+
+    @property
+    def waiting(self) -> int:
+        """How many fetched messages wait to be stored."""
+        return self._session.waiting if self._session else 0
 
     async def _consume(self) -> None:
         await self._store.ping()  # else each try would fetch what it has to give back
@@ -83,7 +91,7 @@ class RabbitDoor(Consumer):
                 session = _Session(self, self._notifier, self._settings, link, end)
                 stack.push_async_callback(session.close)
                 await session.begin()
-            self._link = link
+            self._link, self._session = link, session
             self._note_up()
             try:
                 await first_of(end.wait(), self._stopping.wait())
@@ -93,7 +101,7 @@ class RabbitDoor(Consumer):
             else:
                 await session.finish()
             finally:
-                self._link = None
+                self._link = self._session = None
 
     async def probe(self) -> None:
         """Ask the broker, over the channel that consumes."""
@@ -108,12 +116,18 @@ class RabbitDoor(Consumer):
         try:
             fields = json_of(message.body, self.max_message_bytes)
             publication = parse_service(fields, self._settings.tenant, self.limits)
+            # Whatever text its publisher tells it from others by.
+            key = field_key(fields) or message.message_id or None
         except InvalidInput as error:
-            logger.info("rabbitmq: refused a message: %s", error)
-            self._note_refused(error.code)
-            return _Task(message, None, {"error": str(error)})
-        publication = replace(publication, door=self.door, received_at=received_at)
+            return _Task(message, None, self.refusal(error))
+        publication = replace(publication, door=self.door, received_at=received_at, idempotency_key=key)
         return _Task(message, publication, {name: fields[name] for name in ("user_id", "payload")})
+
+    def refusal(self, error: ServerError) -> dict[str, Any]:
+        """The result of a message that becomes no notification; counts it, and says so in the log."""
+        logger.info("rabbitmq: refused a message: %s", error)
+        self._note_refused(error.code)
+        return {"error": str(error)}
 
     def note_failure(self) -> None:
         """A message that is well-formed could not be stored, though the store is well."""
@@ -146,6 +160,10 @@ class _Session:
         self._tag = ""
         self._lanes = Lanes(self._work)
         self._working = asyncio.create_task(self._lanes.run(), name="rabbitmq lanes")
+
+    @property
+    def waiting(self) -> int:
+        return self._lanes.waiting
 
     async def begin(self) -> None:
         self._tag = await self._link.queue.consume(self._take)
@@ -189,6 +207,13 @@ class _Session:
             await self._notifier.notify(task.publication)
         except (StoreUnavailable, Busy):
             raise
+        except InProgress:
+            # Having waited for as long as the store may take, so that it does not come and go all the time.
+            await task.message.reject(requeue=True)
+            return
+        except KeyReused as error:
+            await self._refuse(task.message, self._door.refusal(error))
+            return
         except Exception:
             await self._give_up(task.message)
             return

@@ -21,7 +21,16 @@ from redis.exceptions import RedisError
 
 from server.checks import Trouble
 from server.config.doors import RedisHub
-from server.errors import Busy, InvalidInput, InvalidNotification, StoreUnavailable
+from server.errors import (
+    Busy,
+    InProgress,
+    InvalidInput,
+    InvalidNotification,
+    KeyReused,
+    ServerError,
+    StoreUnavailable,
+)
+from server.idempotency import field_key
 from server.ingest.consumer import Backoff, Consumer, Lanes, Lease, first_of, json_of, reason_of
 from server.messages import Publication
 from server.notifier import Notifier
@@ -197,7 +206,7 @@ class RedisDoor(Consumer):
     async def _work(self, message: _Message) -> None:
         try:
             await self._store(self._parse(message), message.received_at)
-        except InvalidInput as error:
+        except (InvalidInput, KeyReused) as error:
             self._skip(error)
         finally:
             self._waiting_bytes -= len(message.body)
@@ -205,7 +214,12 @@ class RedisDoor(Consumer):
     def _parse(self, message: _Message) -> Publication:
         value = json_of(message.body, self.max_message_bytes)
         publication = parse_hub(message.user_id, value, self._settings.tenant, self.limits)
-        return replace(publication, door=self.door, received_at=message.received_at)
+        return replace(
+            publication,
+            door=self.door,
+            received_at=message.received_at,
+            idempotency_key=field_key(value),
+        )
 
     async def _store(self, publication: Publication, received_at: float) -> None:
         """Until it is stored; those of the same user wait behind it."""
@@ -213,7 +227,7 @@ class RedisDoor(Consumer):
         while await self._lease.covers(received_at):
             try:
                 await self._notifier.notify(publication)
-            except (StoreUnavailable, Busy):
+            except (StoreUnavailable, Busy, InProgress):
                 await asyncio.sleep(backoff.next_s())
             else:
                 self._note_stored()
@@ -221,7 +235,7 @@ class RedisDoor(Consumer):
         # It came when the lease could not be renewed, and somebody else has it now, and with it the message.
         self._drop("another process has taken over")
 
-    def _skip(self, error: InvalidInput) -> None:
+    def _skip(self, error: ServerError) -> None:
         logger.info("redis: skipped a message: %s", error)
         self._note_refused(error.code)
 

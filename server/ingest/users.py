@@ -9,11 +9,11 @@ from datetime import datetime
 from typing import Any
 
 from server import claims
-from server.errors import BadCredentials, InvalidInput, NoCredentials, Refused, ServerError
-from server.grants import Grant, Scope
-from server.ingest.base import DoorHandler, Gate
+from server.errors import InvalidInput, Refused, ServerError
+from server.grants import Scope
+from server.ingest.base import Gate
+from server.ingest.keyed import KeyedHandler
 from server.messages import now
-from server.publishers import Presented
 from server.requests import TokenRequest, read
 from server.tenants import Tenants
 
@@ -33,22 +33,10 @@ class UserDoors:
     max_token_s: float
 
 
-class _UserHandler(DoorHandler):
+class _UserHandler(KeyedHandler):
     def initialize(self, gate: Gate, doors: UserDoors) -> None:  # type: ignore[override]  # what the route holds
         super().initialize(gate)
         self._doors = doors
-
-    async def admit(self, presented: Presented) -> Grant:
-        """As `DoorHandler.admit`. Being on this machine is no credential here."""
-        try:
-            return await super().admit(presented)
-        except Refused as error:
-            if presented.is_nothing and not isinstance(error, BadCredentials):
-                raise NoCredentials(
-                    f"a key with the scope {self.scope} is needed: make one with `notification-server key add`, and"
-                    " send it as `Authorization: Api-Key …`"
-                ) from None
-            raise
 
 
 class TokensHandler(_UserHandler):

@@ -13,8 +13,8 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from server import __version__, requests
-from server.openapi import listening, operating, publishing, users
+from server import __version__, requests, requests_v2
+from server.openapi import inbox, listening, operating, outbox, publishing, users
 from server.openapi.operating import MEDIA_TYPES
 from server.openapi.parts import HEADERS, RESPONSES, SECURITY_SCHEMES, Json, ref
 
@@ -35,6 +35,7 @@ ends in `/` here, it may also do without. Any other method is answered by 405, a
 TAGS = {
     "Publish": "For backends. A notification is stored for each user, then pushed, then mailed to who is away.",
     "Users": "For backends: what they do for their users. For pages: tokens for a password.",
+    "Mail": "For administrators: the mail that is owed, and the dead letters.",
     "Listen": "For clients. What is told, and how, is in `docs/asyncapi.yaml`.",
     "Operate": "For load balancers, monitoring and developers.",
 }
@@ -51,7 +52,7 @@ def document() -> Json:
             "license": {"name": "MIT", "identifier": "MIT"},
         },
         "tags": [{"name": name, "description": text} for name, text in TAGS.items()],
-        "paths": publishing.PATHS | users.PATHS | listening.PATHS | operating.PATHS,
+        "paths": publishing.PATHS | users.PATHS | outbox.PATHS | inbox.PATHS | listening.PATHS | operating.PATHS,
         "components": {
             "schemas": schemas(),
             "responses": RESPONSES,
@@ -62,8 +63,10 @@ def document() -> Json:
 
 
 def schemas() -> dict[str, Json]:
-    """JSON Schemas (draft 2020-12, as OpenAPI 3.1 has it) of all types in `requests`, and of forms, by name."""
-    kinds = [kind for kind in vars(requests).values() if isinstance(kind, type) and issubclass(kind, Struct)]
+    """JSON Schemas (draft 2020-12, as OpenAPI 3.1 has it) of all types in `requests` and `requests_v2`, and of forms,
+    by name."""
+    named = {**vars(requests), **vars(requests_v2)}
+    kinds = [kind for kind in named.values() if isinstance(kind, type) and issubclass(kind, Struct)]
     _, found = msgspec.json.schema_components(
         [kind for kind in kinds if kind is not Struct], ref_template=ref("schemas", "{name}")["$ref"]
     )

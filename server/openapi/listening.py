@@ -44,7 +44,7 @@ UNAVAILABLE = json_answer(
     "What decides about tokens cannot be asked now", FeedRefusal, {"error": "the key server does not answer"}
 )
 
-_BEFORE: dict[int, Json] = {
+BEFORE: dict[int, Json] = {
     101: UPGRADED,
     400: NO_UPGRADE,
     426: answer("The version of the WebSocket protocol is not 13"),
@@ -58,7 +58,7 @@ HUB: Json = operation(
     parameters=[parameter("query", "token", "A token that says who is listening", TEXT)],
     security=any_of("token"),
     answers={
-        **_BEFORE,
+        **BEFORE,
         401: json_answer(
             "There is no token, or it does not count", FeedRefusal, {"error": "missing token parameter"}
         ),
@@ -74,7 +74,7 @@ SERVICE: Json = operation(
     ],
     security=any_of("token"),
     answers={
-        **_BEFORE,
+        **BEFORE,
         403: json_answer(
             "There is no token, it does not count, or it is another user's",
             FeedRefusal,
@@ -94,7 +94,7 @@ TENANT: Json = operation(
     parameters=[parameter("query", "api_key", "A key with the scope listen", TEXT)],
     security=any_of("api_key"),
     answers={
-        **_BEFORE,
+        **BEFORE,
         403: _detail("There is no key, it is wrong, or has not the scope listen", "Invalid API key"),
         429: _detail(
             "More connections than this address may open", "too many connections; slow down", RETRY_AFTER
@@ -110,28 +110,29 @@ ACCESS: Json = {
 """For pages of allowed origins."""
 
 
-def _problem(description: str, example: Json, headers: Json | None = None) -> Json:
+def listening_problem(description: str, example: Json, headers: Json | None = None) -> Json:
     return answer(description, {PROBLEM: media(ref("schemas", "Problem"), example)}, ACCESS | (headers or {}))
 
 
-_EVENTS: dict[int, Json] = {
-    401: _problem(
+EVENT_PROBLEMS: dict[int, Json] = {
+    401: listening_problem(
         "There is no token, it does not count, or the ticket is used up",
         problem_example(401, "no_credentials", "a token is needed: Authorization: Bearer …, or ?ticket=…"),
         {"WWW-Authenticate": {"schema": TEXT, "required": True, "example": 'Bearer realm="notifications"'}},
     ),
-    403: _problem(
+    403: listening_problem(
         "Pages of this origin may not connect",
         problem_example(403, "bad_credentials", "pages of this origin may not connect"),
     ),
-    429: _problem(
+    429: listening_problem(
         "More connections than this user or address may open",
         problem_example(429, "rate_limited", "too many connections; slow down"),
         RETRY_AFTER,
     ),
-    503: _problem(
-        "What decides about tokens cannot be asked now",
+    503: listening_problem(
+        "The store, or what decides about tokens, does not answer now",
         problem_example(503, "auth_unavailable", "the key server does not answer"),
+        RETRY_AFTER,
     ),
 }
 
@@ -143,9 +144,18 @@ EVENTS: Json = operation(
         parameter("query", "ticket", "In place of `Authorization`, which `EventSource` cannot set", TEXT),
         parameter("header", "Last-Event-ID", "The id of the last event that was read", TEXT),
         parameter("query", "last_event_id", "The same, for who can set no header", TEXT),
+        parameter("query", "v", "The dialect: 1 (which is so if none is named), or 2", TEXT),
+        parameter("query", "since", "Of dialect 2: how far the client is", TEXT),
     ],
     security=any_of("User", "ticket"),
-    answers={200: answer("Events, without an end", {"text/event-stream": media(TEXT)}, ACCESS), **_EVENTS},
+    answers={
+        200: answer("Events, without an end", {"text/event-stream": media(TEXT)}, ACCESS),
+        400: listening_problem(
+            "There is no such dialect",
+            problem_example(400, "invalid", "v: known are 1 and 2", field="v"),
+        ),
+        **EVENT_PROBLEMS,
+    },
 )
 
 TICKET: Json = operation(
@@ -159,7 +169,7 @@ TICKET: Json = operation(
             {"ticket": "iQ2b0Xn7VYVd7v1o1lKq0m3yqjQ0cQkX2x4m9bq8Z3A", "expires_in": 30},
             ACCESS,
         ),
-        **_EVENTS,
+        **EVENT_PROBLEMS,
     },
 )
 

@@ -118,6 +118,10 @@ HEADERS: Json = {
         "schema": {"type": "string", "pattern": '^"[^"]+";q=[0-9]+;(w=[0-9]+|qu="[a-z-]+")$'},
         "example": '"requests_per_key";q=600;w=60',
     },
+    "IdempotentReplayed": {
+        "description": "There if the same request, with this idempotency key, was carried out before: nothing changed",
+        "schema": {"const": "true"},
+    },
     "RetryAfter": {
         "description": "Seconds, after which trying again is worth it",
         "required": True,
@@ -128,12 +132,27 @@ HEADERS: Json = {
 
 REQUEST_ID: Json = {"X-Request-ID": ref("headers", "RequestId")}
 
+IDEMPOTENCY_KEY = parameter(
+    "header",
+    "Idempotency-Key",
+    "By which the same request is known when it comes again, for a day: it then changes nothing and is answered as at"
+    " first. Visible ASCII, bare or as a quoted string (draft-ietf-httpapi-idempotency-key-header). It may also be the"
+    " field `idempotency_key`.",
+    {
+        "type": "string",
+        "pattern": r'^([!#-~][!-~]{0,254}|"([!#-\[\]-~]|\\["\\]){1,255}")$',
+        "examples": ['"8e03978e-40d5-43dd-bc93-6894a57f9324"'],
+    },
+)
+
 DOOR_HEADERS: Json = {
     **REQUEST_ID,
     "RateLimit": ref("headers", "RateLimit"),
     "RateLimit-Policy": ref("headers", "RateLimitPolicy"),
 }
 """Of all doors for backends."""
+
+PUBLISHED_HEADERS: Json = {**DOOR_HEADERS, "Idempotent-Replayed": ref("headers", "IdempotentReplayed")}
 
 RETRY_AFTER: Json = {"Retry-After": ref("headers", "RetryAfter")}
 
@@ -154,6 +173,19 @@ RESPONSES: Json = {
     ),
     "NotFound": problem(
         "It is not there", problem_example(404, "not_found", "there is no such notification")
+    ),
+    "InProgress": problem(
+        "The same request, with this idempotency key, is still being carried out. Try again.",
+        problem_example(409, "in_progress", "the same request is still being carried out; try again"),
+        **RETRY_AFTER,
+    ),
+    "KeyReused": problem(
+        "This idempotency key was used for another request",
+        problem_example(
+            422,
+            "idempotency_key_reused",
+            "this idempotency key was used for another request; use a new key for each notification",
+        ),
     ),
     "TooLarge": problem(
         "The body, a field or a list is over its limit",
@@ -179,6 +211,12 @@ TROUBLES: dict[int, Json] = {
     429: ref("responses", "TooMany"),
     503: ref("responses", "Unavailable"),
 }
+
+ONCE: dict[int, Json] = {
+    409: ref("responses", "InProgress"),
+    422: ref("responses", "KeyReused"),
+}
+"""What is answered besides where a request may have an idempotency key."""
 
 PROBLEMS: dict[int, Json] = {
     400: ref("responses", "Invalid"),

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from server.idempotency import KEY_PATTERN
 from server.openapi.parts import (
     DOOR_HEADERS,
     HTML,
+    IDEMPOTENCY_KEY,
     JSON,
     NID,
+    ONCE,
     PROBLEM,
     PROBLEMS,
+    PUBLISHED_HEADERS,
     PUBLISHER,
     TEXT,
     Json,
@@ -64,6 +68,7 @@ def form_of_notify(request: Json) -> Json:
         "default": "[]",
         "examples": ['[{"id": "alice"}]'],
     }
+    properties["idempotency_key"] = {"type": "string", "pattern": KEY_PATTERN}
     for name in ("email_send", "email_force"):
         properties[name] = {
             "type": "string",
@@ -87,7 +92,8 @@ NOTIFY: Json = operation(
         parameter(
             "query", "fields", "The same fields as in a form", ref("schemas", "NotifyForm"), is_required=False
         )
-        | {"style": "form", "explode": True, "example": {}}
+        | {"style": "form", "explode": True, "example": {}},
+        IDEMPOTENCY_KEY,
     ],
     body={
         "content": {
@@ -100,7 +106,7 @@ NOTIFY: Json = operation(
     answers={
         200: answer(
             "Every user's document, and the mail that is owed, are on disk. Pushes are under way.",
-            headers=DOOR_HEADERS,
+            headers=PUBLISHED_HEADERS,
         ),
         400: answer(
             "A field is wrong, and `field` names it; or the credential is wrong, or missing where config.ini has an"
@@ -122,6 +128,7 @@ NOTIFY: Json = operation(
             problem_example(403, "no_credentials", "a key is needed"),
         ),
         **{status: PROBLEMS[status] for status in (413, 429, 503)},
+        **ONCE,
     },
 )
 
@@ -130,6 +137,7 @@ SEND: Json = operation(
     "Publish to one user, or to everybody of the tenant",
     description="`user_id` and `payload` are for one user; `title` and `message` for everybody whom the tenant knows,"
     " and for every client that listens with its key.",
+    parameters=[IDEMPOTENCY_KEY],
     body={
         "required": True,
         "content": {
@@ -161,7 +169,7 @@ SEND: Json = operation(
                     },
                 }
             },
-            DOOR_HEADERS,
+            PUBLISHED_HEADERS,
         ),
         400: problem(
             "A field is wrong: `field` names it, and a key of that name holds a list with the reason",
@@ -172,12 +180,14 @@ SEND: Json = operation(
             problem_example(403, "bad_credentials", "Invalid API key"),
         ),
         **{status: PROBLEMS[status] for status in (413, 429, 503)},
+        **ONCE,
     },
 )
 
 INTERNAL: Json = operation(
     "Publish",
     "Publish a payload to one or many users",
+    parameters=[IDEMPOTENCY_KEY],
     body=json_body(
         InternalRequest, {"userIds": ["alice", 7], "payload": {"type": "booking", "title": "Confirmed"}}
     ),
@@ -187,9 +197,10 @@ INTERNAL: Json = operation(
             "Stored for all of them; telling them is under way",
             InternalAnswer,
             {"status": "queued", "id": ID},
-            DOOR_HEADERS,
+            PUBLISHED_HEADERS,
         ),
         **{status: PROBLEMS[status] for status in (400, 403, 413, 429, 503)},
+        **ONCE,
     },
 )
 

@@ -8,20 +8,43 @@ user's. Returned lists are new lists. After `StoreUnavailable` the change may st
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
-from server.messages import Document, EmailDuty, Notification, Recipient
-from server.store.broadcasts import Broadcast, Broadcasts, Leases
+from server.messages import (
+    MAX_TYPES,
+    Counts,
+    Document,
+    EmailDuty,
+    Notification,
+    Recipient,
+    TypeCounts,
+)
+from server.store.broadcasts import Accepted, Broadcast, Broadcasts, Leases, Once
 from server.store.deliveries import ACKNOWLEDGED, EVENTS, HUB, SERVICE, WAYS, Deliveries, Delivery
 from server.store.directory import STEP, Access, Directory, Sequences, SignOutCursor, SignOutPage
-from server.store.mail import MailCounts, MailJob, MailOutcome, RefusedMail
+from server.store.mail import (
+    MAX_JOB_RECIPIENTS,
+    MailCounts,
+    MailJob,
+    MailOutcome,
+    Mails,
+    MailState,
+    Outbox,
+    OutboxMail,
+    OutboxNotification,
+    PostponedMail,
+    RefusedMail,
+)
+from server.store.retention import Bounds, Horizon, Removed, Retention
 
 __all__ = [
     "ACKNOWLEDGED",
+    "Accepted",
     "Access",
+    "Bounds",
     "Broadcast",
     "Broadcasts",
     "Change",
@@ -31,13 +54,23 @@ __all__ = [
     "Directory",
     "EVENTS",
     "HUB",
+    "Horizon",
     "Leases",
+    "MAX_JOB_RECIPIENTS",
     "MAX_TYPES",
     "MailCounts",
     "MailJob",
     "MailOutcome",
+    "MailState",
+    "Mails",
     "Once",
+    "Outbox",
+    "OutboxMail",
+    "OutboxNotification",
+    "PostponedMail",
     "RefusedMail",
+    "Removed",
+    "Retention",
     "SERVICE",
     "STEP",
     "Sequences",
@@ -62,16 +95,6 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
-class Once:
-    """A request that may come again, and is to have its effect once. `key`: the caller's own, one of its tenant's;
-    `fingerprint`: of what is asked for; `keep_s`: how long the key is remembered."""
-
-    key: str
-    fingerprint: bytes
-    keep_s: float
-
-
-@dataclass(frozen=True, slots=True)
 class Stored:
     """What `Store.add` made, now or (`is_repeat`) when the same request came first: the notification with the `nid` and
     `created_at` that it has, and its documents in the order of the recipients (of a repeat: as they are now, tombstones
@@ -81,28 +104,6 @@ class Stored:
     documents: list[Document]
     new: list[Document]
     is_repeat: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class TypeCounts:
-    """Of the documents of one type."""
-
-    unseen: int
-    total: int
-
-
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """How many documents a user has; tombstones are none. `types`: of each type, those with the most documents first,
-    up to `MAX_TYPES` of them."""
-
-    unseen: int
-    total: int
-    types: Mapping[str, TypeCounts]
-
-
-MAX_TYPES = 100
-"""Types that are counted one by one, of a user."""
 
 
 class Store(Protocol):
@@ -120,6 +121,8 @@ class Store(Protocol):
     deliveries: Deliveries
     broadcasts: Broadcasts
     leases: Leases
+    outbox: Outbox
+    retention: Retention
     """To be used while the store is open, as all of these."""
 
     epoch: str
@@ -227,15 +230,19 @@ class Store(Protocol):
         """Those of these documents that are the user's, tombstones too, in the order given."""
 
     # -- mail ------------------------------------------------------------------------------------------------
-    async def claim_mail(self, lease_s: float, limit: int) -> list[MailJob]:
-        """Lease up to `limit` jobs that have due recipients, earliest due first; a job holds the due
-        recipients only. Due and lease times go by the store's clock. A job not settled within `lease_s`
-        seconds may be claimed again, by any node; where only one process can have the store open, also as soon as it is
-        opened again. So a crash delays or repeats mail, never loses it."""
+    async def claim_mail(
+        self, lease_s: float, limit: int, recipients: int = MAX_JOB_RECIPIENTS
+    ) -> list[MailJob]:
+        """Lease up to `limit` jobs that have due recipients, earliest due first; a job holds up to so many `recipients`
+        that are due, earliest first. The others of its notification may have to wait until it is settled. Due and
+        lease times go by the store's clock. A job not settled within `lease_s` seconds may be claimed again, by any
+        node; where only one process can have the store open, also as soon as it is opened again. So a crash delays or
+        repeats mail, never loses it."""
 
     async def settle_mail(self, job: MailJob, outcome: MailOutcome) -> bool:
-        """Write down what became of a job. False if the lease had run out and somebody else has claimed it
-        since: then nothing is changed."""
+        """Write down what became of a job: of `retry` one more attempt with its answer, `refused` as dead letters.
+        False if the lease had run out and somebody else has claimed it since: then nothing is changed. Who is no longer
+        owed it, because an operator has dropped that, stays so."""
 
     async def next_mail_due(self) -> datetime | None:
         """When the next mail becomes due (may be past); None if none is owed."""

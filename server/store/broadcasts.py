@@ -10,6 +10,16 @@ from server.messages import Document, Notification
 
 
 @dataclass(frozen=True, slots=True)
+class Once:
+    """A request that may come again, and is to have its effect once. `key`: the caller's own, one of its tenant's;
+    `fingerprint`: of what is asked for; `keep_s`: how long the key is remembered."""
+
+    key: str
+    fingerprint: bytes
+    keep_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Broadcast:
     """A claimed broadcast: a notification for everybody whom its tenant knew when it was accepted. `after`: the users
     up to this id have their documents, in the order of `Directory.users` (None: nobody yet). `lease` proves the
@@ -20,13 +30,23 @@ class Broadcast:
     lease: str
 
 
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A broadcast that is durable: with the `nid` and `created_at` that it has, also if (`is_repeat`) the same request
+    came first."""
+
+    notification: Notification
+    is_repeat: bool = False
+
+
 class Broadcasts(Protocol):
     """Notifications for all users of a tenant, each open until every user has a document. One that is claimed and not
     finished may be claimed again when the lease has run out (in the embedded store also as soon as it is opened again).
     Those of a removed tenant rest until they are erased with it. Lease times go by the store's clock."""
 
-    async def add(self, notification: Notification) -> None:
-        """Durable when this returns: every user will get it. Its `nid` must be new."""
+    async def add(self, notification: Notification, once: Once | None = None) -> Accepted:
+        """Durable when this returns: every user will get it. Its `nid` must be new. `once`: as of `Store.add`, with the
+        same errors."""
 
     async def claim(self, lease_s: float) -> Broadcast | None:
         """Lease, for so long, the oldest one that no lease holds, of a tenant that is not removed; None if there is

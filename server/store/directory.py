@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol
 
-from server.grants import ApiKey, KnownUser, SigningSecret, SignOut, Tenant
+from server.grants import ApiKey, Keep, KnownUser, SigningSecret, SignOut, Tenant
 
 STEP = timedelta(milliseconds=1)
 """Between two sign-outs of a user at least."""
@@ -68,6 +68,10 @@ class Directory(Protocol):
     async def add_tenant(self, tenant: Tenant, key: ApiKey) -> None:
         """With its first key, both or none. Raises `Conflict` if one of that name is there, also a removed one whose
         data is not erased."""
+
+    async def set_keep(self, name: str, keep: Keep) -> None:
+        """Keep what the tenant has for so long from now on. Raises `NotFound` if there is no active one of that name.
+        """
 
     async def remove_tenant(self, name: str, at: datetime) -> None:
         """End its access: it is no longer active, its keys are revoked. Its data stays until `erase_tenant`. Raises

@@ -7,36 +7,36 @@ forward by any node. Whoever closes an intent has completed it, so two never do.
 
 An intent whose documents MongoDB refuses (a validator of the operator's, a limit) would never be completed. It is set
 aside: with `failedAt` and `failure` instead of `openedAt`. Giving it an `openedAt` again has it tried again.
+
+What is to have its effect once, however often it comes, goes another way: see `mongo_once`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import time
-from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 from bson import ObjectId
 from bson.raw_bson import RawBSONDocument
 from pymongo.errors import BulkWriteError, PyMongoError
 
 from server.errors import StoreUnavailable
+from server.flights import Turns
 from server.ids import new_id
 from server.messages import Document, EmailDuty, Notification, Recipient
+from server.store import Once, Stored
 from server.store.mongo_batches import Batcher
 from server.store.mongo_connection import Connection, DocumentRefused, raise_but_for_duplicates
 from server.store.mongo_documents import (
-    WHOLE,
     Raw,
     document_fields,
     duty_fields,
     encode,
     notification_fields,
-    read_document,
     read_notification,
 )
+from server.store.mongo_doubts import Doubts, read_stored
+from server.store.mongo_once import OnceRecords, Whole, id_for, intent_fields, new_document, user_of
 from server.store.mongo_revs import StoredRevs
 from server.store.mongo_tenants import removed_among
 from server.store.mongo_users import KnownUsers
@@ -52,19 +52,9 @@ GRACE_TIMEOUTS = 3
 ENOUGH_DOCUMENTS = 10_000
 """One sweep ends with the intent that reaches this."""
 
-MAX_UNCERTAIN = 10_000
-"""Timed-out documents that are remembered."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Uncertain:
-    document: Document
-    timed_out_at: float
-    """On the monotonic clock."""
-
 
 class Adding:
-    """The verbs `add` and `complete_intents` of the store."""
+    """The verbs `add` and `complete_intents` of the store. `records`: of idempotency keys."""
 
     def __init__(self, connection: Connection, revs: StoredRevs, users: KnownUsers) -> None:
         self._connection = connection
@@ -72,19 +62,37 @@ class Adding:
         self._users = users
         self._batcher = Batcher(connection, users)
         self._grace_s = GRACE_TIMEOUTS * connection.timeout_s
-        self._uncertain: deque[_Uncertain] = deque(maxlen=MAX_UNCERTAIN)
+        self.records = OnceRecords(connection)
+        self._turns: Turns[tuple[str, str]] = Turns(connection.timeout_s)
+        self._doubts = Doubts(connection, self._grace_s)
 
     async def close(self) -> None:
         """Return when nothing is under way any more."""
+        await self.records.close()
         await self._batcher.close()
 
     async def add(
-        self, notification: Notification, recipients: Sequence[Recipient], duty: EmailDuty | None
-    ) -> list[Document]:
+        self,
+        notification: Notification,
+        recipients: Sequence[Recipient],
+        duty: EmailDuty | None,
+        once: Once | None,
+    ) -> Stored:
         """As `Store.add`."""
+        user_ids = [recipient.user_id for recipient in recipients]
+        if once is None:
+            added = await self._add(notification, user_ids, duty)
+            return Stored(notification, added, added)
+        # Other nodes need not wait: what all do comes to the same.
+        async with self._turns.take((notification.tenant, once.key)):
+            return await self._add_once(notification, user_ids, duty, once)
+
+    async def _add(
+        self, notification: Notification, user_ids: Sequence[str], duty: EmailDuty | None
+    ) -> list[Document]:
         rev = await self._revs.next()
         tenant = notification.tenant
-        documents = [_new_document(notification, new_id(tenant), each.user_id, rev) for each in recipients]
+        documents = [new_document(notification, new_id(tenant), user_id, rev) for user_id in user_ids]
         if len(documents) == 1:
             await self._add_one(documents[0], duty)
             return documents
@@ -100,7 +108,7 @@ class Adding:
         """As `Store.complete_intents`. A document whose insert timed out and came through, alone or for a broadcast, is
         completed, too: nobody has told its user of it yet."""
         with self._connection.operation():
-            completed = await self._find_landed()
+            completed = await self._doubts.landed()
         while len(completed) < ENOUGH_DOCUMENTS:
             try:
                 with self._connection.operation():
@@ -122,23 +130,28 @@ class Adding:
         if await removed_among(self._connection, [intent["tenant"]]):
             await self._connection.intents.delete_one(_still_open(intent))
             return []
-        notification = read_notification(intent)
-        rev = await self._revs.next()
-        documents = [
-            _new_document(notification, str(each["_id"]), each["_userId"], rev)
-            for each in intent["recipients"]
-        ]
-        await self._register(documents)
         try:
-            written, is_ours = await self._write_documents(intent, documents)
+            if intent.get("isOnce"):
+                return await self._complete_once(intent)
+            return await self._complete_intent(intent)
         except DocumentRefused as exc:
             await self._set_aside(intent, exc)
             return []
+
+    async def _complete_intent(self, intent: Raw) -> list[Document]:
+        notification = read_notification(intent)
+        rev = await self._revs.next()
+        documents = [
+            new_document(notification, str(each["_id"]), each["_userId"], rev)
+            for each in intent["recipients"]
+        ]
+        await self._register(documents)
+        written, is_ours = await self._write_documents(intent, documents)
         return [document for document in written if is_ours and not document.deleted]
 
     async def _register(self, documents: Sequence[Document]) -> None:
         """Their users are known before they have them."""
-        await self._users.register({_user(document): document.created_at for document in documents})
+        await self._users.register({user_of(document): document.created_at for document in documents})
 
     # -- one user --------------------------------------------------------------------------------------------
 
@@ -147,26 +160,87 @@ class Adding:
         if duty is not None:
             fields["mail"] = duty_fields(duty)
         try:
-            await self._batcher.insert(encode(fields), _user(document), document.created_at)
+            await self._batcher.insert(encode(fields), user_of(document), document.created_at)
         except StoreUnavailable:
-            self._doubt([document])
+            self._doubts.note([document])
             raise
 
-    def _doubt(self, documents: Sequence[Document]) -> None:
-        timed_out_at = time.monotonic()
-        self._uncertain.extend(_Uncertain(document, timed_out_at) for document in documents)
+    # -- once: see `mongo_once` ------------------------------------------------------------------------------
 
-    async def _find_landed(self) -> list[Document]:
-        latest = time.monotonic() - self._grace_s
-        settled = [each.document for each in self._uncertain if each.timed_out_at < latest]
-        if not settled:
-            return []
-        landed = await self._read_stored(settled)
-        for _ in settled:
-            self._uncertain.popleft()
-        # Who has changed it since knows of it; and what has another rev was stored by another call.
-        revs = {document.id: document.rev for document in settled}
-        return [document for document in landed if document.rev == revs[document.id]]
+    async def _add_once(
+        self, notification: Notification, user_ids: Sequence[str], duty: EmailDuty | None, once: Once
+    ) -> Stored:
+        rev = await self._revs.next()
+        mail = None if duty is None else duty_fields(duty)
+        # First, so that what is too large for MongoDB claims no key.
+        whole = Whole.of(notification, user_ids, mail, rev)
+        claimed = await self.records.claim(notification, once)
+        if not claimed.is_new:
+            whole = Whole.of(claimed.notification, user_ids, mail, rev)
+            if await self._is_complete(whole):
+                stored = await read_stored(self._connection, whole.documents)
+                return Stored(claimed.notification, stored, [], is_repeat=True)
+        if whole.intent is not None:
+            await self._register(whole.documents)
+            await self._note_intent(whole.nid, whole.intent)
+        try:
+            stored, is_ours = await self._write_whole(whole)
+        except DocumentRefused as exc:
+            await self._withdraw({"_id": whole.nid, "nid": whole.nid}, whole.documents, exc)
+            raise
+        new = [document for document in stored if not document.deleted] if is_ours else []
+        return Stored(claimed.notification, stored, new, is_repeat=not is_ours)
+
+    async def _complete_once(self, intent: Raw) -> list[Document]:
+        mail = {**intent["mail"], "due": intent["mailDue"]} if "mail" in intent else None
+        user_ids = [each["_userId"] for each in intent["recipients"]]
+        whole = Whole.of(read_notification(intent), user_ids, mail, await self._revs.next())
+        await self._register(whole.documents)
+        stored, is_ours = await self._write_whole(whole)
+        return [document for document in stored if is_ours and not document.deleted]
+
+    async def _is_complete(self, whole: Whole) -> bool:
+        last = whole.last
+        query = {"_id": ObjectId(last.id), "tenant": last.notification.tenant, "_userId": last.user_id}
+        return await self._connection.documents.find_one(query, {"_id": 1}) is not None
+
+    async def _write_whole(self, whole: Whole) -> tuple[list[Document], bool]:
+        """Write what is not there. The documents as they are stored then, and whether it was this call that wrote the
+        last one."""
+        others_wrote = False
+        for chunk in _chunks([each for each in whole.documents if each is not whole.last]):
+            there = await self._insert_missing(
+                [encode(document_fields(each, whole.common)) for each in chunk]
+            )
+            others_wrote |= bool(there)
+        is_ours = await self._insert_last(whole)
+        try:
+            if whole.intent is not None:
+                await self._connection.intents.delete_one({"_id": whole.nid})
+            if is_ours and not others_wrote:
+                return list(whole.documents), True
+            return await read_stored(self._connection, whole.documents), is_ours
+        except BaseException:
+            if is_ours:
+                self._doubt_last(whole)  # who repeats it finds it complete, and tells nobody
+            raise
+
+    async def _insert_last(self, whole: Whole) -> bool:
+        """False if it was there."""
+        last = whole.last
+        try:
+            await self._batcher.insert(whole.encoded_last, user_of(last), last.created_at)
+        except DocumentRefused as exc:
+            if exc.is_there:
+                return False
+            raise
+        except StoreUnavailable:
+            self._doubt_last(whole)
+            raise
+        return True
+
+    def _doubt_last(self, whole: Whole) -> None:
+        self._doubts.note([whole.last], [each for each in whole.documents if each is not whole.last])
 
     # -- everybody -------------------------------------------------------------------------------------------
 
@@ -179,7 +253,7 @@ class Adding:
             return []
         rev = await self._revs.next()
         documents = [
-            _new_document(notification, _id_for(notification, user_id), user_id, rev) for user_id in lacking
+            new_document(notification, id_for(notification, user_id), user_id, rev) for user_id in lacking
         ]
         await self._register(documents)
         common = notification_fields(notification)
@@ -189,7 +263,7 @@ class Adding:
                 there = await self._insert_missing([encode(document_fields(each, common)) for each in chunk])
                 new += [document for place, document in enumerate(chunk) if place not in there]
         except BaseException:
-            self._doubt(documents)  # the caller does not hear of those that are stored
+            self._doubts.note(documents)  # the caller does not hear of those that are stored
             raise
         return new
 
@@ -204,17 +278,16 @@ class Adding:
 
     async def _open_intent(self, documents: Sequence[Document], duty: EmailDuty | None) -> Raw:
         """Store the intent; from then on the notification is sure to be completed."""
-        fields = notification_fields(documents[0].notification)
-        fields["recipients"] = [{"_id": ObjectId(each.id), "_userId": each.user_id} for each in documents]
-        if duty is not None:
-            fields["mail"] = duty_fields(duty)
-            fields["mailDue"] = fields["mail"].pop("due")
+        fields = intent_fields(documents, None if duty is None else duty_fields(duty))
         id_ = ObjectId()
+        await self._note_intent(id_, encode(fields))
+        return {"_id": id_, **fields}
+
+    async def _note_intent(self, id_: ObjectId, fields: RawBSONDocument) -> None:
         # An upsert, since only an update can write the store's time.
         await self._connection.intents.update_one(
-            {"_id": id_}, {"$setOnInsert": encode(fields), "$currentDate": {"openedAt": True}}, upsert=True
+            {"_id": id_}, {"$setOnInsert": fields, "$currentDate": {"openedAt": True}}, upsert=True
         )
-        return {"_id": id_, **fields}
 
     async def _find_abandoned(self) -> Raw | None:
         latest = {"$subtract": ["$$NOW", round(self._grace_s * 1000)]}
@@ -232,8 +305,12 @@ class Adding:
         for chunk in _chunks(documents):
             there = await self._insert_missing([encode(document_fields(each, common)) for each in chunk])
             others_wrote |= bool(there)
-        is_ours = await self._close_intent(intent)
-        return (await self._read_stored(documents) if others_wrote else list(documents)), is_ours
+        try:
+            is_ours = await self._close_intent(intent)
+        except BaseException:
+            self._doubts.note(documents, intent=intent["_id"])  # if it is closed, no sweep finds it
+            raise
+        return (await read_stored(self._connection, documents) if others_wrote else list(documents)), is_ours
 
     async def _insert_missing(self, documents: Sequence[RawBSONDocument]) -> set[int]:
         """Insert these documents; the places of those that were there already, which stay as they are."""
@@ -279,32 +356,11 @@ class Adding:
         if kept.modified_count:
             logger.error("notification %s is not stored for all its users: %s", intent["nid"], refusal)
 
-    async def _read_stored(self, documents: Sequence[Document]) -> list[Document]:
-        """These documents as they are now, without those that are not there."""
-        place = {ObjectId(document.id): index for index, document in enumerate(documents)}
-        stored = await self._connection.documents.find({"_id": {"$in": list(place)}}, WHOLE).to_list()
-        return [read_document(found) for found in sorted(stored, key=lambda found: place[found["_id"]])]
-
-
-def _user(document: Document) -> tuple[str, str]:
-    return document.notification.tenant, document.user_id
-
 
 def _still_open(intent: Raw) -> Raw:
     return {"_id": intent["_id"], "openedAt": {"$exists": True}}
 
 
-def _new_document(notification: Notification, id_: str, user_id: str, rev: int) -> Document:
-    return Document(id_, user_id, notification, notification.created_at, notification.created_at, rev)
-
-
 def _chunks(documents: Sequence[Document]) -> Iterator[Sequence[Document]]:
     for start in range(0, len(documents), CHUNK_DOCUMENTS):
         yield documents[start : start + CHUNK_DOCUMENTS]
-
-
-def _id_for(notification: Notification, user_id: str) -> str:
-    """The id of the user's document of a broadcast: the seconds of an ObjectId, then 8 bytes that follow from both. Of
-    a million documents of the same second two are alike with a probability of 1 to 37 million."""
-    seconds = int(notification.created_at.timestamp())
-    return f"{seconds:08x}{hashlib.sha256(f'{notification.nid}{user_id}'.encode()).hexdigest()[:16]}"

@@ -1,4 +1,5 @@
-"""The way to the directory of a store for another process, such as the command line, while servers run on it or not."""
+"""The way to the directory and the outbox of a store for another process, such as the command line, while servers run
+on it or not."""
 
 from __future__ import annotations
 
@@ -6,16 +7,17 @@ from collections.abc import Callable
 from datetime import datetime
 
 from server import messages
-from server.store import Directory
+from server.store import Directory, Outbox
 from server.store.mongo_connection import Connection
 from server.store.mongo_directory import MongoDirectory
 from server.store.mongo_mail import MailDuties
+from server.store.mongo_outbox import MongoOutbox
 from server.store.mongo_users import KnownUsers
 
 
 class MongoBeside:
-    """`directory` of the `MongoStore` with the same arguments, from `open` to `close`: it makes no indexes, and brings
-    nothing up to this version, so it takes no longer than the connection."""
+    """`directory` and `outbox` of the `MongoStore` with the same arguments, from `open` to `close`: it makes no
+    indexes, and brings nothing up to this version, so it takes no longer than the connection."""
 
     def __init__(
         self,
@@ -27,9 +29,10 @@ class MongoBeside:
         clock: Callable[[], datetime] = messages.now,
     ) -> None:
         self._connection = Connection(url, db, collection, timeout_s)
-        users, mail = KnownUsers(self._connection), MailDuties(self._connection)
+        users, mail = KnownUsers(self._connection), MailDuties(self._connection, clock)
         self._directory = MongoDirectory(self._connection, users, mail, clock)
         self.directory: Directory = self._directory
+        self.outbox: Outbox = MongoOutbox(self._connection)
         self.name = self._connection.name
 
     async def open(self) -> None:

@@ -1,5 +1,6 @@
 """`Broadcasts` on MongoDB. `<collection>_broadcasts` has those that are open: the fields of the notification, its nid
-as `_id`, the `after` up to which users have their documents, and `lease` with `leasedUntil`."""
+as `_id`, the `after` up to which users have their documents, `lease` with `leasedUntil`, and in `once`, if it
+has one, the idempotency `key` and whose call it was that inserted it (`by`)."""
 
 from __future__ import annotations
 
@@ -7,10 +8,12 @@ import secrets
 from collections.abc import Sequence
 
 from bson import ObjectId
+from bson.raw_bson import RawBSONDocument
 from pymongo import ReturnDocument
+from pymongo.errors import DuplicateKeyError
 
 from server.messages import Document, Notification
-from server.store import Broadcast
+from server.store import Accepted, Broadcast, Once
 from server.store.mongo_adding import Adding
 from server.store.mongo_connection import Connection
 from server.store.mongo_documents import Raw, encode, notification_fields, read_notification
@@ -28,11 +31,32 @@ class MongoBroadcasts:
     def __init__(self, connection: Connection, adding: Adding) -> None:
         self._connection = connection
         self._adding = adding
+        self._records = adding.records
 
-    async def add(self, notification: Notification) -> None:
-        fields = {"_id": ObjectId(notification.nid), **notification_fields(notification)}
+    async def add(self, notification: Notification, once: Once | None = None) -> Accepted:
         with self._connection.operation():
-            await self._connection.broadcasts.insert_one(encode(fields))
+            if once is not None:
+                return await self._add_once(notification, once)
+            await self._connection.broadcasts.insert_one(_record(notification))
+            return Accepted(notification)
+
+    async def _add_once(self, notification: Notification, once: Once) -> Accepted:
+        """As `mongo_once` has it."""
+        mark = {"key": once.key, "by": ObjectId()}
+        _record(notification, mark)  # what is too large for MongoDB claims no key
+        claimed = await self._records.claim(notification, once)
+        accepted = claimed.notification
+        repeat = Accepted(accepted, is_repeat=True)
+        if claimed.done_by is not None:
+            return repeat
+        try:
+            await self._connection.broadcasts.insert_one(_record(accepted, mark))
+        except DuplicateKeyError:
+            return repeat
+        if await self._records.done_by(accepted, once) in (None, mark["by"]):
+            return Accepted(accepted)
+        await self._connection.broadcasts.delete_one({"_id": ObjectId(accepted.nid), "once": mark})
+        return repeat
 
     async def claim(self, lease_s: float) -> Broadcast | None:
         lease = secrets.token_hex(16)
@@ -62,8 +86,16 @@ class MongoBroadcasts:
             return advanced.matched_count == 1
 
     async def finish(self, broadcast: Broadcast) -> bool:
+        held = _held(broadcast)
         with self._connection.operation():
-            return (await self._connection.broadcasts.delete_one(_held(broadcast))).deleted_count == 1
+            found = await self._connection.broadcasts.find_one(held, {"once": 1})
+            if found is None:
+                return False
+            if "once" in found:
+                await self._records.note_done(
+                    broadcast.notification.tenant, nid=found["_id"], **found["once"]
+                )
+            return (await self._connection.broadcasts.delete_one(held)).deleted_count == 1
 
     async def open_of(self, tenant: str) -> list[Notification]:
         with self._connection.operation():
@@ -76,6 +108,11 @@ class MongoBroadcasts:
 
     async def _not_removed(self) -> Raw:
         return {"tenant": {"$nin": await all_removed(self._connection)}}
+
+
+def _record(notification: Notification, mark: Raw | None = None) -> RawBSONDocument:
+    once = {} if mark is None else {"once": mark}
+    return encode({"_id": ObjectId(notification.nid), **notification_fields(notification), **once})
 
 
 def _held(broadcast: Broadcast) -> Raw:

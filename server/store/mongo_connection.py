@@ -54,21 +54,23 @@ PARALLEL_ARRAYS_CODE = 171
 
 class DocumentRefused(OperationFailure):
     """MongoDB will never take this document. What it says beside the code may hold what the document holds, so it is
-    left out."""
+    left out. `is_there`: it has one with this `_id`."""
 
     def __init__(self, code: int) -> None:
         super().__init__(f"MongoDB refuses the document (error {code})", code)
+        self.is_there = code == _DUPLICATE_KEY
 
 
 class Connection:
     """One client for one database, with its collections, all from `open` on: `documents` (one for each user of a
     notification), `intents` (notifications for several users: open, or with mail still owed), `broadcasts` (for all
-    users of a tenant: open), `tenants` with their keys, the known `users`, their `ways` of listening, `sign_outs`,
-    `leases`, and `meta`."""
+    users of a tenant: open), `once` (idempotency keys), `tenants` with their keys, the known `users`, their `ways` of
+    listening, `sign_outs`, `leases`, and `meta`."""
 
     documents: Collection
     intents: Collection
     broadcasts: Collection
+    once: Collection
     tenants: Collection
     users: Collection
     ways: Collection
@@ -216,6 +218,7 @@ class Connection:
         self.documents: Collection = database[name]
         self.intents: Collection = database[f"{name}_intents"]
         self.broadcasts: Collection = database[f"{name}_broadcasts"]
+        self.once: Collection = database[f"{name}_once"]
         self.tenants: Collection = database[f"{name}_tenants"]
         self.users: Collection = database[f"{name}_users"]
         self.ways: Collection = database[f"{name}_ways"]

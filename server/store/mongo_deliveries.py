@@ -29,7 +29,6 @@ _DELIVERY = {
     "seen": 1,
     "delete": 1,
     "ackedAt": 1,
-    "mail.refused": 1,
 }
 
 
@@ -104,7 +103,7 @@ class MongoDeliveries:
             found = await self._find(tenant, nid, after, limit) if is_id(nid) else []
             if not (found or (is_id(nid) and await self._is_there(tenant, nid))):
                 raise NotFound(f"there is no notification {nid!r}")
-            refused = await self._refused(tenant, nid, found) if found else {}
+            refused = await self._refused(tenant, nid) if found else {}
         return [_delivery(each, refused.get(each["_userId"])) for each in found]
 
     async def _find(self, tenant: str, nid: str, after: str | None, limit: int) -> list[Raw]:
@@ -123,12 +122,18 @@ class MongoDeliveries:
         broadcast = {"tenant": tenant, "_id": ObjectId(nid)}
         return await self._connection.broadcasts.find_one(broadcast, {"_id": 1}, hint="_id_") is not None
 
-    async def _refused(self, tenant: str, nid: str, found: list[Raw]) -> dict[str, RefusedMail]:
-        """Whose mail was refused, by user id: it is written down in the one document of the notification, or, if it
-        had several users, in what is left of its intent."""
-        where = {"tenant": tenant, "nid": ObjectId(nid), "mail.refusals": {"$exists": True}}
-        intent = await self._connection.intents.find_one(where, {"mail.refused": 1}, hint="refused")
-        places = found if intent is None else [intent]
+    async def _refused(self, tenant: str, nid: str) -> dict[str, RefusedMail]:
+        """Whose mail was refused, by user id: it is written down in what is left of the notification's intent, or in
+        the document of its first user, who may be the only one."""
+        notification = {"tenant": tenant, "nid": ObjectId(nid)}
+        where = {**notification, "mail.refusals": {"$exists": True}}
+        place = await self._connection.intents.find_one(where, {"mail.refused": 1}, hint="refused")
+        if place is None:
+            first, documents = {"_userId": 1}, self._connection.documents
+            place = await documents.find_one(
+                notification, {"mail.refused": 1}, sort=first, hint="notification"
+            )
+        places = [] if place is None else [place]
         return {
             each["_userId"]: RefusedMail(each["_userId"], each["email"], each["code"], each["reason"])
             for place in places

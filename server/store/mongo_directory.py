@@ -13,7 +13,7 @@ from contextlib import suppress
 from datetime import datetime
 
 from server.errors import NotFound, StoreUnavailable
-from server.grants import DEFAULT_TENANT, ApiKey, KnownUser, SigningSecret, Tenant, new_secret
+from server.grants import DEFAULT_TENANT, ApiKey, Keep, KnownUser, SigningSecret, Tenant, new_secret
 from server.ids import new_id
 from server.store import Access, Sequences, SignOutCursor, SignOutPage
 from server.store.mongo_connection import Collection, Connection
@@ -84,6 +84,11 @@ class MongoDirectory:
             await self._tenants.add(tenant, key)
             await self._raise_sequence()
 
+    async def set_keep(self, name: str, keep: Keep) -> None:
+        with self._connection.operation():
+            await self._tenants.set_keep(name, keep)
+            await self._raise_sequence()
+
     async def remove_tenant(self, name: str, at: datetime) -> None:
         with self._connection.operation():
             await self._tenants.remove(name, at)
@@ -106,8 +111,8 @@ class MongoDirectory:
             erased = await self._erase_documents(name, limit)
         if erased:
             return erased
-        for users in (self._connection.users, self._connection.ways):
-            while await self._erase_users(users, name, limit):
+        for records in (self._connection.users, self._connection.ways, self._connection.once):
+            while await self._erase_records(records, name, limit):
                 pass
         with self._connection.operation():
             await self._sign_outs.erase(name)
@@ -121,10 +126,12 @@ class MongoDirectory:
         ids = [each["_id"] for each in found]
         return (await documents.delete_many({"tenant": tenant, "_id": {"$in": ids}})).deleted_count
 
-    async def _erase_users(self, users: Collection, tenant: str, limit: int) -> int:
+    async def _erase_records(self, records: Collection, tenant: str, limit: int) -> int:
         with self._connection.operation():
-            found = await users.find(of_tenant(tenant), {"_id": 1}, limit=limit).to_list()
-            return (await users.delete_many({"_id": {"$in": [each["_id"] for each in found]}})).deleted_count
+            found = await records.find(of_tenant(tenant), {"_id": 1}, limit=limit).to_list()
+            return (
+                await records.delete_many({"_id": {"$in": [each["_id"] for each in found]}})
+            ).deleted_count
 
     # -- keys ------------------------------------------------------------------------------------------------
 

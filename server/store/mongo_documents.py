@@ -43,6 +43,7 @@ MAIL_INDEXES = (
     _index("mail_due", "mail.due", "mail.leasedUntil", "mail.owed", only={"mail.due": {"$exists": True}}),
     _index("mail_leased", "mail.leasedUntil", only={"mail.leasedUntil": {"$exists": True}}),
     _index("mail_refused", "mail.refusals", only={"mail.refusals": {"$exists": True}}),
+    _index("outbox", "tenant", "nid", only={"mail.subject": {"$exists": True}}),
 )
 INBOX_INDEXES = (
     _index("inbox", "tenant", "_userId", "createdAt", "_id", only={"delete": False}),
@@ -57,12 +58,19 @@ INBOX_INDEXES = (
         "_id",
         only={"seen": False, "delete": False},
     ),
+    # It has those of a type in their order, and with seen and delete among its fields counting needs no document.
+    _index(
+        "types", "tenant", "_userId", "type", "seen", "delete", "createdAt", "_id", only={"delete": False}
+    ),
     # It keeps apart what was sent in which ways.
     _index(
         "backlog", "tenant", "_userId", "marks", "createdAt", "_id", only={"seen": False, "delete": False}
     ),
     _index("changes", "tenant", "_userId", "rev", "_id"),
     _index("notification", "tenant", "nid", "_userId"),
+    _index(
+        "tombstones", "tenant", "_userId", "rev", "createdAt", "deletedAt", "_id", only={"delete": True}
+    ),
     *MAIL_INDEXES,
 )
 INTENT_INDEXES = (
@@ -77,6 +85,7 @@ INDEXES = {
         _index("oldest", "createdAt", "_id"),
         _index("tenant", "tenant", "createdAt", "_id"),
     ),
+    "once": (IndexModel([("expiresAt", ASCENDING)], name="expired", expireAfterSeconds=0),),
     "tenants": (_index("keys", "keys.id"), _index("removed", "removedAt")),
     "sign_outs": (_index("at", "at"), _index("written", "writtenAt", "_id")),
 }
@@ -114,7 +123,9 @@ def document_fields(document: Document, common: Raw) -> Raw:
 
 def duty_fields(duty: EmailDuty) -> Raw:
     """The subdocument `mail`. `due`, the earliest of its recipients', is set as long as it may be claimed; `owed` is
-    the number of `recipients`. A claim adds `lease`, `leasedUntil` and `claimedAt`."""
+    the number of `recipients`. A claim adds `lease`, `leasedUntil`, `claimedAt`, and how many recipients were `claimed`
+    at most; other changes count up `version`. `attempts` is for earlier versions: from the first that is in vain, each
+    recipient has its own, with `failingSince`, `failedAt`, `code` and `reason`."""
     mail = duty.mail
     texts = {"subject": mail.subject, "content": mail.content, "subtype": mail.subtype, "forced": mail.forced}
     recipients = [recipient_fields(recipient) for recipient in duty.recipients]
@@ -171,7 +182,14 @@ def read_mail(mail: Raw) -> Mail:
 
 def read_recipient(found: Raw) -> MailRecipient:
     """One of the `recipients` of `mail`."""
-    return MailRecipient(found["_userId"], found["email"], found["due"], found["online"])
+    return MailRecipient(
+        found["_userId"],
+        found["email"],
+        found["due"],
+        found["online"],
+        found.get("attempts", 0),
+        found.get("failingSince"),
+    )
 
 
 def read_document(found: Raw) -> Document:

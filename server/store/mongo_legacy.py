@@ -57,7 +57,7 @@ HAS_USER: Raw = {
 }
 """The filter for documents of somebody who can be a user."""
 
-_LISTED = ("tenant", "_userId", "createdAt", "rev", "nid", "seen", "delete")
+_LISTED = ("tenant", "_userId", "createdAt", "rev", "nid", "seen", "delete", "type")
 
 HAS_LISTS: Raw = {"$or": [{name: {"$type": "array"}} for name in _LISTED]}
 

@@ -1,6 +1,9 @@
 """The mail that is owed, as the outbox takes and settles it. Duties lie in the subdocument `mail`: of a document if the
 notification has one recipient, of its closed intent if it has several.
 
+Beside a claim, operators may change a duty (`mongo_outbox`): who has read one and writes it back does so only if its
+`version` is still the same.
+
 A removed tenant is owed none. Its duties are not looked for: when one comes up, all of that tenant's are withdrawn,
 which is to say that they are never due again.
 """
@@ -8,7 +11,7 @@ which is to say that they are never due again.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from operator import itemgetter
 
@@ -16,7 +19,7 @@ from bson import ObjectId
 from pymongo import ReturnDocument
 
 from server.ids import is_id
-from server.store import MailCounts, MailJob, MailOutcome
+from server.store import MailCounts, MailJob, MailOutcome, PostponedMail
 from server.store.mongo_connection import Collection, Connection
 from server.store.mongo_documents import Raw, owed_fields, read_mail, read_recipient
 from server.store.mongo_tenants import removed_among
@@ -33,19 +36,20 @@ _ID_DIGITS = 24
 class MailDuties:
     """The mail verbs of the store, but for `still_unseen`."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, clock: Callable[[], datetime]) -> None:
         self._connection = connection
+        self._clock = clock
 
     @property
     def _places(self) -> tuple[Collection, Collection]:
         return self._connection.documents, self._connection.intents
 
-    async def claim(self, lease_s: float, limit: int) -> list[MailJob]:
+    async def claim(self, lease_s: float, limit: int, recipients: int) -> list[MailJob]:
         """As `Store.claim_mail`."""
         due = await self._find_due(limit)
         while await self._withdraw_of_removed(found for _, _, found in due):
             due = await self._find_due(limit)
-        jobs = [await self._lease(place, found, lease_s) for _, place, found in due]
+        jobs = [await self._lease(place, found, lease_s, recipients) for _, place, found in due]
         return [job for job in jobs if job is not None]
 
     async def _find_due(self, limit: int) -> list[tuple[datetime, Collection, Raw]]:
@@ -73,7 +77,7 @@ class MailDuties:
         for place in self._places:
             await place.update_many(due, {"$unset": {"mail.due": "", "mail.leasedUntil": ""}})
 
-    async def _lease(self, place: Collection, found: Raw, lease_s: float) -> MailJob | None:
+    async def _lease(self, place: Collection, found: Raw, lease_s: float, limit: int) -> MailJob | None:
         """None if another node was quicker."""
         # It begins with the id of the record, so that settling finds it.
         lease = f"{found['_id']}-{secrets.token_hex(16)}"
@@ -89,6 +93,7 @@ class MailDuties:
                     "$set": {
                         "mail.leasedUntil": {"$add": ["$$NOW", round(lease_s * 1000)]},
                         "mail.claimedAt": "$$NOW",
+                        "mail.claimed": limit,
                         "mail.lease": lease,
                     }
                 }
@@ -99,15 +104,13 @@ class MailDuties:
         if taken is None:
             return None
         mail = taken["mail"]
-        recipients = [each for each in mail["recipients"] if each["due"] <= mail["claimedAt"]]
         return MailJob(
             nid=str(taken["nid"]),
             tenant=taken["tenant"],
             created_at=taken["createdAt"],
             mail=read_mail(mail),
-            recipients=tuple(map(read_recipient, recipients)),
+            recipients=tuple(map(read_recipient, leased_of(mail))),
             lease=lease,
-            attempts=mail["attempts"],
         )
 
     async def settle(self, job: MailJob, outcome: MailOutcome) -> bool:
@@ -118,30 +121,20 @@ class MailDuties:
         notification = {"tenant": job.tenant, "nid": ObjectId(job.nid)}
         leased = {"_id": ObjectId(id_), **notification, "mail.lease": job.lease}
         for place in self._places:
-            found = await place.find_one(leased, {"mail": 1})
-            if found is not None:
-                return await self._write_outcome(place, leased, found["mail"], outcome)
+            # An operator may change it between the reading and the writing.
+            while (found := await place.find_one(leased, {"mail": 1})) is not None:
+                if await self._write_outcome(place, leased, found["mail"], outcome):
+                    return True
         return False
 
     async def _write_outcome(self, place: Collection, leased: Raw, mail: Raw, outcome: MailOutcome) -> bool:
         is_withdrawn = "due" not in mail
-        owed = [] if is_withdrawn else _still_owed(mail["recipients"], outcome)
-        refused = mail.get("refused", []) + [
-            {"_userId": each.user_id, "email": each.email, "code": each.code, "reason": each.reason}
-            for each in outcome.refused
-        ]
-        left: Raw = {**mail}
-        for field in ("lease", "leasedUntil", "claimedAt", "recipients", "owed", "due"):
-            left.pop(field, None)
-        if owed:
-            left |= {**owed_fields(owed), "attempts": mail["attempts"] + bool(outcome.retry)}
-        if refused:
-            left |= {"refused": refused, "refusals": len(refused)}
-        if owed or refused:
-            return (await place.update_one(leased, {"$set": {"mail": left}})).matched_count == 1
-        if place is self._connection.documents:
-            return (await place.update_one(leased, {"$unset": {"mail": ""}})).matched_count == 1
-        return (await place.delete_one(leased)).deleted_count == 1
+        at = self._clock()
+        recipients = mail["recipients"]
+        refused = mail.get("refused", []) + _refused_fields(recipients, outcome, at)
+        owed = [] if is_withdrawn else _still_owed(recipients, outcome, at)
+        left = {name: value for name, value in mail.items() if name not in LEASE_FIELDS}
+        return await replace(self._connection, place, leased, rest_of(left, owed, refused))
 
     async def next_due(self) -> datetime | None:
         """As `Store.next_mail_due`: of a leased duty that is when its lease ends."""
@@ -179,13 +172,71 @@ class MailDuties:
         return total
 
 
-def _still_owed(recipients: list[Raw], outcome: MailOutcome) -> list[Raw]:
-    """Those whom the outcome does not name, as they were, and those to try again."""
+LEASE_FIELDS = ("lease", "leasedUntil", "claimedAt", "claimed")
+
+
+def leased_of(mail: Raw) -> list[Raw]:
+    """Those of the recipients of a claimed duty whom the claim was for."""
+    due = [each for each in mail["recipients"] if each["due"] <= mail["claimedAt"]]
+    due.sort(key=itemgetter("due"))
+    return due[: mail.get("claimed", len(due))]  # earlier versions claim all that are due
+
+
+def rest_of(mail: Raw, owed: Sequence[Raw], refused: Sequence[Raw]) -> Raw:
+    """The duty with these who are still owed it, and these who were refused it, in place of those before."""
+    rest = {name: value for name, value in mail.items() if name not in ("recipients", "owed", "due")}
+    if owed:
+        rest |= owed_fields(owed)
+    return rest | {"refused": list(refused), "refusals": len(refused)}
+
+
+async def replace(connection: Connection, place: Collection, where: Raw, mail: Raw) -> bool:
+    """Put a changed duty in the place of what was read; False if that is not there any more as it was. A duty with
+    nobody in it goes, with its intent if it was in one."""
+    version = mail.pop("version", None)
+    unchanged = {**where, "mail.version": version}
+    if mail["refusals"] == 0:
+        del mail["refused"], mail["refusals"]
+        if "owed" not in mail and place is connection.intents:
+            return (await place.delete_one(unchanged)).deleted_count == 1
+        if "owed" not in mail:
+            return (await place.update_one(unchanged, {"$unset": {"mail": ""}})).matched_count == 1
+    changed = {**mail, "version": (version or 0) + 1}
+    return (await place.update_one(unchanged, {"$set": {"mail": changed}})).matched_count == 1
+
+
+def _refused_fields(recipients: Sequence[Raw], outcome: MailOutcome, at: datetime) -> list[Raw]:
+    """What is kept of the refusals. Those of earlier versions have neither `refusedAt` nor `attempts`."""
+    owed = {each["_userId"]: each for each in recipients}
+    return [
+        {
+            "_userId": each.user_id,
+            "email": each.email,
+            "code": each.code,
+            "reason": each.reason,
+            "refusedAt": at,
+            "attempts": owed[each.user_id].get("attempts", 0) + 1,
+        }
+        for each in outcome.refused
+        if each.user_id in owed
+    ]
+
+
+def _still_owed(recipients: Sequence[Raw], outcome: MailOutcome, at: datetime) -> list[Raw]:
+    """Those whom the outcome does not name, as they were, and those to try again, with the answer."""
     settled = {each.user_id for each in (*outcome.sent, *outcome.dropped)}
     settled |= {each.user_id for each in outcome.refused}
-    again = {each.user_id for each in outcome.retry}
+    again = {each.user_id: each for each in outcome.retry}
     return [
-        {**each, "due": outcome.retry_at} if each["_userId"] in again else each
+        _put_off(each, again[each["_userId"]], at) if each["_userId"] in again else each
         for each in recipients
         if each["_userId"] not in settled
     ]
+
+
+def _put_off(recipient: Raw, answer: PostponedMail, at: datetime) -> Raw:
+    failed = {"due": answer.retry_at, "failedAt": at, "code": answer.code, "reason": answer.reason}
+    if not answer.is_untried:
+        failed["attempts"] = recipient.get("attempts", 0) + 1
+        failed["failingSince"] = recipient.get("failingSince", at)
+    return recipient | failed

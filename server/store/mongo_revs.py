@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import asyncio
 
+from server.ids import new_id
 from server.revs import COUNTER_BITS, RevClock
 from server.store.mongo_connection import Collection
 
 LEAD_MS = 2000
 """How far the ceiling is stored ahead of use. A node that starts issues revs above the ceiling of all nodes, so it runs
 up to this far ahead of them for a moment: well below a third of the overlap that a sync reads again (10 of 30 s)."""
+
+
+async def read_epoch(meta: Collection) -> str:
+    """See `Store.epoch`: in the document `epoch` of the meta collection, which the first node makes."""
+    which = {"_id": "epoch"}
+    # An upsert by `_id`: of several nodes at the same time one makes it, and all read that.
+    await meta.update_one(which, {"$setOnInsert": {"epoch": new_id()}}, upsert=True)
+    found = await meta.find_one(which)
+    assert found is not None  # noqa: S101  # nobody removes it
+    return str(found["epoch"])
 
 
 class StoredRevs:

@@ -1,7 +1,8 @@
 """Tenants with their keys: one document each, so that every change of them is atomic, on a standalone server, too.
 
 `<collection>_tenants`: `_id` the name, `createdAt`, `removedAt` (null: active), and in `keys` all of the tenant's keys
-but the oldest of very many that are revoked.
+but the oldest of very many that are revoked. `keep` (missing: as the configuration says) has for how many seconds
+`documents` and `tombstones` are kept, `horizon` how far back the inboxes go: see `mongo_retention`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pymongo import ReturnDocument, UpdateOne
 from pymongo.errors import DuplicateKeyError
 
 from server.errors import Conflict, NotFound
-from server.grants import ApiKey, Scope, Tenant
+from server.grants import ApiKey, Keep, Scope, Tenant
 from server.store.mongo_connection import Connection
 from server.store.mongo_documents import Raw
 
@@ -42,7 +43,7 @@ class TenantRecords:
     async def active(self) -> tuple[list[Tenant], list[ApiKey]]:
         """The tenants that are active, and their keys that are not revoked."""
         keys = {"$filter": {"input": "$keys", "cond": _NOT_REVOKED}}
-        fields = {"createdAt": 1, "removedAt": 1, "keys": keys}
+        fields = {"createdAt": 1, "removedAt": 1, "keep": 1, "keys": keys}
         found = await self._connection.tenants.find({"removedAt": None}, fields, sort={"_id": 1}).to_list()
         return [_read_tenant(each) for each in found], _read_keys(found)
 
@@ -73,6 +74,15 @@ class TenantRecords:
             {"_id": name, "removedAt": None}, [{"$set": {"removedAt": at, "keys": keys}}]
         )
         if not removed.matched_count:
+            raise NotFound(f"there is no tenant {name!r}")
+
+    async def set_keep(self, name: str, keep: Keep) -> None:
+        """As `Directory.set_keep`."""
+        fields = {"documents": keep.documents_s, "tombstones": keep.tombstones_s}
+        found = await self._connection.tenants.update_one(
+            {"_id": name, "removedAt": None}, {"$set": {"keep": fields}}
+        )
+        if not found.matched_count:
             raise NotFound(f"there is no tenant {name!r}")
 
     async def forget(self, name: str) -> None:
@@ -165,7 +175,13 @@ def _key_fields(key: ApiKey) -> Raw:
 
 
 def _read_tenant(found: Raw) -> Tenant:
-    return Tenant(found["_id"], found["createdAt"], found["removedAt"])
+    keep = found.get("keep") or {}
+    return Tenant(
+        found["_id"],
+        found["createdAt"],
+        found["removedAt"],
+        Keep(keep.get("documents"), keep.get("tombstones")),
+    )
 
 
 def _read_keys(tenants: Sequence[Raw]) -> list[ApiKey]:

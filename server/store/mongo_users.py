@@ -125,7 +125,7 @@ def _whoever_is_first() -> Iterator[None]:
 
 
 def of_tenant(tenant: str) -> Raw:
-    """The filter for the records of a tenant, where `_id` is {tenant, userId}."""
+    """The filter for the records of a tenant, where `_id` is {tenant, userId}, or has another text in its place."""
     return {"_id": {"$gt": {"tenant": tenant}, "$lt": {"tenant": tenant, "userId": MaxKey()}}}
 
 

@@ -1,8 +1,9 @@
 """The embedded store: one SQLite file in the data folder, for a server that is one process. Keeps the `Store` contract.
 
 How it lies on disk is in `sqlite_schema`, how older files come to that in `sqlite_upgrade`, what the verbs do there in
-`sqlite_documents`, `sqlite_reading` and `sqlite_mail`, and who does it in `sqlite_threads`. Tenants and keys are in
-`sqlite_directory`, what was sent in `sqlite_deliveries`, notifications for everybody in `sqlite_broadcasts`."""
+`sqlite_documents`, `sqlite_reading`, `sqlite_changing` and `sqlite_mail`, and who does it in `sqlite_threads`. Tenants
+and keys are in `sqlite_directory`, what was sent in `sqlite_deliveries`, notifications for everybody in
+`sqlite_broadcasts`."""
 
 from __future__ import annotations
 
@@ -18,18 +19,38 @@ from typing import TypeVar
 
 from server import messages
 from server.errors import StoreUnavailable
+from server.flights import Turns
 from server.folder_lock import FolderLock
 from server.messages import Document, EmailDuty, Notification, Recipient
 from server.revs import RevClock
-from server.store import Broadcasts, Change, Deliveries, Directory, Leases, MailCounts, MailJob, MailOutcome
+from server.store import (
+    MAX_JOB_RECIPIENTS,
+    Broadcasts,
+    Change,
+    Counts,
+    Deliveries,
+    Directory,
+    Leases,
+    MailCounts,
+    MailJob,
+    MailOutcome,
+    Once,
+    Outbox,
+    Retention,
+    Stored,
+)
 from server.store import sqlite_broadcasts as broadcasts
+from server.store import sqlite_changing as changing
 from server.store import sqlite_documents as documents
 from server.store import sqlite_mail as mail
+from server.store import sqlite_once as keys
 from server.store import sqlite_reading as reading
 from server.store.sqlite_broadcasts import SQLiteBroadcasts
 from server.store.sqlite_deliveries import SQLiteDeliveries
 from server.store.sqlite_directory import SQLiteDirectory
 from server.store.sqlite_leases import SQLiteLeases
+from server.store.sqlite_outbox import SQLiteOutbox
+from server.store.sqlite_retention import SQLiteRetention
 from server.store.sqlite_schema import cannot_open, open_reader, to_ms
 from server.store.sqlite_threads import Readers, Work, Writer, within
 from server.store.sqlite_upgrade import open_upgraded
@@ -55,6 +76,7 @@ class SQLiteStore:
         """`path` is the database file. `timeout_s` bounds each verb. `clock` is the store's clock: aware UTC, whole
         milliseconds."""
         self.name = f"embedded ({path})"
+        self.epoch = ""
         self.directory: Directory = SQLiteDirectory(self._write, self._read, clock)
         self.deliveries: Deliveries = SQLiteDeliveries(self._write, self._read, clock)
         self.broadcasts: Broadcasts = SQLiteBroadcasts(
@@ -62,6 +84,8 @@ class SQLiteStore:
         )
         self._leases = SQLiteLeases(self._write, clock)
         self.leases: Leases = self._leases
+        self.outbox: Outbox = SQLiteOutbox(self._write, self._read, clock)
+        self.retention: Retention = SQLiteRetention(self._write, self._read, clock)
         self._path = path
         self._timeout_s = timeout_s
         self._busy_timeout_s = timeout_s / 2  # so that a lock is what is reported, not the time-out
@@ -70,6 +94,7 @@ class SQLiteStore:
         self._revs = RevClock()
         self._stored_rev = 0
         self._unheard: deque[Document] = deque(maxlen=MAX_UNHEARD)
+        self._turns: Turns[tuple[str, str]] = Turns(timeout_s)
         self._writer: Writer | None = None
         self._readers: Readers | None = None
 
@@ -101,17 +126,33 @@ class SQLiteStore:
 
     # -- storing ---------------------------------------------------------------------------------------------
     async def add(
-        self, notification: Notification, recipients: Sequence[Recipient], duty: EmailDuty | None
-    ) -> list[Document]:
+        self,
+        notification: Notification,
+        recipients: Sequence[Recipient],
+        duty: EmailDuty | None,
+        once: Once | None = None,
+    ) -> Stored:
         """See `Store.add`."""
 
-        def work(connection: sqlite3.Connection) -> list[Document]:
+        def work(connection: sqlite3.Connection) -> Stored:
+            repeated = None
+            if once is not None:
+                repeated = keys.repeated(connection, notification, once, self._clock())
+            if repeated is not None:
+                users = [recipient.user_id for recipient in recipients]
+                return Stored(repeated, keys.documents(connection, repeated, users), [], is_repeat=True)
             key, added = documents.add(connection, notification, recipients, self._revs.next())
             if duty is not None:
                 mail.add(connection, key, duty)
-            return added
+            return Stored(notification, added, added)
 
-        return await self._write_documents(work)
+        def unheard(stored: Stored) -> None:
+            self._unheard.extend(stored.new)
+
+        if once is None:
+            return await self._write(work, unheard)
+        async with self._turns.take((notification.tenant, once.key)) as timeout_s:
+            return await self._write(work, unheard, timeout_s)
 
     async def complete_intents(self) -> list[Document]:
         """See `Store.complete_intents`. A transaction leaves nothing half done: these are the documents of works that
@@ -121,9 +162,18 @@ class SQLiteStore:
         return documents
 
     # -- reading ---------------------------------------------------------------------------------------------
-    async def newest(self, tenant: str, user_id: str, *, before: str | None, limit: int) -> list[Document]:
+    async def newest(
+        self,
+        tenant: str,
+        user_id: str,
+        *,
+        before: str | None,
+        limit: int,
+        type: str | None = None,
+        seen: bool | None = None,
+    ) -> list[Document]:
         """See `Store.newest`."""
-        return await self._read(lambda c: reading.newest(c, tenant, user_id, before, limit))
+        return await self._read(lambda c: reading.newest(c, tenant, user_id, before, limit, type, seen))
 
     async def page(self, tenant: str, user_id: str, *, page: int, limit: int) -> list[Document]:
         """See `Store.page`."""
@@ -141,6 +191,18 @@ class SQLiteStore:
         """See `Store.changes`."""
         return await self._read(lambda c: reading.changes(c, tenant, user_id, after, limit))
 
+    async def find(self, tenant: str, user_id: str, ids: Sequence[str]) -> list[Document]:
+        """See `Store.find`."""
+        return await self._read(lambda c: reading.find(c, tenant, user_id, ids))
+
+    async def position(self) -> int:
+        """See `Store.position`."""
+        return await self._read(reading.position)
+
+    async def counts(self, tenant: str, user_ids: Collection[str]) -> dict[str, Counts]:
+        """See `Store.counts`."""
+        return await self._read(lambda c: reading.counts(c, tenant, user_ids))
+
     async def count_unseen(self, tenant: str, user_ids: Collection[str]) -> dict[str, int]:
         """See `Store.count_unseen`."""
         return await self._read(lambda c: reading.count_unseen(c, tenant, user_ids))
@@ -149,25 +211,41 @@ class SQLiteStore:
     async def mark_seen(self, tenant: str, user_id: str, ids: Sequence[str]) -> Change:
         """See `Store.mark_seen`."""
         return await self._write(
-            lambda c: documents.mark_seen(c, tenant, user_id, ids, self._clock(), self._revs.next)
+            lambda c: changing.mark_seen(c, tenant, user_id, ids, self._clock(), self._revs.next)
         )
 
-    async def mark_all_seen(self, tenant: str, user_id: str, *, limit: int) -> Change:
+    async def mark_all_seen(
+        self, tenant: str, user_id: str, *, limit: int, up_to: int | None = None
+    ) -> Change:
         """See `Store.mark_all_seen`."""
         return await self._write(
-            lambda c: documents.mark_all_seen(c, tenant, user_id, limit, self._clock(), self._revs.next)
+            lambda c: changing.mark_all_seen(c, tenant, user_id, limit, up_to, self._clock(), self._revs.next)
+        )
+
+    async def mark_unseen(self, tenant: str, user_id: str, ids: Sequence[str]) -> Change:
+        """See `Store.mark_unseen`."""
+        return await self._write(
+            lambda c: changing.mark_unseen(c, tenant, user_id, ids, self._clock(), self._revs.next)
         )
 
     async def delete(self, tenant: str, user_id: str, ids: Sequence[str]) -> Change:
         """See `Store.delete`."""
         return await self._write(
-            lambda c: documents.delete(c, tenant, user_id, ids, self._clock(), self._revs.next)
+            lambda c: changing.delete(c, tenant, user_id, ids, self._clock(), self._revs.next)
+        )
+
+    async def restore(self, tenant: str, user_id: str, ids: Sequence[str]) -> Change:
+        """See `Store.restore`."""
+        return await self._write(
+            lambda c: changing.restore(c, tenant, user_id, ids, self._clock(), self._revs.next)
         )
 
     # -- mail ------------------------------------------------------------------------------------------------
-    async def claim_mail(self, lease_s: float, limit: int) -> list[MailJob]:
+    async def claim_mail(
+        self, lease_s: float, limit: int, recipients: int = MAX_JOB_RECIPIENTS
+    ) -> list[MailJob]:
         """See `Store.claim_mail`."""
-        return await self._write(lambda c: mail.claim(c, self._clock(), lease_s, limit))
+        return await self._write(lambda c: mail.claim(c, self._clock(), lease_s, limit, recipients))
 
     async def settle_mail(self, job: MailJob, outcome: MailOutcome) -> bool:
         """See `Store.settle_mail`."""
@@ -200,7 +278,8 @@ class SQLiteStore:
                 for _ in range(READERS):
                     readers.append(open_reader(self._path, self._busy_timeout_s))
                     undo.callback(readers[-1].close)
-                row = writer.execute("SELECT value FROM meta WHERE name = 'last_rev'").fetchone()
+                last_rev = reading.position(writer)
+                epoch = reading.epoch(writer)
                 # The folder is ours alone, so whoever claimed something before us was killed: it need not wait.
                 writer.execute("BEGIN IMMEDIATE")
                 mail.end_leases(writer, self._clock())
@@ -211,7 +290,8 @@ class SQLiteStore:
             if is_given_up():
                 raise StoreUnavailable("nobody waits for the store any more")
             undo.pop_all()
-        self._stored_rev = row[0]
+        self.epoch = epoch
+        self._stored_rev = last_rev
         self._revs = RevClock(self._stored_rev, lambda: to_ms(self._clock()))
         self._leases.free()
         return writer, readers
@@ -226,10 +306,13 @@ class SQLiteStore:
         """Users are to hear of the new documents that this returns, also if they come too late for the caller."""
         return await self._write(work, self._unheard.extend)
 
-    async def _write(self, work: Work[T], unheard: Callable[[T], None] | None = None) -> T:
+    async def _write(
+        self, work: Work[T], unheard: Callable[[T], None] | None = None, timeout_s: float | None = None
+    ) -> T:
         if self._writer is None:
             raise StoreUnavailable("the store is not open")
-        return await within(self._timeout_s, self._writer.submit(work, unheard))
+        timeout_s = self._timeout_s if timeout_s is None else timeout_s
+        return await within(timeout_s, self._writer.submit(work, unheard))
 
     async def _read(self, work: Work[T]) -> T:
         if self._readers is None:

@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import Any
 
 from server.errors import Conflict, NotFound
-from server.grants import ApiKey, KnownUser, Scope, SigningSecret, Tenant
+from server.grants import ApiKey, Keep, KnownUser, Scope, SigningSecret, Tenant
 from server.store import Access, Sequences
 from server.store.sqlite_schema import from_ms, to_ms
 
@@ -87,6 +87,18 @@ def remove_tenant(connection: sqlite3.Connection, name: str, at: datetime) -> No
     raise_sequence(connection)
 
 
+def set_keep(connection: sqlite3.Connection, name: str, keep: Keep) -> None:
+    """See `Directory.set_keep`."""
+    if not _tenants(connection, "WHERE name = ? AND removed_at IS NULL", name):
+        raise NotFound(f"there is no active tenant {name!r}")
+    connection.execute(
+        "INSERT INTO retention (tenant, documents_s, tombstones_s) VALUES (?, ?, ?) ON CONFLICT (tenant)"
+        " DO UPDATE SET documents_s = excluded.documents_s, tombstones_s = excluded.tombstones_s",
+        (name, keep.documents_s, keep.tombstones_s),
+    )
+    raise_sequence(connection)
+
+
 def is_removed(connection: sqlite3.Connection, name: str) -> bool:
     """Whether there is a removed tenant of that name."""
     return bool(_tenants(connection, "WHERE name = ? AND removed_at IS NOT NULL", name))
@@ -94,9 +106,14 @@ def is_removed(connection: sqlite3.Connection, name: str) -> bool:
 
 def _tenants(connection: sqlite3.Connection, where: str, *values: str) -> list[Tenant]:
     rows = connection.execute(
-        f"SELECT name, created_at, removed_at FROM tenants {where} ORDER BY name", values
+        "SELECT name, created_at, removed_at, documents_s, tombstones_s FROM tenants"
+        f" LEFT JOIN retention ON tenant = name {where} ORDER BY name",
+        values,
     )
-    return [Tenant(name, from_ms(created_at), _instant(removed_at)) for name, created_at, removed_at in rows]
+    return [
+        Tenant(name, from_ms(created_at), _instant(removed_at), Keep(*keep))
+        for name, created_at, removed_at, *keep in rows
+    ]
 
 
 # -- keys ----------------------------------------------------------------------------------------------------

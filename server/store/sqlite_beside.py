@@ -1,4 +1,5 @@
-"""The way into the embedded store for a process beside the server: the command line. Tenants, keys and sign-outs only.
+"""The way into the embedded store for a process beside the server: the command line. Tenants, keys, sign-outs and mail
+only.
 
 The file is opened without holding its folder, whether a server runs or not. SQLite keeps the two apart, transaction by
 transaction; the server finds what was changed by asking for the sequence.
@@ -18,8 +19,9 @@ from urllib.parse import quote
 from server import messages
 from server.errors import StartupError, StoreUnavailable
 from server.folder_lock import FolderInUse, FolderLock
-from server.store import Directory
+from server.store import Directory, Outbox
 from server.store.sqlite_directory import SQLiteDirectory
+from server.store.sqlite_outbox import SQLiteOutbox
 from server.store.sqlite_schema import VERSION, cannot_open, complete, open_reader, open_writer, version_of
 from server.store.sqlite_threads import Readers, Work, Writer, within
 from server.store.sqlite_upgrade import is_being_upgraded, open_upgraded
@@ -31,8 +33,9 @@ PAUSE_S = 0.02
 
 
 class SQLiteBeside:
-    """Opens and closes like a store, but has a `directory` only. A file that is missing is made if no server has the
-    folder. One of an earlier version is left to the server: that may take long, and there is no way back from it."""
+    """Opens and closes like a store, but has a `directory` and an `outbox` only. A file that is missing is made if no
+    server has the folder. One of an earlier version is left to the server: that may take long, and there is no way back
+    from it."""
 
     def __init__(
         self, path: Path, *, timeout_s: float = 10.0, clock: Callable[[], datetime] = messages.now
@@ -40,6 +43,7 @@ class SQLiteBeside:
         """As of `SQLiteStore`."""
         self.name = f"embedded ({path})"
         self.directory: Directory = SQLiteDirectory(self._write, self._read, clock)
+        self.outbox: Outbox = SQLiteOutbox(self._write, self._read, clock)
         self._path = path
         self._timeout_s = timeout_s
         self._busy_timeout_s = timeout_s / 2  # so that a lock is what is reported, not the time-out

@@ -13,8 +13,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
 
 from server.messages import Document, Notification
-from server.store import Broadcast
+from server.store import Accepted, Broadcast, Once
 from server.store import sqlite_documents as documents
+from server.store import sqlite_once as keys
 from server.store import sqlite_reading as reading
 from server.store.sqlite_directory import Run
 from server.store.sqlite_schema import to_ms
@@ -61,9 +62,10 @@ class SQLiteBroadcasts:
         self._clock = clock
         self._next_rev = next_rev
 
-    async def add(self, notification: Notification) -> None:
+    async def add(self, notification: Notification, once: Once | None = None) -> Accepted:
         """See `Broadcasts.add`."""
-        await self._write(lambda c: add(c, notification))
+        # A second one at the same moment waits its turn in the queue of the thread that writes.
+        return await self._write(lambda c: add(c, notification, once, self._clock()))
 
     async def claim(self, lease_s: float) -> Broadcast | None:
         """See `Broadcasts.claim`."""
@@ -90,13 +92,19 @@ class SQLiteBroadcasts:
         return await self._read(count_open)
 
 
-def add(connection: sqlite3.Connection, notification: Notification) -> None:
+def add(
+    connection: sqlite3.Connection, notification: Notification, once: Once | None, now: datetime
+) -> Accepted:
     """See `Broadcasts.add`."""
+    repeated = None if once is None else keys.repeated(connection, notification, once, now)
+    if repeated is not None:
+        return Accepted(repeated, is_repeat=True)
     key = documents.add_notification(connection, notification)
     connection.execute(
         "INSERT INTO broadcasts (notification, tenant, created_at) VALUES (?, ?, ?)",
         (key, notification.tenant, to_ms(notification.created_at)),
     )
+    return Accepted(notification)
 
 
 def claim(connection: sqlite3.Connection, now: datetime, lease_s: float) -> Broadcast | None:

@@ -13,7 +13,7 @@ from functools import partial
 from itertools import islice
 from typing import Protocol, TypeVar
 
-from server.grants import ApiKey, KnownUser, SigningSecret, Tenant
+from server.grants import ApiKey, Keep, KnownUser, SigningSecret, Tenant
 from server.store import (
     Access,
     Sequences,
@@ -64,6 +64,10 @@ class SQLiteDirectory:
     async def add_tenant(self, tenant: Tenant, key: ApiKey) -> None:
         """See `Directory.add_tenant`."""
         await self._write(lambda c: sqlite_access.add_tenant(c, tenant, key))
+
+    async def set_keep(self, name: str, keep: Keep) -> None:
+        """See `Directory.set_keep`."""
+        await self._write(lambda c: sqlite_access.set_keep(c, name, keep))
 
     async def remove_tenant(self, name: str, at: datetime) -> None:
         """See `Directory.remove_tenant`."""

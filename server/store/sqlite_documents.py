@@ -1,7 +1,7 @@
-"""The documents of the embedded store: adding and changing them, as the verbs of the port do, on a connection. Knows no
-threads and no clock. Reading: see `sqlite_reading`.
+"""Adding documents to the embedded store, as the verbs of the port do, on a connection. Knows no threads and no clock.
+Reading: see `sqlite_reading`; changing: `sqlite_changing`.
 
-Functions that write run inside a transaction of the caller.
+All of it runs inside a transaction of the caller.
 """
 
 # ruff: noqa: S608  # statements are put together from texts of this package and question marks only
@@ -10,22 +10,12 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Sequence
-from datetime import datetime
+from collections.abc import Sequence
 
 from server.ids import new_id
 from server.messages import Document, Notification, Recipient
-from server.store import Change
-from server.store.sqlite_reading import (
-    FIRST,
-    OLDEST_UNSEEN,
-    USER,
-    beyond,
-    portions,
-    question_marks,
-    user_key,
-)
-from server.store.sqlite_schema import id_bytes, to_ms
+from server.store.sqlite_reading import USER
+from server.store.sqlite_schema import to_ms
 
 _to_json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 
@@ -51,9 +41,12 @@ def add_documents(
         ((tenant, user_id, ms) for user_id in user_ids),
     )
     connection.executemany(
-        "INSERT INTO documents (user, id, notification, created_at, updated_at, rev)"
-        f" VALUES ({USER}, ?, ?, ?, ?, ?)",
-        ((tenant, each.user_id, bytes.fromhex(each.id), key, ms, ms, rev) for each in documents),
+        "INSERT INTO documents (user, id, notification, created_at, updated_at, rev, type)"
+        f" VALUES ({USER}, ?, ?, ?, ?, ?, ?)",
+        (
+            (tenant, each.user_id, bytes.fromhex(each.id), key, ms, ms, rev, notification.type)
+            for each in documents
+        ),
     )
     return documents
 
@@ -79,92 +72,3 @@ def add_notification(connection: sqlite3.Connection, notification: Notification)
     key = cursor.lastrowid
     assert key is not None  # noqa: S101  # set by every INSERT
     return key
-
-
-# -- changing ------------------------------------------------------------------------------------------------
-
-
-def mark_seen(
-    connection: sqlite3.Connection,
-    tenant: str,
-    user_id: str,
-    ids: Sequence[str],
-    now: datetime,
-    next_rev: Callable[[], int],
-) -> Change:
-    user, found = _find(connection, tenant, user_id, ids)
-    return _mark_seen(
-        connection, user, list(found), [id_ for id_, seen in found.items() if not seen], now, next_rev
-    )
-
-
-def mark_all_seen(
-    connection: sqlite3.Connection,
-    tenant: str,
-    user_id: str,
-    limit: int,
-    now: datetime,
-    next_rev: Callable[[], int],
-) -> Change:
-    user = user_key(connection, tenant, user_id)
-    rows = connection.execute(OLDEST_UNSEEN, beyond(user, FIRST, limit)).fetchall()
-    ids = [id_ for _, id_ in rows]
-    return _mark_seen(connection, user, ids, ids, now, next_rev)
-
-
-def delete(
-    connection: sqlite3.Connection,
-    tenant: str,
-    user_id: str,
-    ids: Sequence[str],
-    now: datetime,
-    next_rev: Callable[[], int],
-) -> Change:
-    user, found = _find(connection, tenant, user_id, ids)
-    if not found:
-        return Change((), 0, None)
-    rev, ms = next_rev(), to_ms(now)
-    connection.executemany(
-        # What was seen before version 3 was acknowledged then.
-        "UPDATE documents SET deleted_at = ?1, updated_at = ?1, rev = ?2,"
-        " acked_at = coalesce(acked_at, CASE WHEN seen THEN updated_at ELSE ?1 END) WHERE user = ?3 AND id = ?4",
-        ((ms, rev, user, id_) for id_ in found),
-    )
-    return Change(tuple(id_.hex() for id_ in found), len(found), rev)
-
-
-def _mark_seen(
-    connection: sqlite3.Connection,
-    user: int | None,
-    ids: Sequence[bytes],
-    to_change: Sequence[bytes],
-    now: datetime,
-    next_rev: Callable[[], int],
-) -> Change:
-    rev = None
-    if to_change:
-        rev, ms = next_rev(), to_ms(now)
-        connection.executemany(
-            "UPDATE documents SET seen = 1, updated_at = ?1, rev = ?2, acked_at = coalesce(acked_at, ?1)"
-            " WHERE user = ?3 AND id = ?4",
-            ((ms, rev, user, id_) for id_ in to_change),
-        )
-    return Change(tuple(id_.hex() for id_ in ids), len(to_change), rev)
-
-
-def _find(
-    connection: sqlite3.Connection, tenant: str, user_id: str, ids: Sequence[str]
-) -> tuple[int | None, dict[bytes, bool]]:
-    """The user's key, and those of the ids that are the user's and not deleted, in the order given -> whether seen."""
-    user = user_key(connection, tenant, user_id)
-    wanted = list(dict.fromkeys(raw for raw in map(id_bytes, ids) if raw is not None))
-    states: dict[bytes, bool] = {}
-    for some in portions(wanted):
-        states.update(
-            connection.execute(
-                "SELECT id, seen FROM documents"
-                f" WHERE user = ? AND deleted_at IS NULL AND id IN ({question_marks(some)})",
-                (user, *some),
-            ).fetchall()
-        )
-    return user, {raw: states[raw] for raw in wanted if raw in states}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sqlite3
 
 from server.errors import NotFound
-from server.store import sqlite_sign_outs
+from server.store import sqlite_once, sqlite_sign_outs
 from server.store.sqlite_access import is_removed, raise_sequence
 
 
@@ -23,10 +23,17 @@ def erase_some(connection: sqlite3.Connection, tenant: str, limit: int) -> tuple
     ).fetchall()
     if users:
         return _erase_users(connection, tenant, [key for (key,) in users], limit), False
-    for erase_rest in (_end_broadcasts, _erase_orphans, _erase_ways, sqlite_sign_outs.erase):
+    for erase_rest in (
+        _end_broadcasts,
+        _erase_orphans,
+        _erase_ways,
+        sqlite_sign_outs.erase,
+        sqlite_once.erase,
+    ):
         if erase_rest(connection, tenant, limit):
             return 0, False
     connection.execute("DELETE FROM api_keys WHERE tenant = ?", (tenant,))
+    connection.execute("DELETE FROM retention WHERE tenant = ?", (tenant,))
     connection.execute("DELETE FROM tenants WHERE name = ?", (tenant,))
     raise_sequence(connection)
     return 0, True

@@ -1,7 +1,7 @@
 """The mail that is owed, in the embedded store: claims, leases and what became of them. Knows no threads and no clock.
 
 Functions that write run inside a transaction of the caller. Only those who are still owed a mail have a row in
-`mail_recipients`; those whose mail was refused for good are kept in `refused_mail`.
+`mail_recipients`; those whose mail was refused for good are kept in `refused_mail`, and the text in `mails` with both.
 """
 
 # ruff: noqa: S608  # statements are put together from texts of this module and question marks only
@@ -57,16 +57,18 @@ def add(connection: sqlite3.Connection, key: int, duty: EmailDuty) -> None:
     )
 
 
-def claim(connection: sqlite3.Connection, now: datetime, lease_s: float, limit: int) -> list[MailJob]:
+def claim(
+    connection: sqlite3.Connection, now: datetime, lease_s: float, limit: int, recipients: int
+) -> list[MailJob]:
     """See `Store.claim_mail`."""
     now_ms, until_ms = to_ms(now), to_ms(now + timedelta(seconds=lease_s))
     lapsed = connection.execute(
         "SELECT notification FROM mails WHERE leased_until <= ?", (now_ms,)
     ).fetchall()
     for (key,) in lapsed:
-        _reschedule(connection, key, now_ms)
+        reschedule(connection, key, now_ms)
     due = connection.execute(DUE, (now_ms, limit)).fetchall()
-    return [_claim(connection, key, now_ms, until_ms) for (key,) in due]
+    return [_claim(connection, key, now_ms, until_ms, recipients) for (key,) in due]
 
 
 def settle(connection: sqlite3.Connection, job: MailJob, outcome: MailOutcome, now: datetime) -> bool:
@@ -80,16 +82,28 @@ def settle(connection: sqlite3.Connection, job: MailJob, outcome: MailOutcome, n
         return False
     key, now_ms = held[0], to_ms(now)
     connection.executemany(
-        "INSERT INTO refused_mail VALUES (?, ?, ?, ?, ?, ?)",
-        ((key, each.user_id, each.email, each.code, each.reason, now_ms) for each in outcome.refused),
+        "INSERT INTO refused_mail (notification, user_id, email, code, reason, refused_at, attempts)"
+        f" SELECT notification, user_id, email, ?, ?, ?, attempts + 1 FROM mail_recipients WHERE {_IS_HELD}",
+        ((each.code, each.reason, now_ms, key, each.user_id, job.lease) for each in outcome.refused),
     )
     connection.executemany(
-        "DELETE FROM mail_recipients WHERE notification = ? AND user_id = ?",
-        ((key, user_id) for user_id in _done(outcome)),
+        f"DELETE FROM mail_recipients WHERE {_IS_HELD}",
+        ((key, user_id, job.lease) for user_id in _done(outcome)),
     )
-    if outcome.retry_at is not None:
-        _owe_again(connection, key, job.lease, outcome.retry_at)
-    _reschedule(connection, key, now_ms)
+    connection.executemany(
+        "UPDATE mail_recipients SET attempts = attempts + 1, failing_since = coalesce(failing_since, ?)"
+        f" WHERE {_IS_HELD}",
+        ((now_ms, key, each.user_id, job.lease) for each in outcome.retry if not each.is_untried),
+    )
+    connection.executemany(
+        "UPDATE mail_recipients SET due_at = ?, lease = NULL, leased_until = NULL, failed_at = ?, code = ?,"
+        f" reason = ? WHERE {_IS_HELD}",
+        (
+            (to_ms(each.retry_at), now_ms, each.code, each.reason, key, each.user_id, job.lease)
+            for each in outcome.retry
+        ),
+    )
+    reschedule(connection, key, now_ms)
     return True
 
 
@@ -99,7 +113,7 @@ def end_leases(connection: sqlite3.Connection, now: datetime) -> None:
     leased = connection.execute("SELECT notification FROM mails WHERE leased_until IS NOT NULL").fetchall()
     connection.execute("UPDATE mail_recipients SET lease = NULL, leased_until = NULL WHERE lease IS NOT NULL")
     for (key,) in leased:
-        _reschedule(connection, key, now_ms)
+        reschedule(connection, key, now_ms)
 
 
 def hold(connection: sqlite3.Connection, tenant: str) -> None:
@@ -127,36 +141,46 @@ def counts(connection: sqlite3.Connection) -> MailCounts:
     )
 
 
-_IS_FREE = "(leased_until IS NULL OR leased_until <= :now)"
+IS_FREE = "(leased_until IS NULL OR leased_until <= :now)"
+
+# Others may have been dropped, or claimed by somebody else, since.
+_IS_HELD = "notification = ? AND user_id = ? AND lease = ?"
 
 
-def _claim(connection: sqlite3.Connection, key: int, now_ms: int, until_ms: int) -> MailJob:
+def _claim(connection: sqlite3.Connection, key: int, now_ms: int, until_ms: int, limit: int) -> MailJob:
     lease = secrets.token_hex(12)
-    values = {"key": key, "now": now_ms, "lease": lease, "until": until_ms}
-    due = f"notification = :key AND due_at <= :now AND {_IS_FREE}"
     recipients = connection.execute(
-        f"SELECT user_id, email, due_at, accepted_online FROM mail_recipients WHERE {due}", values
+        "SELECT user_id, email, due_at, accepted_online, attempts, failing_since FROM mail_recipients"
+        f" WHERE notification = :key AND due_at <= :now AND {IS_FREE} ORDER BY due_at, user_id LIMIT :limit",
+        {"key": key, "now": now_ms, "limit": limit},
     ).fetchall()
-    connection.execute(
-        f"UPDATE mail_recipients SET lease = :lease, leased_until = :until WHERE {due}", values
+    connection.executemany(
+        "UPDATE mail_recipients SET lease = ?, leased_until = ? WHERE notification = ? AND user_id = ?",
+        ((lease, until_ms, key, user_id) for user_id, *_ in recipients),
     )
-    nid, tenant, created_at, attempts, subject, content, subtype, forced = connection.execute(
-        "SELECT nid, tenant, created_at, attempts, subject, m.content, subtype, forced"
+    nid, tenant, created_at, subject, content, subtype, forced = connection.execute(
+        "SELECT nid, tenant, created_at, subject, m.content, subtype, forced"
         " FROM mails m JOIN notifications n ON n.key = m.notification WHERE m.notification = ?",
         (key,),
     ).fetchone()
-    _reschedule(connection, key, now_ms)
+    reschedule(connection, key, now_ms)
     return MailJob(
         nid=nid.hex(),
         tenant=tenant,
         created_at=from_ms(created_at),
         mail=Mail(subject, content, subtype, bool(forced)),
         recipients=tuple(
-            MailRecipient(user_id, email, from_ms(due_at), bool(accepted_online))
-            for user_id, email, due_at, accepted_online in recipients
+            MailRecipient(
+                user_id,
+                email,
+                from_ms(due_at),
+                bool(accepted_online),
+                attempts,
+                None if failing_since is None else from_ms(failing_since),
+            )
+            for user_id, email, due_at, accepted_online, attempts, failing_since in recipients
         ),
         lease=lease,
-        attempts=attempts,
     )
 
 
@@ -166,23 +190,13 @@ def _done(outcome: MailOutcome) -> list[str]:
     return done + [refused.user_id for refused in outcome.refused]
 
 
-def _owe_again(connection: sqlite3.Connection, key: int, lease: str, retry_at: datetime) -> None:
-    """What is left of the lease is to be tried again."""
-    connection.execute(
-        "UPDATE mail_recipients SET due_at = ?, lease = NULL, leased_until = NULL"
-        " WHERE notification = ? AND lease = ?",
-        (to_ms(retry_at), key, lease),
-    )
-    connection.execute("UPDATE mails SET attempts = attempts + 1 WHERE notification = ?", (key,))
-
-
-def _reschedule(connection: sqlite3.Connection, key: int, now_ms: int) -> None:
-    """Work out anew when the mail is due and leased until; forget it if nobody is owed it any more."""
+def reschedule(connection: sqlite3.Connection, key: int, now_ms: int) -> None:
+    """Work out anew when the mail is due and leased until; forget it if nobody is owed it, nor was refused it."""
     values = {"key": key, "now": now_ms}
     connection.execute(
         f"""
         UPDATE mails SET
-            due_at = (SELECT min(due_at) FROM mail_recipients WHERE notification = :key AND {_IS_FREE}),
+            due_at = (SELECT min(due_at) FROM mail_recipients WHERE notification = :key AND {IS_FREE}),
             leased_until =
                 (SELECT min(leased_until) FROM mail_recipients WHERE notification = :key AND leased_until > :now)
         WHERE notification = :key
@@ -190,5 +204,7 @@ def _reschedule(connection: sqlite3.Connection, key: int, now_ms: int) -> None:
         values,
     )
     connection.execute(
-        "DELETE FROM mails WHERE notification = :key AND due_at IS NULL AND leased_until IS NULL", values
+        "DELETE FROM mails WHERE notification = :key AND due_at IS NULL AND leased_until IS NULL"
+        " AND NOT EXISTS (SELECT 1 FROM refused_mail WHERE notification = :key)",
+        values,
     )

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 from server.messages import Document, Notification
-from server.store import WAYS
+from server.store import MAX_TYPES, WAYS, Counts, TypeCounts
 from server.store.sqlite_schema import from_ms, id_bytes, to_ms
 
 IDS_PER_STATEMENT = 500
@@ -37,6 +37,17 @@ NEWEST = f"""{_SELECT}
     ORDER BY d.created_at DESC, d.id DESC LIMIT ?
 """
 
+# Entries of other types, and of what was seen or was not, are passed over in the index alone.
+NEWEST_OF = f"""{_SELECT}
+    WHERE d.user = :user AND d.id IN (
+        SELECT id FROM documents INDEXED BY inbox_with_types
+        WHERE user = :user AND deleted_at IS NULL AND (created_at, id) < (:created_at, :id)
+        AND (:type IS NULL OR type = :type) AND (:seen IS NULL OR seen = :seen)
+        ORDER BY created_at DESC, id DESC LIMIT :limit
+    )
+    ORDER BY d.created_at DESC, d.id DESC
+"""
+
 # The offset is counted in the index alone.
 PAGE = f"""{_SELECT}
     WHERE d.user = {USER} AND d.id IN (
@@ -47,11 +58,11 @@ PAGE = f"""{_SELECT}
 """
 
 
-def _oldest_unseen(marks: Iterable[int]) -> str:
+def _oldest_unseen(marks: Iterable[int], only: str = "") -> str:
     """The statement for the positions of the oldest unseen documents of a user that have one of these marks."""
     series = (
         f"SELECT created_at, id FROM documents WHERE user = :user AND marks = {each}"
-        " AND seen = 0 AND deleted_at IS NULL AND (created_at, id) > (:created_at, :id)"
+        f" AND seen = 0 AND deleted_at IS NULL AND (created_at, id) > (:created_at, :id){only}"
         for each in marks
     )
     return f"{' UNION ALL '.join(series)} ORDER BY created_at, id LIMIT :limit"
@@ -61,6 +72,8 @@ _ALL_MARKS = range(1 << len(WAYS))
 
 OLDEST_UNSEEN = _oldest_unseen(_ALL_MARKS)
 """Of all: their positions."""
+
+OLDEST_UNSEEN_UP_TO = _oldest_unseen(_ALL_MARKS, " AND rev <= :up_to")
 
 
 def oldest_unseen(without: int = 0) -> str:
@@ -77,6 +90,18 @@ UNSEEN = oldest_unseen()
 CHANGES = f"""{_SELECT}
     WHERE d.user = {USER} AND (d.rev, d.id) > (?, ?) ORDER BY d.rev, d.id LIMIT ?
 """
+
+FIND = f"{_SELECT} WHERE d.user = {USER} AND d.id"
+
+# Of each type; in each row, too, the sums over all types, of which there may be more.
+COUNTS = f"""
+    SELECT type, sum(NOT seen), count(*), sum(sum(NOT seen)) OVER (), sum(count(*)) OVER ()
+    FROM documents INDEXED BY inbox_with_types WHERE user = {USER} AND deleted_at IS NULL
+    GROUP BY type ORDER BY count(*) DESC, type LIMIT {MAX_TYPES}
+"""
+
+# Before each commit it is set to the highest rev issued until then.
+POSITION = "SELECT value FROM meta WHERE name = 'last_rev'"
 
 COUNT = """
     SELECT user_id,
@@ -101,8 +126,15 @@ _LAST: Position = ((1 << 63) - 1, b"")
 
 
 def newest(
-    connection: sqlite3.Connection, tenant: str, user_id: str, before: str | None, limit: int
+    connection: sqlite3.Connection,
+    tenant: str,
+    user_id: str,
+    before: str | None,
+    limit: int,
+    type_: str | None,
+    seen: bool | None,
 ) -> list[Document]:
+    """See `Store.newest`."""
     position: Position | None = _LAST
     if before is not None:
         position = connection.execute(
@@ -111,7 +143,10 @@ def newest(
         ).fetchone()
     if position is None:
         return []
-    return _documents(connection, tenant, user_id, NEWEST, (tenant, user_id, *position, limit))
+    if type_ is None and seen is None:
+        return _documents(connection, tenant, user_id, NEWEST, (tenant, user_id, *position, limit))
+    values = beyond(user_key(connection, tenant, user_id), position, limit)
+    return _documents(connection, tenant, user_id, NEWEST_OF, {**values, "type": type_, "seen": seen})
 
 
 def page(connection: sqlite3.Connection, tenant: str, user_id: str, page: int, limit: int) -> list[Document]:
@@ -145,6 +180,39 @@ def changes(
     rev, id_ = after
     values = (tenant, user_id, max(min(rev, MAX_REV), -1), id_bytes(id_) or b"", limit)
     return _documents(connection, tenant, user_id, CHANGES, values)
+
+
+def find(connection: sqlite3.Connection, tenant: str, user_id: str, ids: Sequence[str]) -> list[Document]:
+    """See `Store.find`."""
+    wanted = id_list(ids)
+    found: dict[str, Document] = {}
+    for some in portions(wanted):
+        statement = f"{FIND} IN ({question_marks(some)})"
+        values = (tenant, user_id, *some)
+        found.update((each.id, each) for each in _documents(connection, tenant, user_id, statement, values))
+    return [found[id_.hex()] for id_ in wanted if id_.hex() in found]
+
+
+def position(connection: sqlite3.Connection) -> int:
+    """See `Store.position`. A read that begins later finds all that has a rev up to this, since revs are issued by the
+    transactions, one after the other, that make them visible."""
+    return int(connection.execute(POSITION).fetchone()[0])
+
+
+def epoch(connection: sqlite3.Connection) -> str:
+    """See `Store.epoch`."""
+    return str(connection.execute("SELECT value FROM meta WHERE name = 'epoch'").fetchone()[0])
+
+
+def counts(connection: sqlite3.Connection, tenant: str, user_ids: Collection[str]) -> dict[str, Counts]:
+    """See `Store.counts`."""
+    return {user_id: _counts(connection, tenant, user_id) for user_id in user_ids}
+
+
+def _counts(connection: sqlite3.Connection, tenant: str, user_id: str) -> Counts:
+    rows = connection.execute(COUNTS, (tenant, user_id)).fetchall()
+    [*_, unseen, total] = rows[0] if rows else (0, 0)
+    return Counts(unseen, total, {type_: TypeCounts(*of_type) for type_, *of_type, _, _ in rows})
 
 
 def count_unseen(connection: sqlite3.Connection, tenant: str, user_ids: Collection[str]) -> dict[str, int]:
@@ -183,11 +251,16 @@ def _documents(
 
 def _document(tenant: str, user_id: str, row: Sequence[Any]) -> Document:
     """A document of a row of `_SELECT`."""
-    id_, created_at, updated_at, rev, seen, deleted_at, *notification = row
+    return read_document(user_id, read_notification(tenant, row[6:]), row[:6])
+
+
+def read_document(user_id: str, notification: Notification, row: Sequence[Any]) -> Document:
+    """A document of this notification, in the first columns of `_SELECT`."""
+    id_, created_at, updated_at, rev, seen, deleted_at = row
     return Document(
         id=id_.hex(),
         user_id=user_id,
-        notification=read_notification(tenant, notification),
+        notification=notification,
         created_at=from_ms(created_at),
         updated_at=from_ms(updated_at),
         rev=rev,
@@ -227,6 +300,11 @@ def beyond(user: int | None, after: Position, limit: int) -> dict[str, Any]:
     """What the statements for the oldest unseen ask for."""
     created_at, id_ = after
     return {"user": user, "created_at": created_at, "id": id_, "limit": limit}
+
+
+def id_list(ids: Sequence[str]) -> list[bytes]:
+    """Those that have the form of an id, in the order given, once each."""
+    return list(dict.fromkeys(raw for raw in map(id_bytes, ids) if raw is not None))
 
 
 def portions(values: Sequence[Any]) -> Iterator[Sequence[Any]]:

@@ -17,7 +17,7 @@ from server.grants import DEFAULT_TENANT, new_secret
 from server.ids import is_id, new_id
 from server.store import WAYS
 
-VERSION = 3
+VERSION = 4
 """Kept in `PRAGMA user_version`. A file of a newer version is not touched."""
 
 _APPLICATION_ID = 0x4E4F5449  # "NOTI": tells our files from anybody else's SQLite files
@@ -33,12 +33,10 @@ _LOG_KEPT_BYTES = 64 * 1024 * 1024
 """A log that grew further, because of a huge transaction, is cut back to this."""
 
 # The primary key of `documents` finds a user's documents by id and, since ids rise with time, keeps those of one page
-# of the inbox side by side. `inbox` leaves out tombstones, so that however much a user has deleted, the newest are
-# found without stepping over it; its last column, which takes no space, lets counting do without the documents
-# themselves. `changes` orders a user's changes. No foreign keys: one function writes each group of rows, and every
-# insert would search once more. # `marks`: a bit for each of `store.WAYS` in which the document was sent (see
+# of the inbox side by side. `changes` orders a user's changes. No foreign keys: one function writes each group of rows,
+# and every insert would search once more. `marks`: a bit for each of `store.WAYS` in which the document was sent (see
 # `mark_of`). `acked_at`: when a client acknowledged it, or it was first seen or deleted; null where that was before
-# version 3, too.
+# version 3, too. `type`: that of the notification; null only in a file that is being brought up to version 4.
 _TABLES = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID;
 
@@ -57,15 +55,15 @@ CREATE TABLE documents (
     user INTEGER NOT NULL, id BLOB NOT NULL, notification INTEGER NOT NULL,
     created_at INTEGER NOT NULL, updated_at INTEGER NOT NULL, rev INTEGER NOT NULL,
     seen INTEGER NOT NULL DEFAULT 0, deleted_at INTEGER,
-    marks INTEGER NOT NULL DEFAULT 0, acked_at INTEGER,
+    marks INTEGER NOT NULL DEFAULT 0, acked_at INTEGER, type TEXT,
     PRIMARY KEY (user, id)
 ) WITHOUT ROWID;
-CREATE INDEX inbox ON documents (user, created_at, id, deleted_at) WHERE deleted_at IS NULL;
 CREATE UNIQUE INDEX changes ON documents (user, rev, id);
 
 -- One row for each notification that still owes mail. due_at: the earliest of its recipients that no lease holds;
 -- leased_until: the earliest end of a lease; null if there is none. Both follow from mail_recipients. When a tenant is
--- removed, both are set to null, which takes its mail out of the indexes.
+-- removed, both are set to null, which takes its mail out of the indexes. A row stays as long as there are recipients
+-- or dead letters. attempts: of versions before 4.
 CREATE TABLE mails (
     notification INTEGER PRIMARY KEY, subject TEXT NOT NULL, content TEXT NOT NULL, subtype TEXT NOT NULL,
     forced INTEGER NOT NULL, attempts INTEGER NOT NULL DEFAULT 0, due_at INTEGER, leased_until INTEGER
@@ -76,27 +74,39 @@ CREATE INDEX mails_leased ON mails (leased_until);
 CREATE TABLE mail_recipients (
     notification INTEGER NOT NULL, user_id TEXT NOT NULL, email TEXT NOT NULL,
     due_at INTEGER NOT NULL, accepted_online INTEGER NOT NULL, lease TEXT, leased_until INTEGER,
+    attempts INTEGER NOT NULL DEFAULT 0, failing_since INTEGER, failed_at INTEGER, code INTEGER, reason TEXT,
     PRIMARY KEY (notification, user_id)
 ) WITHOUT ROWID;
 
 CREATE TABLE refused_mail (
     notification INTEGER NOT NULL, user_id TEXT NOT NULL, email TEXT NOT NULL,
     code INTEGER NOT NULL, reason TEXT NOT NULL, refused_at INTEGER NOT NULL,
+    attempts INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (notification, user_id)
 ) WITHOUT ROWID;
 """
 
-# `unseen_by_marks` leaves out what was seen or deleted, and keeps apart what was sent in which ways, so that the oldest
-# unseen, and those that were not sent in some way, are found without stepping over the others: the few series of a user
-# are merged. `of_notification` grows at its end only, which costs an insert little.
+# `inbox_with_types` leaves out tombstones, so that however much a user has deleted, the newest are found without
+# stepping over it; its last columns let counting and filtering do without the documents themselves. To go through the
+# entries of one user takes less than to keep a further index up to date at every insert, or counters at every change.
+# `unseen_with_revs` leaves out what was seen or deleted, and keeps apart what was sent in which ways, so that the
+# oldest unseen, and those that were not sent in some way, are found without stepping over the others: the few series of
+# a user are merged. What has a higher rev than is asked for is passed over in it. `of_notification` grows at its end
+# only, which costs an insert little; `tombstones` has nothing but those.
 INDEXES = {
-    "unseen_by_marks": """
-CREATE INDEX unseen_by_marks ON documents (user, marks, created_at, id, seen, deleted_at)
+    "inbox_with_types": """
+CREATE INDEX inbox_with_types ON documents (user, created_at, id, type, seen, deleted_at) WHERE deleted_at IS NULL
+""",
+    "unseen_with_revs": """
+CREATE INDEX unseen_with_revs ON documents (user, marks, created_at, id, rev, seen, deleted_at)
 WHERE seen = 0 AND deleted_at IS NULL
 """,
     "of_notification": "CREATE INDEX of_notification ON documents (notification, user)",
+    "tombstones": """
+CREATE INDEX tombstones ON documents (user, rev, created_at, deleted_at, id) WHERE deleted_at IS NOT NULL
+""",
 }
-"""Those that are new in version 3, by their names."""
+"""Those that versions 3 and 4 brought, by their names."""
 
 # `ways`: when a user first used a way of listening; the user need not have a row in `users`. `broadcasts`: those that
 # are open; the users up to `after` have their documents.
@@ -141,14 +151,37 @@ CREATE TABLE orphans (
 ) WITHOUT ROWID;
 """
 
+NEW_MAIL_COLUMNS = """
+ALTER TABLE mail_recipients ADD COLUMN attempts INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE mail_recipients ADD COLUMN failing_since INTEGER;
+ALTER TABLE mail_recipients ADD COLUMN failed_at INTEGER;
+ALTER TABLE mail_recipients ADD COLUMN code INTEGER;
+ALTER TABLE mail_recipients ADD COLUMN reason TEXT;
+ALTER TABLE refused_mail ADD COLUMN attempts INTEGER NOT NULL DEFAULT 0;
+"""
+"""New in version 4: what each recipient of a mail was answered. Earlier versions cannot write to tables with these."""
+
 # What files of this version may lack, as they were without it at first. `sign_out_log` has the latest sign-outs in the
-# order in which they were written down, `meta` the number of the last one of them as sign_out_sequence.
+# order in which they were written down, `meta` the number of the last one of them as sign_out_sequence. `once` has the
+# idempotency keys of requests that had their effect, until `expires_at`. `retention`: for how long a tenant's documents
+# and tombstones are kept (see `grants.Keep`), and how far back its inboxes go (see `store.Horizon`).
 _LATER_TABLES = """
 CREATE TABLE IF NOT EXISTS sign_out_log (
     number INTEGER PRIMARY KEY, tenant TEXT NOT NULL, user_id TEXT NOT NULL, at INTEGER NOT NULL
 );
 CREATE INDEX IF NOT EXISTS sign_outs_at ON sign_outs (at);
 INSERT OR IGNORE INTO meta VALUES ('sign_out_sequence', 0);
+
+CREATE TABLE IF NOT EXISTS once (
+    tenant TEXT NOT NULL, key TEXT NOT NULL, fingerprint BLOB NOT NULL, nid BLOB NOT NULL,
+    created_at INTEGER NOT NULL, expires_at INTEGER NOT NULL, PRIMARY KEY (tenant, key)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS once_by_end ON once (expires_at);
+
+CREATE TABLE IF NOT EXISTS retention (
+    tenant TEXT PRIMARY KEY, documents_s INTEGER, tombstones_s INTEGER,
+    floor INTEGER, oldest_rev INTEGER NOT NULL DEFAULT 0
+) WITHOUT ROWID;
 """
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -182,7 +215,7 @@ def open_writer(path: Path, busy_timeout_s: float) -> sqlite3.Connection:
     os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
     connection = _connect(path, busy_timeout_s, _WRITER_CACHE_KIB)
     try:
-        _check(connection, path)
+        check(connection, path)
         connection.execute("PRAGMA journal_mode = WAL")
         # FULL: the log is synced at each commit, so that a commit outlives a power cut.
         connection.execute("PRAGMA synchronous = FULL")
@@ -232,6 +265,11 @@ def make(connection: sqlite3.Connection, now: datetime) -> None:
     connection.execute("COMMIT")
 
 
+def has_types(connection: sqlite3.Connection) -> bool:
+    """Whether documents have a column for their type."""
+    return any(name == "type" for _, name, *_ in connection.execute("PRAGMA table_info(documents)"))
+
+
 def has_table(connection: sqlite3.Connection, name: str) -> bool:
     found = connection.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", (name,))
     return found.fetchone() is not None
@@ -239,7 +277,7 @@ def has_table(connection: sqlite3.Connection, name: str) -> bool:
 
 def complete(connection: sqlite3.Connection) -> None:
     """Give a file of this version the tables that were added to it. An earlier server may go on with it."""
-    if not has_table(connection, "sign_out_log"):
+    if not all(has_table(connection, name) for name in ("sign_out_log", "once", "retention")):
         connection.executescript(f"BEGIN IMMEDIATE;{_LATER_TABLES}COMMIT")
 
 
@@ -261,7 +299,8 @@ def _connect(path: Path, busy_timeout_s: float, cache_kib: int) -> sqlite3.Conne
     return connection
 
 
-def _check(connection: sqlite3.Connection, path: Path) -> None:
+def check(connection: sqlite3.Connection, path: Path) -> None:
+    """Raises `StartupError` if the file is of a newer version or not ours."""
     tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
     if tables and _pragma(connection, "application_id") != _APPLICATION_ID:
         raise StartupError(f"{path} is a database, but not one of the notification server")

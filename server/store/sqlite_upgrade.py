@@ -19,10 +19,12 @@ from server.store.sqlite_schema import (
     BROADCAST_TABLES,
     DIRECTORY_TABLES,
     INDEXES,
+    NEW_MAIL_COLUMNS,
     VERSION,
     complete,
     fill_directory,
     has,
+    has_types,
     make,
     open_writer,
     to_ms,
@@ -32,9 +34,18 @@ from server.store.sqlite_schema import (
 logger = logging.getLogger(__name__)
 
 USERS_PER_STEP = 1000
+DOCUMENTS_PER_STEP = 10_000
 REPORT_EVERY_S = 3.0
 STEPS_BETWEEN_QUESTIONS = 100_000
 """Of SQLite's, while it makes an index: some milliseconds."""
+
+FIND_TYPES = """
+    UPDATE documents SET type = coalesce((SELECT n.type FROM notifications n WHERE n.key = notification), '')
+    WHERE (user, id) > (?, ?) AND (user, id) <= (?, ?) AND type IS NULL
+"""
+
+_BEYOND = ((1 << 63) - 1, b"")
+"""All documents."""
 
 
 def open_upgraded(
@@ -57,7 +68,7 @@ def open_upgraded(
 
 def is_being_upgraded(connection: sqlite3.Connection) -> bool:
     """Whether somebody of this version has begun with this file, but not ended."""
-    return version_of(connection) < VERSION and (version_of(connection) == 0 or has(connection, "broadcasts"))
+    return version_of(connection) < VERSION and (version_of(connection) == 0 or has_types(connection))
 
 
 def _upgrade(
@@ -68,13 +79,18 @@ def _upgrade(
         _add_directory(connection, now)
     if not has(connection, "broadcasts"):
         _add_broadcasts(connection)
+    if not has_types(connection):
+        connection.execute("ALTER TABLE documents ADD COLUMN type TEXT")
     if version_of(connection) == 1:
         _find_first_seen(connection, path, now, is_given_up)
+    _find_types(connection, path, is_given_up)
     for name, statement in INDEXES.items():
         if not has(connection, name):
             _make_index(connection, path, name, statement, is_given_up)
     connection.executescript(
-        f"BEGIN IMMEDIATE; DROP INDEX IF EXISTS unseen; PRAGMA user_version = {VERSION}; COMMIT"
+        "BEGIN IMMEDIATE; DROP INDEX IF EXISTS unseen; DROP INDEX IF EXISTS unseen_by_marks;"
+        " DROP INDEX IF EXISTS inbox;"
+        f"{NEW_MAIL_COLUMNS} PRAGMA user_version = {VERSION}; COMMIT"
     )
     logger.info("brought %s up to date", path)
 
@@ -103,21 +119,31 @@ def _find_first_seen(
     connection: sqlite3.Connection, path: Path, now: datetime, is_given_up: Callable[[], bool]
 ) -> None:
     """Users were first seen when their earliest document was made. 0: not found out yet."""
-    last = connection.execute("SELECT coalesce(max(key), 0) FROM users").fetchone()[0]
-    logger.info("bringing %s up to date: %d users", path, last)
-    reported_at = time.monotonic()
+    last = _last_user(connection)
+    progress = _Progress(path, "%s users", last, is_given_up)
     for key in range(0, last, USERS_PER_STEP):
-        if is_given_up():
-            raise _interrupted(path)
-        if time.monotonic() - reported_at >= REPORT_EVERY_S:
-            reported_at = time.monotonic()
-            logger.info("bringing %s up to date: %d of %d users (%d %%)", path, key, last, 100 * key // last)
+        progress.reach(key)
         connection.execute(
             "UPDATE users SET first_seen_at ="
             " coalesce((SELECT min(created_at) FROM documents WHERE user = users.key), ?)"
             " WHERE key > ? AND key <= ? AND first_seen_at = 0",
             (to_ms(now), key, key + USERS_PER_STEP),
         )
+
+
+def _find_types(connection: sqlite3.Connection, path: Path, is_given_up: Callable[[], bool]) -> None:
+    """New in version 4: documents have the type of their notification. Null: not found out yet, as also of what an
+    earlier version has added since."""
+    progress = _Progress(path, "the documents of %s users", _last_user(connection), is_given_up)
+    begin: tuple[int, bytes] | None = (0, b"")
+    while begin is not None:
+        progress.reach(begin[0])
+        end = connection.execute(
+            "SELECT user, id FROM documents WHERE (user, id) > (?, ?) ORDER BY user, id LIMIT 1 OFFSET ?",
+            (*begin, DOCUMENTS_PER_STEP - 1),
+        ).fetchone()
+        connection.execute(FIND_TYPES, (*begin, *(end or _BEYOND)))
+        begin = end
 
 
 def _make_index(
@@ -134,6 +160,31 @@ def _make_index(
         raise
     finally:
         connection.set_progress_handler(None, 0)
+
+
+def _last_user(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("SELECT coalesce(max(key), 0) FROM users").fetchone()[0])
+
+
+class _Progress:
+    """Tells the log how far a step is among the users, and ends it when nobody waits for it any more."""
+
+    def __init__(self, path: Path, what: str, last: int, is_given_up: Callable[[], bool]) -> None:
+        """`what`: is done with `%s` users; the `last` of them."""
+        self._path, self._what, self._last = path, what, last
+        self._is_given_up = is_given_up
+        self._told_at = time.monotonic()
+        logger.info("bringing %s up to date: %s", path, what % last)
+
+    def reach(self, key: int) -> None:
+        """Come to the user with this key."""
+        if self._is_given_up():
+            raise _interrupted(self._path)
+        if time.monotonic() - self._told_at >= REPORT_EVERY_S:
+            self._told_at = time.monotonic()
+            done = self._what % f"{key} of {self._last}"
+            percent = 100 * key // max(self._last, 1)
+            logger.info("bringing %s up to date: %s (%d %%)", self._path, done, percent)
 
 
 def _interrupted(path: Path) -> StoreUnavailable:

@@ -84,45 +84,48 @@ class OwnTokens:
         signed_out_at: datetime | None,
         more: Mapping[str, Any],
     ) -> tuple[str, datetime]:
-        secret = next(reversed(self._secrets.values()), None)
-        if secret is None:
-            raise AuthUnavailable("there is no secret to sign tokens with yet; try again")
         issued_at = self._clock()
         ends = math.ceil(issued_at.timestamp() + lifetime_s)
         said = {
-            "iss": ISSUER,
             "sub": user_id,
             "tenant": tenant,
             # With its fraction: a user who is signed out and in again within a second must not be out again.
             "iat": (issued_at if signed_out_at is None else max(issued_at, signed_out_at + STEP)).timestamp(),
             "exp": ends,
-            "jti": random.token_urlsafe(12),
             **more,
         }
-        header = {"kid": secret.id, "typ": TYPE}
-        token = self._jwt.encode(said, secret.secret, _ALGORITHM, header)
-        return token, datetime.fromtimestamp(ends, UTC)
+        return self.sign(said, TYPE), datetime.fromtimestamp(ends, UTC)
+
+    def sign(self, said: Mapping[str, Any], kind: str, secret_id: str | None = None) -> str:
+        """A token of this kind (the header `typ`) that says this, beside who made it; signed with that secret (None:
+        the newest). Raises `AuthUnavailable` if there is nothing to sign with."""
+        newest = next(reversed(self._secrets.values()), None)
+        secret = newest if secret_id is None else self._secrets.get(secret_id)
+        if secret is None:
+            raise AuthUnavailable("there is no secret to sign tokens with yet; try again")
+        whole = {"iss": ISSUER, "jti": random.token_urlsafe(12), **said}
+        return self._jwt.encode(whole, secret.secret, _ALGORITHM, {"kid": secret.id, "typ": kind})
 
     def check_refresh(self, token: str) -> Proof:
         """Whose refresh token this is. Raises `BadCredentials`, `TokenExpired`."""
-        read = self._read(token)
+        read = self.read(token, TYPE)
         if read is None or read[0].get("token_type") != REFRESH:
             raise BadCredentials(TOKEN_WRONG)
-        return _proof(*read)
+        return proof(*read)
 
     async def check_token(self, token: str, caller: Caller) -> Proof | None:
         """As `auth.TokenMethod`."""
-        read = self._read(token)
+        read = self.read(token, TYPE)
         if read is None:
             return None
         if read[0].get("token_type") == REFRESH:
             raise BadCredentials(TOKEN_WRONG)
-        return _proof(*read)
+        return proof(*read)
 
-    def _read(self, token: str) -> tuple[dict[str, Any], str] | None:
-        """What a token of ours says, and the id of the secret that it is signed with; None if it is none. Raises
-        `BadCredentials`, `TokenExpired`."""
-        secret = self._signer(token)
+    def read(self, token: str, kind: str) -> tuple[dict[str, Any], str] | None:
+        """What a token of ours of this kind says, and the id of the secret that it is signed with; None if it is none.
+        Raises `BadCredentials`, `TokenExpired`."""
+        secret = self._signer(token, kind)
         if secret is None:
             return None
         try:
@@ -133,7 +136,7 @@ class OwnTokens:
             raise BadCredentials(TOKEN_WRONG) from None
         return said, secret.id
 
-    def _signer(self, token: str) -> SigningSecret | None:
+    def _signer(self, token: str, kind: str) -> SigningSecret | None:
         """Who the token says has signed it; None if it was not one of us."""
         if not looks_like_jwt(token) or not token.isascii() or len(token) > MAX_TOKEN_CHARS:
             return None
@@ -142,13 +145,13 @@ class OwnTokens:
         except PyJWTError:
             return None
         secret = self._secrets.get(header.get("kid", ""))
-        if header.get("typ") != TYPE or secret is None:
+        if header.get("typ") != kind or secret is None:
             return None
         return secret if secret.retired_at is None or self._clock() < secret.retired_at else None
 
 
-def _proof(said: Mapping[str, Any], secret_id: str) -> Proof:
-    """Raises `BadCredentials`."""
+def proof(said: Mapping[str, Any], secret_id: str) -> Proof:
+    """What a token that was read proves. Raises `BadCredentials`."""
     key_id = said["key"]
     try:
         if not isinstance(key_id, str):

@@ -12,7 +12,7 @@ from tornado.web import RequestHandler
 PREFLIGHT_CACHE_S = 7200
 """For how long a browser need not ask again; the longest that Chromium goes by."""
 
-READABLE = "Retry-After"
+READABLE = "Retry-After, ETag"
 """What a page may read of an answer, beside what it always may."""
 
 

@@ -14,9 +14,9 @@ from the query.
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 import re
+from collections.abc import Callable
 from typing import Any
 
 from tornado.iostream import IOStream
@@ -24,16 +24,17 @@ from tornado.iostream import IOStream
 from server.auth import Identity
 from server.callers import Caller
 from server.dialects import StreamDialect
-from server.errors import BadCredentials, NoCredentials, RateLimited, Refused, ServerError, TokenExpired
+from server.errors import BadCredentials, InvalidInput, ServerError, TokenExpired
 from server.feed import StreamFeed
-from server.limits import refusal_headers
+from server.inbox_feed import InboxFeed
 from server.messages import now
-from server.rooms import SignIn
-from server.transports import connections, cors
-from server.transports.connections import StreamedConnection, tune_socket
-from server.transports.feeds import FeedDoors, FeedRequest
+from server.rooms import Connection, SignIn
+from server.transports import connections
+from server.transports.connections import ClientSession, StreamedConnection, tune_socket
+from server.transports.feeds import FeedDoors
 from server.transports.registry import Connections
 from server.transports.tickets import LIFETIME_S, Tickets
+from server.transports.user_requests import UserRequest
 from server.wire import CloseReason, Frame
 
 RETRY_MS = (2_000, 6_000)
@@ -47,8 +48,6 @@ HEARTBEAT = Frame(":\n\n")
 
 REV = re.compile(r"[0-9a-f]{16}")
 """A rev as `revs.to_wire` writes it."""
-
-ALLOWED_HEADERS = "Authorization, Last-Event-ID, Cache-Control, Content-Type"
 
 
 # -- the connection ------------------------------------------------------------------------------------------
@@ -117,72 +116,21 @@ class BareEventsConnection(EventsConnection):
 # -- the requests --------------------------------------------------------------------------------------------
 
 
-class EventsRequest(FeedRequest):
-    """A request to this door, from a page of whatever origin is allowed."""
+class EventsRequest(UserRequest):
+    """A request to this door."""
 
     door = "events"
-    method = ""
-    """The one that is answered, beside OPTIONS."""
+    allowed_headers = "Authorization, Last-Event-ID, Cache-Control, Content-Type"
 
     def initialize(self, doors: FeedDoors, tickets: Tickets) -> None:  # type: ignore[override]  # what its routes give it
         super().initialize(doors)
         self._tickets = tickets
 
-    def set_default_headers(self) -> None:
-        self.set_header("Cache-Control", "no-store")
-
-    async def prepare(self) -> None:
-        if self.request.method == self.method:
-            if self._is_page_allowed():
-                cors.allow(self)
-            await super().prepare()
-
-    def options(self) -> None:
-        if self._is_page_allowed():
-            cors.answer_preflight(self, f"{self.method}, OPTIONS", ALLOWED_HEADERS)
-        else:
-            self.refuse(Refused("pages of this origin may not connect"))
-
-    def check_xsrf_cookie(self) -> None:
-        """No cookie has any power here."""
-
-    def _is_page_allowed(self) -> bool:
-        return self.doors.origins.allows(self.request)
-
-    def _bearer(self) -> str | None:
-        """The token in the header `Authorization` (RFC 6750 section 2.1); None if there is none."""
-        scheme, _, token = self.request.headers.get("Authorization", "").strip().partition(" ")
-        return token.strip() if scheme.lower() == "bearer" else None
-
-    # -- refusals --------------------------------------------------------------------------------------------
-    def refuse(self, error: ServerError) -> None:
-        """As RFC 9457 has it."""
-        is_about_token = isinstance(error, NoCredentials | BadCredentials)
-        status = 401 if is_about_token else error.http_status
-        if is_about_token:
-            why = "" if isinstance(error, NoCredentials) else ', error="invalid_token"'
-            self.set_header("WWW-Authenticate", f'Bearer realm="notifications"{why}')
-        if isinstance(error, RateLimited):
-            for name, value in refusal_headers(error).items():
-                self.set_header(name, value)
-        self._answer_problem(status, error.code, str(error))
-
-    def write_error(self, status_code: int, **kwargs: Any) -> None:
-        """Tornado's own refusals, such as of methods."""
-        if status_code == 405:
-            self.set_header("Allow", f"{self.method}, OPTIONS")
-        self._answer_problem(status_code, self._reason.lower().replace(" ", "_"), self._reason)
-
-    def _answer_problem(self, status: int, code: str, detail: str) -> None:
-        self.set_status(status)
-        self.set_header("Content-Type", "application/problem+json")
-        self.finish(json.dumps({"type": "about:blank", "title": code, "status": status, "detail": detail}))
-
 
 class EventsHandler(EventsRequest):
     """The stream."""
 
-    method = "GET"
+    methods = ("GET",)
 
     async def who(self) -> Identity:
         token, ticket = self._bearer(), self.query_text("ticket")
@@ -203,13 +151,25 @@ class EventsHandler(EventsRequest):
         services.limits.join_user(room)
         services.limits.leave_user(room)
 
-    def _since(self) -> int | None:
-        """The rev that the client has seen last; None: none, or none of ours."""
-        said = self.request.headers.get("Last-Event-ID") or self.query_text("last_event_id") or ""
-        return int(said, 16) if REV.fullmatch(said) else None
+    def _open_feed(self) -> Callable[[Connection], ClientSession]:
+        """The session of a client that speaks the dialect which the query names. Raises `InvalidInput`."""
+        services, identity = self.doors.services, self.identity
+        said = self.request.headers.get("Last-Event-ID") or self.query_text("last_event_id")
+        version = self.query_text("v") or "1"
+        if version == "1":
+            since = int(said, 16) if said and REV.fullmatch(said) else None
+            return lambda opened: StreamFeed(opened, services, identity, since)
+        if version != "2":
+            raise InvalidInput("v", "known are 1 and 2")
+        # What a browser says that comes back by itself is newer than the address that its page made.
+        return lambda opened: InboxFeed(opened, services, identity, said or self.query_text("since"))
 
     def get(self) -> None:
-        since = self._since()
+        try:
+            open_feed = self._open_feed()
+        except ServerError as error:
+            self.refuse(error)
+            return
         self.set_header("Content-Type", "text/event-stream; charset=utf-8")
         self.set_header("Cache-Control", "no-store, no-transform")
         self.set_header("X-Accel-Buffering", "no")
@@ -224,17 +184,16 @@ class EventsHandler(EventsRequest):
         is_chunked = self.request.version == "HTTP/1.1"
         connection_class = EventsConnection if is_chunked else BareEventsConnection
         connection = connection_class(self.connections, self.door, self.caller, stream)
-        services, identity = self.doors.services, self.identity
-        connection.open(lambda opened: StreamFeed(opened, services, identity, since))
+        connection.open(open_feed)
 
 
 class TicketHandler(EventsRequest):
     """A ticket for who shows a token."""
 
-    method = "POST"
+    methods = ("POST",)
 
     async def who(self) -> Identity:
-        return await self._of_token(self._bearer(), "a token is needed: Authorization: Bearer …")
+        return await self._of_bearer()
 
     def post(self) -> None:
         try:

@@ -67,7 +67,7 @@ class FeedRequest(RequestHandler):
             if not self.doors.origins.allows(self.request):
                 raise Refused("pages of this origin may not connect")
             self.connections.admission.may_connect(self.caller)
-            self.identity = await self.who()
+            await self.admit()
         except ServerError as error:
             if isinstance(error, RateLimited):
                 await asyncio.sleep(self.connections.admission.refusal_delay_s(self.caller, REFUSAL_DELAY_S))
@@ -75,6 +75,10 @@ class FeedRequest(RequestHandler):
                     self.set_header(name, value)
             tell(REFUSED, self.doors, door=self.door, code=error.code, tenant=None)
             self.refuse(error)
+
+    async def admit(self) -> None:
+        """Let in who may come in. Raises `ServerError`."""
+        self.identity = await self.who()
 
     async def who(self) -> Identity:
         """Who is listening, and until when. Raises `ServerError`."""

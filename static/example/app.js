@@ -1,20 +1,25 @@
 /**
  * The example page: signing in, the bell, the inbox, the state of the connection. The form is in send.js, the mails are
- * in mailbox.js. `?as=alice` signs a demo user in at once; `?transport=xhr-streaming` lets SockJS use that one only.
+ * in mailbox.js, the choice of a type in filters.js. `?as=alice` signs a demo user in at once; `?transport=xhr-streaming` lets SockJS use that one only.
  */
 
 import { Notifications } from "/client/notifications.js";
 import { announce, byId, isUsable, make, setShown, setUsable } from "./dom.js";
+import { Filters } from "./filters.js";
 import { InboxList } from "./inbox.js";
 import { Mailbox } from "./mailbox.js";
 import { SendForm } from "./send.js";
+import { Toast } from "./toast.js";
 
 const parameters = new URLSearchParams(location.search);
 const mailbox = new Mailbox();
 const sendForm = new SendForm({ sent: () => mailbox.refreshSoon() });
+const toast = new Toast();
+const filters = new Filters({ choose: (type) => choose(type === inbox?.type ? null : type) });
 const list = new InboxList({
   seen: (id) => command("seen", id),
   delete: (id) => command("delete", id),
+  undo: () => toast.undo(),
 });
 
 /** @type {Notifications | null} the signed-in user's */
@@ -40,6 +45,8 @@ function signIn(login, password) {
   client.on("state", (event) => showState(event, login));
   client.on("list", showList);
   client.on("count", showCount);
+  client.on("counts", (counts) => filters.show(counts, client.type));
+  client.on("reconnected", ({ missed }) => (missed ? toast.say(`Reconnected, ${missed} new`) : announce("Connected again.")));
   client.on("notification", ({ notification }) => welcome(notification));
   client.on("error", ({ code, message }) => showError(code, message));
   client.connect();
@@ -49,6 +56,7 @@ function signOut() {
   inbox?.close();
   inbox = null;
   mailbox.stop();
+  toast.clear();
   history.replaceState(null, "", address(null));
   byId("app").hidden = true;
   byId("signin").hidden = false;
@@ -100,7 +108,7 @@ function setSigningIn(isBusy) {
 function showError(code, message) {
   if (inbox?.state !== "closed") {
     if (byId("app").hidden) byId("signin-error").textContent = `${sentence(message)}`;
-    else announce(sentence(message));
+    else toast.say(sentence(message));
     return;
   }
   if (!byId("app").hidden) signOut();
@@ -123,7 +131,6 @@ function showState({ state, retryInMs }, login) {
   clearInterval(countdown);
   if (state === "online") {
     byId("state-text").textContent = "Live";
-    if (before !== "online" && !byId("app").hidden) announce("Connected again.");
     enter(login);
   } else if (state === "waiting") {
     if (before !== "waiting" && before !== "connecting") announce("The connection is lost. Trying again.");
@@ -147,6 +154,7 @@ function setEnabled() {
   const isOnline = inbox?.state === "online";
   setUsable("see-all", isOnline && inbox?.unseen !== 0);
   setUsable("more", isOnline);
+  filters.setUsable(isOnline);
 }
 
 // -- the inbox --------------------------------------------------------------------------------------------------------
@@ -156,6 +164,9 @@ function showList({ items, hasMore }) {
   list.show(items);
   setShown("more", hasMore);
   byId("empty").hidden = items.length > 0 || inbox?.state !== "online";
+  const areAll = !inbox || inbox.type === null;
+  byId("empty-title").textContent = areAll ? "All quiet." : "Nothing of this type.";
+  byId("see-all-text").textContent = areAll ? "Mark all as seen" : "Mark listed as seen";
   byId("keys").hidden = items.length === 0;
 }
 
@@ -182,9 +193,54 @@ function welcome(notification) {
 }
 
 /** @param {"seen" | "delete"} name @param {string} id */
-function command(name, id) {
-  inbox?.[name]([id]);
-  if (inbox?.state !== "online") announce("Not connected: this will be done as soon as the connection is back.");
+async function command(name, id) {
+  if (!inbox) return;
+  if (inbox.state !== "online") announce("Not connected: this will be done as soon as the connection is back.");
+  await tell(name === "seen" ? "Marked as seen" : "Deleted", name, inbox[name]([id]));
+}
+
+async function seeAll() {
+  if (!inbox || !isUsable("see-all")) return;
+  if (inbox.type === null) await tell("Marked as seen", "seen", inbox.seenAll());
+  else await tell("Marked as seen", "seen", inbox.seen(inbox.items.filter(({ seen }) => !seen).map(({ _id }) => _id)));
+}
+
+/**
+ * Say what has been done, and offer to undo it. @param {string} text @param {"seen" | "delete"} name
+ * @param {Promise<import("./notifications.js").Changed> | false} changing
+ */
+async function tell(text, name, changing) {
+  const client = inbox;
+  try {
+    const { ids, count } = (await changing) || { ids: [], count: 0 };
+    if (!count || client !== inbox) return;
+    const many = count > 1 ? `: ${count}` : "";
+    // An old server can undo nothing, and of those that are not listed nobody knows which they were.
+    if (client?.dialect !== 2 || !ids.length) toast.say(text + many);
+    else toast.say(text + many, () => takeBack(name, ids), ids.length < count ? `Undo for the ${ids.length} listed` : "Undo");
+  } catch {
+    // The event "error" says why.
+  }
+}
+
+/** @param {"seen" | "delete"} name @param {string[]} ids */
+async function takeBack(name, ids) {
+  await (name === "seen" ? inbox?.markUnseen(ids) : inbox?.restore(ids));
+  announce(name === "seen" ? "Unseen again." : "Restored.");
+  queueMicrotask(() => list.focusOn(ids[0]));
+}
+
+/** Show those of one type only. @param {string | null} type null: all */
+async function choose(type) {
+  const client = inbox;
+  try {
+    const chosen = client?.filter(type);
+    if (client) filters.show(client.counts, client.type);
+    await chosen;
+  } catch {
+    announce("They could not be read.");
+  }
+  if (client && client === inbox) filters.show(client.counts, client.type);
 }
 
 async function showOlder() {
@@ -236,6 +292,6 @@ byId("signin-form").addEventListener("submit", (event) => {
 byId("signout").addEventListener("click", signOut);
 byId("retry").addEventListener("click", () => inbox?.connect());
 byId("bell-button").addEventListener("click", () => list.focus());
-byId("see-all").addEventListener("click", () => isUsable("see-all") && inbox?.seenAll());
+byId("see-all").addEventListener("click", seeAll);
 byId("more").addEventListener("click", showOlder);
 await start();

@@ -12,7 +12,7 @@ export class InboxList {
   /** @type {Map<string, { item: Notification, element: HTMLElement }>} */ #rows = new Map();
   #list = byId("list");
 
-  /** @param {{ seen: (id: string) => void, delete: (id: string) => void }} commands */
+  /** @param {{ seen: (id: string) => void, delete: (id: string) => void, undo: () => void }} commands */
   constructor(commands) {
     this.commands = commands;
     this.#list.addEventListener("keydown", (event) => this.#onKey(event));
@@ -114,6 +114,7 @@ export class InboxList {
     if (target instanceof HTMLElement) target.focus();
     else if (event.key === "s" || event.key === "S") this.commands.seen(id);
     else if (event.key === "Delete") this.commands.delete(id);
+    else if (event.key === "u" || event.key === "U") this.commands.undo();
     else if (event.key === "Enter" && event.target === row) row.querySelector("a")?.click();
     else return;
     event.preventDefault();

@@ -7,20 +7,34 @@
  *     inbox.on("list", ({ items }) => render(items));                              // newest first
  *     inbox.on("count", ({ unseen }) => (badge.textContent = unseen));
  *     inbox.on("notification", ({ notification }) => toast(notification.title));   // pushed just now
+ *     inbox.on("reconnected", ({ missed }) => toast(`Back again, ${missed} new`));
  *     inbox.on("error", ({ code, message }) => console.warn(code, message));
  *     inbox.connect();
  *     // and then: inbox.seen([id]); inbox.seenAll(); inbox.delete([id]); await inbox.content(); inbox.close();
+ *     // undo:     const { ids } = await inbox.delete([id]); inbox.restore(ids);   (of seen: inbox.markUnseen(ids))
+ *     // by type:  inbox.on("counts", ({ types }) => chips(types)); await inbox.filter("order"); await inbox.filter(null);
  *
  * Instead of login and password it takes a `token`, or a function that fetches one: `token: () => fetchToken()`. The
- * function is asked at each sign-in, so also when the server says that the last token has ended.
+ * function is asked when somebody is to prove who they are: at the first sign-in, and when the server says that the last
+ * token has ended; in between the client comes back by the server's own tickets.
  *
- * It connects again by itself, after growing random delays, whatever ended the connection but `close()`, a refused
- * sign-in and being signed out; then it joins again and reads again what it held, so that `items` ends equal to the inbox. It speaks over a
- * plain WebSocket; given the constructor of sockjs-client, over whichever transport of that library gets through.
+ * It connects again by itself, after growing random delays or when the server said, whatever ended the connection but
+ * `close()`, a refused sign-in and being signed out. Then it asks what has changed since, so that `items` ends equal to
+ * the inbox, and what was changed here meanwhile is changed there. It speaks over a plain WebSocket; given the
+ * constructor of sockjs-client, over whichever transport of that library gets through. With a server that knows the
+ * classic dialect only (`dialect` is 1) it reads anew after a break what it held, and there are no counts by type, no
+ * filter and no undo: these are refused with the code `unsupported`.
  *
  * The texts of a notification come from elsewhere: set them as `textContent`, never as HTML, and let only addresses
  * that you have checked become links.
  */
+
+import { Changes } from "./notifications/changes.js";
+import { Connection } from "./notifications/connection.js";
+import { Dialect1 } from "./notifications/dialect1.js";
+import { Dialect2 } from "./notifications/dialect2.js";
+import { Refusal } from "./notifications/refusal.js";
+import { byAge, View } from "./notifications/view.js";
 
 /**
  * @typedef {object} Notification One in the inbox. Instants are ISO 8601 in UTC; texts may be empty.
@@ -37,7 +51,18 @@
  * @property {string} createdAt
  * @property {string} updatedAt
  * @property {boolean} seen
+ * @property {boolean} delete never of one in `items`
  * @property {string} rev opaque; of two versions of one notification the later has the greater string
+ *
+ * @typedef {object} Counts Of the whole inbox; `types`: of each type, the 100 with the most.
+ * @property {number} unseen
+ * @property {number} total
+ * @property {Record<string, { unseen: number, total: number }>} types
+ *
+ * @typedef {object} Changed What a change has really changed. Asked for again after a break, it may have been made
+ *   before, and then changes nothing.
+ * @property {string[]} ids of "all seen": those in `items`
+ * @property {number} count of "all seen": in the whole inbox
  *
  * @typedef {"closed" | "connecting" | "online" | "waiting"} State
  *   `connecting`: not yet signed in and up to date; `online`: live; `waiting` for the next try; `closed`: no more tries
@@ -46,9 +71,13 @@
  * @property {{ items: Notification[], hasMore: boolean }} list `items` or `hasMore` changed
  * @property {{ notification: Notification }} notification one was pushed just now
  * @property {{ ids: string[] }} seen marked as seen, on this screen or another
+ * @property {{ ids: string[] }} unseen marked as unseen again
  * @property {{ ids: string[] }} delete deleted, on this screen or another
+ * @property {{ ids: string[] }} restore no longer deleted
  * @property {{ unseen: number }} count of the whole inbox
+ * @property {Counts} counts of the whole inbox, by type; never with a server of the classic dialect
  * @property {{ state: State, retryInMs?: number }} state `retryInMs` comes with `waiting`
+ * @property {{ missed: number }} reconnected online again, up to date; `missed`: how many unseen ones are new in `items`
  * @property {{ code: string, message: string, field?: string }} error the server's word; with `bad_credentials`,
  *   `signed_out`, `revoked` (and anything else that makes another try useless) the state becomes `closed`
  *
@@ -60,75 +89,69 @@
  * @property {any} [SockJS] the constructor of sockjs-client
  * @property {string[]} [transports] those that SockJS may use; default all
  * @property {number} [pageSize] 1 to 100; default 30
- *
- * @typedef {object} View The inbox from the newest down to `oldest`, the end of what was read.
- * @property {Map<string, Notification>} items by `_id`
- * @property {Notification | null} oldest null before anything was read
- * @property {boolean} isComplete there is nothing older
- *
- * @typedef {object} Page An answer of the server: newest first; fewer than asked for if they are long.
- * @property {Notification[]} items
- * @property {boolean} more older ones follow
- *
- * @typedef {object} Question A page asked for and not yet answered.
- * @property {string | null} before the `_id` it was asked with
- * @property {(page: Page) => void} resolve
- * @property {(error: Error) => void} reject
  */
 
-const FIRST_RETRY_MS = 1_000;
-const MAX_RETRY_MS = 30_000;
-/** A connection that lived this long was a good one: the delays start anew. */
-const STABLE_MS = 10_000;
-/** Silence for this long, while something is awaited, means that the connection is dead. */
-const ANSWER_TIMEOUT_MS = 20_000;
-/** After this long in the background the connection is in doubt: machines sleep. */
-const DOUBTFUL_AFTER_MS = 60_000;
 const MAX_PAGE_SIZE = 100;
-/** So many are read again after a break, at most; the others by paging. */
+/** So many are read again, or kept, after a break, at most; the others by paging. */
 const MAX_RELOADED = 500;
+/** In dialect 2 the server says something at least every six minutes. */
+const QUIET_MS = 420_000;
+/** When a server that could not say what has changed is asked again, at most. */
+const SYNC_RETRY_MS = 10_000;
 /** How the server closes a connection whose token has ended: a new one is all it takes. */
 const TOKEN_EXPIRED = 3005;
 /** From this close code on, coming back is useless until something has changed. */
 const FIRST_FINAL_CODE = 3500;
-/** Errors that answer a sign-in which may do better later. */
-const PASSING_ERRORS = ["busy", "rate_limited", "auth_unavailable", "too_many_connections"];
+/** Errors that answer a sign-in which may do better later, also where the server does not say so. */
+const PASSING_ERRORS = ["busy", "rate_limited", "auth_unavailable", "too_many_connections", "store_unavailable"];
 
-/** @type {(a: string, b: string) => number} */
-const compare = (a, b) => (a < b ? -1 : a > b ? 1 : 0);
-/** Newest first. @type {(a: Notification, b: Notification) => number} */
-const byAge = (a, b) => compare(b.createdAt, a.createdAt) || compare(b._id, a._id);
-/** @type {() => View} */
-const emptyView = () => ({ items: new Map(), oldest: null, isComplete: false });
-/** @type {(view: View, item: Notification) => boolean} */
-const isBeyond = (view, item) => !view.isComplete && view.oldest !== null && byAge(item, view.oldest) > 0;
+/** @type {() => Counts} */
+const noCounts = () => ({ unseen: 0, total: 0, types: {} });
 
 export class Notifications extends EventTarget {
   /** @type {Options & { url: string, pageSize: number }} */ #options;
   /** @type {State} */ #state = "closed";
-  /** @type {any} */ #socket = null;
-  /** What the page sees. */ #view = emptyView();
-  /** What is being read on a new connection, and then seen. @type {View | null} */ #next = null;
-  #unseen = 0;
-  /** The sign-in is answered: all unseen notifications and their count have come. */ #isJoined = false;
-  /** @type {Question[]} */ #questions = [];
-  /** Commands given while there is no connection. @type {["seen" | "delete", string[]][]} */ #postponed = [];
-  #failures = 0;
-  #onlineSince = 0;
-  #hiddenSince = 0;
+  /** @type {Connection} */ #connection;
+  /** That of the present connection. @type {Dialect1 | Dialect2 | null} */ #dialect = null;
+  #version = 0;
+  /** What the page sees. */ #view = new View();
+  /** What is being read anew, and then seen. @type {View | null} */ #next = null;
+  /** How far the view is; null: to be read anew. @type {string | null} */ #since = null;
+  /** What came says that the view is worth nothing. */ #isStale = false;
+  /** @type {string | null} */ #type = null;
+  /** @type {string | null} */ #user = null;
+  /** By which to come back. @type {string | null} */ #ticket = null;
+  #counts = noCounts();
+  /** @type {Changes} */ #changes;
+  #wasOnline = false;
+  #missed = 0;
   #isListStale = false;
-  /** @type {ReturnType<typeof setTimeout> | undefined} */ #retryTimer;
-  /** @type {ReturnType<typeof setTimeout> | undefined} */ #answerTimer;
 
   /** @param {Options} options */
   constructor(options) {
     super();
     this.#options = { ...options, url: options.url ?? "/notification", pageSize: options.pageSize ?? 30 };
+    this.#connection = new Connection(this.#options, {
+      opening: () => this.#setState("connecting"),
+      opened: () => this.#onOpened(),
+      received: (frame) => this.#dialect?.receive(frame),
+      closed: (code, reason) => this.#onClosed(code, reason),
+      gone: (why) => this.#onGone(why),
+      waiting: (retryInMs) => this.#setState("waiting", retryInMs),
+      doubtful: () => this.#sync(),
+      silentFor: () => (this.#state !== "online" || this.#dialect?.isWaiting ? 0 : this.#version === 2 ? QUIET_MS : null),
+    });
+    this.#changes = new Changes({
+      dialect: () => (this.#state === "online" ? this.#dialect : null),
+      view: () => this.#view,
+      unseen: () => this.unseen,
+      refused: (error) => this.#emit("error", error.detail),
+    });
   }
 
-  /** The inbox from the newest down to where it was read. */
+  /** The inbox, or what the filter lets through, from the newest down to where it was read. */
   get items() {
-    return [...this.#view.items.values()].sort(byAge);
+    return this.#view.list;
   }
 
   /** Whether there may be older ones for `content()`. */
@@ -138,11 +161,26 @@ export class Notifications extends EventTarget {
 
   /** How many of the whole inbox are unseen. */
   get unseen() {
-    return this.#unseen;
+    return this.#counts.unseen;
+  }
+
+  /** How many there are in the whole inbox, by type; with a server of the classic dialect only `unseen` counts. */
+  get counts() {
+    return this.#counts;
+  }
+
+  /** The type that `filter` was last asked for; null: all. */
+  get type() {
+    return this.#type;
   }
 
   get state() {
     return this.#state;
+  }
+
+  /** What the server speaks: 2, or 1 (see above); 0 before that is known. */
+  get dialect() {
+    return this.#version;
   }
 
   /**
@@ -159,21 +197,19 @@ export class Notifications extends EventTarget {
 
   /** Sign in and stay connected. While waiting for the next try: try now. */
   connect() {
-    if (this.#state === "closed") {
-      window.addEventListener("online", this.#retryNow);
-      document.addEventListener("visibilitychange", this.#onVisibility);
-      this.#open();
-    } else this.#retryNow();
+    if (this.#state === "closed") this.#wasOnline = false;
+    this.#connection.start();
   }
 
   /** Sign out and forget the inbox. */
   close() {
     this.#end();
-    this.#view = emptyView();
-    this.#postponed = [];
-    this.#setUnseen(0);
-    this.#listChanged();
+    this.#forget("signed out");
+    this.#type = null;
+    this.#view = new View();
   }
+
+  // -- reading -----------------------------------------------------------------------------------------------------
 
   /**
    * Read a page; it joins `items`. `before`: the `_id` of one of `items`, null for the newest page; default: the next
@@ -183,170 +219,218 @@ export class Notifications extends EventTarget {
    */
   async content({ before, limit = this.#options.pageSize } = {}) {
     if (this.#state !== "online") throw new Error("not connected");
-    const start = before ? this.#view.items.get(before) : before === null ? null : this.#view.oldest;
+    const view = this.#view;
+    const start = before ? view.items.get(before) : before === null ? null : view.oldest;
     if (start === undefined) throw new Error(`${before} is not one of the items`);
-    return this.#read(start, limit);
+    return this.#read(view, start, limit);
   }
 
-  /** Mark as seen, on all screens of the user; without a connection: as soon as it is back. @param {string[]} ids */
+  /**
+   * Let `items` hold those of this type only (null: all), from the newest; counts and events stay those of the whole
+   * inbox. Resolves when `items` does; rejects as `content`. @param {string | null} type
+   */
+  async filter(type) {
+    if (this.#state !== "online") throw new Error("not connected");
+    if (this.#version === 1 && type !== null) throw new Refusal({ code: "unsupported", message: "the server is too old for this" });
+    this.#type = type;
+    try {
+      await this.#load(0);
+    } catch (error) {
+      if (error instanceof Refusal && this.#type === type) {
+        this.#type = this.#view.type;
+        this.#next = null;
+      }
+      throw error;
+    }
+  }
+
+  // -- changing: on all screens of the user; without a connection as soon as it is back. `await` only what you need. -----
+
+  /** Mark as seen. @param {string[]} ids */
   seen(ids) {
-    this.#command("seen", ids);
+    return this.#changes.ask("seen", { ids });
   }
 
-  /** Mark all as seen, also those not in `items`. Does nothing and returns false while not online. */
-  seenAll() {
-    if (this.#state !== "online") return false;
-    this.#send("seen", { all: true });
-    return true;
+  /** Mark as unseen again. @param {string[]} ids */
+  markUnseen(ids) {
+    return this.#changes.ask("unseen", { ids });
   }
 
-  /** Delete, on all screens of the user; without a connection: as soon as it is back. @param {string[]} ids */
+  /** @param {string[]} ids */
   delete(ids) {
-    this.#command("delete", ids);
+    return this.#changes.ask("delete", { ids });
+  }
+
+  /** Take back that these were deleted. @param {string[]} ids */
+  restore(ids) {
+    return this.#changes.ask("restore", { ids });
+  }
+
+  /**
+   * Mark all as seen, also those not in `items`, but nothing that comes after this moment (a server of the classic
+   * dialect cannot tell). Returns false, and does nothing, if nothing has been read yet, or without a connection to a server of
+   * the classic dialect.
+   */
+  seenAll() {
+    if (!this.#view.isRead || (this.#version !== 2 && this.#state !== "online")) return false;
+    return this.#changes.askAllSeen();
   }
 
   // -- the connection ----------------------------------------------------------------------------------------------
 
-  #open() {
-    clearTimeout(this.#retryTimer);
-    const { url, SockJS, transports } = this.#options;
-    this.#next = emptyView();
-    this.#isJoined = false;
-    this.#setState("connecting");
-    const socket = SockJS ? new SockJS(url, null, transports && { transports }) : new WebSocket(webSocketUrl(url));
-    socket.onopen = () => this.#join();
-    socket.onmessage = (/** @type {MessageEvent} */ { data }) => this.#receive(data);
-    socket.onclose = (/** @type {CloseEvent} */ { code, reason }) => this.#onClose(code, reason);
-    this.#socket = socket;
-    this.#watch();
+  #onOpened() {
+    this.#dialect = new Dialect2({
+      send: (frame) => this.#connection.send(frame),
+      joined: (data) => this.#onJoined(data),
+      changed: (chunk) => this.#onChanged(chunk),
+      told: (name, data, isAnswer) => this.#onTold(name, data, isAnswer),
+      refused: (error) => this.#emit("error", error.detail),
+      isClassic: (frame) => this.#onClassic(frame),
+    });
+    this.#enter();
   }
 
-  async #join() {
+  /** @param {any} frame */
+  #onClassic(frame) {
+    const dialect = /** @type {Dialect2} */ (this.#dialect);
+    this.#dialect = new Dialect1(dialect.host, dialect.handOver());
+    this.#version = 1;
+    this.#since = this.#type = null;
+    if (this.#next) this.#next.type = null;
+    this.#dialect.receive(frame);
+  }
+
+  /** Sign in, and come up to date. */
+  async #enter() {
+    const connection = this.#connection.current;
+    const isOver = () => connection !== this.#connection.current;
     const { login, password, token } = this.#options;
-    const socket = this.#socket;
+    const ticket = this.#ticket;
     try {
-      const proof = token === undefined ? { login, password } : { token: typeof token === "function" ? await token() : token };
-      if (socket !== this.#socket) return;
-      this.#send("join", proof);
+      const own = ticket ? null : token === undefined ? { login, password } : { token: typeof token === "function" ? await token() : token };
+      if (isOver()) return;
+      this.#missed = 0;
+      this.#isStale = false;
+      const joining = /** @type {Dialect2} */ (this.#dialect).join(own ?? { ticket }, this.#since);
       // Does not wait for the join's answer: that saves a round trip.
-      await this.#load();
-    } catch {
-      // The page's own function had no token, or the inbox could not be read.
-      if (socket === this.#socket) this.#lost("could not sign in");
+      const loading = own && this.#since === null ? this.#load() : null;
+      const [isUpToDate] = await Promise.all([joining, loading]);
+      if (isOver()) return;
+      if (!loading && (!isUpToDate || this.#isStale)) await this.#load();
+      if (!isOver()) this.#onUpToDate();
+    } catch (error) {
+      if (!isOver()) this.#onRefused(error, ticket !== null);
     }
   }
 
-  /** Read the inbox anew, as far down as the page sees it now, and only then show it. */
-  async #load() {
-    const { pageSize } = this.#options;
-    const next = /** @type {View} */ (this.#next);
-    const { items, oldest, isComplete } = this.#view;
-    await this.#read(null, Math.max(items.size, pageSize), (last, count) => {
-      // What came meanwhile must not push off the end what the page shows there.
-      const isDown = oldest === null || (!isComplete && byAge(last, oldest) >= 0);
-      return count >= MAX_RELOADED || (count >= pageSize && isDown);
-    });
-    if (next !== this.#next) return;
-    // The join told of all that is unseen; what lies further down comes again by paging, then without gaps.
-    for (const [id, item] of next.items) if (isBeyond(next, item)) next.items.delete(id);
-    this.#view = next;
-    this.#next = null;
-    this.#onlineSince = performance.now();
+  /** @param {unknown} error @param {boolean} isOfTicket */
+  #onRefused(error, isOfTicket) {
+    if (!(error instanceof Refusal)) {
+      // The page's own function had no token, or the inbox could not be read.
+      this.#connection.lost("could not sign in");
+      return;
+    }
+    const isPassing = error.retryable || PASSING_ERRORS.includes(error.code);
+    if (isOfTicket && !isPassing) {
+      this.#ticket = null;
+      this.#enter();
+      return;
+    }
+    if (isPassing || (error.code === "token_expired" && typeof this.#options.token === "function")) {
+      this.#connection.lost(error.message, error.retryMs);
+    } else this.#end();
+    this.#emit("error", error.detail);
+  }
+
+  #onUpToDate() {
     this.#setState("online");
-    this.#watch();
+    this.#connection.settled();
     this.#listChanged();
-    for (const [name, ids] of this.#postponed.splice(0)) this.#send(name, { ids });
+    if (this.#wasOnline) this.#emit("reconnected", { missed: this.#missed });
+    this.#wasOnline = true;
+    this.#changes.askAgain();
   }
 
   /** @param {number} code @param {string} reason */
-  #onClose(code, reason) {
+  #onClosed(code, reason) {
     if (code >= FIRST_FINAL_CODE && code < 4000) {
       this.#end();
       this.#emit("error", { code: reason, message: reason === "signed_out" ? "you were signed out" : "access has ended" });
-    } else if (code === TOKEN_EXPIRED && this.#state === "online") {
-      this.#disconnect("the token has ended");
-      this.#open();
-    } else this.#lost("the connection was closed");
+      return;
+    }
+    if (code === TOKEN_EXPIRED) this.#ticket = null;
+    if (code === TOKEN_EXPIRED && this.#state === "online") this.#connection.renew("the token has ended");
+    else this.#connection.lost("the connection was closed");
   }
 
-  /** Try again later. @param {string} why */
-  #lost(why) {
-    if (this.#state === "online" && performance.now() - this.#onlineSince > STABLE_MS) this.#failures = 0;
-    this.#disconnect(why);
-    // Full jitter: the clients of a server that restarts do not all come back at once.
-    const retryInMs = Math.random() * Math.min(MAX_RETRY_MS, FIRST_RETRY_MS * 2 ** this.#failures++);
-    this.#retryTimer = setTimeout(() => this.#open(), retryInMs);
-    this.#setState("waiting", retryInMs);
+  /** @param {string} why */
+  #onGone(why) {
+    // Of what was being read there is no end: it is to be read anew.
+    if (this.#next) this.#next = this.#since = null;
+    this.#dialect?.end(why);
+    this.#dialect = null;
   }
 
   /** No more tries. */
   #end() {
-    clearTimeout(this.#retryTimer);
-    window.removeEventListener("online", this.#retryNow);
-    document.removeEventListener("visibilitychange", this.#onVisibility);
-    this.#disconnect("signed out");
-    this.#failures = 0;
+    this.#connection.end("signed out");
+    this.#ticket = null;
     this.#setState("closed");
   }
 
-  /** @param {string} why */
-  #disconnect(why) {
-    clearTimeout(this.#answerTimer);
-    const socket = this.#socket;
-    this.#socket = this.#next = null;
-    for (const { reject } of this.#questions.splice(0)) reject(new Error(why));
-    if (!socket) return;
-    socket.onopen = socket.onmessage = socket.onclose = null;
-    socket.close();
+  /** What is known is not the present user's. @param {string} why */
+  #forget(why) {
+    this.#view = new View(this.#type);
+    this.#since = this.#user = this.#ticket = null;
+    this.#changes.drop(why);
+    this.#setCounts(noCounts(), this.#version === 2);
+    this.#listChanged();
   }
 
-  #retryNow = () => {
-    if (this.#state === "waiting") this.#open();
-  };
+  // -- reading from the server -------------------------------------------------------------------------------------
 
-  #onVisibility = () => {
-    if (document.hidden) {
-      this.#hiddenSince = performance.now();
-      return;
-    }
-    this.#retryNow();
-    const isDoubtful = performance.now() - this.#hiddenSince > DOUBTFUL_AFTER_MS;
-    // A dead connection is found out by its not answering.
-    if (isDoubtful && this.#state === "online") this.#ask(null, 1).catch(() => {});
-  };
-
-  #watch() {
-    clearTimeout(this.#answerTimer);
-    if (this.#state === "online" && !this.#questions.length) return;
-    this.#answerTimer = setTimeout(() => this.#lost("no answer"), ANSWER_TIMEOUT_MS);
-  }
-
-  // -- what is sent ------------------------------------------------------------------------------------------------
-
-  /** @param {string} name @param {object} data */
-  #send(name, data) {
-    this.#socket.send(JSON.stringify({ name, data }));
-  }
-
-  /** @param {"seen" | "delete"} name @param {string[]} ids */
-  #command(name, ids) {
-    if (this.#state === "online") this.#send(name, { ids });
-    else this.#postponed.push([name, ids]);
+  /**
+   * Read the inbox anew, and only then show it. @param {number} [depth] so many at least; default: as far down as the
+   * page sees it now
+   */
+  async #load(depth) {
+    const { pageSize } = this.#options;
+    const old = this.#view;
+    // Revs of another inbox mean nothing here.
+    const next = (this.#next = new View(this.#type, this.#state === "online" && !this.#isStale ? old : undefined));
+    const isDownAt = (/** @type {Notification} */ last) => old.oldest === null || (!old.isComplete && byAge(last, old.oldest) >= 0);
+    await this.#read(next, null, Math.max(depth ?? old.items.size, pageSize), (last, count) => {
+      // What came meanwhile must not push off the end what the page shows there.
+      return count >= MAX_RELOADED || (count >= pageSize && (depth !== undefined || isDownAt(last)));
+    });
+    if (next !== this.#next) return;
+    next.settle();
+    this.#view = next;
+    this.#next = null;
+    this.#isStale = false;
+    this.#missed = next.list.filter((item) => !item.seen && !old.items.has(item._id) && !old.isBeyond(item)).length;
+    this.#listChanged();
   }
 
   /**
-   * Read in as many pages as it takes: so many, or if a third argument is given, until that says it is enough.
-   * @param {Notification | null} before @param {number} count
+   * Read in as many pages as it takes: so many, or if a fourth argument is given, until that says it is enough.
+   * @param {View} view @param {Notification | null} before @param {number} count
    * @param {(last: Notification, count: number) => boolean} [isEnough] asked with the last one read, and how many
    */
-  async #read(before, count, isEnough = (_, read) => read >= count) {
-    const socket = this.#socket;
+  async #read(view, before, count, isEnough = (_, read) => read >= count) {
+    const connection = this.#connection.current;
     const items = [];
     for (let more = true; more && !(items.length && isEnough(/** @type {Notification} */ (before), items.length)); ) {
       // A listener may have closed the connection when it was shown the page before.
-      if (socket !== this.#socket) throw new Error("the connection was closed");
+      if (connection !== this.#connection.current) throw new Error("the connection was closed");
+      if (view !== this.#view && view !== this.#next) break;
       const left = count > items.length ? count - items.length : this.#options.pageSize;
-      const page = await this.#ask(before && before._id, Math.min(left, MAX_PAGE_SIZE));
+      const where = { before: before && before._id, limit: Math.min(left, MAX_PAGE_SIZE), ...(view.type !== null && { type: view.type }) };
+      /** @type {import("./notifications/view.js").Page} */
+      const page = await /** @type {Dialect1 | Dialect2} */ (this.#dialect).page(where, (part) => {
+        view.extend(part);
+        if (view === this.#view) this.#listChanged();
+      });
       items.push(...page.items);
       before = page.items.at(-1) ?? before;
       more = page.more;
@@ -354,94 +438,95 @@ export class Notifications extends EventTarget {
     return items;
   }
 
-  /** @param {string | null} before @param {number} limit @returns {Promise<Page>} */
-  #ask(before, limit) {
-    return new Promise((resolve, reject) => {
-      this.#questions.push({ before, resolve, reject });
-      this.#send("content", { before, limit });
-      this.#watch();
-    });
+  /** Ask what has changed; who does not answer is dead. */
+  async #sync() {
+    const dialect = this.#dialect;
+    if (!dialect || (dialect.version === 2 && this.#since === null)) return;
+    try {
+      await dialect.sync(this.#since ?? "");
+    } catch (error) {
+      // Else the connection was lost.
+      if (error instanceof Refusal) setTimeout(() => dialect === this.#dialect && this.#sync(), Math.random() * SYNC_RETRY_MS);
+    }
   }
 
   // -- what comes --------------------------------------------------------------------------------------------------
 
-  /** @param {unknown} message a frame as text, or as SockJS has parsed it */
-  #receive(message) {
-    const frame = typeof message === "string" ? JSON.parse(message) : /** @type {any} */ (message);
-    const { name, data, before, more } = frame;
-    const value = typeof data === "string" ? JSON.parse(data) : data;
-    if (name === "notification" && "before" in frame) this.#onPage({ items: value, more }, before);
-    else if (name === "notification") this.#onNotifications(value);
-    else if (name === "seen") this.#onSeen(value);
-    else if (name === "delete") this.#onDelete(value);
-    else if (name === "count") this.#onCount(value);
-    else if (name === "error") this.#onError(value);
-    if (this.#socket) this.#watch();
-  }
-
-  /** @param {Page} page @param {string | null} before that of the question it answers */
-  #onPage(page, before) {
-    extend(this.#next ?? this.#view, page);
-    this.#put(page.items);
-    const index = this.#questions.findIndex((question) => question.before === before);
-    // None: an error, which does not say what it answers, was taken for the answer.
-    if (index >= 0) this.#questions.splice(index, 1)[0].resolve(page);
-  }
-
-  /** @param {Notification[]} items part of the answer to the join, or pushed */
-  #onNotifications(items) {
-    this.#put(items);
-    if (this.#isJoined) for (const notification of items) this.#emit("notification", { notification });
-  }
-
-  /** @param {Notification[]} items */
-  #put(items) {
-    const view = this.#next ?? this.#view;
-    for (const item of items) {
-      const known = view.items.get(item._id);
-      if (!isBeyond(view, item) && !(known && known.rev > item.rev)) view.items.set(item._id, item);
+  /** @param {import("./notifications/dialect2.js").Joined} joined */
+  #onJoined({ user, since, counts, floor, ticket }) {
+    this.#version = 2;
+    if (this.#user !== null && user !== this.#user) {
+      // The token is somebody else's now.
+      this.#forget("another user signed in");
+      this.#isStale = true;
     }
-    this.#listChanged();
+    this.#user = user;
+    this.#ticket = ticket;
+    if (since !== null) this.#since = since;
+    this.#setCounts(counts);
+    this.#view.dropBefore(floor);
   }
 
-  /** @param {string[]} ids */
-  #onSeen(ids) {
-    for (const view of [this.#view, this.#next]) {
-      for (const id of ids) {
-        const item = view?.items.get(id);
-        if (item) view?.items.set(id, { ...item, seen: true });
-      }
+  /** @param {import("./notifications/dialect2.js").Chunk} chunk */
+  #onChanged({ documents, upto, floor, reset, ticket }) {
+    const { size } = this.#view.items;
+    const fresh = this.#view.take(documents).filter(({ seen }) => !seen);
+    this.#next?.take(documents);
+    this.#view.dropBefore(floor);
+    this.#view.trim(Math.max(size, MAX_RELOADED));
+    this.#since = upto;
+    this.#ticket = ticket ?? this.#ticket;
+    this.#missed += fresh.length;
+    if (documents.length) this.#listChanged();
+    if (this.#state === "online") for (const notification of fresh) this.#emit("notification", { notification });
+    if (!reset) return;
+    this.#isStale = true;
+    if (this.#state === "online") this.#load().catch(() => this.#connection.lost("the inbox could not be read"));
+  }
+
+  /** @param {string} name @param {any} data @param {boolean} [isAnswer] all screens were told of it, and of the ids too */
+  #onTold(name, data, isAnswer = false) {
+    if (name === "notification") this.#onNotifications([data], true);
+    else if (name === "notifications") this.#onNotifications(data, true);
+    else if (name === "unseen notifications") this.#onNotifications(data, false);
+    else if (name === "restored") this.#onRestored(data);
+    else if (name === "seen" || name === "unseen" || name === "delete") this.#onChange(name, data, isAnswer);
+    else if (name === "counts") this.#setCounts(data);
+    else if (name === "count") this.#setCounts({ ...this.#counts, ...data }, false);
+    else if (name === "missed") this.#sync();
+    else if (name === "bye") this.#connection.heardBye(data.retry_ms);
+  }
+
+  /** @param {Notification[]} items @param {boolean} areNew else they are part of the answer to the join */
+  #onNotifications(items, areNew) {
+    this.#next?.take(items);
+    if (!this.#next || this.#state === "online") this.#view.take(items);
+    this.#listChanged();
+    if (areNew) for (const notification of items) this.#emit("notification", { notification });
+  }
+
+  /** @param {Notification} item */
+  #onRestored(item) {
+    for (const view of [this.#view, this.#next]) view?.take([item]);
+    this.#listChanged();
+    this.#emit("restore", { ids: [item._id] });
+  }
+
+  /** @param {"seen" | "unseen" | "delete"} name @param {{ ids: string[], rev: string | null, all?: true, upto: string }} change @param {boolean} isAnswer */
+  #onChange(name, { ids, rev, all, upto }, isAnswer) {
+    // What the answer to "all" says of those that come yet, the server tells by their ids.
+    if (all && isAnswer) return;
+    let changed = ids;
+    for (const view of [this.#next, this.#view]) {
+      if (!view) continue;
+      if (all) changed = view.markAll(upto);
+      else if (name === "delete") view.remove(ids, rev);
+      else view.mark(ids, name === "seen", rev);
     }
-    this.#changed("seen", ids);
-  }
-
-  /** @param {string[]} ids */
-  #onDelete(ids) {
-    for (const view of [this.#view, this.#next]) for (const id of ids) view?.items.delete(id);
-    this.#changed("delete", ids);
-  }
-
-  /** @param {"seen" | "delete"} name @param {string[]} ids none: a command of ours changed nothing */
-  #changed(name, ids) {
-    if (!ids.length) return;
+    // None: a command of ours changed nothing.
+    if (!changed.length) return;
     this.#listChanged();
-    this.#emit(name, { ids });
-  }
-
-  /** @param {Events["count"]} count the first one on a connection ends the answer to the join */
-  #onCount({ unseen }) {
-    this.#isJoined = true;
-    this.#setUnseen(unseen);
-  }
-
-  /** @param {Events["error"]} error */
-  #onError(error) {
-    if (this.#isJoined) this.#questions.shift()?.reject(new Error(error.message));
-    else if (PASSING_ERRORS.includes(error.code) || (error.code === "token_expired" && typeof this.#options.token === "function"))
-      this.#lost(error.message);
-    // Without its store the server keeps the join in mind, and answers it later.
-    else if (error.code !== "store_unavailable") this.#end();
-    this.#emit("error", error);
+    if (!isAnswer) this.#emit(name, { ids: changed });
   }
 
   // -- events ------------------------------------------------------------------------------------------------------
@@ -458,11 +543,12 @@ export class Notifications extends EventTarget {
     this.#emit("state", retryInMs === undefined ? { state } : { state, retryInMs });
   }
 
-  /** @param {number} unseen */
-  #setUnseen(unseen) {
-    if (unseen === this.#unseen) return;
-    this.#unseen = unseen;
-    this.#emit("count", { unseen });
+  /** @param {Counts} counts @param {boolean} [areByType] */
+  #setCounts(counts, areByType = true) {
+    const { unseen } = this.#counts;
+    this.#counts = counts;
+    if (areByType) this.#emit("counts", counts);
+    if (counts.unseen !== unseen) this.#emit("count", { unseen: counts.unseen });
   }
 
   /** One event for all frames that come together. */
@@ -474,19 +560,4 @@ export class Notifications extends EventTarget {
       this.#emit("list", { items: this.items, hasMore: this.hasMore });
     });
   }
-}
-
-/** Let a view reach down to the end of a page that begins in it. @param {View} view @param {Page} page */
-function extend(view, { items, more }) {
-  const last = items.at(-1);
-  if (more && last && view.oldest && byAge(last, view.oldest) <= 0) return;
-  view.isComplete = !more;
-  view.oldest = last ?? view.oldest;
-}
-
-/** @param {string} url may be relative to the page */
-function webSocketUrl(url) {
-  const absolute = new URL(`${url}/websocket`, location.href);
-  absolute.protocol = absolute.protocol.replace("http", "ws");
-  return absolute.href;
 }

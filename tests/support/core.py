@@ -31,11 +31,14 @@ from server.rooms import Room, Rooms
 from server.session import Session, SessionServices
 from server.store import SignOutPage, Store
 from server.store.sqlite import SQLiteStore
+from server.sync import KeepsAll, Sync
 from server.tasks import Tasks
 from server.tenants import Tenants
 from server.tokens.own import OwnTokens
+from server.tokens.resume import ResumeTickets
 from server.users import ConfigUsers, DemoUsers
 from server.wire import EventFrames
+from server.wire_v2 import InboxFrames
 from tests.support.recording import RecordingConnection
 
 ALICE: Room = (DEFAULT_TENANT, "alice")
@@ -170,9 +173,9 @@ class Core:
 
     async def notify(self, *users: str, **fields: Any) -> list[Document]:
         """Notify these users, and wait until their connections have heard of it."""
-        documents = await self.notifier.notify(publication(*users, **fields))
+        stored = await self.notifier.notify(publication(*users, **fields))
         await self.backplane.flushed()
-        return documents
+        return stored.documents
 
     async def fill(self, user: str, count: int) -> list[Document]:
         """So many unseen documents, stored one after the other and told to nobody."""
@@ -182,7 +185,7 @@ class Core:
                 self.store.add(notification(content=str(number)), [Recipient(user)], None)
                 for number in range(start, min(start + 1000, count))
             )
-            documents += [document for [document] in await asyncio.gather(*stored)]
+            documents += [document for each in await asyncio.gather(*stored) for document in each.documents]
         return sorted(documents, key=lambda document: (document.created_at, document.id))
 
 
@@ -191,9 +194,19 @@ async def open_core(folder: Path, limits: LimitSettings = UNLIMITED) -> AsyncIte
     """A core on an embedded store in this folder."""
     sqlite = SQLiteStore(folder / "notifications.sqlite3")
     await sqlite.open()
-    store = FragileStore(sqlite)
+    try:
+        async with core_on(sqlite, limits) as core:
+            yield core
+    finally:
+        await sqlite.close()
+
+
+@asynccontextmanager
+async def core_on(opened: Store, limits: LimitSettings = UNLIMITED) -> AsyncIterator[Core]:
+    """A core on an open store."""
+    store = FragileStore(opened)
     port = cast("Store", store)
-    tenants, tokens = Tenants(lambda: sqlite.directory), OwnTokens()
+    tenants, tokens = Tenants(lambda: opened.directory), OwnTokens()
     await tenants.open()
     tokens.use(tenants.secrets)
     cache = CredentialCache(300, 100)
@@ -214,17 +227,21 @@ async def open_core(folder: Path, limits: LimitSettings = UNLIMITED) -> AsyncIte
             cache=cache,
             brake=Brake(100),
         ),
+        tickets=ResumeTickets(tokens),
         tenants=tenants,
         limits=counted,
         inbox=inbox,
+        sync=Sync(port, KeepsAll()),
         broadcaster=broadcaster,
         rooms=rooms,
         tasks=tasks,
         dialect=EventFrames(),
+        dialect_v2=InboxFrames(),
         page_limit=PAGE_LIMIT,
         max_queue_bytes=MAX_QUEUE_BYTES,
         max_pending=MAX_PENDING,
         max_pending_bytes=MAX_PENDING_BYTES,
+        heartbeat_s=25.0,
     )
     feeds = FeedServices(
         tenants=tenants,
@@ -235,7 +252,9 @@ async def open_core(folder: Path, limits: LimitSettings = UNLIMITED) -> AsyncIte
         inbox=inbox,
         marks=marks,
         broadcaster=broadcaster,
+        sync=services.sync,
         max_queue_bytes=MAX_QUEUE_BYTES,
+        heartbeat_s=25.0,
     )
     try:
         yield Core(
@@ -258,7 +277,6 @@ async def open_core(folder: Path, limits: LimitSettings = UNLIMITED) -> AsyncIte
         await tasks.cancel()
         await services.authenticator.close()
         checks.close()
-        await sqlite.close()
 
 
 def notification(content: str = "", **fields: Any) -> Notification:

@@ -39,7 +39,7 @@ class SMTPSink:
     `tls`: TLS from the first byte; `starttls`: offered. `logins`: name -> password; if given, nobody gets on without.
     All other settings may be changed while it runs. `replies`: what to answer instead of accepting, to `EHLO`, `MAIL`,
     `DATA`, the `end` of the content, or a recipient (by address). `max_recipients`: of one transaction; more are
-    answered by 452. `cut_at`, `hang_at`: one of `STAGES`.
+    answered by 452. `cut_at`, `hang_at`: one of `STAGES`. `cut_recipients`: addresses at which the connection is cut.
     """
 
     tls: ssl.SSLContext | None = None
@@ -49,6 +49,7 @@ class SMTPSink:
     port: int = 0
     replies: dict[str, str] = field(default_factory=dict)
     max_recipients: int | None = None
+    cut_recipients: set[str] = field(default_factory=set)
     cut_at: str | None = None
     hang_at: str | None = None
     mails: list[SunkMail] = field(default_factory=list)
@@ -60,6 +61,8 @@ class SMTPSink:
         self._arrivals: asyncio.Queue[SunkMail] = asyncio.Queue()
         self.stuck = asyncio.Event()
         """Set when the sink cuts a connection, or falls silent."""
+        self.quitted = asyncio.Event()
+        """Set when a client has said good-bye."""
         self._controller = _Controller(self)
         self._controller.start()
         self.connections = 0  # the controller's own try does not count
@@ -70,8 +73,15 @@ class SMTPSink:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         # From Python 3.12 on, a server's end waits for its connections.
-        self._controller.loop.call_soon_threadsafe(self._controller.abort_connections)
+        self.hang_up()
         self._controller.stop()
+
+    def hang_up(self) -> None:
+        """End all connections."""
+        self._controller.loop.call_soon_threadsafe(self._controller.abort_connections)
+
+    def said_goodbye(self) -> None:
+        self._loop.call_soon_threadsafe(self.quitted.set)
 
     async def next_mail(self) -> SunkMail:
         """The next mail that is taken, in the order of arrival."""
@@ -142,6 +152,7 @@ class _Server(SMTP):
 
     async def smtp_QUIT(self, arg: str) -> None:
         await self.event_handler.misbehave("QUIT", self)
+        self.event_handler.sink.said_goodbye()
         await super().smtp_QUIT(arg)
 
 
@@ -181,6 +192,9 @@ class _Handler:
         self, server: SMTP, session: Session, envelope: Envelope, address: str, options: list[str]
     ) -> str:
         await self.misbehave("RCPT", server)
+        if address in self.sink.cut_recipients:
+            server.transport.abort()
+            await asyncio.Event().wait()  # until the connection is gone
         if address in self.sink.replies:
             return self.sink.replies[address]
         if len(envelope.rcpt_tos) == self.sink.max_recipients:

@@ -36,9 +36,8 @@ async def add(store: Store, number: int) -> list[Document]:
     if number % 3 == 0:
         owed = tuple(MailRecipient(user, f"{user}@example.test", now()) for user in users)
         duty = EmailDuty(Mail("subject", "content"), owed)
-    return await store.add(
-        make_notification(content=" ".join(users), data={"owed": duty is not None}), recipients, duty
-    )
+    notification = make_notification(content=" ".join(users), data={"owed": duty is not None})
+    return (await store.add(notification, recipients, duty)).documents
 
 
 async def add_for_ever(store: Store, numbers: itertools.count[int]) -> None:

@@ -14,7 +14,7 @@ import pytest
 from server.grants import SignOut
 from server.ids import new_id
 from server.messages import Document, EmailDuty, Mail, MailRecipient, Notification, Recipient, now
-from server.store import Directory, SignOutCursor, Store
+from server.store import Directory, Outbox, SignOutCursor, Store
 
 KINDS = ("sqlite", "mongo-standalone", "mongo-replica-set")
 
@@ -23,9 +23,10 @@ USER = "alice"
 
 
 class Beside(Protocol):
-    """What another process opens to change the directory of a store that a server has open."""
+    """What another process opens to change the directory or the outbox of a store that a server has open."""
 
     directory: Directory
+    outbox: Outbox
 
     async def open(self) -> None: ...
 
@@ -122,8 +123,8 @@ def make_notification(tenant: str = TENANT, **fields: Any) -> Notification:
 
 async def put(store: Store, user_id: str = USER, tenant: str = TENANT, **fields: Any) -> Document:
     """Store a notification for one user."""
-    [document] = await store.add(make_notification(tenant, **fields), [Recipient(user_id)], None)
-    return document
+    stored = await store.add(make_notification(tenant, **fields), [Recipient(user_id)], None)
+    return stored.documents[0]
 
 
 async def put_many(store: Store, count: int, user_id: str = USER, **fields: Any) -> list[Document]:

@@ -59,6 +59,7 @@ class _Base:
         self._timeout = protocol.seconds(timeout)
         self._retries = retries
         self._tls = tls
+        self._inherited: list[httpx.Client] = []
         self._connect()
 
     def _connect(self) -> None:
@@ -80,28 +81,46 @@ class Client(_Base):
     trust, and the own certificate, where the usual certificate authorities are not enough.
 
     Connections are kept and used again: make one client, keep it, and close it at the end (or use it in `with`). Every
-    method raises `NotificationError` (see `errors`), and repeats what failed as `retries` says.
+    method raises `NotificationError` (see `errors`), and repeats what failed as `retries` says: then nobody is notified
+    twice, as each call has an idempotency key. `idempotency_key`: your own (1 to 255 characters of visible ASCII), so
+    that the same call is known again also when your program makes it anew; for a day, unless the server is configured
+    otherwise.
     """
 
     def notify(
-        self, content: str, *, users: Iterable[str | int | Recipient], **fields: Unpack[Fields]
+        self,
+        content: str,
+        *,
+        users: Iterable[str | int | Recipient],
+        idempotency_key: str | None = None,
+        **fields: Unpack[Fields],
     ) -> None:
         """Store a notification for each of the users, show it on their screens, and mail it if the fields say so. When
         this returns, it is stored. `users`: ids, or `{"id": …, "email": …}`; nobody: nothing happens."""
-        return self._run(protocol.notify(content, users, fields))
+        return self._run(protocol.notify(content, users, fields, idempotency_key))
 
-    def notify_user_by_id(self, user_id: str | int, message: Any) -> None:
+    def notify_user_by_id(
+        self, user_id: str | int, message: Any, *, idempotency_key: str | None = None
+    ) -> None:
         """The same for one user and any JSON but null, as the Django service took it."""
-        return self._run(protocol.notify_user_by_id(user_id, message))
+        return self._run(protocol.notify_user_by_id(user_id, message, idempotency_key))
 
-    def send(self, user_ids: Iterable[str | int], payload: Mapping[str, Any]) -> str:
+    def send(
+        self,
+        user_ids: Iterable[str | int],
+        payload: Mapping[str, Any],
+        *,
+        idempotency_key: str | None = None,
+    ) -> str:
         """The same for a payload and at least one user; the id of the notification, for `deliveries`."""
-        return self._run(protocol.send(user_ids, payload))
+        return self._run(protocol.send(user_ids, payload, idempotency_key))
 
-    def broadcast(self, title: str, message: str, data: Any = None) -> str:
+    def broadcast(
+        self, title: str, message: str, data: Any = None, *, idempotency_key: str | None = None
+    ) -> str:
         """Notify every user of the key's tenant; the id of the notification. When this returns, it is sure that all of
         them will get it. `data`: any JSON."""
-        return self._run(protocol.broadcast(title, message, data))
+        return self._run(protocol.broadcast(title, message, data, idempotency_key))
 
     def token(self, user_id: str | int, expires_in: float | None = None) -> Token:
         """What the user can join by, for as many seconds (None: as long as the server allows). Takes a key of the scope
@@ -156,7 +175,9 @@ class Client(_Base):
 
     def _attempt(self, call: Call[Any]) -> Answer | NotificationError:
         if self._pid != os.getpid():
-            # After a fork the connections are the parent's: two answers would mix on one socket.
+            # After a fork the connections are the parent's: two answers would mix on one socket. Kept, since Python
+            # warns of sockets that are dropped without being closed.
+            self._inherited.append(self._http)
             self._connect()
         try:
             answer = self._http.request(
@@ -172,22 +193,37 @@ class AsyncClient(_Base):
     and does not survive a fork. A call that was cancelled may have been carried out."""
 
     async def notify(
-        self, content: str, *, users: Iterable[str | int | Recipient], **fields: Unpack[Fields]
+        self,
+        content: str,
+        *,
+        users: Iterable[str | int | Recipient],
+        idempotency_key: str | None = None,
+        **fields: Unpack[Fields],
     ) -> None:
         """See `Client.notify`."""
-        return await self._run(protocol.notify(content, users, fields))
+        return await self._run(protocol.notify(content, users, fields, idempotency_key))
 
-    async def notify_user_by_id(self, user_id: str | int, message: Any) -> None:
+    async def notify_user_by_id(
+        self, user_id: str | int, message: Any, *, idempotency_key: str | None = None
+    ) -> None:
         """See `Client.notify_user_by_id`."""
-        return await self._run(protocol.notify_user_by_id(user_id, message))
+        return await self._run(protocol.notify_user_by_id(user_id, message, idempotency_key))
 
-    async def send(self, user_ids: Iterable[str | int], payload: Mapping[str, Any]) -> str:
+    async def send(
+        self,
+        user_ids: Iterable[str | int],
+        payload: Mapping[str, Any],
+        *,
+        idempotency_key: str | None = None,
+    ) -> str:
         """See `Client.send`."""
-        return await self._run(protocol.send(user_ids, payload))
+        return await self._run(protocol.send(user_ids, payload, idempotency_key))
 
-    async def broadcast(self, title: str, message: str, data: Any = None) -> str:
+    async def broadcast(
+        self, title: str, message: str, data: Any = None, *, idempotency_key: str | None = None
+    ) -> str:
         """See `Client.broadcast`."""
-        return await self._run(protocol.broadcast(title, message, data))
+        return await self._run(protocol.broadcast(title, message, data, idempotency_key))
 
     async def token(self, user_id: str | int, expires_in: float | None = None) -> Token:
         """See `Client.token`."""

@@ -1,11 +1,13 @@
 """Every error that a call can raise; texts and attributes never hold a key or what was sent.
 
 NotificationError          status, code, maybe_done
-├── Invalid                what was sent cannot be taken; `field` says what of it (400)
+├── Invalid                what was sent cannot be taken; `field` says what of it (400; 422: your idempotency key was
+│   │                      used for something else)
 │   └── TooLarge           … because it is over a limit (413)
 ├── Refused                the key is missing or wrong, or it may not do this (401, 403)
 ├── NotFound               what was named is not there (404)
-├── Unavailable            not now; `retry_after` says when. Raised when the retries were used up (502, 503, 504)
+├── Unavailable            not now; `retry_after` says when. Raised when the retries were used up (409 of the
+│   │                      same call still being carried out, 502, 503, 504)
 │   ├── RateLimited        this key has had its share for now (429)
 │   ├── Unreachable        no connection: nothing was sent
 │   └── AnswerLost         sent, but no answer came

@@ -6,6 +6,7 @@ import json
 import math
 import random
 import time
+import uuid
 from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -34,6 +35,9 @@ KEY_REFUSED = b"<html><body>API Key refused</body></html>"
 FIRST_DELAY_S = 0.5
 LONGEST_DELAY_S = 5.0
 """Of the pause before an attempt, which doubles with each one; the server may ask for more."""
+
+MAX_KEY_CHARS = 255
+"""Of an idempotency key."""
 
 NOTHING_DONE = ("busy", "auth_unavailable")
 """The codes of a 503 that come before anything is stored. After `store_unavailable` all of it may be stored yet."""
@@ -86,16 +90,14 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class Retries:
-    """When a call that failed is sent again.
+    """When a call that failed is sent again, which never does more than once what it is to do.
 
     `attempts`: at most so many, the first one included (1: never again). `total_s`: none begins later than so many
-    seconds after the call did. `may_duplicate`: also where the notification may have been stored already (the answer
-    was lost), so that users may get it twice. Without it, that is an error with `maybe_done`.
+    seconds after the call did.
     """
 
     attempts: int = 4
     total_s: float = 15.0
-    may_duplicate: bool = False
 
 
 DEFAULT_RETRIES = Retries()
@@ -103,17 +105,21 @@ DEFAULT_RETRIES = Retries()
 
 @dataclass(frozen=True, slots=True)
 class Call(Generic[T]):
-    """One request. `read` makes the result of the answer's JSON. `is_harmless`: twice does no more than once."""
+    """One request. `read` makes the result of the answer's JSON. `idempotency_key`: by which the server knows it when
+    it comes again; None: twice does no more than once anyway."""
 
     method: str
     path: str
     body: bytes | None = field(repr=False)
     read: Callable[[Any], T]
-    is_harmless: bool = False
+    idempotency_key: str | None = None
 
     @property
     def headers(self) -> dict[str, str]:
-        return {} if self.body is None else {"Content-Type": "application/json"}
+        headers = {} if self.body is None else {"Content-Type": "application/json"}
+        if self.idempotency_key is not None:
+            headers["Idempotency-Key"] = self.idempotency_key
+        return headers
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,47 +159,58 @@ def seconds(timeout: float) -> float:
     return timeout
 
 
-def notify(content: str, users: Iterable[str | int | Recipient], fields: Fields) -> Call[None]:
+def notify(
+    content: str, users: Iterable[str | int | Recipient], fields: Fields, key: str | None
+) -> Call[None]:
     if unknown := fields.keys() - Fields.__annotations__.keys():
         # The server ignores what it does not know: a slip of the pen would be lost.
         raise TypeError(f"notify() knows no field {', '.join(sorted(unknown))}")
     recipients = [{"id": user} if isinstance(user, str | int) else user for user in _several(users, "users")]
-    return _post("/notify", {"content": content, "users": recipients, **fields}, _nothing)
+    return _publish("/notify", {"content": content, "users": recipients, **fields}, _nothing, key)
 
 
-def notify_user_by_id(user_id: str | int, message: Any) -> Call[None]:
-    return _post("/api/notifications/send/", {"user_id": user_id, "payload": message}, _nothing)
+def notify_user_by_id(user_id: str | int, message: Any, key: str | None) -> Call[None]:
+    return _publish("/api/notifications/send/", {"user_id": user_id, "payload": message}, _nothing, key)
 
 
-def send(user_ids: Iterable[str | int], payload: Mapping[str, Any]) -> Call[str]:
+def send(user_ids: Iterable[str | int], payload: Mapping[str, Any], key: str | None) -> Call[str]:
     body = {"userIds": _several(user_ids, "user_ids"), "payload": dict(payload)}
-    return _post("/api/realtime/internal/notify", body, _id)
+    return _publish("/api/realtime/internal/notify", body, _id, key)
 
 
-def broadcast(title: str, message: str, data: Any) -> Call[str]:
+def broadcast(title: str, message: str, data: Any, key: str | None) -> Call[str]:
     body = {"title": title, "message": message} | ({} if data is None else {"data": data})
-    return _post("/api/notifications/send/", body, _id)
+    return _publish("/api/notifications/send/", body, _id, key)
 
 
 def token(user_id: str | int, expires_in: float | None) -> Call[Token]:
     body = {"user_id": user_id, "expires_in": expires_in}
-    return _post("/api/v2/tokens", body, _token, is_harmless=True)
+    return Call("POST", "/api/v2/tokens", _json(body), _token)
 
 
 def sign_out(user_id: str | int) -> Call[None]:
     path = f"/api/v2/users/{_segment(user_id, 'user_id')}/sign-out"
-    return Call("POST", path, None, _nothing, is_harmless=True)
+    return Call("POST", path, None, _nothing)
 
 
 def deliveries(id: str, after: str | None) -> Call[tuple[list[Delivery], str | None]]:
     """A page; with it what to ask for the next one with, None after the last."""
     query = "" if after is None else f"?after={quote(after, safe='')}"
     path = f"/api/notifications/{_segment(id, 'id')}/deliveries{query}"
-    return Call("GET", path, None, _page, is_harmless=True)
+    return Call("GET", path, None, _page)
 
 
-def _post(path: str, body: Any, read: Callable[[Any], T], *, is_harmless: bool = False) -> Call[T]:
-    return Call("POST", path, json.dumps(body, allow_nan=False).encode(), read, is_harmless)
+def _publish(path: str, body: Any, read: Callable[[Any], T], key: str | None) -> Call[T]:
+    """With the caller's idempotency key, or one that no other call has. Raises ValueError."""
+    if key is None:
+        key = str(uuid.uuid4())
+    elif not 1 <= len(key) <= MAX_KEY_CHARS or not all("!" <= character <= "~" for character in key):
+        raise ValueError(f"idempotency_key: not 1 to {MAX_KEY_CHARS} characters of visible ASCII")
+    return Call("POST", path, _json(body), read, key)
+
+
+def _json(body: Any) -> bytes:
+    return json.dumps(body, allow_nan=False).encode()
 
 
 def _several(values: Iterable[T], name: str) -> list[T]:
@@ -252,20 +269,28 @@ def refusal(answer: Answer) -> NotificationError:
     match answer.status:
         case 400 if answer.body == KEY_REFUSED:
             return Refused("API Key refused", status=400, code="bad_credentials")
-        case 400 | 413:
+        case 400 | 413 | 422:
             return _invalid(answer.status, problem, code, message)
         case 401 | 403:
             return Refused(message, status=answer.status, code=code)
         case 404 if code:
             return NotFound(message, status=404, code=code)
+        case 409 if code == "in_progress":
+            return _unavailable(Unavailable, answer, code, message, maybe_done=True)
         case 429 | 502 | 503 | 504:
             is_limited = answer.status == 429
             maybe_done = not (is_limited or (answer.status == 503 and code in NOTHING_DONE))
             kind = RateLimited if is_limited else Unavailable
-            unavailable = kind(message, status=answer.status, code=code, maybe_done=maybe_done)
-            unavailable.retry_after = _retry_after(answer.headers.get("retry-after", ""))
-            return unavailable
+            return _unavailable(kind, answer, code, message, maybe_done=maybe_done)
     return UnexpectedAnswer(message, status=answer.status, code=code, maybe_done=answer.status >= 500)
+
+
+def _unavailable(
+    kind: type[Unavailable], answer: Answer, code: str, message: str, *, maybe_done: bool
+) -> Unavailable:
+    unavailable = kind(message, status=answer.status, code=code, maybe_done=maybe_done)
+    unavailable.retry_after = _retry_after(answer.headers.get("retry-after", ""))
+    return unavailable
 
 
 def _problem(body: bytes) -> dict[str, Any]:
@@ -319,14 +344,9 @@ def exchange(
             error.maybe_done = maybe_done = error.maybe_done or maybe_done
             delay_s = _delay_s(error, attempt)
             is_last = attempt >= retries.attempts or clock() + delay_s > last_begin
-            if is_last or not _may_repeat(call, error, retries):
+            if is_last or not isinstance(error, Unavailable):
                 raise
         attempt += 1
-
-
-def _may_repeat(call: Call[Any], error: NotificationError, retries: Retries) -> bool:
-    is_safe = call.is_harmless or retries.may_duplicate or not error.maybe_done
-    return isinstance(error, Unavailable) and is_safe
 
 
 def _delay_s(error: NotificationError, attempt: int) -> float:

@@ -1,0 +1,33 @@
+"""What the person who started the server is told once it serves."""
+
+from __future__ import annotations
+
+import logging
+
+from server import __version__
+from server.config import Config
+
+logger = logging.getLogger(__name__)
+
+
+def announce(config: Config, port: int, store: str, mail: str) -> None:
+    """On standard output, and the warnings of the configuration in the log. `port`: the one that it got; `store`,
+    `mail`: their names."""
+    scheme = "http" if config.tls is None else "https"
+    address = f"{scheme}://{_url_host(config.application.address)}:{port}/"
+    lines = [
+        f"notification-server {__version__} ({'RELEASE' if config.release else 'DEBUG'})",
+        f"  {'address' if config.release else 'page   '}  {address}",
+        f"  data     {config.application.data}",
+        f"  store    {store}",
+        f"  mail     {mail}",
+    ]
+    print("\n".join(lines), flush=True)
+    for warning in config.warnings:
+        logger.warning("%s", warning)
+
+
+def _url_host(address: str) -> str:
+    if address in ("", "0.0.0.0", "::"):  # noqa: S104  # compared, not bound
+        return "127.0.0.1"
+    return f"[{address}]" if ":" in address else address

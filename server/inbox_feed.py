@@ -1,0 +1,106 @@
+"""Dialect 2 for those who only listen, as over Server-Sent Events: what they missed, then what is new, and now and then
+how far they are. What they want to change they ask for by other requests."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncIterator
+from functools import partial
+from typing import Any
+
+from server.auth import Identity
+from server.conversations.v2 import REFRESH_S, chunk_fields
+from server.errors import StoreUnavailable
+from server.feed import Feed, FeedServices, Portion
+from server.rooms import Connection
+from server.wire import FAILED, Frame
+from server.wire_v2 import InboxStream, answer_frame, joined_fields
+
+logger = logging.getLogger(__name__)
+
+
+class InboxFeed(Feed):
+    """First `joined`, as a socket answers its join; then, to who says how far they are, what has changed since."""
+
+    __slots__ = ("_refreshing", "_since")
+    dialect: InboxStream = InboxStream()
+
+    def __init__(
+        self, connection: Connection, services: FeedServices, identity: Identity, since: str | None
+    ) -> None:
+        self._since = since
+        self._refreshing: asyncio.TimerHandle | None = None
+        super().__init__(connection, services, identity)
+
+    def closed(self) -> None:
+        super().closed()
+        if self._refreshing is not None:
+            self._refreshing.cancel()
+
+    async def _backlog(self) -> AsyncIterator[Portion]:
+        since = self._since
+        joined = await self._patiently(self._welcome)
+        frame = answer_frame("joined", None, joined)
+        yield [(self.dialect.of(frame, joined["since"]), ())], None
+        if since is None:
+            self._since = joined["since"]
+        else:
+            async for portion in self._changes(since):
+                yield portion
+        self._refresh_later()
+
+    async def _welcome(self) -> dict[str, Any]:
+        services, room = self._services, self._room
+        # Before the counting: what changes during it is not passed over.
+        present = await services.sync.now()
+        return joined_fields(
+            room[1],
+            str(present) if self._since is None else None,
+            await services.inbox.counts(room),
+            floor=services.sync.floor(room[0]),
+            ticket=None,
+            heartbeat_s=services.heartbeat_s,
+        )
+
+    async def _changes(self, since: str) -> AsyncIterator[Portion]:
+        while True:
+            chunk = await self._patiently(partial(self._services.sync.read, self._room, since))
+            since = chunk.upto
+            yield [(self._frame(chunk_fields(chunk)), chunk.documents)], None
+            if not chunk.more:
+                self._since = since
+                return
+
+    def _frame(self, chunk: dict[str, Any]) -> Frame:
+        return self.dialect.of(answer_frame("sync", None, chunk), chunk["upto"])
+
+    # -- now and then ----------------------------------------------------------------------------------------
+    def _refresh_later(self) -> None:
+        delay_s = REFRESH_S * random.uniform(0.8, 1.2)  # noqa: S311  # apart from others, no secret
+        self._refreshing = asyncio.get_running_loop().call_later(delay_s, self._start_refresh)
+
+    def _start_refresh(self) -> None:
+        self._task = self._services.tasks.start(self._refresh(), "feed")
+
+    async def _refresh(self) -> None:
+        """As `ConversationV2.refresh`."""
+        more, since = True, self._since
+        try:
+            while more and since is not None:
+                self._screen.begin_answer()
+                chunk = await self._services.sync.read(self._room, since)
+                self._screen.answer(self._frame(chunk_fields(chunk)), chunk.documents)
+                self._screen.end_answer()
+                more, self._since = chunk.more, chunk.upto
+                since = chunk.upto
+                await self.connection.drained()
+        except StoreUnavailable:
+            logger.debug("a client is told later how far it is")
+        except Exception:
+            logger.exception("a client could not be told how far it is")
+            self.connection.close(FAILED)
+        finally:
+            self._screen.end_answer()
+        self._refresh_later()

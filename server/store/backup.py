@@ -1,0 +1,77 @@
+"""What a backup says of itself: the file `backup.json` in its folder, written when all else is there."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from server.errors import StartupError
+
+NAME = "backup.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """`store`: `embedded` or `mongodb`; `version`: that of the server; `taken_at`: RFC 3339; `counts`: how many there
+    are of what, `documents` and `users` among them."""
+
+    store: str
+    version: str
+    taken_at: str
+    counts: Mapping[str, int]
+
+
+def make_folder(folder: Path) -> None:
+    """An empty folder, for nobody else's eyes. Raises `StartupError`."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        is_used = any(folder.iterdir())
+    except OSError as exc:
+        raise StartupError(f"{folder} cannot be made: {exc.strerror}") from exc
+    if is_used:
+        raise StartupError(f"{folder} is not empty; a backup takes a folder of its own")
+
+
+def write(folder: Path, manifest: Manifest) -> None:
+    """The last step of a backup, which is one when this returns. Raises `OSError`."""
+    with create(folder / NAME) as descriptor:
+        descriptor.write(json.dumps(asdict(manifest), indent=2).encode() + b"\n")
+        sync(descriptor)
+    sync_folder(folder)
+
+
+def read(folder: Path) -> Manifest:
+    """Raises `StartupError` if there is no backup that was finished."""
+    try:
+        fields = json.loads((folder / NAME).read_text())
+        return Manifest(fields["store"], fields["version"], fields["taken_at"], fields["counts"])
+    except FileNotFoundError:
+        raise StartupError(f"{folder} is no backup, or one that was not finished") from None
+    except OSError as exc:
+        raise StartupError(f"{folder} cannot be read: {exc.strerror}") from exc
+    except (ValueError, LookupError, TypeError):
+        raise StartupError(f"{folder / NAME} is damaged") from None
+
+
+def create(path: Path) -> io.BufferedWriter:
+    """A new file that only its owner can read."""
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
+
+
+def sync(file: io.BufferedWriter) -> None:
+    """Return when what was written is on the disk."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """The same for the names in a folder."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

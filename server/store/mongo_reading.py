@@ -1,0 +1,206 @@
+"""Reading inboxes on MongoDB."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from datetime import datetime
+
+from bson import ObjectId
+
+from server.ids import is_id
+from server.messages import Document
+from server.store import MAX_TYPES, Counts, TypeCounts
+from server.store.mongo_connection import Connection
+from server.store.mongo_documents import WHOLE, Raw, beyond, read_document
+
+OLDEST_FIRST = 1
+NEWEST_FIRST = -1
+
+Position = tuple[datetime, ObjectId]
+
+MAX_REV = (1 << 63) - 1
+"""What MongoDB takes for an integer."""
+
+NOT_DELETED: Raw = {"delete": False}
+
+_ALL: Raw = {"documents": ["unbounded", "unbounded"]}
+
+# Of each type of each user, those with the most documents first; in each, too, the sums over all types of the user.
+_COUNTING: list[Raw] = [
+    # By seen, too, and not a sum over its values: the index alone has them, and this takes the least time.
+    {"$group": {"_id": {"user": "$_userId", "type": "$type", "seen": "$seen"}, "count": {"$sum": 1}}},
+    # What is no text in a document of the original is read as an empty one.
+    {"$set": {"_id.type": {"$cond": [{"$eq": [{"$type": "$_id.type"}, "string"]}, "$_id.type", ""]}}},
+    {
+        "$group": {
+            "_id": {"user": "$_id.user", "type": "$_id.type"},
+            "unseen": {"$sum": {"$cond": ["$_id.seen", 0, "$count"]}},
+            "total": {"$sum": "$count"},
+        }
+    },
+    # Places are given by one field only.
+    {"$set": {"order": {"fewer": {"$multiply": [-1, "$total"]}, "type": "$_id.type"}}},
+    {
+        "$setWindowFields": {
+            "partitionBy": "$_id.user",
+            "sortBy": {"order": 1},
+            "output": {
+                "place": {"$documentNumber": {}},
+                "allUnseen": {"$sum": "$unseen", "window": _ALL},
+                "allTotal": {"$sum": "$total", "window": _ALL},
+            },
+        }
+    },
+    {"$match": {"place": {"$lte": MAX_TYPES}}},
+    {"$sort": {"place": 1}},
+]
+
+
+class Reading:
+    """The verbs of the store that read, but for `position`."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def newest(
+        self,
+        tenant: str,
+        user_id: str,
+        before: str | None,
+        limit: int,
+        type_: str | None,
+        seen: bool | None,
+    ) -> list[Document]:
+        """As `Store.newest`."""
+        position = None
+        if before is not None:
+            position = await self._position(tenant, user_id, before)
+            if position is None:
+                return []
+        where, index = _only(type_, seen)
+        found = await self.select(
+            tenant, user_id, where, index=index, order=NEWEST_FIRST, past=position, limit=limit
+        )
+        return [read_document(each) for each in found]
+
+    async def page(self, tenant: str, user_id: str, page: int, limit: int) -> list[Document]:
+        """As `Store.page`."""
+        found = await self.select(tenant, user_id, order=OLDEST_FIRST, skip=page * limit, limit=limit)
+        return [read_document(each) for each in found]
+
+    async def unseen(self, tenant: str, user_id: str, after: Document | None, limit: int) -> list[Document]:
+        """As `Store.unseen`."""
+        position = None if after is None else (after.created_at, ObjectId(after.id))
+        found = await self.select(
+            tenant, user_id, {"seen": False}, index="unseen", order=OLDEST_FIRST, past=position, limit=limit
+        )
+        return [read_document(each) for each in found]
+
+    async def changes(self, tenant: str, user_id: str, after: tuple[int, str], limit: int) -> list[Document]:
+        """As `Store.changes`."""
+        query = {"tenant": tenant, "_userId": user_id, **_changed_after(*after)}
+        sort = {"rev": 1, "_id": 1}
+        found = self._connection.documents.find(query, WHOLE, sort=sort, limit=limit, hint="changes")
+        return [read_document(each) for each in await found.to_list()]
+
+    async def find(self, tenant: str, user_id: str, ids: Sequence[str]) -> list[Document]:
+        """As `Store.find`."""
+        return [read_document(each) for each in await self.among(tenant, user_id, id_list(ids), {}, WHOLE)]
+
+    async def counts(self, tenant: str, user_ids: Collection[str]) -> dict[str, Counts]:
+        """As `Store.counts`."""
+        sums = dict.fromkeys(user_ids, (0, 0))
+        types: dict[str, dict[str, TypeCounts]] = {user_id: {} for user_id in user_ids}
+        match: Raw = {"$match": {"tenant": tenant, "_userId": {"$in": list(sums)}, **NOT_DELETED}}
+        async for found in await self._connection.documents.aggregate([match, *_COUNTING], hint="types"):
+            user_id, type_ = found["_id"]["user"], found["_id"]["type"]
+            sums[user_id] = found["allUnseen"], found["allTotal"]
+            types[user_id][type_] = TypeCounts(found["unseen"], found["total"])
+        return {user_id: Counts(*sums[user_id], types[user_id]) for user_id in sums}
+
+    async def count_unseen(self, tenant: str, user_ids: Collection[str]) -> dict[str, int]:
+        """As `Store.count_unseen`."""
+        unseen = {"tenant": tenant, "_userId": {"$in": list(user_ids)}, "seen": False, **NOT_DELETED}
+        pipeline: list[Raw] = [{"$match": unseen}, {"$group": {"_id": "$_userId", "count": {"$sum": 1}}}]
+        counts = dict.fromkeys(user_ids, 0)
+        async for found in await self._connection.documents.aggregate(pipeline, hint="unseen"):
+            counts[found["_id"]] = found["count"]
+        return counts
+
+    async def still_unseen(self, tenant: str, nid: str, user_ids: Collection[str]) -> set[str]:
+        """As `Store.still_unseen`."""
+        if not is_id(nid):
+            return set()
+        unseen = {"_userId": {"$in": list(user_ids)}, "seen": False, **NOT_DELETED}
+        query = {"tenant": tenant, "nid": ObjectId(nid), **unseen}
+        found = await self._connection.documents.find(query, {"_userId": 1}).to_list()
+        return {each["_userId"] for each in found}
+
+    async def _position(self, tenant: str, user_id: str, id_: str) -> Position | None:
+        """The place of a document in its user's inbox, None if it is not the user's. It may be deleted."""
+        if not is_id(id_):
+            return None
+        one = {"tenant": tenant, "_userId": user_id, "_id": ObjectId(id_)}
+        found = await self._connection.documents.find_one(one, {"createdAt": 1})
+        return None if found is None else (found["createdAt"], found["_id"])
+
+    async def select(
+        self,
+        tenant: str,
+        user_id: str,
+        where: Raw | None = None,
+        *,
+        index: str = "inbox",
+        order: int,
+        limit: int,
+        past: Position | None = None,
+        skip: int = 0,
+        fields: Raw = WHOLE,
+    ) -> list[Raw]:
+        """Documents of an inbox that are not deleted, in `order`, those past a position only."""
+        query: Raw = {"tenant": tenant, "_userId": user_id, **NOT_DELETED, **(where or {})}
+        if past is not None:
+            query |= beyond(past, order)
+        sort = {"createdAt": order, "_id": order}
+        # MongoDB would choose by what it learnt with another user, whose inbox may be quite different.
+        found = self._connection.documents.find(query, fields, sort=sort, skip=skip, limit=limit, hint=index)
+        return await found.to_list()
+
+    async def among(
+        self, tenant: str, user_id: str, ids: Sequence[ObjectId], where: Raw, fields: Raw
+    ) -> list[Raw]:
+        """Of the user's documents with these ids those that match `where`, in this order."""
+        if not ids:
+            return []
+        query = {"tenant": tenant, "_userId": user_id, "_id": {"$in": ids}, **where}
+        found = await self._connection.documents.find(query, fields, hint="_id_").to_list()
+        by_id = {each["_id"]: each for each in found}
+        return [by_id[id_] for id_ in ids if id_ in by_id]
+
+
+def id_list(ids: Sequence[str]) -> list[ObjectId]:
+    """Those that have the form of an id, in the order given, once each."""
+    return list(dict.fromkeys(ObjectId(id_) for id_ in ids if is_id(id_)))
+
+
+def _only(type_: str | None, seen: bool | None) -> tuple[Raw, str]:
+    """The filter for documents of this type that are seen or not, and the index that has them in their order."""
+    if type_ is None:
+        return ({}, "inbox") if seen is None else ({"seen": seen}, "inbox" if seen else "unseen")
+    # The index has the documents of each value of seen in their order, and MongoDB merges them.
+    seen_values = {"$in": [False, True]} if seen is None else seen
+    # What the original did not write is read as an empty text.
+    return {"type": type_ or {"$in": ["", None]}, "seen": seen_values}, "types"
+
+
+def _changed_after(rev: int, id_: str) -> Raw:
+    """The filter for the documents of a user beyond this place among the changes."""
+    if rev < 0 or (rev, id_) == (0, ""):
+        return {}
+    later = {"_id": {"$gt": ObjectId(id_ if is_id(id_) else bytes(12))}}
+    if rev == 0:
+        # The original's documents have no rev: the index has them first.
+        return {"$or": [{"rev": None, **later}, {"rev": {"$gt": 0}}]}
+    rev = min(rev, MAX_REV)
+    # The first condition alone gives the bounds of the index scan; an $or over both would need a sort.
+    return {"rev": {"$gte": rev}, "$or": [{"rev": {"$gt": rev}}, later]}

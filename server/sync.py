@@ -1,0 +1,111 @@
+"""What a client has missed: the changes of its user's inbox since it was last up to date, in bounded chunks.
+
+The rules are those of docs/protocol.md, "Catching up".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+from server.messages import Document
+from server.revs import COUNTER_BITS
+from server.rooms import Room
+from server.since import Since, parse_since
+from server.store import Store
+from server.wire import MAX_DOCUMENTS_PER_FRAME, portions
+
+LAST_ID = "f" * 24
+"""Comes after all ids."""
+
+
+class Retention(Protocol):
+    """What is kept of a tenant's inboxes, and for how long. Answers from memory."""
+
+    def floor(self, tenant: str) -> datetime | None:
+        """Documents created before this are kept no longer; None: all are kept."""
+
+    def oldest_since(self, tenant: str) -> int | None:
+        """Of changes with a lower rev the tombstones may be gone; None: all are kept."""
+
+
+class KeepsAll:
+    """Nothing is ever dropped."""
+
+    def floor(self, tenant: str) -> datetime | None:
+        return None
+
+    def oldest_since(self, tenant: str) -> int | None:
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Some of what a client missed: documents as they are now, tombstones too, in the order of their changes. `upto`:
+    the token to go on by, at once if there is `more`. `floor`: documents created before are gone. `reset`: what the
+    client has is worth nothing; it is to drop all and to read anew, and `upto` is where it goes on from afterwards."""
+
+    documents: Sequence[Document]
+    more: bool
+    upto: str
+    floor: datetime | None
+    reset: bool = False
+
+
+class Sync:
+    """All verbs raise `StoreUnavailable`."""
+
+    def __init__(self, store: Store, retention: Retention) -> None:
+        self._store = store
+        self._retention = retention
+
+    def floor(self, tenant: str) -> datetime | None:
+        """As `Retention.floor`."""
+        return self._retention.floor(tenant)
+
+    async def now(self) -> Since:
+        """Who reads an inbox after this, all of it, is up to date as of it."""
+        return Since(self._store.epoch, await self._store.position())
+
+    async def read(self, room: Room, since: str, limit: int = MAX_DOCUMENTS_PER_FRAME) -> Chunk:
+        """The next chunk, of at most so many documents, for a client that says it is so far."""
+        present = await self.now()
+        floor = self._retention.floor(room[0])
+        known = parse_since(since)
+        if known is None or not self._is_good(room[0], known, present):
+            return Chunk((), False, str(present), floor, reset=True)
+        upto = known.upto if known.id else present.rev
+        documents = await self._store.changes(*room, after=self._after(known), limit=limit)
+        some = next(portions(documents))
+        # What has changed since this began is told by pushes, and by the next sync: there is an end to each.
+        is_last = len(some) == len(documents) < limit or some[-1].rev > upto
+        to = Since(known.epoch, upto) if is_last else Since(known.epoch, some[-1].rev, some[-1].id, upto)
+        return Chunk(some, not is_last, str(to), floor)
+
+    async def is_unchanged(self, room: Room, since: str) -> bool:
+        """Whether a client that is so far has missed nothing; False also if that cannot be known."""
+        known = parse_since(since)
+        if known is None or known.id or not self._is_good(room[0], known, await self.now()):
+            return False
+        return not await self._store.changes(*room, after=self._after(known), limit=1)
+
+    def _is_good(self, tenant: str, known: Since, present: Since) -> bool:
+        oldest = self._retention.oldest_since(tenant)
+        return (
+            known.epoch == present.epoch
+            # Ahead of the clock: of a database that has been put back to an earlier state since.
+            and max(known.rev, known.upto) <= present.rev + self._overlap
+            and (oldest is None or known.rev >= oldest)
+        )
+
+    def _after(self, known: Since) -> tuple[int, str]:
+        """The place among the changes behind which those begin that are to be read."""
+        if known.id:
+            return known.rev, known.id
+        return max(known.rev - self._overlap, 0), "" if self._overlap else LAST_ID
+
+    @property
+    def _overlap(self) -> int:
+        return int(self._store.changes_overlap_s * 1000) << COUNTER_BITS

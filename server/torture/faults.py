@@ -1,0 +1,174 @@
+"""What is broken, and how it is mended: each fault a kind, which is done from its beginning to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from server.errors import StartupError
+from server.torture.clients import Client
+from server.torture.node import Node
+from server.torture.services import Service
+
+
+@dataclass(slots=True)
+class Fault:
+    """One that was done. Times are `time.monotonic`; `recovered_s`: from its end until something that was asked for
+    after it was acknowledged; None: that was not measured."""
+
+    kind: str
+    begin: float
+    end: float = 0.0
+    recovered_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """What there is to break. `store`, `neighbours`: those that run here; `pester`: publish much to one user."""
+
+    node: Node
+    store: Service | None
+    neighbours: Sequence[Service]
+    clients: Sequence[Client]
+    is_embedded: bool
+    pester: Callable[[str], Awaitable[None]]
+
+
+@dataclass(slots=True)
+class Faults:
+    """All kinds that this scene has. `rng`: says which comes when, and how long it takes."""
+
+    scene: Scene
+    rng: random.Random
+    only: Sequence[str] = ()
+    """Kinds; () for all."""
+    done: list[Fault] = field(default_factory=list)
+    unwell: list[str] = field(default_factory=list)
+    """What went wrong in mending."""
+
+    @property
+    def kinds(self) -> Mapping[str, Callable[[], Awaitable[None]]]:
+        scene = self.scene
+        kinds: dict[str, Callable[[], Awaitable[None]]] = {
+            "kill server": lambda: self._kill(scene.node),
+            "restart server": self._restart_server,
+            "freeze server": lambda: self._freeze(scene.node, 1.0, 3.0),
+            "cut clients": self._cut_clients,
+            "clients stop reading": self._stop_reading,
+            "clock back": self._clock_back,
+        }
+        if scene.is_embedded:
+            kinds["full disk"] = self._full_disk
+        services = [*([scene.store] if scene.store else []), *scene.neighbours]
+        for service in services:
+            kinds[f"kill {service.name}"] = lambda service=service: self._kill(service)  # type: ignore[misc]
+            kinds[f"freeze {service.name}"] = lambda service=service: self._freeze(service, 1.0, 5.0)  # type: ignore[misc]
+        unknown = set(self.only) - kinds.keys()
+        if unknown:
+            raise StartupError(
+                f"there is no fault {', '.join(sorted(unknown))}; there are: {', '.join(kinds)}"
+            )
+        return {kind: do for kind, do in kinds.items() if kind in self.only or not self.only}
+
+    def plan(self, rounds: int) -> Iterator[list[str]]:
+        """The kinds of each round: one that concerns the server, its store or its clients, and one of a neighbour, each
+        kind once before any comes again."""
+        kinds, names = set(self.kinds), [service.name for service in self.scene.neighbours]
+        beside = {kind for kind in kinds if kind.partition(" ")[2] in names}
+        turns = self._in_turn(kinds - beside), self._in_turn(beside)
+        for _ in range(rounds):
+            together = [next(turns[0], "")]
+            # Not always at the same time: most faults are to be seen alone.
+            if not together[0] or self.rng.random() < 0.6:
+                together.append(next(turns[1], ""))
+            yield [kind for kind in together if kind]
+
+    def _in_turn(self, kinds: set[str]) -> Iterator[str]:
+        while kinds:
+            order = sorted(kinds)
+            self.rng.shuffle(order)
+            yield from order
+
+    async def inflict(self, kinds: Sequence[str]) -> list[Fault]:
+        """All of these at once; return when all is mended."""
+        return list(await asyncio.gather(*map(self._inflict, kinds)))
+
+    async def _inflict(self, kind: str) -> Fault:
+        fault = Fault(kind, time.monotonic())
+        self.done.append(fault)
+        await self.kinds[kind]()
+        fault.end = time.monotonic()
+        return fault
+
+    # -- processes -------------------------------------------------------------------------------------------
+    async def _kill(self, service: Service) -> None:
+        """`kill -9`, and a new start."""
+        await service.kill()
+        await asyncio.sleep(self.rng.uniform(0, 1))
+        await service.start()
+
+    async def _freeze(self, service: Service, low_s: float, high_s: float) -> None:
+        service.freeze()
+        try:
+            await asyncio.sleep(self.rng.uniform(low_s, high_s))
+        finally:
+            service.thaw()
+
+    async def _restart_server(self) -> None:
+        if not await self.scene.node.restart():
+            self.unwell.append("the server did not end at SIGTERM by itself")
+
+    # -- clients ---------------------------------------------------------------------------------------------
+    async def _cut_clients(self) -> None:
+        for client in self._some_clients(0.5):
+            client.cut()
+
+    async def _stop_reading(self) -> None:
+        """Until they are closed as slow, or the kernel's buffers could take it all."""
+        clients = self._some_clients(0.3)
+        for client in clients:
+            client.stop_reading()
+        try:
+            for user in sorted({client.user for client in clients})[:2]:
+                await self.scene.pester(user)
+            await asyncio.sleep(self.rng.uniform(1, 5))
+        finally:
+            for client in clients:
+                client.read_on()
+
+    def _some_clients(self, share: float) -> list[Client]:
+        return [each for each in self.scene.clients if each.may_be_cut and self.rng.random() < share]
+
+    # -- disk and clock --------------------------------------------------------------------------------------
+    async def _full_disk(self) -> None:
+        node = self.scene.node
+        node.fill_disk(self.rng.choice((0, 4096, 100_000, 1_000_000)))
+        try:
+            await asyncio.sleep(self.rng.uniform(0.5, 3))
+        finally:
+            node.free_disk()
+
+    async def _clock_back(self) -> None:
+        """A step backwards, a while in the past, and a step back to the present."""
+        node = self.scene.node
+        # MongoDB's own clock does not step: a node may be off it by no more than a third of the overlap.
+        node.shift_clock(-self.rng.choice((2.0, 60.0, 3600.0) if self.scene.is_embedded else (2.0, 8.0)))
+        try:
+            await asyncio.sleep(self.rng.uniform(0.5, 3))
+        finally:
+            node.shift_clock(0.0)
+
+
+CAN_REPEAT_MAIL = ("kill server", "restart server", "freeze server", "full disk")
+"""These, and what happens to the store and the mail server, can make a mail go out again."""
+
+
+def disturbed(faults: Sequence[Fault], store: Service | None) -> list[tuple[float, float]]:
+    """When a mail could not but go out again, from and to, in seconds since 1970 by the machine's clock."""
+    names = ["mail", *([store.name] if store else [])]
+    kinds = {*CAN_REPEAT_MAIL, *(f"{what} {name}" for name in names for what in ("kill", "freeze"))}
+    offset = time.time() - time.monotonic()
+    return [(each.begin + offset, each.end + offset) for each in faults if each.kind in kinds]

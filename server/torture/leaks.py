@@ -1,0 +1,102 @@
+"""What the server holds when nobody is there any more, beside what one holds that has just been started. Linux only
+(/proc)."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from server.torture.judging import Finding
+from server.torture.node import Node
+
+MORE_FILES = 4
+"""Descriptors that may differ: connections to a database or a broker that come and go."""
+
+POOLED, MAX_POOLED = "pooled socket", 110
+"""Connections to a store that are kept for later: pymongo's limit, and those by which it watches."""
+
+MORE_MIB = 96.0
+"""By how much the memory may have grown: an interpreter gives little of it back."""
+
+QUIET_WITHIN_S = 40.0
+
+
+@dataclass(frozen=True, slots=True)
+class Holdings:
+    """`files`: open descriptors by kind; `tasks`: names of tasks; `connections`, `queues`: figures of /metrics; `down`:
+    what the server depends on and does not reach."""
+
+    files: Mapping[str, int]
+    threads: int
+    memory_mib: float
+    tasks: Sequence[str]
+    connections: float
+    queues: Mapping[str, float]
+    down: Sequence[str]
+
+
+async def take_stock(node: Node) -> Holdings:
+    """Raises OSError."""
+    figures, status = await node.figures(), node.status()
+    queues = {
+        name.partition('queue="')[2].rstrip('"}'): value
+        for name, value in figures.items()
+        if name.startswith("notification_queue_depth{")
+    }
+    return Holdings(
+        node.open_files(),
+        int(status["Threads"]),
+        int(status["VmRSS"].split()[0]) / 1024,
+        await node.tasks(),
+        sum(value for name, value in figures.items() if name.startswith("notification_connections{")),
+        queues,
+        [
+            name
+            for name, value in figures.items()
+            if name.startswith("notification_dependency_up{") and not value
+        ],
+    )
+
+
+async def when_quiet(node: Node) -> Holdings:
+    """What the server holds when all connections are gone, nothing waits and all that it depends on is reached, or what
+    is left after a while."""
+    ends_at = time.monotonic() + QUIET_WITHIN_S
+    while True:
+        holdings = await take_stock(node)
+        waiting = [value for name, value in holdings.queues.items() if name != "sockets" and value]
+        is_quiet = not holdings.connections and not waiting and not holdings.down
+        if is_quiet or time.monotonic() > ends_at:
+            return holdings
+        await asyncio.sleep(0.5)
+
+
+def leaked(used: Holdings, fresh: Holdings) -> Iterator[Finding]:
+    """What the one that was tortured holds too much of."""
+    if used.connections:
+        yield Finding("leak", f"{used.connections:g} connections of clients that are gone")
+    for name, value in used.queues.items():
+        if name != "sockets" and value:
+            yield Finding("leak", f"{value:g} in the queue {name}")
+    for kind in used.files:
+        if kind == POOLED:
+            if used.files[kind] > MAX_POOLED:
+                yield Finding("leak", f"{used.files[kind]} connections to the store")
+            continue
+        more = used.files[kind] - fresh.files.get(kind, 0)
+        if more > MORE_FILES:
+            yield Finding("leak", f"{more} descriptors of the kind {kind} more than in a fresh server")
+    more_tasks = Counter(map(_kind, used.tasks)) - Counter(map(_kind, fresh.tasks))
+    if sum(more_tasks.values()) > MORE_FILES:
+        names = ", ".join(f"{name} ({count})" for name, count in more_tasks.most_common(5))
+        yield Finding("leak", f"tasks more than in a fresh server: {names}")
+    if used.memory_mib > fresh.memory_mib + MORE_MIB:
+        yield Finding("leak", f"{used.memory_mib:.0f} MiB, where a fresh server has {fresh.memory_mib:.0f}")
+
+
+def _kind(task: str) -> str:
+    """Without what tells one from the next: `Task-17` and `Task-18` are of one kind."""
+    return task.partition(" ")[0].rstrip("0123456789")

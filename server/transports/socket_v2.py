@@ -1,0 +1,41 @@
+"""`/ws/v2`: a plain WebSocket for dialect 2 (docs/protocol.md). Who is listening is said by `join`, not by the request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from server.errors import ServerError
+from server.rooms import Connection
+from server.transports.connections import ClientSession
+from server.transports.feeds import FeedDoors, FeedRequest
+from server.transports.websocket import WebSocketEndpoint
+
+OpenSession = Callable[[Connection], ClientSession]
+
+
+class SocketV2Handler(FeedRequest, WebSocketEndpoint):
+    door = transport = "ws_v2"
+
+    def initialize(self, doors: FeedDoors, open_session: OpenSession) -> None:  # type: ignore[override]  # its route's
+        super().initialize(doors)
+        self._open_session = open_session
+
+    async def admit(self) -> None:
+        """Whoever; join comes first."""
+
+    def open_session(self, connection: Connection) -> ClientSession:
+        return self._open_session(connection)
+
+    def refuse(self, error: ServerError) -> None:
+        self.answer(error.http_status, {"error": str(error)})
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        """Tornado's own refusals, such as of a request that is no upgrade."""
+        self.answer(status_code, {"error": self._reason.lower()})
+
+
+def routes(doors: FeedDoors, open_session: OpenSession) -> list[tuple[Any, ...]]:
+    """`open_session`: of clients that speak nothing but dialect 2."""
+    return [(r"/ws/v2", SocketV2Handler, {"doors": doors, "open_session": open_session})]

@@ -1,0 +1,90 @@
+"""What was stored though its request was told otherwise: its users are told after all, once (server/store/mongo_doubts.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+from pymongo.errors import AutoReconnect
+
+from server.errors import StoreUnavailable
+from server.messages import Recipient
+from server.store import Once, Stored
+from server.store.mongo import MongoStore
+from tests.support.mongod import MongoDatabase
+from tests.support.stores import MongoPlace, make_notification
+
+USERS = ("zoe", "alice", "bob")
+
+KEY = Once("key", b"f" * 32, 3600.0)
+
+
+@pytest.fixture
+async def mongo(mongo_database: MongoDatabase) -> AsyncIterator[MongoStore]:
+    store = MongoPlace(mongo_database.url, mongo_database.name).store()
+    assert isinstance(store, MongoStore)
+    await store.open()
+    yield store
+    await store.close()
+
+
+async def add(store: MongoStore, once: Once | None) -> Stored:
+    return await store.add(make_notification(), [Recipient(user) for user in USERS], None, once)
+
+
+class Intents:
+    """The collection, of which the answer to one kind of commands gets lost, or the command itself."""
+
+    def __init__(self, collection: Any, command: str, *, arrives: bool) -> None:
+        self._collection, self._command, self._arrives = collection, command, arrives
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._collection, name)
+        return self._lost(found) if name == self._command else found
+
+    def _lost(self, command: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        async def call(*arguments: Any, **options: Any) -> Any:
+            if self._arrives:
+                await command(*arguments, **options)
+            raise AutoReconnect("the answer is lost")
+
+        return call
+
+
+async def fail(store: MongoStore, once: Once | None, monkeypatch: pytest.MonkeyPatch, arrives: bool) -> None:
+    """A request whose documents are all there, and whose intent cannot be removed, or is, and nobody hears of it."""
+    with monkeypatch.context() as patch:
+        intents = Intents(store._connection.intents, "delete_one", arrives=arrives)
+        patch.setattr(store._connection, "intents", intents)
+        with pytest.raises(StoreUnavailable):
+            await add(store, once)
+
+
+async def told(store: MongoStore, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Who is told by the next sweeps, when it has become late."""
+    monkeypatch.setattr(store._adding, "_grace_s", -60.0)  # the store's clock is another one
+    monkeypatch.setattr(store._adding._doubts, "_grace_s", 0.0)
+    documents = [*await store.complete_intents(), *await store.complete_intents()]
+    return sorted(document.user_id for document in documents)
+
+
+@pytest.mark.parametrize("arrives", [True, False], ids=["answer lost", "command lost"])
+async def test_after_the_last_document(
+    mongo: MongoStore, monkeypatch: pytest.MonkeyPatch, arrives: bool
+) -> None:
+    """With a key: a repeat finds it complete and tells nobody, so that the sweep has to."""
+    await fail(mongo, KEY, monkeypatch, arrives)
+    again = await add(mongo, KEY)
+    assert (again.is_repeat, again.new) == (True, [])
+    assert await told(mongo, monkeypatch) == sorted(USERS)
+
+
+@pytest.mark.parametrize("arrives", [True, False], ids=["answer lost", "command lost"])
+async def test_after_the_intent_is_closed(
+    mongo: MongoStore, monkeypatch: pytest.MonkeyPatch, arrives: bool
+) -> None:
+    """Without a key: if the intent is closed, no sweep finds it any more; if it is open, they are told of it once."""
+    await fail(mongo, None, monkeypatch, arrives)
+    assert await told(mongo, monkeypatch) == sorted(USERS)

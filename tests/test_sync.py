@@ -1,0 +1,158 @@
+"""Tests of server/sync.py, and of what server/inbox.py does for dialect 2, where a rev may become visible late."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from server.errors import StoreUnavailable
+from server.messages import AllSeen, Event, Missed, Seen
+from server.rooms import Push
+from server.screen import Screen
+from server.since import parse_since
+from server.store import Change
+from server.sync import Chunk
+from server.wire import Frame
+from tests.support.core import ALICE, Core, open_core
+from tests.support.recording import RecordingConnection
+
+OVERLAP_S = 30.0
+
+
+@pytest.fixture
+async def core(tmp_path: Path) -> AsyncIterator[Core]:
+    async with open_core(tmp_path) as core:
+        yield core
+
+
+@pytest.fixture
+def late(core: Core) -> Core:
+    """A core on a store where a rev may become visible late."""
+    core.store.changes_overlap_s = OVERLAP_S
+    return core
+
+
+class Hearer(Screen):
+    """A member of a room that keeps what it is told."""
+
+    def __init__(self, core: Core) -> None:
+        super().__init__(RecordingConnection(), core.services.dialect_v2, 10_000)
+        self.events: list[Event] = []
+
+    def push(self, pushes: Sequence[Push], burst: Frame) -> None:
+        self.events += [event for event, _ in pushes]
+
+
+@pytest.fixture
+def heard(core: Core) -> list[Event]:
+    """What alice is told in dialect 2."""
+    hearer = Hearer(core)
+    core.rooms.join(ALICE, hearer)
+    return hearer.events
+
+
+async def _all(core: Core, since: str, limit: int) -> list[Chunk]:
+    chunks: list[Chunk] = []
+    while not chunks or chunks[-1].more:
+        chunks.append(await core.services.sync.read(ALICE, since, limit))
+        since = chunks[-1].upto
+    return chunks
+
+
+async def test_where_nothing_comes_late_a_sync_begins_exactly_behind_its_since(core: Core) -> None:
+    """Nothing comes twice."""
+    await core.fill("alice", 3)
+    since = str(await core.services.sync.now())
+    [new] = await core.fill("alice", 1)
+    [chunk] = await _all(core, since, 10)
+    assert list(chunk.documents) == [new]
+    assert await core.services.sync.is_unchanged(ALICE, chunk.upto)
+    assert not await core.services.sync.is_unchanged(ALICE, since)
+
+
+async def test_where_a_rev_may_come_late_a_sync_begins_that_much_earlier(late: Core) -> None:
+    """Its first chunk alone: the others go on exactly where the one before ended, and so there is an end."""
+    documents = await late.fill("alice", 7)
+    since = str(await late.services.sync.now())
+    chunks = await _all(late, since, 3)
+    assert [len(chunk.documents) for chunk in chunks] == [3, 3, 1]
+    read = [document.id for chunk in chunks for document in chunk.documents]
+    assert sorted(read) == sorted(document.id for document in documents)
+    known, upto = parse_since(since), parse_since(chunks[-1].upto)
+    assert known is not None and upto is not None and upto.rev >= known.rev
+
+
+async def test_a_sync_ends_where_the_clock_was_when_it_began(core: Core) -> None:
+    """Whatever is changed while it goes on: that is told by pushes, and by the next one."""
+    since = str(await core.services.sync.now())
+    await core.fill("alice", 4)
+    first = await core.services.sync.read(ALICE, since, 3)
+    later = await core.fill("alice", 9)
+    rest = await _all(core, first.upto, 3)
+    assert len(rest) == 1
+    again = await _all(core, rest[-1].upto, 100)
+    told = {document.id for chunk in [*rest, *again] for document in chunk.documents}
+    assert {document.id for document in later} <= told
+
+
+async def test_a_since_from_the_middle_of_a_sync_says_nothing_of_what_is_unchanged(core: Core) -> None:
+    """Nor does one that is none."""
+    await core.fill("alice", 4)
+    since = str(await core.services.sync.now())
+    await core.fill("alice", 4)
+    chunk = await core.services.sync.read(ALICE, since, 3)
+    assert chunk.more
+    assert not await core.services.sync.is_unchanged(ALICE, chunk.upto)
+    assert not await core.services.sync.is_unchanged(ALICE, "nonsense")
+
+
+# -- marking all ---------------------------------------------------------------------------------------------
+
+
+async def test_all_are_told_of_as_a_whole(core: Core, heard: list[Event]) -> None:
+    """Their ids are for others."""
+    documents = await core.fill("alice", 3)
+    marked = await core.inbox.mark_seen_up_to(ALICE, None)
+    assert marked.changed == 3
+    assert heard == [AllSeen(marked.upto)]
+    assert marked.upto >= max(document.rev for document in documents)
+    assert (await core.inbox.mark_seen_up_to(ALICE, None)).changed == 0
+    assert len(heard) == 1
+
+
+async def test_what_may_not_be_visible_yet_is_told_of_by_its_ids(late: Core, heard: list[Event]) -> None:
+    """Somebody could else take what is being stored just then for seen."""
+    documents = await late.fill("alice", 3)
+    marked = await late.inbox.mark_seen_up_to(ALICE, None)
+    assert marked.changed == 3
+    [seen] = heard
+    assert isinstance(seen, Seen)
+    assert sorted(seen.changed_ids) == sorted(document.id for document in documents)
+
+
+# -- what cannot be told -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", ["see", "mark_unseen", "restore"])
+async def test_what_was_changed_and_cannot_be_told_is_to_be_read(
+    core: Core, heard: list[Event], verb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store went away between the change and the look at what it changed."""
+    documents = await core.fill("alice", 2)
+    ids = tuple(document.id for document in documents)
+    await core.inbox.see(ALICE, ids[:1])
+    if verb == "mark_unseen":
+        pass
+    elif verb == "restore":
+        await core.inbox.delete(ALICE, ids)
+    heard.clear()
+
+    async def away(*_: object) -> Change:
+        raise StoreUnavailable
+
+    monkeypatch.setattr(core.store, "find", away, raising=False)
+    changed = await getattr(core.inbox, verb)(ALICE, ids)
+    assert changed.rev is not None
+    assert Missed() in heard
