@@ -13,7 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 LAYERS = {
     "PURE": "errors ids revs rates grants claims certificates messages payloads requests parsers commands wire"
-    " dialects openapi openapi.* accept callers bus tasks flights assets mail_message request_id config config.*",
+    " dialects openapi openapi.* accept callers bus tasks flights assets mail_message request_id methods"
+    " config config.*",
     "PORTS": "store store.broadcasts store.deliveries store.directory store.mail metrics exposition checks",
     "CORE 1": "credentials passwords guessing auth users rooms sign_outs tenants limits publishers outgoing",
     "CORE 2": "backplane presence",
@@ -43,6 +44,7 @@ EDGES = [
 
 HOMES = {
     "aio_pika": "ingest.rabbitmq*",
+    "pamqp": "ingest.rabbitmq_link",
     "argon2": "passwords",
     "bcrypt": "passwords",
     "bson": "store.mongo*",
@@ -55,7 +57,7 @@ HOMES = {
     "prometheus_client": "metrics exposition",
     "sockjs": "transports.sockjs*",
     "sqlalchemy": "logins.sql*",
-    "tornado": "ingest.* transports.* admin health outgoing app doors entrance streams security_headers",
+    "tornado": "ingest.* transports.* admin health methods outgoing app doors entrance streams security_headers",
     "pydispatch": "bus counts metrics app",
 }
 """Where each library from outside may be imported; pydispatch where signals are heard. There are no others."""

@@ -164,7 +164,9 @@ async def test_who_was_cut_off_in_the_first_listing_gets_it_again(server: Runnin
 
 
 @pytest.mark.parametrize(
-    "last_id", ["0", "x", "0" * 17, "-000000000000001", "0X00000000000001", "ｆ" * 16, "ÿ"]
+    "last_id",
+    ["0", "x", "0" * 17, "-000000000000001", "0X00000000000001", "ｆ" * 16, "ÿ", "f" * 16, "8" + "0" * 15],
+    ids=["short", "x", "long", "minus", "prefix", "wide", "latin", "largest", "too-large"],
 )
 async def test_an_id_that_is_none_of_ours_counts_as_none(
     server: RunningServer, user: str, last_id: str

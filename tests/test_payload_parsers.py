@@ -104,7 +104,7 @@ def test_the_user_of_a_hub_message_is_that_of_its_channel() -> None:
     with pytest.raises(InvalidNotification, match="user_id"):
         hub({}, "")
     with pytest.raises(TooLarge):
-        hub({}, "x" * 41)
+        hub({}, "x" * 1025)
 
 
 @pytest.mark.parametrize("payload", [{"a": 1}, [], "text", 0, False, "", {}])

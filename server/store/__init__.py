@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import Protocol
 
 from server.messages import Document, EmailDuty, Notification, Recipient
-from server.store.broadcasts import Broadcast, Broadcasts, Leases
+from server.store.broadcasts import Broadcast, BroadcastRefused, Broadcasts, Leases
 from server.store.deliveries import ACKNOWLEDGED, EVENTS, HUB, SERVICE, WAYS, Deliveries, Delivery
 from server.store.directory import STEP, Access, Directory, Sequences, SignOutCursor, SignOutPage
 from server.store.mail import MailCounts, MailJob, MailOutcome, RefusedMail
@@ -23,6 +23,7 @@ __all__ = [
     "ACKNOWLEDGED",
     "Access",
     "Broadcast",
+    "BroadcastRefused",
     "Broadcasts",
     "Change",
     "Deliveries",

@@ -70,7 +70,7 @@ class MongoStore:
         self._revs = StoredRevs(RevClock())
         users = KnownUsers(self._connection)
         self._adding = Adding(self._connection, self._revs, users)
-        self._mail = MailDuties(self._connection)
+        self._mail = MailDuties(self._connection, clock)
         self._migration = Migration(self._connection, users, legacy_timezone)
         self._directory = MongoDirectory(self._connection, users, self._mail, clock)
         self.directory: Directory = self._directory

@@ -27,7 +27,7 @@ class MongoBeside:
         clock: Callable[[], datetime] = messages.now,
     ) -> None:
         self._connection = Connection(url, db, collection, timeout_s)
-        users, mail = KnownUsers(self._connection), MailDuties(self._connection)
+        users, mail = KnownUsers(self._connection), MailDuties(self._connection, clock)
         self._directory = MongoDirectory(self._connection, users, mail, clock)
         self.directory: Directory = self._directory
         self.name = self._connection.name

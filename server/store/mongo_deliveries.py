@@ -123,16 +123,14 @@ class MongoDeliveries:
         broadcast = {"tenant": tenant, "_id": ObjectId(nid)}
         return await self._connection.broadcasts.find_one(broadcast, {"_id": 1}, hint="_id_") is not None
 
-    async def _refused(self, tenant: str, nid: str, found: list[Raw]) -> dict[str, RefusedMail]:
-        """Whose mail was refused, by user id: it is written down in the one document of the notification, or, if it
-        had several users, in what is left of its intent."""
+    async def _refused(self, tenant: str, nid: str, found: list[Raw]) -> dict[str, Raw]:
+        """Whose mail was refused, and how, by user id: it is written down in the one document of the notification, or,
+        if it had several users, in what is left of its intent."""
         where = {"tenant": tenant, "nid": ObjectId(nid), "mail.refusals": {"$exists": True}}
         intent = await self._connection.intents.find_one(where, {"mail.refused": 1}, hint="refused")
         places = found if intent is None else [intent]
         return {
-            each["_userId"]: RefusedMail(each["_userId"], each["email"], each["code"], each["reason"])
-            for place in places
-            for each in place.get("mail", {}).get("refused", ())
+            each["_userId"]: each for place in places for each in place.get("mail", {}).get("refused", ())
         }
 
 
@@ -145,9 +143,19 @@ def _values(bit: int, *, are_set: bool) -> list[int]:
     return [value for value in range(1, 1 << len(WAYS)) if bool(value & bit) == are_set]
 
 
-def _delivery(found: Raw, refused: RefusedMail | None) -> Delivery:
+def _delivery(found: Raw, refused: Raw | None) -> Delivery:
     delivered_at = found.get("ackedAt")
     if delivered_at is None and (found["seen"] or found["delete"]):
         # Before this was written down.
         delivered_at = found.get("updatedAt") or found["createdAt"]
-    return Delivery(found["_userId"], found["createdAt"], delivered_at, refused)
+    return Delivery(
+        user_id=found["_userId"],
+        sent_at=found["createdAt"],
+        delivered_at=delivered_at,
+        refused=None if refused is None else _refused_mail(refused),
+        refused_at=None if refused is None else refused.get("refusedAt"),
+    )
+
+
+def _refused_mail(found: Raw) -> RefusedMail:
+    return RefusedMail(found["_userId"], found["email"], found["code"], found["reason"])

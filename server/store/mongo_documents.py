@@ -74,8 +74,9 @@ INDEXES = {
     "documents": INBOX_INDEXES,
     "intents": INTENT_INDEXES,
     "broadcasts": (
-        _index("oldest", "createdAt", "_id"),
-        _index("tenant", "tenant", "createdAt", "_id"),
+        # What was set aside is apart from what is open.
+        _index("oldest", "failedAt", "createdAt", "_id", "tenant"),
+        _index("tenant", "tenant", "failedAt", "createdAt", "_id"),
     ),
     "tenants": (_index("keys", "keys.id"), _index("removed", "removedAt")),
     "sign_outs": (_index("at", "at"), _index("written", "writtenAt", "_id")),

@@ -8,7 +8,7 @@ which is to say that they are never due again.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from operator import itemgetter
 
@@ -33,8 +33,9 @@ _ID_DIGITS = 24
 class MailDuties:
     """The mail verbs of the store, but for `still_unseen`."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, clock: Callable[[], datetime]) -> None:
         self._connection = connection
+        self._clock = clock
 
     @property
     def _places(self) -> tuple[Collection, Collection]:
@@ -126,10 +127,7 @@ class MailDuties:
     async def _write_outcome(self, place: Collection, leased: Raw, mail: Raw, outcome: MailOutcome) -> bool:
         is_withdrawn = "due" not in mail
         owed = [] if is_withdrawn else _still_owed(mail["recipients"], outcome)
-        refused = mail.get("refused", []) + [
-            {"_userId": each.user_id, "email": each.email, "code": each.code, "reason": each.reason}
-            for each in outcome.refused
-        ]
+        refused = mail.get("refused", []) + _refused_fields(outcome, self._clock())
         left: Raw = {**mail}
         for field in ("lease", "leasedUntil", "claimedAt", "recipients", "owed", "due"):
             left.pop(field, None)
@@ -177,6 +175,20 @@ class MailDuties:
             async for found in await place.aggregate([{"$match": where}, group]):
                 total += found["sum"]
         return total
+
+
+def _refused_fields(outcome: MailOutcome, at: datetime) -> list[Raw]:
+    """What is kept of the refusals. Those of earlier versions have no `refusedAt`."""
+    return [
+        {
+            "_userId": each.user_id,
+            "email": each.email,
+            "code": each.code,
+            "reason": each.reason,
+            "refusedAt": at,
+        }
+        for each in outcome.refused
+    ]
 
 
 def _still_owed(recipients: list[Raw], outcome: MailOutcome) -> list[Raw]:

@@ -14,9 +14,7 @@ from the query.
 from __future__ import annotations
 
 import asyncio
-import json
 import random
-import re
 from typing import Any
 
 from tornado.iostream import IOStream
@@ -25,10 +23,10 @@ from server.auth import Identity
 from server.callers import Caller
 from server.dialects import StreamDialect
 from server.errors import BadCredentials, NoCredentials, RateLimited, Refused, ServerError, TokenExpired
-from server.feed import StreamFeed
+from server.feed import StreamFeed, sign_in_of
 from server.limits import refusal_headers
 from server.messages import now
-from server.rooms import SignIn
+from server.revs import from_wire
 from server.transports import connections, cors
 from server.transports.connections import StreamedConnection, tune_socket
 from server.transports.feeds import FeedDoors, FeedRequest
@@ -44,9 +42,6 @@ GOODBYE_S = 5.0
 
 HEARTBEAT = Frame(":\n\n")
 """A comment, which no client tells its page of."""
-
-REV = re.compile(r"[0-9a-f]{16}")
-"""A rev as `revs.to_wire` writes it."""
 
 ALLOWED_HEADERS = "Authorization, Last-Event-ID, Cache-Control, Content-Type"
 
@@ -121,8 +116,6 @@ class EventsRequest(FeedRequest):
     """A request to this door, from a page of whatever origin is allowed."""
 
     door = "events"
-    method = ""
-    """The one that is answered, beside OPTIONS."""
 
     def initialize(self, doors: FeedDoors, tickets: Tickets) -> None:  # type: ignore[override]  # what its routes give it
         super().initialize(doors)
@@ -165,24 +158,11 @@ class EventsRequest(FeedRequest):
         if isinstance(error, RateLimited):
             for name, value in refusal_headers(error).items():
                 self.set_header(name, value)
-        self._answer_problem(status, error.code, str(error))
-
-    def write_error(self, status_code: int, **kwargs: Any) -> None:
-        """Tornado's own refusals, such as of methods."""
-        if status_code == 405:
-            self.set_header("Allow", f"{self.method}, OPTIONS")
-        self._answer_problem(status_code, self._reason.lower().replace(" ", "_"), self._reason)
-
-    def _answer_problem(self, status: int, code: str, detail: str) -> None:
-        self.set_status(status)
-        self.set_header("Content-Type", "application/problem+json")
-        self.finish(json.dumps({"type": "about:blank", "title": code, "status": status, "detail": detail}))
+        self.answer_problem(status, error.code, str(error))
 
 
 class EventsHandler(EventsRequest):
     """The stream."""
-
-    method = "GET"
 
     async def who(self) -> Identity:
         token, ticket = self._bearer(), self.query_text("ticket")
@@ -198,7 +178,7 @@ class EventsHandler(EventsRequest):
         services, room = self.doors.services, (identity.tenant, identity.user_id)
         if identity.expires_at is not None and identity.expires_at <= now():
             raise TokenExpired
-        if services.tenants.why_over(room, SignIn(identity.issued_at or now(), identity.key_id)) is not None:
+        if services.tenants.why_over(room, sign_in_of(identity)) is not None:
             raise BadCredentials("the token does not count any more; get a new one")
         services.limits.join_user(room)
         services.limits.leave_user(room)
@@ -206,7 +186,7 @@ class EventsHandler(EventsRequest):
     def _since(self) -> int | None:
         """The rev that the client has seen last; None: none, or none of ours."""
         said = self.request.headers.get("Last-Event-ID") or self.query_text("last_event_id") or ""
-        return int(said, 16) if REV.fullmatch(said) else None
+        return from_wire(said)
 
     def get(self) -> None:
         since = self._since()

@@ -136,6 +136,9 @@ class Client(_Base):
         self.close()
 
     # -- I/O -------------------------------------------------------------------------------------------------
+    _inherited: tuple[httpx.Client, ...] = ()
+    """Those of the processes that this one was forked from."""
+
     def _connect(self) -> None:
         self._http = httpx.Client(**self._settings())
         # Last: until then other threads of a forked process know that the connections are not theirs.
@@ -156,7 +159,9 @@ class Client(_Base):
 
     def _attempt(self, call: Call[Any]) -> Answer | NotificationError:
         if self._pid != os.getpid():
-            # After a fork the connections are the parent's: two answers would mix on one socket.
+            # After a fork the connections are the parent's: two answers would mix on one socket. They are kept, since
+            # what is thrown away unclosed earns a warning.
+            self._inherited += (self._http,)
             self._connect()
         try:
             answer = self._http.request(
