@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 from websockets.exceptions import ConnectionClosed
 
 from tests.support.client import SocketClient
-from tests.support.command import STORES, store_settings
 from tests.support.feeds import (
     SETTINGS,
     WAIT_S,
@@ -53,17 +52,6 @@ ELSEWHERE = {"X-Forwarded-For": "198.51.100.7"}
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     with RunningServer(tmp_path_factory.mktemp("hub"), **SETTINGS) as running:
         yield running
-
-
-@pytest.fixture
-def user() -> str:
-    return f"user-{uuid4().hex}"
-
-
-@pytest.fixture(params=STORES)
-def settings_of_store(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
-    with store_settings(request.param, request) as settings:
-        yield SETTINGS | settings
 
 
 def numbers(frames: list[Any]) -> list[int]:

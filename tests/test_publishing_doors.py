@@ -54,11 +54,6 @@ def acme(server: RunningServer) -> str:
     return add_tenant(server, "acme")
 
 
-@pytest.fixture
-def user() -> str:
-    return f"user-{uuid4().hex}"
-
-
 def problem(answer: Response, status: int, code: str, field: str | None = None) -> dict[str, Any]:
     """The body of a refusal, which is one of RFC 9457 of this kind."""
     assert answer.headers["Content-Type"] == "application/problem+json"

@@ -15,7 +15,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.support.client import SocketClient
-from tests.support.command import STORES, store_settings
 from tests.support.feeds import (
     SETTINGS,
     Listener,
@@ -39,17 +38,6 @@ PONG = {"type": "command_processing_result", "key": "ping", "value": "pong"}
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     with RunningServer(tmp_path_factory.mktemp("service"), **SETTINGS) as running:
         yield running
-
-
-@pytest.fixture
-def user() -> str:
-    return f"user-{uuid4().hex}"
-
-
-@pytest.fixture(params=STORES)
-def settings_of_store(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
-    with store_settings(request.param, request) as settings:
-        yield SETTINGS | settings
 
 
 async def values(client: Listener, count: int) -> list[Any]:

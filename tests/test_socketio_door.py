@@ -19,7 +19,6 @@ from playwright.async_api import Browser
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from tests.support.answering import AnsweringServer
-from tests.support.command import STORES, store_settings
 from tests.support.feeds import SETTINGS, WAIT_S, hub_path, internal, user_token
 from tests.support.pages import Pages
 from tests.support.processes import wait_until
@@ -200,12 +199,6 @@ async def test_what_a_client_says_is_ignored(
 
 
 # -- coming back ---------------------------------------------------------------------------------------------
-@pytest.fixture(params=STORES)
-def settings_of_store(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
-    with store_settings(request.param, request) as settings:
-        yield SETTINGS | settings
-
-
 async def test_what_a_client_missed_comes_once_when_it_is_back(
     tmp_path: Path, settings_of_store: dict[str, str], user: str
 ) -> None:

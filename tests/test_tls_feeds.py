@@ -7,7 +7,6 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pytest
 
@@ -38,11 +37,6 @@ def server(
 ) -> Iterator[SecureServer]:
     with SecureServer(tmp_path_factory.mktemp("secure"), authority, **SETTINGS) as running:
         yield running
-
-
-@pytest.fixture
-def user() -> str:
-    return f"user-{uuid4().hex}"
 
 
 def fill(server: SecureServer, user: str, count: int) -> None:
