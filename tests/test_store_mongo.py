@@ -315,7 +315,7 @@ class Profile:
         """Since the last call these indexes were used, and `most` documents were looked at."""
         self._database.command("profile", 0)
         # The ceiling of the revs is written now and then, whatever else goes on.
-        others = {"planSummary": {"$exists": True}, "ns": {"$not": re.compile("_meta$")}}
+        others = {"planSummary": {"$exists": True}, "command.q._id": {"$ne": "rev"}}
         entries = list(self._database["system.profile"].find(others))
         self._database["system.profile"].drop()
         assert entries
