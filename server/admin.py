@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tornado.web import HTTPError, RedirectHandler, RequestHandler, StaticFileHandler
+from tornado.web import HTTPError, RequestHandler, StaticFileHandler
 
 from server.callers import Caller
+from server.methods import LeadingHandler, MethodNamingHandler
 from server.users import DEMO_USERS
 
 CONTENT_SECURITY_POLICY = (
@@ -39,7 +40,7 @@ class Pages:
     list_mails: ListMails | None
 
 
-class _DemoHandler(RequestHandler):
+class _DemoHandler(MethodNamingHandler):
     """Answers callers on this machine only."""
 
     def initialize(self, pages: Pages) -> None:
@@ -68,7 +69,7 @@ class DemoMailboxHandler(_DemoHandler):
         self.write({"mails": await list_mails(MAILBOX_SIZE)})
 
 
-class PageHandler(StaticFileHandler):
+class PageHandler(MethodNamingHandler, StaticFileHandler):
     """`GET /` and `GET /example/…`: the page and its files."""
 
     def initialize(self, pages: Pages) -> None:  # type: ignore[override]  # Tornado passes it what the route holds
@@ -85,7 +86,7 @@ class PageHandler(StaticFileHandler):
         self.set_header("Cache-Control", "no-cache")
 
 
-class ClientFileHandler(StaticFileHandler):
+class ClientFileHandler(MethodNamingHandler, StaticFileHandler):
     """`GET /client/…`: the client files, for pages of any origin."""
 
     def set_extra_headers(self, path: str) -> None:
@@ -114,7 +115,7 @@ def demo_routes(pages: Pages) -> list[tuple[Any, ...]]:
     """What a server in DEBUG answers besides."""
     return [
         (r"/()", PageHandler, {"pages": pages}),
-        (r"/example/?", RedirectHandler, {"url": "/", "permanent": False}),
+        (r"/example/?", LeadingHandler, {"url": "/", "permanent": False}),
         (r"/example/(.+)", PageHandler, {"pages": pages}),
         (r"/demo/users", DemoUsersHandler, {"pages": pages}),
         (r"/demo/mailbox", DemoMailboxHandler, {"pages": pages}),

@@ -1,13 +1,19 @@
 """Notifications for everybody of a tenant (CONTRACT C5): one durable record, then the answer, then a document for
 each user whom the tenant knew by then, in batches. Whoever is connected comes first; who joins in between is not made
-to wait."""
+to wait.
+
+Tenants take turns, batch by batch, so that nobody waits for the end of another's broadcast; those of one tenant go out
+one after the other. Several nodes share the work, but not their memory: each knows the users of the others from the
+store, which is why a join is not answered before the store knows its user.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable
+from datetime import datetime
 from functools import partial
 
 from server.backplane import LocalBackplane
@@ -23,13 +29,19 @@ from server.errors import StoreUnavailable
 from server.messages import Added, Broadcasted, Document, Notification, Publication
 from server.notifier import KEEP_KEYS_S, once_of
 from server.rooms import NOBODY, Room, Rooms
-from server.store import Accepted, Broadcast, Store
+from server.store import Accepted, Broadcast, BroadcastRefused, Store
 from server.tenants import Tenants
 
 logger = logging.getLogger(__name__)
 
 BATCH_USERS = 500
 """Documents of a batch: stored and pushed together, then others get their turn."""
+
+CATCH_UP_DOCUMENTS = 200
+"""That a user who joins is given at a time."""
+
+MAX_AT_ONCE = 32
+"""Broadcasts in hand, each of another tenant. All have their turn well within a lease."""
 
 LEASE_S = 30.0
 """After so long another node goes on with what a node that crashed had begun."""
@@ -56,6 +68,10 @@ class Broadcaster:
         # None: not known yet, as before the first look
         self._open_count: int | None = None
         self._accepted_count = 0
+        # the tenants of those that are carried out here
+        self._in_hand: set[str] = set()
+        # whoever holds it stores a batch; it is fair
+        self._turn = asyncio.Lock()
         # who was connected when a broadcast was accepted here
         self._first: dict[str, list[str]] = {}
 
@@ -118,34 +134,65 @@ class Broadcaster:
         return self._open_count or 0
 
     async def catch_up(self, room: Room) -> None:
-        """Give a user who joins their document of each broadcast that has not come to them yet. Raises
-        `StoreUnavailable`."""
-        if self._open_count == 0:
-            return
+        """Give a user who joins their document of each broadcast that has not come to them yet, and see to it that
+        every later one will. Raises `StoreUnavailable`."""
         tenant, user_id = room
-        known_since = await self._store.directory.known_since(tenant, user_id)
-        if known_since is None:
+        known_since = await self._known_since(room)
+        if known_since is None or self._open_count == 0:
             return
-        for notification in await self._store.broadcasts.open_of(tenant):
-            if known_since <= notification.created_at:
-                self._publish(await self._store.broadcasts.expand(notification, [user_id]))
+        broadcasts, after = self._store.broadcasts, None
+        while owed := await broadcasts.open_of(
+            tenant, user_id, since=known_since, after=after, limit=CATCH_UP_DOCUMENTS
+        ):
+            self._publish(await broadcasts.give(user_id, owed))
+            after = owed[-1]
+
+    async def _known_since(self, room: Room) -> datetime | None:
+        """Of a user who has joined, whom the store knows from now on. None: their tenant has ended."""
+        known_since = await self._store.directory.known_since(*room)
+        if known_since is None:
+            # Not at the next time that joins are written down: a broadcast that another node accepts before that would
+            # be over without this user. Of many who join at once a few calls write them all.
+            await self._tenants.write_down()
+            known_since = await self._store.directory.known_since(*room)
+        return known_since
 
     # -- in the background -----------------------------------------------------------------------------------
     async def run(self) -> None:
         """Bring all broadcasts to their users, until cancelled."""
-        while True:
-            try:
-                await self._look()
-                while self._open_count and (claimed := await self._store.broadcasts.claim(LEASE_S)):
-                    await self._carry_out(claimed)
-                    await self._look()
-            except StoreUnavailable as error:
-                logger.debug("broadcasts wait for the store: %s", error)
-                await asyncio.sleep(RETRY_S)
-            except Exception:
-                logger.exception("a broadcast could not be carried on; it is tried again")
-                await asyncio.sleep(RETRY_S)
-            await self._pause()
+        async with asyncio.TaskGroup() as carrying:
+            while True:
+                await self._patiently(self._take_up(carrying))
+                await self._pause()
+
+    async def _patiently(self, step: Awaitable[None]) -> None:
+        """What fails of it is tried again, by this node or another, but not at once."""
+        try:
+            await step
+        except StoreUnavailable as error:
+            logger.debug("broadcasts wait for the store: %s", error)
+            await asyncio.sleep(RETRY_S)
+        except Exception:
+            logger.exception("a broadcast could not be carried on; it is tried again")
+            await asyncio.sleep(RETRY_S)
+
+    async def _take_up(self, carrying: asyncio.TaskGroup) -> None:
+        """Begin with what is open, of each tenant the oldest."""
+        await self._look()
+        while self._open_count and len(self._in_hand) < MAX_AT_ONCE:
+            claimed = await self._store.broadcasts.claim(LEASE_S, self._in_hand)
+            if claimed is None:
+                break
+            self._in_hand.add(claimed.notification.tenant)
+            carrying.create_task(self._carry(claimed), name=f"broadcast {claimed.notification.nid}")
+
+    async def _carry(self, broadcast: Broadcast) -> None:
+        notification = broadcast.notification
+        try:
+            await self._patiently(self._carry_out(broadcast))
+        finally:
+            self._in_hand.discard(notification.tenant)
+            self._wake.set()
 
     async def _look(self) -> None:
         """See how many are open."""
@@ -166,9 +213,14 @@ class Broadcaster:
         self._wake.clear()
 
     async def _carry_out(self, broadcast: Broadcast) -> None:
-        if await self._reach_first(broadcast) and await self._reach_all(broadcast):
-            logger.info("a broadcast reached all users: tenant=%s", broadcast.notification.tenant)
-        self._first.pop(broadcast.notification.nid, None)
+        notification = broadcast.notification
+        try:
+            if await self._reach_first(broadcast) and await self._reach_all(broadcast):
+                logger.info("a broadcast reached all users: tenant=%s", notification.tenant)
+        except BroadcastRefused as error:  # the store has set it aside, and logged that
+            publication = Publication(notification, (), door="broadcast")
+            tell(NOTIFICATION_FAILED, self, publication=publication, code=error.code)
+        self._first.pop(notification.nid, None)
 
     async def _reach_first(self, broadcast: Broadcast) -> bool:
         """Those who were connected; False if somebody else has the broadcast now."""
@@ -193,7 +245,9 @@ class Broadcaster:
         return await broadcasts.finish(broadcast)
 
     async def _expand(self, notification: Notification, user_ids: list[str]) -> None:
-        if user_ids:
+        if not user_ids:
+            return
+        async with self._turn:
             await self._backplane.has_space()
             self._publish(await self._store.broadcasts.expand(notification, user_ids))
 

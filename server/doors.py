@@ -21,7 +21,7 @@ from server.feed import FeedServices
 from server.grants import Grant
 from server.health import Instruments
 from server.ingest import deliveries, outbox, publishing, schema, user_tokens, users
-from server.ingest.base import Gate, presented
+from server.ingest.base import Gate, UnknownHandler, presented
 from server.ingest.notify import NotifyDoor, NotifyHandler
 from server.ingest.publishing import PublishingDoors
 from server.ingest.user_tokens import UserTokenDoors
@@ -109,7 +109,7 @@ class Doors:
         self._outbox = feeds.store.outbox
         self._users = UserDoors(tenants, own_tokens.make, config.auth.max_token_s)
         self._user_tokens = UserTokenDoors(
-            sessions.authenticator, own_tokens.make_login, own_tokens.check_refresh
+            sessions.authenticator, tenants, own_tokens.make_login, own_tokens.check_refresh
         )
         self._instruments = Instruments(
             metrics=metrics,
@@ -166,6 +166,7 @@ class Doors:
             *socketio.routes(self.socketio),
             *health.routes(self._instruments),
             *schema.routes(folder / "api", has_example=not self._config.release),
+            (r"/api/.*", UnknownHandler, {"gate": self.gate}),
             *admin.routes(folder),
         ]
         if not self._config.release:

@@ -46,6 +46,10 @@ RETRY_MAX_S = 10.0
 """Until the next try to read what waits for a client, while the store is away."""
 
 
+MAX_ACK_CHARS = 4096
+"""Of a message of a client of CONTRACT C3; what they have to say takes less than a hundred. Parsing a longer one would
+cost more than it is counted for."""
+
 Portion = tuple[list[tuple[Frame, Sequence[Document]]], Document | None]
 """Frames to send, with the documents that each shows; and, if more documents are surely read after these, the last
 one of them (see `Screen.listing_waits`)."""
@@ -69,6 +73,12 @@ class FeedServices:
     sync: Sync
     max_queue_bytes: int
     heartbeat_s: float
+
+
+def sign_in_of(identity: Identity) -> SignIn:
+    """By what somebody is in their room; who does not say when they proved it has proved it now."""
+    is_ours = identity.by_own_clock or identity.issued_at is None
+    return SignIn(identity.issued_at or now(), identity.key_id, identity.secret_id, is_ours)
 
 
 class _FeedScreen(Screen):
@@ -142,7 +152,7 @@ class Feed:
 
     def _join(self, identity: Identity) -> bool:
         services, room = self._services, self._room
-        sign_in = SignIn(identity.issued_at or now(), identity.key_id, identity.secret_id)
+        sign_in = sign_in_of(identity)
         why_over = services.tenants.why_over(room, sign_in)
         if why_over is not None:
             self.connection.close(why_over)
@@ -297,6 +307,9 @@ class ServiceFeed(Feed):
 
     def receive(self, text: str) -> None:
         """`message_ack` (no answer) and the command `ping`."""
+        if len(text) > MAX_ACK_CHARS:
+            self.connection.send(self.dialect.error(f"the message is longer than {MAX_ACK_CHARS} characters"))
+            return
         try:
             message = json.loads(text)
         except (ValueError, RecursionError):

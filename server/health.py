@@ -21,6 +21,7 @@ from server.checks import Checks, Finding, State
 from server.errors import RateLimited, Refused, ServerError
 from server.exposition import EVERYTHING, TOTALS, Exposition, Summary, TextFormat, View
 from server.grants import DEFAULT_TENANT, Grant, Scope
+from server.methods import methods_of
 from server.metrics import Metrics
 
 SERVICE = "notification-server"
@@ -84,6 +85,14 @@ class _Handler(RequestHandler):
         self.set_status(status)
         self.set_header("Content-Type", media_type)
         self.finish(json.dumps(fields))
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        """What Tornado refuses by itself, such as a method that there is not, and what fails here."""
+        if status_code == 405:
+            self.set_header("Allow", methods_of(type(self)))
+        code = "internal" if status_code >= 500 else self._reason.lower().replace(" ", "_")
+        problem = {"type": "about:blank", "title": code, "status": status_code, "detail": self._reason}
+        self._answer(status_code, problem, "application/problem+json")
 
 
 class AliveHandler(_Handler):

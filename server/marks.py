@@ -11,6 +11,7 @@ import contextlib
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 
 from server.errors import StoreUnavailable
 from server.rooms import Connection, Room
@@ -26,6 +27,9 @@ RETRY_S = 2.0
 
 MAX_WAITING = 200_000
 """Marks that wait while the store is away. What is above that is sent again one day."""
+
+MAX_PER_USER = 10_000
+"""Of those of one user in one way: who acknowledges what there never was takes no place of others."""
 
 MAX_PER_WRITE = 5_000
 
@@ -92,7 +96,7 @@ class Marks:
             return
         marked = self._waiting[way].setdefault(room, set())
         before = len(marked)
-        marked |= ids
+        marked.update(islice(ids, MAX_PER_USER - before))
         self._count += len(marked) - before
 
     @contextlib.contextmanager

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from server.claims import MAX_USER_ID_BYTES
 from server.errors import InvalidInput, InvalidNotification, TooLarge
 from server.ids import new_id
 from server.messages import Mail, Notification, Publication, Recipient, now
@@ -36,8 +37,8 @@ _TEXT_TYPE = re.compile(r"text/([a-z0-9][a-z0-9.+-]{0,63})\s*(?:;|$)", re.IGNORE
 
 @dataclass(frozen=True, slots=True)
 class FieldLimits:
-    """`content_bytes`: of `content` and `email_content`, `field_bytes`: of every other text, both in UTF-8;
-    `users`: in one request; `data_bytes`: of a payload or `data`, as compact JSON."""
+    """`content_bytes`: of `content` and `email_content`, `field_bytes`: of every other text but ids of users, both in
+    UTF-8; `users`: in one request; `data_bytes`: of a payload or `data`, as compact JSON."""
 
     content_bytes: int = 64 * 1024
     field_bytes: int = 2 * 1024
@@ -72,7 +73,7 @@ def parse_hub(user_id: str, message: Any, tenant: str, limits: FieldLimits) -> P
     either may be missing. Raises `InvalidNotification` or `TooLarge`."""
     if not isinstance(message, dict):
         raise InvalidNotification("", 'not an object {"type": …, "payload": …}')
-    recipient = Recipient(_user_id(user_id, "user_id", limits))
+    recipient = Recipient(_user_id(user_id, "user_id"))
     type_ = _text(message, "type", limits.field_bytes)
     return Publication(_of_payload(tenant, type_, message.get("payload"), limits), (recipient,))
 
@@ -80,7 +81,7 @@ def parse_hub(user_id: str, message: Any, tenant: str, limits: FieldLimits) -> P
 def parse_service(fields: Any, tenant: str, limits: FieldLimits) -> Publication:
     """The publication in a request of CONTRACT C3, a `ServiceRequest`. Raises `InvalidNotification` or `TooLarge`."""
     request = read(fields, ServiceRequest, InvalidNotification)
-    recipient = Recipient(_user_id(request.user_id, "user_id", limits))
+    recipient = Recipient(_user_id(request.user_id, "user_id"))
     if request.payload is None:
         raise InvalidNotification("payload", "null")
     return Publication(_of_payload(tenant, DEFAULT_TYPE, request.payload, limits), (recipient,))
@@ -94,7 +95,7 @@ def parse_internal(fields: Any, tenant: str, limits: FieldLimits) -> Publication
         reason = f"{count} users are more than the {limits.users} allowed in one request"
         raise TooLarge("userIds", reason, "users_per_request")
     user_ids = dict.fromkeys(
-        _user_id(value, f"userIds[{index}]", limits) for index, value in enumerate(request.userIds)
+        _user_id(value, f"userIds[{index}]") for index, value in enumerate(request.userIds)
     )
     type_ = _type_in(payload, limits) or DEFAULT_TYPE
     return Publication(_of_payload(tenant, type_, payload, limits), tuple(map(Recipient, user_ids)))
@@ -108,7 +109,7 @@ def parse_broadcast(fields: Any, tenant: str, limits: FieldLimits) -> Notificati
         nid=new_id(tenant),
         tenant=tenant,
         created_at=now(),
-        content=_checked(request.message.strip(), "message", limits.content_bytes),
+        content=_checked(request.message.strip(), "message", limits.content_bytes, "content_bytes"),
         title=_checked(request.title.strip(), "title", limits.field_bytes),
         type=_type_in(request.data, limits),
         data=_json_value(request.data, "data", limits.data_bytes),
@@ -145,7 +146,7 @@ def _json_value(value: Any, name: str, max_bytes: int) -> Any:
     except ValueError as exc:
         raise InvalidNotification(name, "NaN and Infinity are not JSON") from exc
     if size > max_bytes:
-        raise TooLarge(name, f"{size} bytes are more than the {max_bytes} allowed")
+        raise TooLarge(name, f"{size} bytes are more than the {max_bytes} allowed", "data_bytes")
     if _is_nested_deeper(value, MAX_NESTING):
         raise InvalidNotification(name, f"nested more than {MAX_NESTING} levels deep")
     return value
@@ -162,15 +163,15 @@ def _is_nested_deeper(value: Any, levels: int) -> bool:
     return True
 
 
-def _user_id(value: Any, path: str, limits: FieldLimits) -> str:
-    """A user's id: a text, or an integer, which is the same as its digits."""
+def _user_id(value: Any, path: str) -> str:
+    """A user's id: a text, or an integer, which is the same as its digits; no longer than one that can join."""
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
     if value is None or value == "":
         raise InvalidNotification(path, "missing")
     if not isinstance(value, str):
         raise InvalidNotification(path, "neither a text nor an integer")
-    return _checked(value, path, limits.field_bytes)
+    return _checked(value, path, MAX_USER_ID_BYTES, "")
 
 
 def _text(fields: Mapping[str, Any], name: str, max_bytes: int) -> str:
@@ -182,13 +183,15 @@ def _text(fields: Mapping[str, Any], name: str, max_bytes: int) -> str:
     return _checked(value.strip(), name, max_bytes)
 
 
-def _checked(text: str, name: str, max_bytes: int) -> str:
+def _checked(text: str, name: str, max_bytes: int, limit: str | None = None) -> str:
+    """`limit`: the setting that says `max_bytes`, "" if there is none; None: that of a field of this name."""
     try:
         size = len(text.encode())
     except UnicodeEncodeError as exc:
         raise InvalidNotification(name, "not valid Unicode (a lone surrogate)") from exc
     if size > max_bytes:
-        limit = "content_bytes" if name in ("content", "email_content") else "field_bytes"
+        if limit is None:
+            limit = "content_bytes" if name in ("content", "email_content") else "field_bytes"
         raise TooLarge(name, f"{size} bytes are more than the {max_bytes} allowed", limit)
     return text
 
@@ -235,9 +238,7 @@ def _user_list(value: Any, max_users: int) -> Sequence[Any]:
 def _recipient(user: Any, path: str, limits: FieldLimits) -> Recipient:
     if not isinstance(user, dict):
         raise InvalidNotification(path, 'not an object {"id": …, "email": …}')
-    return Recipient(
-        _user_id(user.get("id"), f"{path}.id", limits), _email(user.get("email"), f"{path}.email")
-    )
+    return Recipient(_user_id(user.get("id"), f"{path}.id"), _email(user.get("email"), f"{path}.email"))
 
 
 def _email(value: Any, path: str) -> str | None:

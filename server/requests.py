@@ -122,12 +122,14 @@ class InternalAnswer(Struct):
 
 class DeliveryState(Struct):
     """How far a notification got with one user: stored in the inbox (`sent`), acknowledged, seen or deleted
-    (`delivered`), or its mail refused for good and never seen (`failed`, with the mail server's words)."""
+    (`delivered`), or its mail refused for good and never seen (`failed`, with the mail server's words). Times are null
+    for what has not happened; `failed_at` also for what failed before its time was kept."""
 
     user_id: str
     status: Literal["sent", "delivered", "failed"]
     sent_at: Instant
     delivered_at: Instant | None
+    failed_at: Instant | None
     reason: str | UnsetType = UNSET
 
 
@@ -349,6 +351,9 @@ def read(fields: Any, kind: type[T], error: type[InvalidInput] = InvalidInput) -
         return msgspec.convert(fields, kind)
     except msgspec.ValidationError as exc:
         raise error(*_field_and_reason(str(exc))) from None
+    except UnicodeEncodeError:
+        # Also in the name of a field that would be ignored.
+        raise error("", "the name of a field is not valid Unicode (a lone surrogate)") from None
 
 
 _MESSAGE = re.compile(r"(?P<what>.*?)(?: - at (?:`key` in )?`\$\.?(?P<path>.*)`)?", re.DOTALL)

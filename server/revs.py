@@ -7,10 +7,16 @@ logical clocks (Kulkarni et al., 2014) and of modification sequences in IMAP's C
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 
 COUNTER_BITS = 16
+
+_LARGEST = 2**63 - 1
+"""Stores keep signed integers."""
+
+_WIRE = re.compile(r"[0-9a-f]{16}")
 
 
 def _wall_clock_ms() -> int:
@@ -47,3 +53,9 @@ class RevClock:
 def to_wire(rev: int) -> str:
     """The opaque form in which clients see a rev. Of two revs the later has the greater string."""
     return f"{rev:016x}"
+
+
+def from_wire(text: str) -> int | None:
+    """The rev that `to_wire` has written so; None: it can have written no such thing."""
+    rev = int(text, 16) if _WIRE.fullmatch(text) else None
+    return None if rev is None or rev > _LARGEST else rev

@@ -25,6 +25,7 @@ from server.tokens.verifier import key_set_client
 from tests.support import browser as browser_support
 from tests.support.available import is_ci
 from tests.support.command import STORES, Command, no_variables, store_settings
+from tests.support.feeds import SETTINGS
 from tests.support.mariadb import MariaDB
 from tests.support.mongod import Mongod, MongoDatabase
 from tests.support.postgres import Postgres
@@ -125,6 +126,19 @@ def raw(mongo_database: MongoDatabase) -> Iterator[Database[dict[str, Any]]]:
     client: MongoClient[dict[str, Any]]
     with MongoClient(mongo_database.url, tz_aware=True) as client:
         yield client[mongo_database.name]
+
+
+@pytest.fixture
+def user() -> str:
+    """An id that nobody has used."""
+    return f"user-{uuid.uuid4().hex}"
+
+
+@pytest.fixture(params=STORES)
+def settings_of_store(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
+    """What a server with clients of all kinds has in its environment, over a store of each kind."""
+    with store_settings(request.param, request) as settings:
+        yield SETTINGS | settings
 
 
 @pytest.fixture(params=KINDS)

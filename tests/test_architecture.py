@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = {
     "PURE": "errors ids revs rates grants claims certificates messages payloads requests parsers idempotency"
     " commands commands_v2 since wire wire_v2 dialects requests_v2 openapi openapi.* accept callers bus tasks flights"
-    " assets mail_message request_id config config.*",
+    " assets mail_message request_id methods config config.*",
     "PORTS": "store store.broadcasts store.deliveries store.backup store.directory store.mail store.retention mail_transport metrics exposition checks",
     "CORE 1": "credentials passwords guessing auth users rooms sign_outs tenants limits publishers outgoing",
     "CORE 2": "backplane presence",
@@ -44,6 +44,7 @@ EDGES = [
 
 HOMES = {
     "aio_pika": "ingest.rabbitmq* torture.brokers",
+    "pamqp": "ingest.rabbitmq_link",
     "argon2": "passwords",
     "bcrypt": "passwords",
     "bson": "store.mongo*",
@@ -57,7 +58,7 @@ HOMES = {
     "prometheus_client": "metrics exposition",
     "sockjs": "transports.sockjs*",
     "sqlalchemy": "logins.sql*",
-    "tornado": "ingest.* transports.* admin health outgoing app doors entrance streams security_headers"
+    "tornado": "ingest.* transports.* admin health methods outgoing app doors entrance streams security_headers"
     " torture.lines",
     "pydispatch": "bus counts metrics app",
 }

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import pika
 import pytest
 import yaml
 from jsonschema import Draft7Validator, Draft202012Validator, ValidationError
@@ -31,13 +34,36 @@ from server.errors import (
 from server.limits import TooManyConnections
 from server.messages import Added, Broadcasted, Deleted, Document, Event, Notification, Seen, UnseenCount
 from server.parsers import FieldLimits, parse_hub, parse_service
+from server.transports.socketio import connection as socketio_connection
+from server.transports.socketio import session as socketio_session
+from server.transports.sockjs import http
 from server.transports.websocket import TEXT_ONLY
-from tests.support.feeds import SETTINGS, broadcast, hub_path, listening, send, service_path, user_token
+from tests.support.event_streams import Event as StreamEvent
+from tests.support.event_streams import event_stream
+from tests.support.feeds import (
+    SETTINGS,
+    add_key,
+    broadcast,
+    hub_path,
+    listening,
+    send,
+    service_path,
+    tenant_path,
+    user_token,
+)
+from tests.support.processes import wait_until
+from tests.support.rabbitmq import RabbitMQServer
+from tests.support.realtime import SocketClient, connect_packet, socket_client
+from tests.support.redis_server import RedisServer
 from tests.support.running_server import RunningServer
 
 ROOT = Path(__file__).resolve().parents[1]
 
 TEXT = (ROOT / "docs" / "asyncapi.yaml").read_text(encoding="utf-8")
+
+
+SCHEMA_SHA256 = "abe96881dbfaad495ccbb6bd8d3fb43ca18a13b9d7564849ccb66f39d5e5b20f"
+"""Of the file in the npm package."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -104,9 +130,11 @@ def _is_told(operation: str, frame: Any) -> None:
 
 
 def test_the_document_is_one() -> None:
-    """As the schema of AsyncAPI 3.0.0 has it, with the version of the server."""
-    # From the npm package @asyncapi/specs 6.11.1 (Apache-2.0), unchanged.
-    schema = json.loads((ROOT / "tests" / "data" / "asyncapi-3.0.0.json").read_text())
+    """As the schema of AsyncAPI 3.0.0 has it (tests/data/README.md says where that is from), with the version of the
+    server."""
+    text = (ROOT / "tests" / "data" / "asyncapi-3.0.0.json").read_bytes()
+    assert hashlib.sha256(text).hexdigest() == SCHEMA_SHA256
+    schema = json.loads(text)
     as_json = json.loads(json.dumps(RAW))
     Draft7Validator(schema).validate(as_json)
     with pytest.raises(ValidationError):
@@ -137,10 +165,24 @@ def test_every_message_goes_over_a_channel() -> None:
     assert channels == set(RAW["channels"])
 
 
+def _reasons(*modules: ModuleType) -> list[wire.CloseReason]:
+    """Those that these modules define, each once."""
+    found = {
+        each for module in modules for each in vars(module).values() if isinstance(each, wire.CloseReason)
+    }
+    return sorted(found, key=lambda each: (each.code, each.reason))
+
+
 def test_every_reason_to_close_is_named() -> None:
-    """With its code; SockJS's and Socket.IO's own are those of their protocols."""
-    reasons = [each for each in vars(wire).values() if isinstance(each, wire.CloseReason)]
-    assert RAW["x-close-codes"] == {each.code: each.reason for each in [*reasons, TEXT_ONLY]}
+    """With its code; those of SockJS and Socket.IO that no other connection is closed for stand apart."""
+    ours = [*_reasons(wire), TEXT_ONLY]
+    assert RAW["x-close-codes"] == {each.code: each.reason for each in ours}
+    for protocol, modules in {"sockjs": [http], "socketio": [socketio_connection, socketio_session]}.items():
+        found: dict[int, list[str]] = {}
+        for each in _reasons(*modules):
+            if each not in ours:
+                found.setdefault(each.code, []).append(each.reason)
+        assert RAW[f"x-close-codes-of-{protocol}"] == found
 
 
 # -- what the server takes -----------------------------------------------------------------------------------
@@ -260,14 +302,19 @@ def test_events_in_each_dialect(event: Event) -> None:
         _check(MESSAGES["realtimeNotification"]["payload"], payload)
 
 
-def _check_event(text: str) -> None:
+def _check_told(name: str, headers: dict[str, str], data: Any) -> None:
     """That this is an event of the stream that the document has."""
+    message = MESSAGES[f"stream{name.capitalize()}"]
+    _check(message["headers"], {"event": name, **headers})
+    _check(message["payload"], data)
+
+
+def _check_event(text: str) -> None:
+    """The same as it is written."""
     assert text.endswith("\n\n")
     fields = dict(line.split(": ", 1) for line in text[:-2].split("\n"))
     data = json.loads(fields.pop("data"))
-    message = MESSAGES[f"stream{fields['event'].capitalize()}"]
-    _check(message["headers"], fields)
-    _check(message["payload"], data)
+    _check_told(fields.pop("event"), fields, data)
 
 
 @pytest.mark.parametrize("event", EVENTS, ids=str)
@@ -339,9 +386,11 @@ async def test_a_real_classic_connection(server: RunningServer) -> None:
 async def test_real_connections_of_the_other_dialects(server: RunningServer) -> None:
     """What was published before and while they listen is in the document, and so is what they are answered."""
     send(server, "dave", {"title": "before"})
+    key = add_key(server, "default", "listening", "listen")
     async with (
         listening(server, hub_path("dave")) as hub,
         listening(server, service_path("dave")) as service,
+        listening(server, tenant_path(key)) as tenant,
     ):
         _is_told("tellHub", await hub.frame())
         send(server, "dave", "while")
@@ -356,3 +405,122 @@ async def test_real_connections_of_the_other_dialects(server: RunningServer) -> 
         _is_told("tellService", await service.asked({"type": "else"}))
         broadcast(server, data={"hours": 2})
         _is_told("tellHub", await hub.frame())
+        _is_told("tellTenant", await tenant.frame())
+
+
+def _check_packet(packet: str, start: str, name: str, event: str | None = None) -> None:
+    """That a packet of Socket.IO carries this message."""
+    assert packet.startswith(start), packet
+    value = json.loads(packet.removeprefix(start))
+    if event is not None:
+        assert value[0] == event == MESSAGES[name]["name"]
+        [_, value] = value
+    _check(MESSAGES[name]["payload"], value)
+
+
+async def test_a_real_socketio_connection(server: RunningServer) -> None:
+    """From its connect to what it is told when its user is signed out; and the refusals."""
+    send(server, "erin", {"title": "before"})
+    async with socket_client(server) as client:
+        await _refusals(client)
+        await client.socket.send(connect_packet("erin"))
+        _check_packet(await client.packet(), "40", "connected")
+        _check_packet(await client.packet(), "42", "realtimeNotification", "notification:new")
+        send(server, "erin", ["while"])
+        _check_packet(await client.packet(), "42", "realtimeNotification", "notification:new")
+        _sign_out(server, "erin")
+        (goodbye, disconnect), code, reason = await client.closed()
+    _check_packet(goodbye, "42", "realtimeClose", "close")
+    assert disconnect == "41"
+    assert RAW["x-close-codes"][code] == reason
+
+
+async def _refusals(client: SocketClient) -> None:
+    """Of whatever does not let in, each with a code of its own."""
+    told = []
+    for packet in ("40", connect_packet("erin", secret="5a" * 32), connect_packet("erin", lifetime_s=-60)):
+        await client.socket.send(packet)
+        told.append(await client.packet())
+        _check_packet(told[-1], "44", "connectError")
+    await client.socket.send("40/admin,{}")
+    told.append((await client.packet()).replace("/admin,", ""))
+    _check_packet(told[-1], "44", "connectError")
+    assert len({json.loads(packet[2:])["data"]["code"] for packet in told}) == 4
+
+
+def _sign_out(server: RunningServer, user: str) -> None:
+    assert server.run("user", "sign-out", user).returncode == 0
+
+
+async def test_a_real_stream(server: RunningServer) -> None:
+    """From what is unseen to the reason for its end."""
+    server.must_notify("fred", content="before")
+    told: list[StreamEvent] = []
+    async with (
+        event_stream(server, "fred") as stream,
+        listening(server, "/notification/websocket") as screen,
+    ):
+        told += await stream.caught_up()
+        await screen.say({"name": "join", "data": {"token": user_token("fred")}})
+        await screen.say({"name": "seen", "data": {"all": True}})
+        told.append(await stream.next("seen"))
+        await screen.say({"name": "delete", "data": {"ids": told[-1].data["ids"]}})
+        while told[-1].name != "delete":
+            told.append(await _event(stream.event))
+        _sign_out(server, "fred")
+        while told[-1].name != "close":
+            told.append(await _event(stream.event))
+    assert stream.retry_ms is not None and 2000 <= stream.retry_ms <= 6000
+    for event in told:
+        _check_told(event.name, {} if event.id is None else {"id": event.id}, event.data)
+    assert {event.name for event in told} == {"notification", "count", "seen", "delete", "close"}
+
+
+async def _event(read: Callable[[], Awaitable[StreamEvent | None]]) -> StreamEvent:
+    event = await read()
+    assert event is not None
+    return event
+
+
+@pytest.mark.servers
+async def test_a_real_redis(tmp_path: Path, redis_server: RedisServer) -> None:
+    """Each example is taken from there, and told to a client."""
+    hub = {"NOTIFY_REDIS_HUB_URL": redis_server.url(), "NOTIFY_REDIS_HUB_PREFIX": "asyncapi"}
+    with RunningServer(tmp_path, **SETTINGS, **hub) as server:
+        wait_until(lambda: "consuming from Redis" in server.log, "the server listening to Redis")
+        async with listening(server, hub_path("alice")) as client:
+            for example in MESSAGES["hubPublication"]["examples"]:
+                redis_server.publish("asyncapi:alice", json.dumps(example["payload"]))
+                frame = await client.frame()
+                _is_told("tellHub", frame)
+                assert frame["payload"] == example["payload"]["payload"]
+
+
+@pytest.mark.servers
+def test_a_real_rabbitmq(tmp_path: Path, rabbitmq: RabbitMQServer) -> None:
+    """Each example is taken from there, and its result is in the document; so is that of what cannot be taken."""
+    bindings = RAW["channels"]["rabbitmq"]["bindings"]["amqp"]["exchange"]
+    exchange, key = f"{bindings['name']}_asyncapi", RAW["channels"]["rabbitmq"]["address"]
+    settings = {"URL": rabbitmq.url, "EXCHANGE": exchange, "QUEUE": "asyncapi"}
+    rabbit = {f"NOTIFY_RABBITMQ_{name}": value for name, value in settings.items()}
+    with (
+        RunningServer(tmp_path, **SETTINGS, **rabbit) as server,
+        pika.BlockingConnection(pika.URLParameters(rabbitmq.url)) as connection,
+    ):
+        wait_until(lambda: "consuming from RabbitMQ" in server.log, "the server listening to RabbitMQ")
+        channel = connection.channel()
+        channel.exchange_declare(exchange, bindings["type"], durable=bindings["durable"])
+        results = channel.queue_declare("", exclusive=True).method.queue
+        channel.queue_bind(results, exchange, RAW["channels"]["results"]["address"])
+        sent = [example["payload"] for example in MESSAGES["servicePublication"]["examples"]]
+        for message in [*sent, {"user_id": 1}]:
+            channel.basic_publish(exchange, key, json.dumps(message).encode())
+        told = []
+        for _, _, body in channel.consume(results, auto_ack=True, inactivity_timeout=30):
+            assert body is not None, told
+            told.append(json.loads(body))
+            _is_told("tellResults", told[-1])
+            if len(told) == len(sent) + 1:
+                break
+        assert [each for each in told if "error" not in each] == sent
+        channel.queue_delete("asyncapi")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -18,10 +19,10 @@ from server.bus import NOTIFICATION_FAILED, NOTIFICATION_PUSHED, NOTIFICATION_ST
 from server.dialects import Dialect
 from server.errors import StoreUnavailable
 from server.grants import DEFAULT_TENANT
-from server.messages import Added, Broadcasted, Notification, Publication, now
+from server.messages import Added, Broadcasted, Document, Notification, Publication, now
 from server.parsers import FieldLimits, parse_broadcast
 from server.rooms import NOBODY, Rooms
-from server.store import Accepted, Store
+from server.store import Accepted, Broadcast, Store
 from server.tasks import Tasks
 from server.tenants import Tenants
 from server.wire import EventFrames
@@ -292,6 +293,143 @@ async def test_broadcasts_come_in_order(store: Store, node: Node) -> None:
     assert told == sent
 
 
+async def test_who_joins_is_given_what_is_open_page_by_page(
+    store: Store, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In order, however much it is; who joins again, and has it, costs next to nothing."""
+    monkeypatch.setattr(module, "CATCH_UP_DOCUMENTS", 4)
+    await put(store, "alice", ACME)
+    sent = [(await node.broadcast()).nid for _ in range(10)]
+    await node.joins("alice")
+    told = [event.document.notification.nid for _, event in node.rooms.told if isinstance(event, Added)]
+    assert told == sent
+    assert node.store.calls.count("give") == 3
+    assert len(await whole_inbox(store, "alice", ACME)) == 11
+    await node.joins("alice")
+    assert node.store.calls.count("give") == 3
+    assert node.rooms.users_told == ["alice"] * 10
+
+
+async def test_who_has_joined_another_node_a_moment_ago_is_reached(store: Store, node: Node) -> None:
+    """Though that node has not come to writing down who joined."""
+    await put(store, "known", ACME)
+    other = node_on(store)
+    await other.tenants.open()
+    await other.joins("new")
+    await asyncio.sleep(0.002)  # the clocks of stores count milliseconds
+    node.runs()
+    notification = await node.broadcast()
+    await node.is_done()
+    assert await node.having(notification, "known", "new") == [1, 1]
+
+
+async def test_first_joins_share_their_writes(
+    store: Store, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A crowd of new users is written down in a few; who is known already in none."""
+    users, writes = [f"u{number:03}" for number in range(100)], 0
+    note_users = store.directory.note_users
+
+    async def note(seen_at: Mapping[tuple[str, str], datetime]) -> None:
+        nonlocal writes
+        writes += 1
+        await note_users(seen_at)
+
+    monkeypatch.setattr(store.directory, "note_users", note)
+    await asyncio.gather(*map(node.joins, users))
+    known = await store.directory.users(ACME, after=None, limit=1000)
+    assert [user.user_id for user in known] == users
+    assert 1 <= writes < 10
+    written = writes
+    await asyncio.gather(*map(node.joins, users))
+    assert writes == written
+
+
+# -- several at once -----------------------------------------------------------------------------------------
+OTHERS = ("other-1", "other-2", "other-3")
+
+
+async def broadcast_to(store: Store, node: Node, tenant: str, users: Iterable[str]) -> Notification:
+    await add_tenant_to(store.directory, tenant)
+    for user in users:
+        await put(store, user, tenant)
+    notification = parse_broadcast({"title": "T", "message": "M"}, tenant, FieldLimits())
+    await node.broadcaster.broadcast(notification)
+    return notification
+
+
+async def test_a_huge_one_holds_up_no_other_tenant(
+    store: Store, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tenants take turns, batch by batch: the small ones are over when the first has hardly begun."""
+    monkeypatch.setattr(module, "BATCH_USERS", 1)
+    users = [f"u{number:02}" for number in range(60)]
+    for user in users:
+        await put(store, user, ACME)
+    huge = await node.broadcast()
+    small = [await broadcast_to(store, node, tenant, ["alice"]) for tenant in OTHERS]
+    finished: list[str] = []
+    finish = store.broadcasts.finish
+
+    async def note(broadcast: Broadcast) -> bool:
+        finished.append(broadcast.notification.tenant)
+        return await finish(broadcast)
+
+    monkeypatch.setattr(store.broadcasts, "finish", note)
+    gate = node.store.hold("expand")
+    node.runs()
+    await gate.reached()
+    async with asyncio.timeout(30):
+        while len(node.broadcaster._in_hand) < 4:  # noqa: ASYNC110  # nothing tells of it
+            await asyncio.sleep(0.01)
+    gate.open()
+    await node.is_done()
+    assert sorted(finished[:3]) == sorted(OTHERS)
+    assert finished[3:] == [ACME]
+    assert await node.having(huge, *users) == [1] * 60
+    for notification in small:
+        assert await node.having(notification, "alice", tenant=notification.tenant) == [1]
+
+
+async def test_more_tenants_than_are_carried_at_once(
+    store: Store, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others follow."""
+    monkeypatch.setattr(module, "MAX_AT_ONCE", 2)
+    notifications = [await broadcast_to(store, node, tenant, ["alice"]) for tenant in OTHERS]
+    node.runs()
+    await node.is_done()
+    for notification in notifications:
+        assert await node.having(notification, "alice", tenant=notification.tenant) == [1]
+
+
+async def test_one_that_fails_holds_up_no_other_tenant(
+    store: Store, node: Node, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is logged, and tried again when its lease has run out."""
+    monkeypatch.setattr(module, "LEASE_S", 0.3)
+    await put(store, "alice", ACME)
+    bad = await node.broadcast()
+    good = await broadcast_to(store, node, OTHERS[0], ["alice"])
+    expand, is_broken = store.broadcasts.expand, True
+
+    async def fail(notification: Notification, user_ids: Sequence[str]) -> list[Document]:
+        if is_broken and notification.tenant == ACME:
+            raise RuntimeError("a bug")
+        return await expand(notification, user_ids)
+
+    monkeypatch.setattr(store.broadcasts, "expand", fail)
+    node.runs()
+    async with asyncio.timeout(30):
+        while await node.having(good, "alice", tenant=OTHERS[0]) != [1]:  # noqa: ASYNC110  # nothing tells of it
+            await asyncio.sleep(0.01)
+    assert await node.having(bad, "alice") == [0]
+    is_broken = False
+    await node.is_done()
+    assert await node.having(bad, "alice") == [1]
+    assert "a broadcast could not be carried on" in caplog.text
+
+
 # -- when something fails ------------------------------------------------------------------------------------
 async def test_while_the_store_is_away_nothing_is_accepted(node: Node) -> None:
     """And nobody is told; the figures have it."""
@@ -420,12 +558,14 @@ def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RunningSe
             yield running
 
 
-def count_having(server: RunningServer, nid: str) -> Counter[str]:
+def count_having(server: RunningServer, nid: str, key: str | None = None) -> Counter[str]:
     """Who has it, and how often."""
+    headers = {} if key is None else {"Authorization": f"Api-Key {key}"}
     found: Counter[str] = Counter()
     after = ""
     while after is not None:
-        page = must(server.request("GET", f"/api/notifications/{nid}/deliveries?limit=1000&after={after}"))
+        path = f"/api/notifications/{nid}/deliveries?limit=1000&after={after}"
+        page = must(server.request("GET", path, headers=headers))
         found.update(delivery["user_id"] for delivery in page["deliveries"])
         after = page["next"]
     return found
@@ -433,10 +573,13 @@ def count_having(server: RunningServer, nid: str) -> Counter[str]:
 
 @pytest.mark.timeout(240)
 async def test_a_server_that_is_killed_amid_it_goes_on(server: RunningServer) -> None:
-    """SIGKILL in the middle: after the next start every user known before has one document, who joins has it at once,
-    who is known only later has none."""
+    """SIGKILL in the middle, while two tenants' go out: after the next start every user known before has one document,
+    who joins has it at once, who is known only later has none."""
+    acme = add_tenant(server, "acme")
     users = [f"u{number:05}" for number in range(10_000)]
     internal(server, users, {"n": 1})
+    internal(server, users[:5000], {"n": 1}, acme)
+    others = broadcast(server, "T", "M", key=acme)
     nid = broadcast(server, "T", "M", data={"n": 2})
     while not 0 < len(count_having(server, nid)) < len(users):
         assert len(count_having(server, nid)) < len(users), "it was over before it could be killed"
@@ -460,6 +603,7 @@ async def test_a_server_that_is_killed_amid_it_goes_on(server: RunningServer) ->
         60,
     )
     assert count_having(server, nid) == Counter(users)
+    assert count_having(server, others, acme) == Counter(users[:5000])
 
 
 async def test_offline_connected_and_joining_users_have_it_once(server: RunningServer) -> None:

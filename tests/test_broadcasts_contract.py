@@ -6,6 +6,7 @@ Its clock is the real one; a lease of no length has run out at once.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from dataclasses import replace
 from datetime import timedelta
 
@@ -61,6 +62,20 @@ async def of(store: Store, notification: Notification) -> list[Delivery]:
     )
 
 
+async def open_of(
+    store: Store, tenant: str = TENANT, user_id: str = "new", since_s: float = 0.0, limit: int = 2
+) -> list[Notification]:
+    """What is open for a user, page by page."""
+    found: list[Notification] = []
+    since = AT + timedelta(seconds=since_s)
+    while some := await store.broadcasts.open_of(
+        tenant, user_id, since=since, after=found[-1] if found else None, limit=limit
+    ):
+        assert len(some) <= limit
+        found += some
+    return found
+
+
 async def user_ids(store: Store, tenant: str = TENANT) -> list[str]:
     return [user.user_id for user in await store.directory.users(tenant, after=None, limit=5000)]
 
@@ -77,7 +92,8 @@ async def test_what_is_not_open_yet_is_unavailable(place: Place) -> None:
         broadcasts.expand(broadcast.notification, ["a"]),
         broadcasts.advance(broadcast, "a", LONG_S),
         broadcasts.finish(broadcast),
-        broadcasts.open_of(TENANT),
+        broadcasts.give("a", [broadcast.notification]),
+        broadcasts.open_of(TENANT, "a", since=AT, after=None, limit=1),
         broadcasts.count_open(),
     ):
         with pytest.raises(StoreUnavailable):
@@ -87,7 +103,7 @@ async def test_what_is_not_open_yet_is_unavailable(place: Place) -> None:
 async def test_from_acceptance_to_the_end(store: Store) -> None:
     """It is claimed as it was accepted, goes on where it was, and is gone when everybody has it."""
     assert await store.broadcasts.claim(LONG_S) is None
-    assert (await store.broadcasts.count_open(), await store.broadcasts.open_of(TENANT)) == (0, [])
+    assert (await store.broadcasts.count_open(), await open_of(store, TENANT)) == (0, [])
     notification = await add(
         store,
         content="c\0 😀 $content",
@@ -99,11 +115,11 @@ async def test_from_acceptance_to_the_end(store: Store) -> None:
         data={"$a": [1, 2**70]},
     )
     assert await store.broadcasts.count_open() == 1
-    assert await store.broadcasts.open_of(TENANT) == [notification]
+    assert await open_of(store, TENANT) == [notification]
     broadcast = await claim(store)
     assert (broadcast.notification, broadcast.after) == (notification, None)
     assert await store.broadcasts.claim(LONG_S) is None
-    assert await store.broadcasts.open_of(TENANT) == [notification]
+    assert await open_of(store, TENANT) == [notification]
     assert await store.broadcasts.advance(broadcast, "$b", LONG_S)
     assert await store.broadcasts.claim(LONG_S) is None
     assert await store.broadcasts.advance(broadcast, "m", 0.0)
@@ -111,7 +127,7 @@ async def test_from_acceptance_to_the_end(store: Store) -> None:
     assert (again.notification, again.after) == (notification, "m")
     assert await store.broadcasts.count_open() == 1
     assert await store.broadcasts.finish(again)
-    assert (await store.broadcasts.count_open(), await store.broadcasts.open_of(TENANT)) == (0, [])
+    assert (await store.broadcasts.count_open(), await open_of(store, TENANT)) == (0, [])
     assert await store.broadcasts.claim(LONG_S) is None
 
 
@@ -146,10 +162,20 @@ async def test_the_oldest_is_claimed_first(store: Store) -> None:
     claimed = [await claim(store, lease_s) for lease_s in (LONG_S, 0.0, LONG_S, LONG_S)]
     assert [each.notification for each in claimed] == [first, second, second, third]
     assert await store.broadcasts.claim(LONG_S) is None
-    assert await store.broadcasts.open_of(TENANT) == [first, third]
-    assert await store.broadcasts.open_of("other") == [second]
-    assert await store.broadcasts.open_of("nobody") == []
+    assert await open_of(store, TENANT) == [first, third]
+    assert await open_of(store, "other") == [second]
+    assert await open_of(store, "nobody") == []
     assert await store.broadcasts.count_open() == 3
+
+
+async def test_tenants_that_are_passed_over(store: Store) -> None:
+    """As if they had none; the oldest of the others is claimed."""
+    mine, other = await add(store, TENANT), await add(store, "other", 1)
+    third = await add(store, "th'ird $", 2)
+    assert await store.broadcasts.claim(LONG_S, {TENANT, "other", "th'ird $", "nobody"}) is None
+    for tenants, expected in (((TENANT, "other"), third), ({TENANT: 1}, other), ((), mine)):
+        broadcast = await store.broadcasts.claim(LONG_S, tenants)
+        assert broadcast is not None and broadcast.notification == expected
 
 
 async def test_each_is_claimed_by_one(store: Store) -> None:
@@ -324,6 +350,70 @@ async def test_how_far_it_got(store: Store) -> None:
         await of(store, notification)
 
 
+# -- who joins -------------------------------------------------------------------------------------------------
+
+
+async def test_a_user_is_given_what_is_open(store: Store) -> None:
+    """One document each, in their order, as by `expand`, of what was accepted since then; of what they have, seen or
+    deleted, too, they are given nothing."""
+    notifications = [await add(store, TENANT, number, content=str(number)) for number in range(7)]
+    await add(store, "other")
+    documents = [*await store.broadcasts.expand(notifications[1], ["a", "b"])]
+    documents += await store.broadcasts.expand(notifications[4], ["a"])
+    documents += await store.broadcasts.expand(notifications[5], ["a"])
+    await store.mark_seen(TENANT, "a", [documents[2].id])
+    await store.delete(TENANT, "a", [documents[3].id])
+    assert await open_of(store, user_id="new") == notifications
+    assert await open_of(store, user_id="b") == [notifications[0], *notifications[2:]]
+    lacking = [notifications[place] for place in (0, 2, 3, 6)]
+    assert await open_of(store, user_id="a") == lacking
+    assert await open_of(store, user_id="a", since_s=2) == lacking[1:]
+    assert await open_of(store, user_id="a", since_s=2.001) == lacking[2:]
+
+    given = await store.broadcasts.give("a", notifications)
+    assert [each.notification for each in given] == lacking
+    for document in given:
+        at = document.notification.created_at
+        assert document == Document(document.id, "a", document.notification, at, at, document.rev)
+        assert document in await whole_inbox(store, "a")
+        assert (await of(store, document.notification))[0].user_id == "a"
+    assert await store.broadcasts.give("a", notifications) == []
+    assert await store.broadcasts.give("a", []) == []
+    assert await open_of(store, user_id="a") == []
+    for notification in notifications:
+        new = await store.broadcasts.expand(notification, ["a", "b", "c"])
+        assert "a" not in [each.user_id for each in new]
+    assert len(await whole_inbox(store, "a")) == 6
+
+
+async def test_pages_of_what_is_open(store: Store) -> None:
+    """Many of the same moment are each in one page; what ends meanwhile is in the way of none."""
+    notifications = [await add(store, TENANT, number // 10) for number in range(40)]
+    found: list[Notification] = []
+    while some := await store.broadcasts.open_of(
+        TENANT, "a", since=AT, after=found[-1] if found else None, limit=7
+    ):
+        found += some
+        await store.broadcasts.give("a", some)
+        assert await store.broadcasts.finish(await claim(store))
+    assert [each.created_at for each in found] == sorted(each.created_at for each in found)
+    assert sorted(each.nid for each in found) == sorted(each.nid for each in notifications)
+    assert len(await whole_inbox(store, "a")) == 40
+
+
+async def test_given_and_expanded_at_once(store: Store) -> None:
+    """Each document is stored once, and is new to one of them."""
+    notifications = [await add(store, TENANT, number) for number in range(20)]
+    users = [f"user-{number}" for number in range(5)]
+    new = await asyncio.gather(
+        *(store.broadcasts.give(user, notifications) for user in users * 2),
+        *(store.broadcasts.expand(notification, users) for notification in notifications),
+    )
+    found = Counter((each.user_id, each.notification.nid) for some in new for each in some)
+    assert found == {(user, each.nid): 1 for user in users for each in notifications}
+    assert await store.count_unseen(TENANT, users) == dict.fromkeys(users, 20)
+
+
 # -- removed tenants -----------------------------------------------------------------------------------------
 
 
@@ -340,7 +430,7 @@ async def test_a_removed_tenants_broadcasts_rest(store: Store) -> None:
     assert await store.broadcasts.claim(LONG_S) is None
     late = await add(store, TENANT, 3)
     assert await store.broadcasts.claim(LONG_S) is None
-    assert late in await store.broadcasts.open_of(TENANT)
+    assert late in await open_of(store, TENANT)
 
 
 async def test_erased_with_its_tenant(store: Store) -> None:
@@ -356,7 +446,7 @@ async def test_erased_with_its_tenant(store: Store) -> None:
     assert await erase(store) == sum(range(8))
     assert not await store.broadcasts.finish(broadcast)
     await add_tenant(store)
-    assert await store.broadcasts.open_of(TENANT) == []
+    assert await open_of(store, TENANT) == []
     assert await store.broadcasts.count_open() == 1
     assert await user_ids(store) == []
     for notification in notifications:

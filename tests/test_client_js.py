@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from playwright.async_api import Browser, Page
@@ -18,6 +16,7 @@ from playwright.async_api import Browser, Page
 from server.assets import example_folder
 from tests.support.backends import add_key, known
 from tests.support.browser import sockjs_client_js
+from tests.support.js_client import CONNECT, Issuer, connect, events, online, scripted, settle, states, titles
 from tests.support.jwt_keys import SECRET, claims, hs256
 from tests.support.pages import Pages
 from tests.support.running_server import RunningServer
@@ -35,44 +34,6 @@ TRANSPORTS = {
     "jsonp-polling": "jsonp",
 }
 
-CONNECT = """async ({ base, withSockJS, options }) => {
-    const { Notifications } = await import(`${base}/client/notifications.js`);
-    const { FakeSocket, SockJS } = window;
-    const constructor = FakeSocket ?? (withSockJS ? SockJS : undefined);
-    window.inbox = new Notifications({
-        url: `${base}/notification`, login: "alice", password: "alice", SockJS: constructor,
-        ...(window.fetchToken && { token: fetchToken }), ...options });
-    window.events = [];
-    for (const name of ["notification", "seen", "delete", "count", "state", "error"]) {
-        inbox.on(name, (detail) => events.push([name, detail]));
-    }
-    inbox.on("list", ({ items, hasMore }) => (window.list = { titles: items.map(({ title }) => title), hasMore }));
-    inbox.connect();
-}"""
-
-# A socket whose other end is the test: `sockets.at(-1).frame("count", { unseen: 0 })`, `sockets[0].page([], false)`.
-FAKE_SOCKET = """() => {
-    window.sockets = [];
-    window.FakeSocket = class {
-        sent = [];
-        constructor() { sockets.push(this); }
-        send(text) { this.sent.push(JSON.parse(text)); }
-        close() { this.isClosed = true; }
-        frame(name, data, rest) {
-            const inner = Array.isArray(data) ? JSON.stringify(data) : data;
-            this.onmessage?.({ data: { name, data: inner, ...rest } });
-        }
-        // The answer to the last question, or to that about what is before `before`.
-        page(data, more, before = this.sent.findLast(({ name }) => name === "content").data.before) {
-            this.frame("notification", data, { before, more });
-        }
-    };
-    window.doc = (number, rest) => ({
-        _id: String(number).padStart(24, "0"), title: `n${number}`, seen: true, rev: "0000000000000001",
-        createdAt: new Date(Date.UTC(2030, 0, 1) + number * 1000).toISOString(), ...rest });
-    window.docs = (from, to) => Array.from({ length: from - to + 1 }, (_, index) => doc(from - index));
-}"""
-
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[RunningServer]:
@@ -84,52 +45,6 @@ def server(tmp_path: Path) -> Iterator[RunningServer]:
 async def pages(browser: Browser) -> AsyncIterator[Pages]:
     async with Pages(browser) as pages:
         yield pages
-
-
-async def connect(
-    pages: Pages, server: RunningServer, *, sockjs: bool = False, base: str = "", **options: Any
-) -> Page:
-    """A page without anything of its own, in which a client is connecting as `inbox`."""
-    page = await pages.bare(server.url)
-    if sockjs:
-        await page.add_script_tag(url=f"{server.url}/client/sockjs.min.js")
-    await page.evaluate(CONNECT, {"base": base or server.url, "withSockJS": sockjs, "options": options})
-    return page
-
-
-async def online(pages: Pages, server: RunningServer, **options: Any) -> Page:
-    page = await connect(pages, server, **options)
-    await page.wait_for_function("inbox.state === 'online'")
-    return page
-
-
-async def scripted(pages: Pages, server: RunningServer, first: str = "") -> Page:
-    """A page in which a client is connecting over a `FakeSocket`, and time is the test's. `first`: run before that."""
-    page = await pages.bare(server.url)
-    if first:
-        await page.evaluate(first)
-    await page.clock.install()
-    await page.evaluate(FAKE_SOCKET)
-    await page.evaluate("Math.random = () => 1")
-    await page.evaluate(CONNECT, {"base": server.url, "withSockJS": False, "options": {"pageSize": 3}})
-    return page
-
-
-async def settle(page: Page, script: str) -> Any:
-    """What `script` returns once all that it set off has run."""
-    return await page.evaluate(f"async () => {{ {script}; for (let i = 0; i < 20; i++) await null; }}")
-
-
-async def titles(page: Page) -> list[str]:
-    found: list[str] = await page.evaluate("inbox.items.map(({ title }) => title)")
-    return found
-
-
-async def events(page: Page, name: str) -> list[Any]:
-    found: list[Any] = await page.evaluate(
-        "name => events.filter((event) => event[0] === name).map((event) => event[1])", name
-    )
-    return found
 
 
 # -- over each transport -------------------------------------------------------------------------------------
@@ -638,33 +553,6 @@ def trusting(tmp_path: Path) -> Iterator[RunningServer]:
     """A server that believes the tokens signed with `SECRET`."""
     with RunningServer(tmp_path, NOTIFY_JWT_SECRET=SECRET) as server:
         yield server
-
-
-class Issuer:
-    """The page's own backend, which signs tokens of alice. They live for `life_s`; None: it has none to give."""
-
-    def __init__(self, life_s: float | None = 600) -> None:
-        self.life_s = life_s
-        self.asked = 0
-
-    async def open(self, pages: Pages, server: RunningServer, *, sockjs: bool = False) -> Page:
-        """A page in which a client is connecting that fetches its tokens here."""
-        page = await pages.bare(server.url)
-        await page.expose_function("fetchToken", self._sign)
-        if sockjs:
-            await page.add_script_tag(url=f"{server.url}/client/sockjs.min.js")
-        await page.evaluate(CONNECT, {"base": server.url, "withSockJS": sockjs, "options": {}})
-        return page
-
-    def _sign(self) -> str:
-        self.asked += 1
-        if self.life_s is None:
-            raise RuntimeError("nobody is signed in here")
-        return hs256(claims(exp=time.time() + self.life_s))
-
-
-async def states(page: Page) -> list[str]:
-    return [event["state"] for event in await events(page, "state")]
 
 
 @pytest.mark.parametrize("sockjs", [False, True])

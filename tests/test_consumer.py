@@ -105,6 +105,10 @@ class Failing(Consumer):
         self.endings = list(endings)
         self.finished = False
 
+    @property
+    def waiting(self) -> int:
+        return 0
+
     async def _consume(self) -> None:
         ending = self.endings.pop(0)
         if ending is not None:

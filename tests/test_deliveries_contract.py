@@ -333,19 +333,25 @@ async def test_deliveries_in_portions(count: int, store: Store) -> None:
 
 
 async def test_a_mail_that_was_refused(store: Store) -> None:
-    """With the server's answer, of that user only; whether the notification had one user or several."""
+    """With the server's answer and the time, of that user only; whether the notification had one user or several."""
     due_at = now() - timedelta(minutes=1)
     alice, bob = (MailRecipient(user, f"{user}@example.test", due_at) for user in ("alice", "bob"))
     single, both = await owe(store, alice), await owe(store, alice, bob)
     refused = RefusedMail("alice", "alice@example.test", 550, "no such user")
     jobs = await store.claim_mail(600.0, 10)
     assert len(jobs) == 2
+    before = now()
     for job in jobs:
         sent = tuple(each for each in job.recipients if each.user_id == "bob")
         assert await store.settle_mail(job, MailOutcome(sent=sent, refused=(refused,)))
     assert [each.refused for each in await of(store, single.nid)] == [refused]
     assert [each.refused for each in await of(store, both.nid)] == [refused, None]
-    assert [each.refused for each in await of(store, (await put(store)).notification.nid)] == [None]
+    [mine] = await of(store, single.nid)
+    assert [each.refused_at for each in await of(store, both.nid)][1] is None
+    for at in (mine.refused_at, (await of(store, both.nid))[0].refused_at):
+        assert at is not None and before <= at <= now() and at.microsecond % 1000 == 0
+    [other] = await of(store, (await put(store)).notification.nid)
+    assert (other.refused, other.refused_at) == (None, None)
 
 
 async def test_a_notification_that_is_not_there(store: Store) -> None:

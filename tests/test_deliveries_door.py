@@ -86,7 +86,8 @@ async def test_sent_is_stored_and_delivered_is_acknowledged_or_seen(server: Runn
         "bob": "delivered",
         "quiet": "sent",
     }
-    assert found["quiet"].keys() == {"user_id", "status", "sent_at", "delivered_at"}
+    assert found["quiet"].keys() == {"user_id", "status", "sent_at", "delivered_at", "failed_at"}
+    assert {each["failed_at"] for each in found.values()} == {None}
     assert found["quiet"]["delivered_at"] is None
     for each in found.values():
         assert is_recent(each["sent_at"])
@@ -99,7 +100,7 @@ async def test_sent_is_stored_and_delivered_is_acknowledged_or_seen(server: Runn
 async def test_failed_is_refused_mail_that_nobody_saw(
     tmp_path: Path, kind: str, request: pytest.FixtureRequest
 ) -> None:
-    """With the mail server's words; who sees it after all has it delivered."""
+    """With its time and the mail server's words; who sees it after all has it delivered."""
     with (
         SMTPSink(replies={"away@example.org": "550 5.1.1 no such mailbox"}) as smtp,
         store_settings(kind, request) as store,
@@ -113,15 +114,18 @@ async def test_failed_is_refused_mail_that_nobody_saw(
         wait_until(lambda: deliveries(server, nid)["alice"]["status"] == "failed", "the refusal")
         found = deliveries(server, nid)
         assert found["alice"]["delivered_at"] is None
+        assert is_recent(found["alice"]["failed_at"])
+        assert found["alice"]["sent_at"] <= found["alice"]["failed_at"]
         assert found["alice"]["reason"].startswith("550 ")
         assert "no such mailbox" in found["alice"]["reason"]
-        assert found["bob"]["status"] == "sent"
+        assert (found["bob"]["status"], found["bob"]["failed_at"]) == ("sent", None)
         assert "away@example.org" not in str(found["bob"])
         async with SocketClient(server) as screen:
             [document] = await screen.join("alice")
             await screen.send("seen", {"ids": [document["_id"]]})
             await screen.next("seen")
-        assert deliveries(server, nid)["alice"]["status"] == "delivered"
+        alice = deliveries(server, nid)["alice"]
+        assert (alice["status"], alice["failed_at"], "reason" in alice) == ("delivered", None, False)
 
 
 def smtp_settings(smtp: SMTPSink) -> dict[str, str]:

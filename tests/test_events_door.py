@@ -9,7 +9,6 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -17,7 +16,6 @@ from hypothesis import strategies as st
 from playwright.async_api import Browser
 
 from tests.support.client import SocketClient
-from tests.support.command import STORES, store_settings
 from tests.support.event_streams import Event, EventStream, event_stream
 from tests.support.feeds import SETTINGS, user_token
 from tests.support.pages import Pages
@@ -34,11 +32,6 @@ ELSEWHERE = {"X-Forwarded-For": "198.51.100.7"}
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     with RunningServer(tmp_path_factory.mktemp("events"), **SETTINGS) as running:
         yield running
-
-
-@pytest.fixture
-def user() -> str:
-    return f"user-{uuid4().hex}"
 
 
 def bearer(user: str, **claims: Any) -> dict[str, str]:
@@ -114,12 +107,6 @@ def test_curl_shows_it(server: RunningServer, user: str) -> None:
 
 
 # -- coming back ---------------------------------------------------------------------------------------------
-@pytest.fixture(params=STORES)
-def settings_of_store(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
-    with store_settings(request.param, request) as settings:
-        yield SETTINGS | settings
-
-
 async def test_who_comes_back_is_told_what_has_changed(
     tmp_path: Path, settings_of_store: dict[str, str], user: str
 ) -> None:
@@ -164,7 +151,9 @@ async def test_who_was_cut_off_in_the_first_listing_gets_it_again(server: Runnin
 
 
 @pytest.mark.parametrize(
-    "last_id", ["0", "x", "0" * 17, "-000000000000001", "0X00000000000001", "ｆ" * 16, "ÿ"]
+    "last_id",
+    ["0", "x", "0" * 17, "-000000000000001", "0X00000000000001", "ｆ" * 16, "ÿ", "f" * 16, "8" + "0" * 15],
+    ids=["short", "x", "long", "minus", "prefix", "wide", "latin", "largest", "too-large"],
 )
 async def test_an_id_that_is_none_of_ours_counts_as_none(
     server: RunningServer, user: str, last_id: str

@@ -73,6 +73,21 @@ async def test_whoever_may_not_be_there_is_closed_at_once(core: Core) -> None:
     assert not len(core.tasks)
 
 
+async def test_a_sign_out_by_a_clock_that_is_ahead_keeps_out_nobody_who_comes_later(core: Core) -> None:
+    """What this node proved after it heard of that counts; what was proved before, or elsewhere, does not."""
+    early = now()
+    await core.store.directory.sign_out(*ALICE, now() + timedelta(minutes=5))
+    await core.tenants.open()
+    await asyncio.sleep(0.005)  # times have milliseconds
+    for identity, reasons in (
+        ({"issued_at": early, "by_own_clock": True}, [SIGNED_OUT]),
+        ({"issued_at": now()}, [SIGNED_OUT]),
+        ({"issued_at": now(), "by_own_clock": True}, []),
+        ({}, []),
+    ):
+        assert listen(core, HubFeed, **identity).reasons == reasons
+
+
 @pytest.mark.parametrize("kind", WITH_BACKLOG)
 async def test_a_user_has_only_so_many_connections(tmp_path: Path, kind: type[Feed]) -> None:
     """The one too many is closed, and takes no place; one that goes gives its place back."""

@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 from websockets.exceptions import ConnectionClosed
 
 from tests.support.client import SocketClient
-from tests.support.command import STORES, store_settings
 from tests.support.feeds import (
     SETTINGS,
     WAIT_S,
@@ -31,10 +30,19 @@ from tests.support.feeds import (
     refused,
     remembered,
     send,
+    service_path,
+    tenant_path,
     user_token,
 )
 from tests.support.processes import wait_until
-from tests.support.running_server import RunningServer
+from tests.support.running_server import Response, RunningServer
+
+UPGRADE = {
+    "Connection": "Upgrade",
+    "Upgrade": "websocket",
+    "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==",
+    "Sec-WebSocket-Version": "13",
+}
 
 ELSEWHERE = {"X-Forwarded-For": "198.51.100.7"}
 """Seen from behind a trusted proxy: a caller that is counted by its address."""
@@ -44,17 +52,6 @@ ELSEWHERE = {"X-Forwarded-For": "198.51.100.7"}
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     with RunningServer(tmp_path_factory.mktemp("hub"), **SETTINGS) as running:
         yield running
-
-
-@pytest.fixture
-def user() -> str:
-    return f"user-{uuid4().hex}"
-
-
-@pytest.fixture(params=STORES)
-def settings_of_store(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
-    with store_settings(request.param, request) as settings:
-        yield SETTINGS | settings
 
 
 def numbers(frames: list[Any]) -> list[int]:
@@ -101,11 +98,50 @@ async def test_no_token_gets_into_the_log(server: RunningServer, user: str) -> N
     assert "eyJ" not in server.log
 
 
-def test_what_is_no_upgrade_is_answered_as_http(server: RunningServer, user: str) -> None:
-    """With a good token: 400, and no crash; another method: 405."""
-    assert server.get(hub_path(user)).status == 400
-    assert server.request("POST", hub_path(user), b"{}").status == 405
-    assert server.get("/healthz").status == 200
+def problem(answer: Response, status: int, code: str) -> None:
+    """As RFC 9457 has it."""
+    assert (answer.status, answer.headers["Content-Type"]) == (status, "application/problem+json")
+    body = answer.json()
+    assert (body["type"], body["title"], body["status"]) == ("about:blank", code, status)
+    assert body["detail"]
+
+
+@pytest.fixture(scope="module")
+def listen_key(server: RunningServer) -> str:
+    return add_key(server, "default", "listening", "listen")
+
+
+@pytest.fixture(params=["hub", "service", "tenant"])
+def path(request: pytest.FixtureRequest, user: str, listen_key: str) -> str:
+    """Of each of these doors, with a good token or key."""
+    paths = {"hub": hub_path(user), "service": service_path(user), "tenant": tenant_path(listen_key)}
+    return paths[request.param]
+
+
+def test_what_is_no_upgrade_is_told_to_upgrade(server: RunningServer, path: str) -> None:
+    """With a good token or key: 426 and what to; also where the version is not ours (RFC 9110 section 15.5.22)."""
+    for headers in ({}, {"Upgrade": "h2c"}, {**UPGRADE, "Sec-WebSocket-Version": "12"}):
+        answer = server.request("GET", path, headers=headers)
+        problem(answer, 426, "upgrade_required")
+        assert answer.headers["Upgrade"] == "websocket"
+        assert "upgrade" in answer.headers["Connection"].lower()
+        assert answer.headers["Sec-Websocket-Version"] == "13"
+
+
+@pytest.mark.parametrize("missing", ["Connection", "Sec-WebSocket-Key"])
+def test_half_an_upgrade_is_400(server: RunningServer, path: str, missing: str) -> None:
+    headers = {name: value for name, value in UPGRADE.items() if name != missing}
+    problem(server.request("GET", path, headers=headers), 400, "bad_request")
+
+
+def test_other_methods_are_none(server: RunningServer, path: str) -> None:
+    """405 and the one that there is, whoever asks."""
+    for method in ("HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"):
+        for each in (path, path.partition("?")[0]):
+            answer = server.request(method, each)
+            assert (answer.status, answer.headers["Allow"]) == (405, "GET")
+            if method != "HEAD":
+                problem(answer, 405, "method_not_allowed")
 
 
 async def test_pages_of_other_origins_stay_out_where_origins_are_named(tmp_path: Path, user: str) -> None:

@@ -7,7 +7,6 @@ docs/integrations/python.md is tested in test_client_py.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.support.backends import Backend, known
-from tests.support.feeds import user_token
+from tests.support.feeds import send, user_token
 from tests.support.guides import FOLDER, Guide, chapters, story
 from tests.support.passwords import cheap_hash
 from tests.support.ports import free_port
@@ -206,18 +205,6 @@ def test_every_block_is_run() -> None:
     assert pages == PAGES.keys()
 
 
-def test_every_proof_is_there() -> None:
-    """docs/compatibility.md names tests that there are."""
-    text = (FOLDER.parent / "compatibility.md").read_text("utf-8")
-    named = re.findall(r"`(test_\w+|…)(?:::(test_\w+))?`", text)
-    assert named
-    module = ""
-    for file, test in named:
-        module = module if file == "…" else file
-        source = (Path(__file__).parent / f"{module}.py").read_text("utf-8")
-        assert not test or f"def {test}(" in source, f"{module}::{test}"
-
-
 @pytest.mark.parametrize(
     ("guide", "language"),
     [(page, heading) for page in PAGES for heading in chapters(page) if heading in LANGUAGES],
@@ -230,6 +217,42 @@ def test_example(guide: Guide, language: str) -> None:
     recipe.end()
     assert told(guide, document) == TOLD[guide.page]
     assert document["_userId"] == "alice"
+
+
+# -- pages that only listen ----------------------------------------------------------------------------------
+def test_socketio(tmp_path: Path) -> None:
+    """The example of socketio.md: what waited, what is new, and why it ends."""
+    page = Recipe((FOLDER / "socketio.md").read_text("utf-8"))
+    with Guide("socketio", place(tmp_path, {}, NOTIFY_JWT_SECRET=SECRET), _hub_shows) as guide:
+        guide.place.serve()
+        server = guide.place.server
+        send(server, "alice", {"n": 1})
+        get_token = "const getToken = async () => token;\n"
+        guide.listen(get_token + page.take("js"), token=user_token("alice", secret=SECRET))
+        page.end()
+        send(server, "alice", {"n": 2})
+        wait_until(lambda: [{"n": 2}] in guide.heard(), "what is new")
+        assert server.run("user", "sign-out", "alice").returncode == 0
+        wait_until(lambda: ["the server ends this: 3501 signed_out"] in guide.heard(), "the end")
+        payloads = [line for line in guide.heard() if isinstance(line[0], dict)]
+        assert payloads == [[{"n": 1}], [{"n": 2}]]
+
+
+def test_sse(tmp_path: Path) -> None:
+    """The command of sse.md shows the stream. (Its script for pages is run in a browser, in test_events_door.)"""
+    page = Recipe((FOLDER / "sse.md").read_text("utf-8"))
+    with Guide("sse", place(tmp_path, {}, NOTIFY_JWT_SECRET=SECRET), _hub_shows) as guide:
+        guide.place.serve()
+        send(guide.place.server, "alice", {"n": 1})
+        token = user_token("alice", secret=SECRET)
+        guide.place.run_beside(f"TOKEN={token}\nexec > stream.log\n{page.take('sh')}")
+        shown = tmp_path / "stream.log"
+        wait_until(lambda: shown.exists() and "event: count" in shown.read_text("utf-8"), "the listing")
+        send(guide.place.server, "alice", {"n": 2})
+        wait_until(lambda: '"data":{"n":2}' in shown.read_text("utf-8"), "what is new")
+        assert shown.read_text("utf-8").index('"data":{"n":1}') < shown.read_text("utf-8").index(
+            "event: count"
+        )
 
 
 # -- webservice-notification ---------------------------------------------------------------------------------

@@ -50,12 +50,6 @@ def house(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         yield house
 
 
-@pytest.fixture
-def user() -> str:
-    """An id that nobody has used: of a user of each tenant."""
-    return f"user-{uuid.uuid4().hex[:8]}"
-
-
 async def answer(client: SocketClient, name: str, data: Any) -> str:
     """What comes next after a command, as it came."""
     await client.send(name, data)

@@ -67,6 +67,13 @@ async def field_bytes(server: CountingServer) -> None:
     await is_refused(notify(server, title="x" * 6), 413)
 
 
+async def data_bytes(server: CountingServer) -> None:
+    body = json.dumps({"user_id": "alice", "payload": {"title": "ten bytes"}}).encode()
+    sent = {"Content-Type": "application/json"}
+    path = "/api/notifications/send/"
+    await is_refused(asyncio.to_thread(server.request, "POST", path, body, sent), 413)
+
+
 async def requests_per_key(server: CountingServer) -> None:
     answers = [await notify(server, {"Authorization": "Api-Key secret"}) for _ in range(2)]
     assert [answer.status for answer in answers] == [200, 429]
@@ -225,6 +232,7 @@ LIMITS: dict[str, tuple[dict[str, str], Reach, str]] = {
     "users_per_request": ({"users_per_request": "1"}, users_per_request, ""),
     "content_bytes": ({"content_bytes": "1"}, content_bytes, ""),
     "field_bytes": ({"field_bytes": "5"}, field_bytes, ""),
+    "data_bytes": ({"data_bytes": "9"}, data_bytes, ""),
     "requests_per_key": ({"requests_per_key": "1/h"}, requests_per_key, ""),
     "requests_per_address": ({"requests_per_address": "1/h"}, requests_per_address, ""),
     "sign_outs_per_tenant": ({"sign_outs_per_tenant": "1/h"}, sign_outs_per_tenant, ""),

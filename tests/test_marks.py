@@ -10,6 +10,7 @@ import pytest
 
 from server import marks as module
 from server.errors import StoreUnavailable
+from server.ids import new_id
 from server.marks import Marks, Sent
 from server.messages import Document
 from server.store import HUB, SERVICE
@@ -99,6 +100,20 @@ async def test_marks_that_wait_are_bounded(core: Core, monkeypatch: pytest.Monke
     assert core.marks.waiting == 3
     await core.marks.write()
     assert len(await unmarked(core)) == 2
+
+
+async def test_a_user_takes_no_place_of_others(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who acknowledges whatever comes to mind while nothing can be written has a bound of their own."""
+    monkeypatch.setattr(module, "MAX_PER_USER", 3)
+    for _ in range(5):
+        core.marks.note(SERVICE, ALICE, [new_id("default") for _ in range(2)])
+    assert core.marks.waiting == 3
+    theirs = ids_of(await core.fill("bob", 3))
+    core.marks.note(SERVICE, BOB, theirs)
+    assert core.marks.waiting == 6
+    await core.marks.write()
+    assert core.marks.waiting == 0
+    assert await unmarked(core, SERVICE, "bob") == []
 
 
 async def test_a_failure_does_not_end_the_writing(

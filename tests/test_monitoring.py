@@ -15,6 +15,7 @@ from server.messages import MailRecipient
 from server.metrics import Metrics, Sources
 from server.store import MailCounts, MailOutcome
 from server.wire import SLOW
+from tests.support.running_server import RunningServer
 from tests.test_metrics import AT, Speaker, publication, stored
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -111,6 +112,20 @@ async def test_every_metric_is_documented_as_it_is(families: Families) -> None:
         for name, kind, labels in _ROW.findall(PAGE)
     }
     assert documented == families
+
+
+def test_what_waits_and_what_is_depended_on_is_named(tmp_path: Path) -> None:
+    """Every queue and every dependency of a server that has all brokers, whether they are there or not."""
+    brokers = {"REDIS_HUB": "redis://127.0.0.1:9/0", "RABBITMQ": "amqp://127.0.0.1:9/"}
+    with RunningServer(tmp_path, **{f"NOTIFY_{name}_URL": url for name, url in brokers.items()}) as server:
+        figures = server.request("GET", "/metrics", headers={"Accept": "text/plain"}).body.decode()
+        dependencies = set(server.get("/readyz").json()["dependencies"])
+    queues = set(re.findall(r'^notification_queue_depth\{queue="(\w+)"', figures, re.MULTILINE))
+    [row] = re.findall(r"^\| `notification_queue_depth` .*$", PAGE, re.MULTILINE)
+    [sentence] = re.findall(r"^The dependencies are [^.]*\.", PAGE, re.MULTILINE)
+    assert {"fan_out", "redis", "rabbitmq"} <= queues
+    assert queues == set(re.findall(r"`(\w+)`", row)) - {"notification_queue_depth"}
+    assert dependencies == set(re.findall(r"`(\w+)`", sentence))
 
 
 @pytest.mark.parametrize("query", QUERIES)

@@ -278,8 +278,8 @@ async def test_restart(pages: Pages, server: RunningServer) -> None:
     """A restart of the server is shown, passes by itself, and what came meanwhile is there."""
     server.must_notify("alice", title="before")
     page = await signed_in(pages, server)
-    await page.evaluate("Math.random = () => 0.3")  # neither too short to be seen nor too long for a test
-    server.stop()
+    await page.evaluate("Math.random = () => 3")  # neither too short to be seen nor too long for a test
+    server.kill()
     await expect(page.locator("#state-text")).to_contain_text("Offline, next try in")
     await expect(page.get_by_role("button", name="Try now")).to_be_visible()
     await expect(page.locator("[aria-live=polite]")).to_have_text("The connection is lost. Trying again.")
@@ -512,7 +512,7 @@ async def test_focus_at_try_now(pages: Pages, server: RunningServer) -> None:
     pages.forgive("ERR_CONNECTION")
     page = await signed_in(pages, server)
     await page.evaluate("Math.random = () => 1e6")  # it will not come back before it is told to
-    server.stop()
+    server.kill()
     retry = page.get_by_role("button", name="Try now")
     await retry.focus()
     server.start()

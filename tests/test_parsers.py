@@ -10,6 +10,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from server import claims
+from server.claims import MAX_USER_ID_BYTES
 from server.errors import InvalidNotification, TooLarge
 from server.ids import is_id
 from server.messages import Mail, Publication, Recipient, now
@@ -249,12 +251,15 @@ def test_an_address_is_as_long_as_a_mail_server_takes() -> None:
     assert caught.value.field == "users[0].email"
 
 
-def test_an_id_has_the_limit_of_a_field() -> None:
-    """In bytes, as texts."""
-    assert _parse(users=[{"id": "u" * 40}]).recipients[0].user_id == "u" * 40
+def test_an_id_is_as_long_as_one_that_can_join() -> None:
+    """In bytes of UTF-8, as tokens have it, whatever the limit of other fields."""
+    longest = "ü" * (MAX_USER_ID_BYTES // 2)
+    assert _parse(users=[{"id": longest}]).recipients[0].user_id == claims.user_id(longest) == longest
     with pytest.raises(TooLarge) as caught:
-        _parse(users=[{"id": "u" * 41}])
-    assert caught.value.field == "users[0].id"
+        _parse(users=[{"id": 1}, {"id": longest + "u"}])
+    assert str(caught.value) == f"users[1].id: {MAX_USER_ID_BYTES + 1} bytes are more than the 1024 allowed"
+    with pytest.raises(ValueError, match="longer than 1024 bytes"):
+        claims.user_id(longest + "u")
 
 
 def test_one_request_has_a_limit_of_users() -> None:

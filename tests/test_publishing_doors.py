@@ -54,11 +54,6 @@ def acme(server: RunningServer) -> str:
     return add_tenant(server, "acme")
 
 
-@pytest.fixture
-def user() -> str:
-    return f"user-{uuid4().hex}"
-
-
 def problem(answer: Response, status: int, code: str, field: str | None = None) -> dict[str, Any]:
     """The body of a refusal, which is one of RFC 9457 of this kind."""
     assert answer.headers["Content-Type"] == "application/problem+json"
@@ -235,6 +230,7 @@ WRONG: list[tuple[str, Any, str, int]] = [
     (SEND, {"user_id": 1, "payload": DEEP}, "payload", 400),
     (SEND, {"user_id": 1, "payload": "x" * 70_000}, "payload", 413),
     (SEND, {"user_id": 1, "title": "T", "message": "M"}, "payload", 400),
+    (SEND, {"user_id": 1, "payload": 1, "\ud800": 1}, "", 400),
     (SEND, {}, "user_id", 400),
     (SEND, [], "", 400),
     (SEND, "text", "", 400),
@@ -285,6 +281,15 @@ def test_a_body_that_is_too_large_is_413(server: RunningServer, path: str, field
     """Before all of it has come."""
     size = {"Content-Length": str(4 * 1024 * 1024 + 1)}
     problem(server.request("POST", path, None, size), 413, "too_large", "")
+
+
+@each_door
+@pytest.mark.parametrize("digits", [25, 5000], ids=["more than there is", "more than Python reads"])
+def test_a_length_beyond_all_numbers_is_413(
+    server: RunningServer, path: str, fields: Any, digits: int
+) -> None:
+    """However many digits it has."""
+    problem(server.request("POST", path, None, {"Content-Length": "9" * digits}), 413, "too_large", "")
 
 
 def test_other_methods_are_405(server: RunningServer) -> None:

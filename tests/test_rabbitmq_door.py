@@ -8,7 +8,7 @@ import logging
 import sys
 import uuid
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,12 +17,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pika.adapters.blocking_connection import BlockingChannel
+from pika.exceptions import UnroutableError
 
 from server.checks import Trouble
 from server.config.doors import RabbitMQ
 from server.errors import InProgress
 from server.ingest.rabbitmq import RabbitDoor
 from server.messages import Document
+from server.parsers import parse_service
 from server.store import Store
 from tests.support.certificates import CertificateAuthority
 from tests.support.consuming import (
@@ -247,6 +249,9 @@ BAD = {
     b'{"user_id": 1, "payload": null}': "payload: null",
     b'{"user_id": 1, "payload": NaN}': "the message is not JSON",
     b'{"user_id": 1, "payload": "\xff"}': "the message is not UTF-8",
+    b'{"user_id": 1, "payload": 1, "\\ud800": 1}': (
+        "the name of a field is not valid Unicode (a lone surrogate)"
+    ),
     b"[" * 4000: "nested too deeply",
     b"x" * 100_000: "the message is over the 5000 bytes allowed",
 }
@@ -299,6 +304,51 @@ async def test_what_nobody_foresaw_is_tried_twice(broker: Broker, caplog: pytest
     assert broker.behind.store.calls.count("add") == 3
     assert heard.refused == ["internal"]
     assert caplog.text.count("ZeroDivisionError") == 2
+
+
+PROPERTIES: dict[str, dict[str, Any]] = {
+    "a time in microseconds": {"timestamp": 1_800_000_000_000_000},
+    "the latest time of all": {"timestamp": 2**64 - 1},
+    "a message id that is not UTF-8": {"message_id": b"\xff\xfe"},
+    "a type that is not UTF-8": {"type": b"\xff"},
+    "a header that is not UTF-8": {"headers": {b"\xff": 1}},
+}
+
+
+@pytest.mark.parametrize("properties", PROPERTIES.values(), ids=PROPERTIES)
+async def test_odd_properties_hold_up_nobody(broker: Broker, properties: dict[str, Any]) -> None:
+    """What the broker takes without looking at it ends no connection: the message is stored, and so is the next one."""
+    async with running(broker.behind, broker.door()) as heard:
+        broker.publish(GOOD, **{"correlation_id": "nr 7"} | properties)
+        broker.publish({"user_id": "next", "payload": 1})
+        await heard.stored(2)
+        results = await asyncio.to_thread(broker.take_results, 2)
+        assert heard.ups == [True]
+    assert [properties.correlation_id for value, properties in results if value == GOOD] == ["nr 7"]
+    assert sorted(heard.users) == ["1", "next"]
+    assert broker.waiting() == 0
+
+
+async def test_what_cannot_even_be_read_is_rejected(
+    broker: Broker, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fault of ours in reading a message leaves none behind that nobody answers; more of them than are fetched do not
+    stop it."""
+
+    def read(fields: Any, *_: Any) -> Any:
+        if fields["user_id"] == "odd":
+            raise ZeroDivisionError
+        return parse_service(fields, "default", LIMITS)
+
+    monkeypatch.setattr("server.ingest.rabbitmq.parse_service", read)
+    async with running(broker.behind, broker.door(prefetch=2)) as heard:
+        broker.publish(*[{"user_id": "odd", "payload": 1}] * 5, GOOD)
+        await heard.stored(1)
+        results = await broker.results_of(6)
+    assert results.count({"error": "internal"}) == 5
+    assert heard.refused == ["internal"] * 5
+    assert broker.waiting() == 0
+    assert caplog.text.count("a message could not be read") == 5
 
 
 json_values = st.recursive(
@@ -490,9 +540,88 @@ async def test_a_broker_without_memory_gets_its_acknowledgements(
     await asyncio.to_thread(own_broker.server.control, "set_vm_memory_high_watermark", "absolute", "1")
     async with running(own_broker.behind, own_broker.door(timeout_s=1.0)) as heard:
         await heard.stored(20)
-        await until_said(caplog, "takes no results")
+        await until_said(caplog, "results are left out: the broker takes none")
     await asyncio.to_thread(own_broker.server.control, "set_vm_memory_high_watermark", "0.9")
     assert own_broker.waiting() == 0
+
+
+async def test_a_full_queue_of_results_repeats_nothing(
+    broker: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is stored leaves the queue, though its result is refused; once there is space, results are told again."""
+    full = f"full_{broker.exchange}"
+    with broker.channel() as channel:
+        channel.queue_declare(full, arguments={"x-max-length": 1, "x-overflow": "reject-publish"})
+        channel.queue_bind(full, broker.exchange, "notifications.result")
+        async with running(broker.behind, broker.door()) as heard:
+            broker.publish(*numbered(5), b"?")
+            await heard.stored(5)
+            await heard.refusals(1)
+            await until_said(caplog, "results are left out: a queue of results is full")
+            channel.queue_delete(full)
+            broker.publish(GOOD)
+            while GOOD not in await results_so_far(broker):
+                pass
+            assert heard.ups == [True]
+    assert sorted(heard.contents) == ["", *map(str, range(5))]
+    assert heard.received == 7
+    assert broker.waiting() == 0
+
+
+async def test_who_may_not_publish_results_stores_all_the_same(
+    own_broker: Broker, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once each; when results are allowed they are published, over a channel that is opened anew."""
+    monkeypatch.setattr("server.ingest.rabbitmq.RESULTS_PAUSE_S", 0.0)
+    control = own_broker.server.control
+    await asyncio.to_thread(control, "add_user", "reader", "secret")
+    await asyncio.to_thread(control, "set_permissions", "reader", ".*", "^queue_", ".*")
+    url = own_broker.server.url.replace("guest:guest", "reader:secret")
+    async with running(own_broker.behind, own_broker.door(url=url)) as heard:
+        own_broker.publish(*numbered(10))
+        await heard.stored(10)
+        await until_said(caplog, "results are left out: ACCESS_REFUSED")
+        await asyncio.to_thread(control, "set_permissions", "reader", ".*", ".*", ".*")
+        while not [value for value in await results_so_far(own_broker) if value == GOOD]:
+            own_broker.publish(GOOD)
+        assert heard.ups == [True]
+    assert sorted(heard.contents)[-10:] == [str(number) for number in range(10)]
+    assert own_broker.waiting() == 0
+    assert "secret" not in caplog.text
+
+
+async def results_so_far(broker: Broker) -> list[Any]:
+    """What is there when nothing has come for a second."""
+
+    def take() -> list[Any]:
+        with broker.channel() as channel:
+            taken = list(_until_silence(channel, broker.results))
+            channel.cancel()
+        return taken
+
+    return await asyncio.to_thread(take)
+
+
+def _until_silence(channel: BlockingChannel, queue: str) -> Iterator[Any]:
+    for _, _, body in channel.consume(queue, auto_ack=True, inactivity_timeout=1):
+        if body is None:
+            return
+        yield json.loads(body)
+
+
+async def test_an_exchange_that_is_deleted_is_made_again(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the queue is bound to it anew, without an end of the connection."""
+    monkeypatch.setattr("server.ingest.rabbitmq.BIND_EVERY_S", 0.05)
+    async with running(broker.behind, broker.door()) as heard:
+        with broker.channel() as channel:
+            channel.exchange_delete(broker.exchange)
+        while not heard.users:
+            with suppress(UnroutableError):
+                await asyncio.to_thread(broker.publish, GOOD)
+                await heard.stored(1)
+        assert heard.ups == [True]
 
 
 async def test_a_queue_that_is_deleted_is_made_again(broker: Broker) -> None:
@@ -509,21 +638,44 @@ async def test_a_queue_that_is_deleted_is_made_again(broker: Broker) -> None:
 async def test_an_exchange_that_is_declared_otherwise_is_said(
     broker: Broker, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With the key of the configuration; that key mends it."""
+    """With the key of the configuration; that key mends it. Health says it, too."""
     with pika.BlockingConnection(pika.URLParameters(broker.server.url)) as connection:
         connection.channel().exchange_declare(broker.exchange, "direct", durable=True)
-    async with running(broker.behind, broker.door(), is_awaited=False):
+    door = broker.door()
+    async with running(broker.behind, door, is_awaited=False):
         await until_said(caplog, "PRECONDITION_FAILED")
-    assert "exchange_durable" in caplog.text
+        with pytest.raises(Trouble, match="^the exchange or the queue was declared otherwise$"):
+            await door.probe()
+    assert "set exchange_durable to how it was declared" in caplog.text
     async with running(broker.behind, broker.door(exchange_durable=True)):
         pass
 
 
+async def test_a_queue_that_is_declared_otherwise_is_said(
+    broker: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With what to do about it; another name mends it."""
+    with pika.BlockingConnection(pika.URLParameters(broker.server.url)) as connection:
+        connection.channel().queue_declare(broker.queue, durable=True, arguments={"x-message-ttl": 1000})
+    door = broker.door()
+    async with running(broker.behind, door, is_awaited=False):
+        await until_said(caplog, "PRECONDITION_FAILED")
+        with pytest.raises(Trouble, match="^the exchange or the queue was declared otherwise$"):
+            await door.probe()
+    assert "x-message-ttl" in caplog.text
+    assert "delete it, set queue to another name" in caplog.text
+    assert "exchange_durable" not in caplog.text
+    async with running(broker.behind, broker.door(queue=f"another_{broker.queue}")):
+        pass
+
+
 async def test_a_wrong_password_is_said(broker: Broker, caplog: pytest.LogCaptureFixture) -> None:
-    """Without being repeated."""
-    url = broker.server.url.replace("guest:guest", "guest:wr0ng")
-    async with running(broker.behind, broker.door(url=url), is_awaited=False):
+    """Without being repeated; health says it, too."""
+    door = broker.door(url=broker.server.url.replace("guest:guest", "guest:wr0ng"))
+    async with running(broker.behind, door, is_awaited=False):
         await until_said(caplog, "ACCESS_REFUSED")
+        with pytest.raises(Trouble, match="^access is refused$"):
+            await door.probe()
     assert "wr0ng" not in caplog.text
 
 

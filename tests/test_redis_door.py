@@ -217,7 +217,7 @@ async def test_a_bad_message_is_skipped(
     assert "xxxx" not in line and "9999" not in line and "hello" not in line
 
 
-@pytest.mark.parametrize("user", ["", b"\xff", "x" * 300], ids=["none", "not UTF-8", "too long"])
+@pytest.mark.parametrize("user", ["", b"\xff", "x" * 1025], ids=["none", "not UTF-8", "too long"])
 async def test_a_channel_that_names_no_user_is_skipped(hub: Hub, user: str | bytes) -> None:
     """As a bad message is."""
     async with running(hub.behind, hub.door()) as heard:
@@ -377,8 +377,11 @@ async def test_a_password_is_sent(behind: Behind, caplog: pytest.LogCaptureFixtu
                 pass
         caplog.clear()
         for wrong in ({}, {"password": "wr0ng"}):
-            async with running(behind, hub.door(url=address, **wrong), is_awaited=False):
+            door = hub.door(url=address, **wrong)
+            async with running(behind, door, is_awaited=False):
                 await until_said(caplog)
+                with pytest.raises(Trouble, match="^access is refused$"):
+                    await door.probe()
             assert "wr0ng" not in caplog.text
             assert "uthentication" in caplog.text or "invalid" in caplog.text
             caplog.clear()
@@ -425,7 +428,9 @@ async def test_messages_wait_for_the_store(hub: Hub) -> None:
     assert heard.refused == []
 
 
-@pytest.mark.parametrize("bound", [{"buffer_messages": 5}, {"buffer_bytes": 5 * 40}])
+@pytest.mark.parametrize(
+    "bound", [{"buffer_messages": 5}, {"buffer_bytes": 5 * (40 + len("test_01234567:alice"))}]
+)
 async def test_what_the_buffer_cannot_hold_is_dropped(
     hub: Hub, bound: dict[str, int], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -447,6 +452,44 @@ async def test_what_the_buffer_cannot_hold_is_dropped(
         "redis: messages are dropped: the store is away, and the buffer is full",
         "redis: messages are stored again; 3 were dropped",
     ]
+
+
+async def test_what_is_too_large_takes_no_place_in_the_buffer(hub: Hub) -> None:
+    """Neither by its body nor by the name of its channel: what comes behind it is stored."""
+    async with running(hub.behind, hub.door(buffer_bytes=8000)) as heard:
+        hub.behind.store.goes_away()
+        await hub.publish("alice", GOOD, b"x" * 20_000)
+        await hub.publish("x" * 20_000, GOOD)
+        await hub.publish("alice", GOOD)
+        await heard.got(4)
+        hub.behind.store.is_back()
+        await heard.stored(2)
+    assert heard.refused == ["too_large", "too_large"]
+
+
+async def test_names_of_channels_count_in_the_buffer(hub: Hub) -> None:
+    """They may be as long as messages."""
+    async with running(hub.behind, hub.door(buffer_bytes=500)) as heard:
+        hub.behind.store.goes_away()
+        for number in range(3):
+            await hub.publish(f"{number}" * 200, {})
+        await heard.got(3)
+        assert heard.refused == ["dropped"]
+        hub.behind.store.is_back()
+        await heard.stored(2)
+
+
+async def test_what_nobody_foresaw_is_counted(hub: Hub, caplog: pytest.LogCaptureFixture) -> None:
+    """And said; the next message is stored."""
+    async with running(hub.behind, hub.door()) as heard:
+        hub.behind.store.failure = ZeroDivisionError()
+        await hub.publish("alice", GOOD)
+        await heard.refusals(1)
+        hub.behind.store.is_back()
+        await hub.publish("alice", GOOD)
+        await heard.stored(1)
+    assert heard.refused == ["internal"]
+    assert caplog.text.count("ZeroDivisionError") == 1
 
 
 async def test_a_stop_stores_what_was_received(hub: Hub) -> None:
@@ -515,6 +558,20 @@ async def test_a_store_that_is_away_takes_no_lease(hub: Hub) -> None:
         hub.leases.is_away = False
         await heard.stored(1)
     assert heard.refused == []
+
+
+async def test_who_cannot_ask_for_the_lease_says_so(hub: Hub, caplog: pytest.LogCaptureFixture) -> None:
+    """Nobody consumes then, and neither log nor health says that somebody did."""
+    caplog.set_level(logging.INFO)
+    hub.leases.is_away = True
+    door = hub.door()
+    async with running(hub.behind, door, is_awaited=False) as heard:
+        await until_said(caplog, "not consuming")
+        with pytest.raises(Trouble, match="^the store is away$"):
+            await door.probe()
+        hub.leases.is_away = False
+        await heard.up()
+    assert "another process" not in caplog.text
 
 
 async def test_what_another_one_has_is_not_stored_twice(hub: Hub) -> None:

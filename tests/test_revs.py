@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.revs import COUNTER_BITS, RevClock, to_wire
+from server.revs import COUNTER_BITS, RevClock, from_wire, to_wire
 
 milliseconds = st.integers(0, 2**48 - 1)
 revs = st.integers(0, 2**64 - 1)
@@ -52,4 +53,31 @@ def test_on_the_wire_the_later_rev_is_the_greater_string(one: int, other: int) -
     """16 digits always: a client compares strings, and a JavaScript number never comes in."""
     assert len(to_wire(one)) == 16
     assert (one < other) == (to_wire(one) < to_wire(other))
-    assert int(to_wire(one), 16) == one
+    assert from_wire(to_wire(one)) == one
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "0",
+        "0" * 15,
+        "0" * 17,
+        "-" + "0" * 15,
+        "0X" + "0" * 14,
+        " " * 16,
+        "F" * 16,
+        "ｆ" * 16,
+        "0" * 16 + "\n",
+    ],
+    ids=["empty", "short", "one-less", "one-more", "minus", "prefix", "blank", "capitals", "wide", "line"],
+)
+def test_what_was_never_written_is_no_rev(text: str) -> None:
+    assert from_wire(text) is None
+
+
+def test_a_rev_that_no_store_could_keep_is_none() -> None:
+    """They are signed there, of 64 bits."""
+    assert from_wire("7" + "f" * 15) == 2**63 - 1
+    assert from_wire("8" + "0" * 15) is None
+    assert from_wire("f" * 16) is None

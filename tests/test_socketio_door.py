@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import socket
+import struct
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,8 @@ from hypothesis import strategies as st
 from playwright.async_api import Browser
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from tests.support.command import STORES, store_settings
-from tests.support.feeds import SETTINGS, WAIT_S, internal, user_token
+from tests.support.answering import AnsweringServer
+from tests.support.feeds import SETTINGS, WAIT_S, hub_path, internal, user_token
 from tests.support.pages import Pages
 from tests.support.processes import wait_until
 from tests.support.realtime import (
@@ -41,6 +43,11 @@ each_transport = pytest.mark.parametrize("options", TRANSPORTS.values(), ids=TRA
 
 ELSEWHERE = {"X-Forwarded-For": "198.51.100.7"}
 """Seen from behind a trusted proxy: a caller that is counted by its address."""
+
+UPGRADE = (
+    "GET {} HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+)
 
 BEHIND_PROXY = {"NOTIFY_APPLICATION_TRUSTED_PROXIES": "127.0.0.1"}
 
@@ -192,12 +199,6 @@ async def test_what_a_client_says_is_ignored(
 
 
 # -- coming back ---------------------------------------------------------------------------------------------
-@pytest.fixture(params=STORES)
-def settings_of_store(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
-    with store_settings(request.param, request) as settings:
-        yield SETTINGS | settings
-
-
 async def test_what_a_client_missed_comes_once_when_it_is_back(
     tmp_path: Path, settings_of_store: dict[str, str], user: str
 ) -> None:
@@ -387,12 +388,85 @@ async def test_a_websocket_that_was_tried_in_vain_changes_nothing(server: Runnin
             assert await upgraded.packet() == f'42["notification:new",{{"n":{number}}}]'
 
 
+async def test_a_websocket_that_is_tried_out_ends_alone(server: RunningServer, user: str) -> None:
+    """With whatever it ends, and whatever the session does meanwhile: that goes on over HTTP, and its request waits."""
+    client = PollingClient(server)
+    await client.join(user)
+
+    async def next_packets() -> list[str]:
+        while (packets := await client.poll()) == ["6"]:  # it asked while one was tried out
+            pass
+        return packets
+
+    waiting = asyncio.create_task(next_packets())
+    for packet in ("2" * 20_000, b"x" * 20_000, "2pro", "3", ""):
+        async with socket_client(server, sid=client.sid) as tried:
+            await tried.socket.send(packet)
+            await tried.closed()
+    assert not waiting.done()
+    internal(server, [user], {"n": 1})
+    assert await waiting == ['42["notification:new",{"n":1}]']
+
+
+async def test_a_client_that_joins_twice_while_it_is_looked_at(tmp_path: Path, user: str) -> None:
+    """Over HTTP, and over the WebSocket that it has gone over to meanwhile: it is ended, and leaves nothing behind."""
+    async with AnsweringServer({"user_id": user}) as hook:
+        hook.hold()
+        with RunningServer(tmp_path, NOTIFY_HOOK_URL=hook.url, NOTIFY_HOOK_TIMEOUT_S="30") as server:
+            client = PollingClient(server)
+            await client.open()
+            posting = asyncio.create_task(client.post('40{"token":"first"}'))
+            await hook.asked(1)
+            async with socket_client(server, sid=client.sid) as upgraded:
+                await upgraded.socket.send("2probe")
+                assert await upgraded.packet() == "3probe"
+                await upgraded.socket.send("5")
+                await upgraded.socket.send('40{"token":"second"}')
+                _, code, reason = await upgraded.closed()
+                assert (code, reason) == (1002, "malformed packet")
+            hook.let_go()
+            await posting
+            assert len(hook.questions) == 1
+            assert figure(server, 'notification_users_online{tenant="default"}') == 0
+            assert figure(server, "notification_connections{") == 0
+
+
+@pytest.mark.parametrize("kind", ["hub", "websocket", "upgrade"])
+async def test_a_client_that_is_gone_before_its_turn(tmp_path: Path, user: str, kind: str) -> None:
+    """With packets that are still here: nobody has come, and nothing fails."""
+    path = "/socket.io/?EIO=4&transport=websocket"
+    with RunningServer(tmp_path, **SETTINGS) as server:
+        client = PollingClient(server)
+        if kind == "upgrade":
+            await client.join(user)
+            path += f"&sid={client.sid}"
+        elif kind == "hub":
+            path = hub_path(user)
+        # The server stands still until all has come.
+        server.signal(signal.SIGSTOP)
+        raws = [await connected_raw(server) for _ in range(5)]
+        for raw in raws:
+            raw.writer.write(UPGRADE.format(path).encode())
+            for packet in ("2probe", "5", connect_packet(user)):
+                raw.write_frame(1, packet.encode())
+            await raw.writer.drain()
+            # So that it ends with a reset: after an orderly end one can still write.
+            connection: socket.socket = raw.writer.get_extra_info("socket")
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            raw.writer.transport.abort()
+        server.signal(signal.SIGCONT)
+        await all_gone(server)
+        assert "Traceback" not in server.log
+
+
 async def test_packets_that_wait_come_together(server: RunningServer, user: str) -> None:
     """In one answer."""
     client = PollingClient(server)
     await client.join(user)
-    for number in range(3):
-        internal(server, [user], {"n": number})
+    async with socket_client(server, user) as other:
+        for number in range(3):
+            internal(server, [user], {"n": number})
+            await other.packet()  # it is answered before it is told
     assert await client.poll() == [f'42["notification:new",{{"n":{number}}}]' for number in range(3)]
 
 

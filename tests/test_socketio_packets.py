@@ -88,3 +88,9 @@ def test_events_in_one_answer_are_understood(values: list[list[Any]]) -> None:
     body = b"".join(packets.polling_bytes(json.dumps(each)) for each in values).decode()
     payload = Payload(encoded_payload=body.removeprefix(packets.SEPARATOR))
     assert [Packet(encoded_packet=packet.data).data for packet in payload.packets] == values
+
+
+@given(texts=st.lists(st.text(st.characters(exclude_characters=packets.SEPARATOR), max_size=5), min_size=1))
+def test_a_body_is_divided_at_each_separator(texts: list[str]) -> None:
+    """One by one, and empty ones, too."""
+    assert list(packets.split(packets.SEPARATOR.join(texts))) == texts

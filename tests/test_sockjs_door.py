@@ -18,10 +18,10 @@ from server import bus
 from server.config.schema import Limits as LimitSettings
 from server.limits import Limits
 from server.rooms import Connection
+from server.transports import polling
 from server.transports.connections import ClientConnection
 from server.transports.registry import ConnectionOptions, Connections
 from server.transports.sockjs import SockJSDoor
-from server.transports.sockjs import door as door_module
 from server.wire import GOING_AWAY, CloseReason
 from tests.support.sockjs_door import (
     OPTIONS,
@@ -495,7 +495,7 @@ async def test_sessions_without_a_request_are_bounded(
 ) -> None:
     """Over one TCP connection any number of sessions could be opened: beyond a bound new ones are refused until others
     are forgotten, while the old ones go on."""
-    monkeypatch.setattr(door_module, "MAX_SESSIONS_WITHOUT_REQUEST", 3)
+    monkeypatch.setattr(polling, "MAX_WITHOUT_REQUEST", 3)
     method, suffix = {**STREAMING, **POLLING}[transport]
     async with serving(disconnect_delay_s=1.0) as service, service.client() as client:
         paths = [service.new_session_path() for _ in range(3)]

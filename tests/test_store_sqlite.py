@@ -266,11 +266,12 @@ async def test_deliveries_and_broadcasts_have_their_indexes(store: SQLiteStore, 
             "SEARCH u USING COVERING INDEX sqlite_autoindex_users_1 (tenant=? AND user_id=?)",
             "SEARCH d USING COVERING INDEX of_notification (notification=? AND user=?)",
         ]
-        assert "SCAN broadcasts USING INDEX broadcasts_by_age" in plan_of(other, sqlite_broadcasts.NEXT)
-        assert "SEARCH b USING COVERING INDEX broadcasts_of_tenant (tenant=?)" in plan_of(
-            other, sqlite_broadcasts.OPEN_OF
-        )
-        for statement in (sqlite_broadcasts.NEXT, sqlite_broadcasts.OPEN_OF):
+        next_ = sqlite_broadcasts.NEXT.format("?, ?")
+        assert "SCAN broadcasts USING INDEX broadcasts_by_age" in plan_of(other, next_)
+        open_of = plan_of(other, sqlite_broadcasts.OPEN_OF)
+        assert "SEARCH b USING COVERING INDEX broadcasts_of_tenant (tenant=? AND created_at>?)" in open_of
+        assert "SEARCH d USING COVERING INDEX of_notification (notification=? AND user=?)" in open_of
+        for statement in (next_, sqlite_broadcasts.OPEN_OF):
             assert not [step for step in plan_of(other, statement) if step.startswith("USE TEMP")]
 
 

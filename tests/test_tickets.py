@@ -82,8 +82,10 @@ def test_a_ticket_for_a_token_of_any_age_proves_as_much_as_that_did() -> None:
     office = Tickets()
     before = now()
     text = office.make(Identity("default", "alice"))
-    made_at = office.redeem(text).issued_at
-    assert made_at is not None and before <= made_at <= now()
+    proved = office.redeem(text)
+    assert proved.issued_at is not None and before <= proved.issued_at <= now()
+    assert proved.by_own_clock, "it is to be compared with sign-outs as this node heard of them"
+    assert not office.redeem(office.make(ALICE)).by_own_clock
 
 
 def test_no_ticket_can_be_read_from_memory() -> None:

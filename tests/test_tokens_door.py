@@ -7,7 +7,6 @@ import asyncio
 import json
 import math
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
@@ -50,12 +49,6 @@ def house(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     }
     with open_house(request.param, request, tmp_path_factory.mktemp("tokens"), **settings) as house:
         yield house
-
-
-@pytest.fixture
-def user() -> str:
-    """An id that nobody has used."""
-    return f"user-{uuid.uuid4().hex[:8]}"
 
 
 def problem(response: Response) -> tuple[int, str, str | None]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from server.config import load
+from server.messages import now
 from server.passwords import hash_password
+from server.wiring import open_directory
 from tests.support.client import SocketClient
 from tests.support.feeds import listening, must, post, refused
+from tests.support.processes import wait_until
 from tests.support.running_server import Response, RunningServer
 
 TOKEN = "/api/users/token/"
@@ -211,6 +217,28 @@ async def test_sign_out_voids_them_all(tmp_path: Path) -> None:
         must(post(server, REFRESH, {"refresh": others["refresh"]}))
         new = obtain(server, "dave", PASSWORD)
         must(post(server, REFRESH, {"refresh": new["refresh"]}))
+
+
+def test_a_sign_out_by_a_machine_whose_clock_is_ahead(tmp_path: Path) -> None:
+    """Voids what was given before it, and nothing that is given after it: for a password, or a new refresh token."""
+    with RunningServer(tmp_path) as server:
+        old = obtain(server)
+        config = load(None, {"NOTIFY_APPLICATION_DATA": str(server.data)})
+
+        async def sign_out() -> None:
+            async with open_directory(config) as directory:
+                await directory.sign_out("default", "alice", now() + timedelta(minutes=5))
+
+        asyncio.run(sign_out())
+        wait_until(
+            lambda: is_authenticated(server, f"Bearer {old['access']}").status == 401,
+            "the server knowing of it",
+        )
+        new = obtain(server)
+        refreshed = must(post(server, REFRESH, {"refresh": new["refresh"]}))
+        for token in (new["access"], new["identity"], refreshed["access"], refreshed["identity"]):
+            assert is_authenticated(server, f"Bearer {token}").status == 200
+        problem(post(server, REFRESH, {"refresh": old["refresh"]}), 401)
 
 
 def test_tokens_outlive_the_server(tmp_path: Path) -> None:

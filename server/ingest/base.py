@@ -25,6 +25,7 @@ from server.errors import (
     BadCredentials,
     InvalidInput,
     NoCredentials,
+    NotFound,
     RateLimited,
     Refused,
     ServerError,
@@ -32,6 +33,7 @@ from server.errors import (
 )
 from server.grants import Grant, Scope
 from server.limits import Limits, OverRate, headers, refusal_headers
+from server.methods import methods_of
 from server.publishers import Presented, Publishers
 from server.rates import Allowance
 
@@ -40,6 +42,9 @@ logger = logging.getLogger(__name__)
 RETRY_AFTER_S = 2
 """What a caller is told to wait before it tries again, where nothing more exact is known."""
 
+
+MAX_LENGTH_DIGITS = 18
+"""Of a Content-Length that is looked at; more is too much in any case."""
 
 UNWANTED_BYTES = 16 * 1024 * 1024
 """Of a body that are read after its request has been refused, so that the answer arrives; then the connection ends."""
@@ -88,8 +93,7 @@ class DoorHandler(RequestHandler):
         try:
             # Tornado answers 400 to what is over its own limit; we count ourselves, and answer 413.
             self.request.connection.set_max_body_size(sys.maxsize)  # type: ignore[union-attr]  # HTTP/1 always has it
-            declared = self.request.headers.get("Content-Length", "0")
-            self._check_size(int(declared) if declared.isascii() and declared.isdigit() else 0)
+            self._check_size(_declared_bytes(self.request))
             await self.check_early()
         except ServerError as error:
             self._refuse_early(error)
@@ -216,19 +220,10 @@ class DoorHandler(RequestHandler):
         self.set_header(request_id.HEADER, request_id.current() or request_id.begin(None))
         self.set_header("Content-Type", "application/problem+json")
         if status_code == 405:
-            self.set_header("Allow", ", ".join(self._methods()))  # RFC 9110 section 15.5.6
+            self.set_header("Allow", methods_of(type(self)))  # RFC 9110 section 15.5.6
         title = "internal" if status_code >= 500 else self._reason.lower().replace(" ", "_")
         problem = {"type": "about:blank", "title": title, "status": status_code, "detail": self._reason}
         self._finish(json.dumps(problem))
-
-    def _methods(self) -> list[str]:
-        """Those that this door has."""
-        named = {name: name.lower() for name in self.SUPPORTED_METHODS}
-        return [
-            name
-            for name, own in named.items()
-            if getattr(type(self), own) is not getattr(RequestHandler, own)
-        ]
 
     def problem(self, error: ServerError) -> dict[str, Any]:
         """The body that says what is wrong. A door whose contract has another one puts that beside it."""
@@ -278,6 +273,24 @@ class DoorHandler(RequestHandler):
         self.flush()
         # What Tornado calls then has nothing left to do.
         setattr(self, (self.request.method or "").lower(), lambda *_: None)
+
+
+def _declared_bytes(request: HTTPServerRequest) -> int:
+    """How long the body is to be; 0: the request does not say."""
+    declared = request.headers.get("Content-Length", "0").lstrip("0")
+    if not (declared.isascii() and declared.isdigit()):
+        return 0
+    # Python reads no number of thousands of digits.
+    return int(declared) if len(declared) < MAX_LENGTH_DIGITS else sys.maxsize
+
+
+class UnknownHandler(DoorHandler):
+    """Where backends may look for a door that there is not."""
+
+    door = "unknown"
+
+    async def check_early(self) -> None:
+        raise NotFound("there is nothing at this address; what there is says /api/schema/")
 
 
 def presented(request: HTTPServerRequest, apikey: str | None = None) -> Presented:

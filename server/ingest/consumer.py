@@ -38,7 +38,7 @@ process that dies is followed by another after at most this and a third."""
 LANES = 16
 """How many notifications of different users a door has stored at once: enough for the store's group commit."""
 
-STORE_AWAY, NOT_CONNECTED = "the store is away", "not connected"
+STORE_AWAY, NOT_CONNECTED, ACCESS_REFUSED = "the store is away", "not connected", "access is refused"
 """What is wrong, in words for anybody."""
 
 
@@ -67,6 +67,8 @@ class Lease:
         self._asking = asyncio.Lock()
         self.is_ours = False
         """As far as is known."""
+        self.is_known = False
+        """Whether the store could say when it was last asked."""
         self.sure_until = float("-inf")
         """Until then (`time.monotonic`) nobody else has had it, whatever happens."""
 
@@ -80,7 +82,9 @@ class Lease:
         try:
             self.is_ours = await self._leases.take(self._name, self._holder, self._lease_s)
         except StoreUnavailable:
+            self.is_known = False
             return self.is_ours
+        self.is_known = True
         if self.is_ours:
             self.sure_until = began_at + self._lease_s
         return self.is_ours
@@ -158,6 +162,11 @@ class Consumer(ABC):
         self._up_at = 0.0
         self._trouble = NOT_CONNECTED
 
+    @property
+    @abstractmethod
+    def waiting(self) -> int:
+        """How many of the messages that were fetched wait to be stored."""
+
     @abstractmethod
     async def _consume(self) -> None:
         """Connect, and consume until `_stopping`; calls `_note_up` once it does. May return early where there is
@@ -167,6 +176,10 @@ class Consumer(ABC):
     def _why(self, error: Exception) -> str | None:
         """Why an attempt failed, other than by the store, for the log: no secrets, no content. None: that was not to be
         expected."""
+
+    def _trouble_of(self, error: Exception) -> str:
+        """What is wrong then, in words for anybody: no addresses, no names."""
+        return NOT_CONNECTED
 
     # -- life ------------------------------------------------------------------------------------------------
     async def run(self) -> None:
@@ -224,7 +237,7 @@ class Consumer(ABC):
             self._backoff.reset()
         is_store_away = isinstance(error, StoreUnavailable)
         why = STORE_AWAY if is_store_away else self._why(error)
-        self._trouble = STORE_AWAY if is_store_away else NOT_CONNECTED
+        self._trouble = STORE_AWAY if is_store_away else self._trouble_of(error)
         if why is None:
             logger.error("%s: failed; trying again", self.door, exc_info=error)
             self._said = None
@@ -251,10 +264,15 @@ class Consumer(ABC):
         tell(REFUSED, self, door=self.door, code=code, tenant=self._tenant)
 
 
+def check_size(size: int, max_bytes: int) -> None:
+    """Raises `TooLarge`."""
+    if size > max_bytes:
+        raise TooLarge("", f"the message is over the {max_bytes} bytes allowed", "body_bytes")
+
+
 def json_of(body: bytes, max_bytes: int) -> Any:
     """The JSON value in a message (RFC 8259: UTF-8). Raises `InvalidNotification`, `TooLarge`."""
-    if len(body) > max_bytes:
-        raise TooLarge("", f"the message is over the {max_bytes} bytes allowed")
+    check_size(len(body), max_bytes)
     try:
         return json.loads(body.decode(), parse_constant=_no_constant)
     except UnicodeDecodeError as exc:

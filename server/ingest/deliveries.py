@@ -24,9 +24,9 @@ class DeliveriesHandler(DoorHandler):
         self._deliveries = deliveries
 
     async def get(self, nid: str) -> None:
-        """`{"id", "deliveries": [{"user_id", "status", "sent_at", "delivered_at"}], "next"}`, in the order of the
-        users' ids; `failed` comes with a `reason`. `next` is what `after` must be for the next page, null if there is
-        none."""
+        """`{"id", "deliveries": [{"user_id", "status", "sent_at", "delivered_at", "failed_at"}], "next"}`, in the order
+        of the users' ids; `failed` comes with a `reason`. `next` is what `after` must be for the next page, null if
+        there is none."""
         try:
             grant = await self.admit(self.presented())
             if not is_id(nid):
@@ -59,16 +59,18 @@ class DeliveriesHandler(DoorHandler):
 
 def _fields(delivery: Delivery) -> dict[str, Any]:
     """`status`: delivered (a client acknowledged it, or it was seen or deleted), failed (never seen, and its mail was
-    refused for good), else sent (stored in the inbox)."""
+    refused for good), else sent (stored in the inbox). Each has its time."""
     refused = delivery.refused
     status = "delivered" if delivery.delivered_at else "failed" if refused else "sent"
+    is_failed = status == "failed"
     fields: dict[str, Any] = {
         "user_id": delivery.user_id,
         "status": status,
         "sent_at": instant(delivery.sent_at),
         "delivered_at": instant(delivery.delivered_at),
+        "failed_at": instant(delivery.refused_at) if is_failed else None,
     }
-    if status == "failed" and refused is not None:
+    if is_failed and refused is not None:
         fields["reason"] = f"{refused.code} {refused.reason}"
     return fields
 

@@ -2,7 +2,8 @@
 
 A message is stored, its result is published, and then it is acknowledged. Whatever ends in between, the broker delivers
 it again, so that none is lost: a message with a `message_id` is stored once all the same, one without may be stored
-twice. While the store is away nothing is fetched.
+twice. A result that cannot be published is left out: what is stored is acknowledged. While the store is away nothing is
+fetched.
 """
 
 from __future__ import annotations
@@ -18,13 +19,22 @@ from urllib.parse import urlsplit
 
 from aio_pika import DeliveryMode, Message
 from aio_pika.abc import AbstractIncomingMessage
-from aio_pika.exceptions import CONNECTION_EXCEPTIONS, ChannelPreconditionFailed
+from aio_pika.exceptions import CONNECTION_EXCEPTIONS, ChannelPreconditionFailed, DeliveryError
 
 from server.config.doors import RabbitMQ
 from server.errors import Busy, InProgress, InvalidInput, KeyReused, ServerError, StoreUnavailable
 from server.idempotency import field_key
-from server.ingest.consumer import Backoff, Consumer, Lanes, first_of, json_of, reason_of
-from server.ingest.rabbitmq_link import GOODBYE_S, End, Link, open_link
+from server.ingest.consumer import (
+    ACCESS_REFUSED,
+    NOT_CONNECTED,
+    Backoff,
+    Consumer,
+    Lanes,
+    first_of,
+    json_of,
+    reason_of,
+)
+from server.ingest.rabbitmq_link import GOODBYE_S, End, Link, bind_again, open_link
 from server.messages import Publication
 from server.notifier import Notifier
 from server.parsers import FieldLimits, parse_service
@@ -34,9 +44,21 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_PORTS = {"amqp": 5672, "amqps": 5671}
 
+BIND_EVERY_S = 10.0
+"""How often the binding of the queue is renewed."""
+
 RESULTS_PAUSE_S = 30.0
 """How long no result is published after one could not be: a broker that is short of memory or disk takes nothing (its
 "alarm"), and messages must be acknowledged all the same, or it would never recover."""
+
+HINTS = {
+    "for exchange": "set exchange_durable to how it was declared, or exchange to another name",
+    "for queue": "delete it, set queue to another name, or dead_letter_exchange to that of the queue",
+}
+"""What to do about what is declared otherwise, by what the broker says of it."""
+
+DECLARED_OTHERWISE = "the exchange or the queue was declared otherwise"
+"""What is wrong then, in words for anybody."""
 
 INTERNAL = {"error": "internal"}
 
@@ -74,13 +96,11 @@ class RabbitDoor(Consumer):
         self._settings = settings
         self._notifier = notifier
         self._store = store
-        self._link: Link | None = None
         self._session: _Session | None = None
 
     @property
     def waiting(self) -> int:
-        """How many fetched messages wait to be stored."""
-        return self._session.waiting if self._session else 0
+        return 0 if self._session is None else self._session.waiting
 
     async def _consume(self) -> None:
         await self._store.ping()  # else each try would fetch what it has to give back
@@ -91,23 +111,29 @@ class RabbitDoor(Consumer):
                 session = _Session(self, self._notifier, self._settings, link, end)
                 stack.push_async_callback(session.close)
                 await session.begin()
-            self._link, self._session = link, session
+            self._session = session
             self._note_up()
             try:
-                await first_of(end.wait(), self._stopping.wait())
+                await first_of(end.wait(), self._keep_bound(link), self._stopping.wait())
             except Exception:  # not when cancelled: then there is no time left
                 await session.finish()
                 raise
             else:
                 await session.finish()
             finally:
-                self._link = self._session = None
+                self._session = None
+
+    async def _keep_bound(self, link: Link) -> None:
+        while True:
+            await asyncio.sleep(BIND_EVERY_S)
+            async with asyncio.timeout(self._settings.timeout_s):
+                await bind_again(self._settings, link)
 
     async def probe(self) -> None:
         """Ask the broker, over the channel that consumes."""
         await super().probe()
-        if self._link is not None:
-            await self._link.channel.set_qos(prefetch_count=self._settings.prefetch)
+        if self._session is not None:
+            await self._session.link.channel.set_qos(prefetch_count=self._settings.prefetch)
 
     def read(self, message: AbstractIncomingMessage) -> _Task:
         """What a message says; counts, and says in the log, what is wrong with it."""
@@ -120,6 +146,11 @@ class RabbitDoor(Consumer):
             key = field_key(fields) or message.message_id or None
         except InvalidInput as error:
             return _Task(message, None, self.refusal(error))
+        except Exception:
+            # Left alone it would be neither acknowledged nor rejected, and such as it would use up the prefetch.
+            logger.exception("rabbitmq: a message could not be read")
+            self.note_failure()
+            return _Task(message, None, INTERNAL)
         publication = replace(publication, door=self.door, received_at=received_at, idempotency_key=key)
         return _Task(message, publication, {name: fields[name] for name in ("user_id", "payload")})
 
@@ -138,11 +169,18 @@ class RabbitDoor(Consumer):
             return str(error)
         if isinstance(error, TimeoutError):
             return f"no answer within {self._settings.timeout_s:g} s"
-        if isinstance(error, CONNECTION_EXCEPTIONS):
+        if isinstance(error, ChannelPreconditionFailed):
             why = reason_of(error)
-            hint = "; is exchange_durable right, and dead_letter_exchange that of the queue?"
-            return why + hint if isinstance(error, ChannelPreconditionFailed) else why
+            return "; ".join([why, *(hint for part, hint in HINTS.items() if part in why)])
+        if isinstance(error, CONNECTION_EXCEPTIONS):
+            return reason_of(error)
         return None
+
+    def _trouble_of(self, error: Exception) -> str:
+        if isinstance(error, ChannelPreconditionFailed):
+            return DECLARED_OTHERWISE
+        # As the broker calls a wrong password (AMQP 0-9-1 section 1.2), and what a user may not touch.
+        return ACCESS_REFUSED if "ACCESS_REFUSED" in str(error) else NOT_CONNECTED
 
 
 class _Session:
@@ -154,9 +192,10 @@ class _Session:
         self._door = door
         self._notifier = notifier
         self._settings = settings
-        self._link = link
+        self.link = link
         self._end = end
         self._results_after = 0.0
+        self._are_results_taken = True
         self._tag = ""
         self._lanes = Lanes(self._work)
         self._working = asyncio.create_task(self._lanes.run(), name="rabbitmq lanes")
@@ -166,7 +205,7 @@ class _Session:
         return self._lanes.waiting
 
     async def begin(self) -> None:
-        self._tag = await self._link.queue.consume(self._take)
+        self._tag = await self.link.queue.consume(self._take)
 
     async def finish(self) -> None:
         """Fetch no more; what is in hand is stored and acknowledged, what waits goes back to the queue, in its
@@ -174,7 +213,7 @@ class _Session:
         self._end.because(None)
         with suppress(*CONNECTION_EXCEPTIONS):
             async with asyncio.timeout(GOODBYE_S):
-                await self._link.queue.cancel(self._tag)
+                await self.link.queue.cancel(self._tag)
         with suppress(TimeoutError):
             async with asyncio.timeout(self._settings.timeout_s):
                 await self._lanes.idle()
@@ -234,7 +273,8 @@ class _Session:
         await message.reject(requeue=False)
 
     async def _tell(self, message: AbstractIncomingMessage, result: dict[str, Any]) -> None:
-        """Publish the result. A broker that does not take it holds up no message."""
+        """Publish the result; does not raise. What is stored is acknowledged also without it, or it would come again,
+        and be stored again, for as long as the broker takes no results."""
         if time.monotonic() < self._results_after:
             return
         answer = Message(
@@ -245,9 +285,25 @@ class _Session:
         )
         try:
             async with asyncio.timeout(self._settings.timeout_s):
-                await self._link.results.publish(answer, self._settings.result_key, mandatory=False)
+                await self.link.results.publish(answer)
+        except DeliveryError:
+            self._note_results("a queue of results is full")
         except TimeoutError:
-            self._results_after = time.monotonic() + RESULTS_PAUSE_S
-            logger.warning(
-                "rabbitmq: the broker takes no results; they are left out for %g s", RESULTS_PAUSE_S
-            )
+            self._pause_results("the broker takes none")
+        except CONNECTION_EXCEPTIONS as error:
+            if not self.link.results.is_connected:
+                self._end.because(error)
+            else:
+                self._pause_results(reason_of(error))
+        else:
+            self._are_results_taken = True
+
+    def _pause_results(self, why: str) -> None:
+        self._results_after = time.monotonic() + RESULTS_PAUSE_S
+        self._note_results(why)
+
+    def _note_results(self, why: str) -> None:
+        """Say so once, until one is taken again."""
+        if self._are_results_taken:
+            self._are_results_taken = False
+            logger.warning("rabbitmq: results are left out: %s", why)

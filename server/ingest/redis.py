@@ -17,7 +17,12 @@ from urllib.parse import unquote, urlsplit
 from redis.asyncio import Connection, SSLConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import (
+    AuthenticationError,
+    AuthenticationWrongNumberOfArgsError,
+    NoPermissionError,
+    RedisError,
+)
 
 from server.checks import Trouble
 from server.config.doors import RedisHub
@@ -29,9 +34,21 @@ from server.errors import (
     KeyReused,
     ServerError,
     StoreUnavailable,
+    TooLarge,
 )
 from server.idempotency import field_key
-from server.ingest.consumer import Backoff, Consumer, Lanes, Lease, first_of, json_of, reason_of
+from server.ingest.consumer import (
+    ACCESS_REFUSED,
+    NOT_CONNECTED,
+    Backoff,
+    Consumer,
+    Lanes,
+    Lease,
+    check_size,
+    first_of,
+    json_of,
+    reason_of,
+)
 from server.messages import Publication
 from server.notifier import Notifier
 from server.parsers import FieldLimits, parse_hub
@@ -40,6 +57,8 @@ from server.rooms import Room
 logger = logging.getLogger(__name__)
 
 DEFAULT_PORT = 6379
+
+REFUSALS = AuthenticationError, AuthenticationWrongNumberOfArgsError, NoPermissionError
 
 STORE_RETRY_MAX_S = 5.0
 """Between two tries to store a message that waits: who reads it has been waiting, too."""
@@ -54,6 +73,8 @@ class _Message:
 
     user_id: str
     body: bytes
+    size: int
+    """Bytes that were sent, those of the channel included: a name may be as long as a message."""
     received_at: float
 
 
@@ -92,7 +113,6 @@ class RedisDoor(Consumer):
 
     @property
     def waiting(self) -> int:
-        """How many messages wait to be stored."""
         return self._lanes.waiting
 
     # -- life ------------------------------------------------------------------------------------------------
@@ -109,6 +129,8 @@ class RedisDoor(Consumer):
 
     async def _consume(self) -> None:
         if not await self._lease.renew():
+            if not self._lease.is_known:
+                raise StoreUnavailable
             self._note_standby()
             await self._pause(self._lease.renew_every_s)
             return
@@ -182,16 +204,22 @@ class RedisDoor(Consumer):
 
     def _receive(self, channel: bytes, body: bytes) -> None:
         self._note_received()
+        size = len(channel) + len(body)
         try:
-            message = _Message(channel.removeprefix(self._prefix).decode(), body, time.monotonic())
+            # Now, or it would take the place of others in the buffer.
+            check_size(size, self.max_message_bytes)
+            message = _Message(channel.removeprefix(self._prefix).decode(), body, size, time.monotonic())
         except UnicodeDecodeError:
             self._skip(InvalidNotification("user_id", "not UTF-8"))
+            return
+        except TooLarge as error:
+            self._skip(error)
             return
         settings = self._settings
         if settings.skip_offline and not self._is_online((settings.tenant, message.user_id)):
             self._note_refused("offline")
         elif self._has_space(message):
-            self._waiting_bytes += len(body)
+            self._waiting_bytes += size
             self._lanes.put(message.user_id, message)
         else:
             self._drop("the store is away, and the buffer is full")
@@ -200,7 +228,7 @@ class RedisDoor(Consumer):
         """An empty buffer takes any one message."""
         settings, waiting = self._settings, self._lanes.waiting
         is_full = waiting >= settings.buffer_messages
-        return not waiting or not (is_full or self._waiting_bytes + len(message.body) > settings.buffer_bytes)
+        return not waiting or not (is_full or self._waiting_bytes + message.size > settings.buffer_bytes)
 
     # -- storing ---------------------------------------------------------------------------------------------
     async def _work(self, message: _Message) -> None:
@@ -208,8 +236,11 @@ class RedisDoor(Consumer):
             await self._store(self._parse(message), message.received_at)
         except (InvalidInput, KeyReused) as error:
             self._skip(error)
+        except Exception:
+            logger.exception("redis: a message could not be stored")
+            self._note_refused("internal")
         finally:
-            self._waiting_bytes -= len(message.body)
+            self._waiting_bytes -= message.size
 
     def _parse(self, message: _Message) -> Publication:
         value = json_of(message.body, self.max_message_bytes)
@@ -270,6 +301,9 @@ class RedisDoor(Consumer):
                 pong.set_result(None)
             else:
                 pong.set_exception(trouble)
+
+    def _trouble_of(self, error: Exception) -> str:
+        return ACCESS_REFUSED if isinstance(error, REFUSALS) else NOT_CONNECTED
 
     def _why(self, error: Exception) -> str | None:
         if isinstance(error, TimeoutError):

@@ -7,9 +7,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tornado.web import RedirectHandler, RequestHandler, StaticFileHandler
+from tornado.web import StaticFileHandler
 
 from server.accept import best_offer
+from server.methods import LeadingHandler, MethodNamingHandler
 from server.openapi import MEDIA_TYPES, document
 
 CONTENT_SECURITY_POLICY = (
@@ -27,7 +28,7 @@ def _text() -> str:
     return json.dumps(document(), indent=1, ensure_ascii=False)
 
 
-class SchemaHandler(RequestHandler):
+class SchemaHandler(MethodNamingHandler):
     """`GET /api/schema/`: the document; as `?format=` or `Accept` wants it called."""
 
     door = "schema"
@@ -44,7 +45,7 @@ class SchemaHandler(RequestHandler):
     head = get
 
 
-class DocsHandler(StaticFileHandler):
+class DocsHandler(MethodNamingHandler, StaticFileHandler):
     """`GET /api/docs/`: the page and its files."""
 
     door = "schema"
@@ -58,7 +59,7 @@ def routes(folder: Path, *, has_example: bool) -> list[tuple[Any, ...]]:
     """`folder`: where the page is. `has_example`: whether there is an example page: `/api/notifications/`, the demo
     page of the Django service (CONTRACT C3), leads to it."""
     files = {"path": str(folder), "default_filename": "index.html"}
-    demo = (r"/api/notifications/?", RedirectHandler, {"url": "/", "permanent": False})
+    demo = (r"/api/notifications/?", LeadingHandler, {"url": "/", "permanent": False})
     return [
         (r"/api/schema/?", SchemaHandler),
         (r"/api/docs/?()", DocsHandler, files),

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from types import MappingProxyType
 from typing import Any
 
-from server.auth import Authenticator, Proof
+from server.auth import Authenticator, Identity, Proof
 from server.commands import MAX_CREDENTIAL_CHARS, MAX_TOKEN_CHARS, Join, JoinByToken
 from server.errors import BadCredentials, InvalidInput, NoCredentials, Refused, ServerError
 from server.ingest.base import DoorHandler, Gate
+from server.tenants import Tenants
 
 CORS_HEADERS = {
     "Access-Control-Allow-Origin": "*",
@@ -37,12 +39,18 @@ class _WrongFields(InvalidInput):
 
 @dataclass(frozen=True, slots=True)
 class UserTokenDoors:
-    """What the handlers need beside the gate. `make_login`: of tenant and user id, and whether with a refresh token:
-    the tokens by type. `check_refresh`: whose refresh token that is."""
+    """What the handlers need beside the gate. `make_login`: of tenant and user id, whether with a refresh token, and
+    when the user was last signed out: the tokens by type. `check_refresh`: whose refresh token that is."""
 
     authenticator: Authenticator
-    make_login: Callable[[str, str, bool], dict[str, str]]
+    tenants: Tenants
+    make_login: Callable[[str, str, bool, datetime | None], dict[str, str]]
     check_refresh: Callable[[str], Proof]
+
+    def tokens(self, identity: Identity, *, with_refresh: bool) -> dict[str, str]:
+        """The tokens for who has just proved who they are, by type. Raises `AuthUnavailable`."""
+        signed_out_at = self.tenants.signed_out_at(identity.tenant, identity.user_id)
+        return self.make_login(identity.tenant, identity.user_id, with_refresh, signed_out_at)
 
 
 class _UserTokenHandler(DoorHandler):
@@ -105,7 +113,7 @@ class ObtainHandler(_UserTokenHandler):
             self._gate.limits.check_request(None, self.caller)
             login, password = self.texts(MAX_CREDENTIAL_CHARS, "username", "password")
             identity = await self._doors.authenticator.authenticate(Join(login, password), self.caller)
-            tokens = self._doors.make_login(identity.tenant, identity.user_id, True)
+            tokens = self._doors.tokens(identity, with_refresh=True)
         except ServerError as error:
             self.refuse(error)
         else:
@@ -121,7 +129,7 @@ class RefreshHandler(_UserTokenHandler):
             self._gate.limits.check_request(None, self.caller)
             [token] = self.texts(MAX_TOKEN_CHARS, "refresh")
             identity = self._doors.authenticator.still(self._doors.check_refresh(token))
-            tokens = self._doors.make_login(identity.tenant, identity.user_id, False)
+            tokens = self._doors.tokens(identity, with_refresh=False)
         except ServerError as error:
             self.refuse(error)
         else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from server.openapi.parts import (
-    HTML,
     JSON,
     PROBLEM,
     RETRY_AFTER,
@@ -26,10 +25,30 @@ from server.requests import FeedRefusal, TenantRefusal, TicketAnswer
 UPGRADED = answer("The connection is a WebSocket from now on")
 
 NO_UPGRADE = answer(
-    "The request asks for no upgrade to a WebSocket, or not as RFC 6455 wants it",
+    "The request does not ask for an upgrade to a WebSocket as RFC 6455 wants it",
     {
-        HTML: media(TEXT, 'Can "Upgrade" only to "WebSocket".'),
-        JSON: media(of_type(FeedRefusal), {"error": "bad request"}),
+        PROBLEM: media(
+            ref("schemas", "Problem"),
+            problem_example(
+                400, "bad_request", "the headers Connection and Sec-WebSocket-Key ask for no upgrade"
+            ),
+        )
+    },
+)
+
+UPGRADE_REQUIRED = answer(
+    "The request asks for no upgrade to a WebSocket, or for another version than 13",
+    {
+        PROBLEM: media(
+            ref("schemas", "Problem"),
+            problem_example(
+                426, "upgrade_required", "only WebSocket connections are served here, of version 13"
+            ),
+        )
+    },
+    {
+        "Upgrade": {"schema": {"const": "websocket"}, "required": True},
+        "Sec-WebSocket-Version": {"schema": {"const": "13"}, "required": True},
     },
 )
 
@@ -47,7 +66,7 @@ UNAVAILABLE = json_answer(
 BEFORE: dict[int, Json] = {
     101: UPGRADED,
     400: NO_UPGRADE,
-    426: answer("The version of the WebSocket protocol is not 13"),
+    426: UPGRADE_REQUIRED,
     429: TOO_MANY,
     503: UNAVAILABLE,
 }

@@ -22,7 +22,7 @@ from server.messages import (
     Recipient,
     TypeCounts,
 )
-from server.store.broadcasts import Accepted, Broadcast, Broadcasts, Leases, Once
+from server.store.broadcasts import Accepted, Broadcast, BroadcastRefused, Broadcasts, Leases, Once
 from server.store.deliveries import ACKNOWLEDGED, EVENTS, HUB, SERVICE, WAYS, Deliveries, Delivery
 from server.store.directory import STEP, Access, Directory, Sequences, SignOutCursor, SignOutPage
 from server.store.mail import (
@@ -46,6 +46,7 @@ __all__ = [
     "Access",
     "Bounds",
     "Broadcast",
+    "BroadcastRefused",
     "Broadcasts",
     "Change",
     "Counts",

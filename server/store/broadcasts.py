@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Protocol
 
+from server.errors import ServerError
 from server.messages import Document, Notification
+
+
+class BroadcastRefused(ServerError):
+    """The store will never take documents of this broadcast, and has set it aside."""
+
+    code = "broadcast_refused"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,21 +50,27 @@ class Accepted:
 class Broadcasts(Protocol):
     """Notifications for all users of a tenant, each open until every user has a document. One that is claimed and not
     finished may be claimed again when the lease has run out (in the embedded store also as soon as it is opened again).
-    Those of a removed tenant rest until they are erased with it. Lease times go by the store's clock."""
+    Those of a removed tenant rest until they are erased with it. One whose documents the store refuses for good is set
+    aside for the operator: it is not open, and not forgotten. Lease times go by the store's clock."""
 
     async def add(self, notification: Notification, once: Once | None = None) -> Accepted:
         """Durable when this returns: every user will get it. Its `nid` must be new. `once`: as of `Store.add`, with the
         same errors."""
 
-    async def claim(self, lease_s: float) -> Broadcast | None:
-        """Lease, for so long, the oldest one that no lease holds, of a tenant that is not removed; None if there is
-        none."""
+    async def claim(self, lease_s: float, passing_over: Collection[str] = ()) -> Broadcast | None:
+        """Lease, for so long, the oldest one that no lease holds, of a tenant that is not removed nor among those to be
+        passed over; None if there is none."""
 
     async def expand(self, notification: Notification, user_ids: Sequence[str]) -> list[Document]:
         """Store a document for each of these distinct users who has none of this notification yet (a deleted one is
         one), as `Store.add` does; the new documents, in the order of the users. Needs no lease, may be repeated, and
         done by several at once: nobody gets two. The users need not be known; then they are. Documents stored after all
-        by a call that raised `StoreUnavailable` are no news to the next: `Store.complete_intents` returns them."""
+        by a call that raised are no news to the next: `Store.complete_intents` returns them. Raises `BroadcastRefused`
+        if the store refuses any of them for good."""
+
+    async def give(self, user_id: str, notifications: Sequence[Notification]) -> list[Document]:
+        """Store for one user a document of each of these notifications of one tenant, as `expand` does; the new ones,
+        in their order. What the store refuses for good is passed over: `expand` meets it, too."""
 
     async def advance(self, broadcast: Broadcast, after: str, lease_s: float) -> bool:
         """The users up to this id have their documents; the lease begins anew. False if somebody else has claimed it
@@ -66,8 +80,11 @@ class Broadcasts(Protocol):
         """Everybody has their document: it is no longer open. False if somebody else has claimed it since, or finished
         it: then nothing is changed."""
 
-    async def open_of(self, tenant: str) -> list[Notification]:
-        """Those of a tenant that are open, leased or not, oldest first: who joins is given their document of each."""
+    async def open_of(
+        self, tenant: str, user_id: str, *, since: datetime, after: Notification | None, limit: int
+    ) -> list[Notification]:
+        """Of the broadcasts of a tenant that are open, leased or not, those accepted at that time or later of which the
+        user has no document, oldest first, beyond `after` only. What the user has already costs little."""
 
     async def count_open(self) -> int:
         """Those of tenants that are not removed. For health and metrics."""

@@ -25,12 +25,14 @@ class Delivery:
     """How far a notification got with one of its users. `sent_at`: the `created_at` of the document. `delivered_at`:
     when a client acknowledged it, or the user saw or deleted it, whichever came first; None: not yet. (Of what was seen
     or deleted before this was remembered: its `updated_at`.) `refused`: its mail was refused for good; None: it was
-    not. Instants: aware UTC, whole milliseconds."""
+    not. `refused_at`: when that was written down (None also for what earlier versions wrote). Instants: aware UTC,
+    whole milliseconds."""
 
     user_id: str
     sent_at: datetime
     delivered_at: datetime | None
     refused: RefusedMail | None
+    refused_at: datetime | None
 
 
 class Deliveries(Protocol):

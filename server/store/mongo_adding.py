@@ -20,7 +20,7 @@ from bson import ObjectId
 from bson.raw_bson import RawBSONDocument
 from pymongo.errors import BulkWriteError, PyMongoError
 
-from server.errors import StoreUnavailable
+from server.errors import StoreUnavailable, TooLarge
 from server.flights import Turns
 from server.ids import new_id
 from server.messages import Document, EmailDuty, Notification, Recipient
@@ -51,6 +51,9 @@ GRACE_TIMEOUTS = 3
 
 ENOUGH_DOCUMENTS = 10_000
 """One sweep ends with the intent that reaches this."""
+
+_WHOSE = {"_id": 0, "nid": 1, "_userId": 1}
+"""What the index `notification` has, so that no document is looked at."""
 
 
 class Adding:
@@ -247,32 +250,53 @@ class Adding:
     async def expand(self, notification: Notification, user_ids: Sequence[str]) -> list[Document]:
         """As `Broadcasts.expand`. The id of a document follows from its notification and user, so that MongoDB refuses
         a second one, whoever stores it."""
-        having = await self._having(notification, user_ids)
-        lacking = [user_id for user_id in user_ids if user_id not in having]
+        return await self._store_lacking([notification], user_ids)
+
+    async def give(self, user_id: str, notifications: Sequence[Notification]) -> list[Document]:
+        """As `Broadcasts.give`."""
+        try:
+            return await self._store_lacking(notifications, [user_id])
+        except (DocumentRefused, TooLarge):
+            return []
+
+    async def _store_lacking(
+        self, notifications: Sequence[Notification], user_ids: Sequence[str]
+    ) -> list[Document]:
+        """A document of each notification (all of one tenant) for each user who has none; the new ones."""
+        if not notifications:
+            return []
+        nids = [ObjectId(each.nid) for each in notifications]
+        having = await self.having(notifications[0].tenant, nids, user_ids)
+        lacking = [
+            (each, user)
+            for each, nid in zip(notifications, nids, strict=True)
+            for user in user_ids
+            if (nid, user) not in having
+        ]
         if not lacking:
             return []
         rev = await self._revs.next()
-        documents = [
-            new_document(notification, id_for(notification, user_id), user_id, rev) for user_id in lacking
-        ]
+        documents = [new_document(each, id_for(each, user), user, rev) for each, user in lacking]
         await self._register(documents)
-        common = notification_fields(notification)
+        common = {each.nid: notification_fields(each) for each in notifications}
         new: list[Document] = []
         try:
             for chunk in _chunks(documents):
-                there = await self._insert_missing([encode(document_fields(each, common)) for each in chunk])
+                fields = (document_fields(each, common[each.notification.nid]) for each in chunk)
+                there = await self._insert_missing([encode(each) for each in fields])
                 new += [document for place, document in enumerate(chunk) if place not in there]
         except BaseException:
             self._doubts.note(documents)  # the caller does not hear of those that are stored
             raise
         return new
 
-    async def _having(self, notification: Notification, user_ids: Sequence[str]) -> set[str]:
-        """Those of the users who have a document of it."""
-        these = {"tenant": notification.tenant, "nid": ObjectId(notification.nid)}
-        query = {**these, "_userId": {"$in": list(user_ids)}}
-        found = self._connection.documents.find(query, {"_userId": 1}, hint="notification")
-        return {each["_userId"] for each in await found.to_list()}
+    async def having(
+        self, tenant: str, nids: Sequence[ObjectId], user_ids: Sequence[str]
+    ) -> set[tuple[ObjectId, str]]:
+        """Who of the users has a document of which of the notifications."""
+        query = {"tenant": tenant, "nid": {"$in": list(nids)}, "_userId": {"$in": list(user_ids)}}
+        found = self._connection.documents.find(query, _WHOSE, hint="notification")
+        return {(each["nid"], each["_userId"]) async for each in found}
 
     # -- several users ---------------------------------------------------------------------------------------
 

@@ -122,7 +122,7 @@ class MongoDeliveries:
         broadcast = {"tenant": tenant, "_id": ObjectId(nid)}
         return await self._connection.broadcasts.find_one(broadcast, {"_id": 1}, hint="_id_") is not None
 
-    async def _refused(self, tenant: str, nid: str) -> dict[str, RefusedMail]:
+    async def _refused(self, tenant: str, nid: str) -> dict[str, Raw]:
         """Whose mail was refused, by user id: it is written down in what is left of the notification's intent, or in
         the document of its first user, who may be the only one."""
         notification = {"tenant": tenant, "nid": ObjectId(nid)}
@@ -135,9 +135,7 @@ class MongoDeliveries:
             )
         places = [] if place is None else [place]
         return {
-            each["_userId"]: RefusedMail(each["_userId"], each["email"], each["code"], each["reason"])
-            for place in places
-            for each in place.get("mail", {}).get("refused", ())
+            each["_userId"]: each for place in places for each in place.get("mail", {}).get("refused", ())
         }
 
 
@@ -150,9 +148,19 @@ def _values(bit: int, *, are_set: bool) -> list[int]:
     return [value for value in range(1, 1 << len(WAYS)) if bool(value & bit) == are_set]
 
 
-def _delivery(found: Raw, refused: RefusedMail | None) -> Delivery:
+def _delivery(found: Raw, refused: Raw | None) -> Delivery:
     delivered_at = found.get("ackedAt")
     if delivered_at is None and (found["seen"] or found["delete"]):
         # Before this was written down.
         delivered_at = found.get("updatedAt") or found["createdAt"]
-    return Delivery(found["_userId"], found["createdAt"], delivered_at, refused)
+    return Delivery(
+        user_id=found["_userId"],
+        sent_at=found["createdAt"],
+        delivered_at=delivered_at,
+        refused=None if refused is None else _refused_mail(refused),
+        refused_at=None if refused is None else refused.get("refusedAt"),
+    )
+
+
+def _refused_mail(found: Raw) -> RefusedMail:
+    return RefusedMail(found["_userId"], found["email"], found["code"], found["reason"])

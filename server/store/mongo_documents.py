@@ -82,8 +82,9 @@ INDEXES = {
     "documents": INBOX_INDEXES,
     "intents": INTENT_INDEXES,
     "broadcasts": (
-        _index("oldest", "createdAt", "_id"),
-        _index("tenant", "tenant", "createdAt", "_id"),
+        # What was set aside is apart from what is open.
+        _index("oldest", "failedAt", "createdAt", "_id", "tenant"),
+        _index("tenant", "tenant", "failedAt", "createdAt", "_id"),
     ),
     "once": (IndexModel([("expiresAt", ASCENDING)], name="expired", expireAfterSeconds=0),),
     "tenants": (_index("keys", "keys.id"), _index("removed", "removedAt")),

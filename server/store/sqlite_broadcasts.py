@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 import sqlite3
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from datetime import datetime, timedelta
 
 from server.messages import Document, Notification
@@ -23,15 +23,23 @@ from server.store.sqlite_threads import Work
 
 _NOT_REMOVED = "tenant NOT IN (SELECT name FROM tenants WHERE removed_at IS NOT NULL)"
 
+# {}: a question mark for each of the tenants to be passed over.
 NEXT = f"""
     SELECT notification, tenant, after FROM broadcasts
-    WHERE {_NOT_REMOVED} AND (leased_until IS NULL OR leased_until <= ?)
+    WHERE {_NOT_REMOVED} AND tenant NOT IN ({{}}) AND (leased_until IS NULL OR leased_until <= ?)
     ORDER BY created_at, notification LIMIT 1
 """
 
+# The notification of :after may be gone; of the same millisecond the user has no other one by then.
 OPEN_OF = f"""
     SELECT {reading.NOTIFICATION} FROM broadcasts b CROSS JOIN notifications n ON n.key = b.notification
-    WHERE b.tenant = ? ORDER BY b.created_at, b.notification
+    WHERE b.tenant = :tenant AND (b.created_at, b.notification)
+        > (:created_at, coalesce((SELECT key FROM notifications WHERE nid = :after), -1))
+    AND NOT EXISTS (
+        SELECT 1 FROM documents d INDEXED BY of_notification WHERE d.notification = b.notification
+        AND d.user = (SELECT key FROM users WHERE tenant = :tenant AND user_id = :user_id)
+    )
+    ORDER BY b.created_at, b.notification LIMIT :limit
 """
 
 # Without statistics SQLite would go through all documents of each user.
@@ -67,13 +75,18 @@ class SQLiteBroadcasts:
         # A second one at the same moment waits its turn in the queue of the thread that writes.
         return await self._write(lambda c: add(c, notification, once, self._clock()))
 
-    async def claim(self, lease_s: float) -> Broadcast | None:
+    async def claim(self, lease_s: float, passing_over: Collection[str] = ()) -> Broadcast | None:
         """See `Broadcasts.claim`."""
-        return await self._write(lambda c: claim(c, self._clock(), lease_s))
+        others = tuple(passing_over)
+        return await self._write(lambda c: claim(c, self._clock(), lease_s, others))
 
     async def expand(self, notification: Notification, user_ids: Sequence[str]) -> list[Document]:
         """See `Broadcasts.expand`."""
         return await self._write_documents(lambda c: expand(c, notification, user_ids, self._next_rev))
+
+    async def give(self, user_id: str, notifications: Sequence[Notification]) -> list[Document]:
+        """See `Broadcasts.give`."""
+        return await self._write_documents(lambda c: give(c, user_id, notifications, self._next_rev))
 
     async def advance(self, broadcast: Broadcast, after: str, lease_s: float) -> bool:
         """See `Broadcasts.advance`."""
@@ -83,9 +96,11 @@ class SQLiteBroadcasts:
         """See `Broadcasts.finish`."""
         return await self._write(lambda c: finish(c, broadcast))
 
-    async def open_of(self, tenant: str) -> list[Notification]:
+    async def open_of(
+        self, tenant: str, user_id: str, *, since: datetime, after: Notification | None, limit: int
+    ) -> list[Notification]:
         """See `Broadcasts.open_of`."""
-        return await self._read(lambda c: open_of(c, tenant))
+        return await self._read(lambda c: open_of(c, tenant, user_id, since, after, limit))
 
     async def count_open(self) -> int:
         """See `Broadcasts.count_open`."""
@@ -107,9 +122,12 @@ def add(
     return Accepted(notification)
 
 
-def claim(connection: sqlite3.Connection, now: datetime, lease_s: float) -> Broadcast | None:
+def claim(
+    connection: sqlite3.Connection, now: datetime, lease_s: float, passing_over: Sequence[str]
+) -> Broadcast | None:
     """See `Broadcasts.claim`."""
-    found = connection.execute(NEXT, (to_ms(now),)).fetchone()
+    statement = NEXT.format(reading.question_marks(passing_over))
+    found = connection.execute(statement, (*passing_over, to_ms(now))).fetchone()
     if found is None:
         return None
     key, tenant, after = found
@@ -141,6 +159,16 @@ def expand(
     if not lacking:
         return []
     return documents.add_documents(connection, key, notification, lacking, next_rev())
+
+
+def give(
+    connection: sqlite3.Connection,
+    user_id: str,
+    notifications: Sequence[Notification],
+    next_rev: Callable[[], int],
+) -> list[Document]:
+    """See `Broadcasts.give`."""
+    return [document for each in notifications for document in expand(connection, each, [user_id], next_rev)]
 
 
 def _having(connection: sqlite3.Connection, key: int, tenant: str, user_ids: Sequence[str]) -> set[str]:
@@ -179,9 +207,23 @@ def finish(connection: sqlite3.Connection, broadcast: Broadcast) -> bool:
     return True
 
 
-def open_of(connection: sqlite3.Connection, tenant: str) -> list[Notification]:
+def open_of(
+    connection: sqlite3.Connection,
+    tenant: str,
+    user_id: str,
+    since: datetime,
+    after: Notification | None,
+    limit: int,
+) -> list[Notification]:
     """See `Broadcasts.open_of`."""
-    return [reading.read_notification(tenant, row) for row in connection.execute(OPEN_OF, (tenant,))]
+    values = {
+        "tenant": tenant,
+        "user_id": user_id,
+        "created_at": to_ms(since if after is None else max(since, after.created_at)),
+        "after": None if after is None else bytes.fromhex(after.nid),
+        "limit": limit,
+    }
+    return [reading.read_notification(tenant, row) for row in connection.execute(OPEN_OF, values)]
 
 
 def count_open(connection: sqlite3.Connection) -> int:

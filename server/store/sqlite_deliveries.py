@@ -33,7 +33,7 @@ MARK = (
 
 _DELIVERIES = """
     SELECT u.user_id, d.created_at, d.updated_at, d.seen OR d.deleted_at IS NOT NULL, d.acked_at,
-           r.email, r.code, r.reason
+           r.email, r.code, r.reason, r.refused_at
     FROM {} LEFT JOIN refused_mail r ON r.notification = d.notification AND r.user_id = u.user_id
     WHERE d.notification = :key AND u.tenant = :tenant AND u.user_id >= :after AND u.user_id IS NOT :left_out
     ORDER BY u.user_id LIMIT :limit
@@ -144,7 +144,7 @@ def of_notification(
 
 
 def _delivery(row: Sequence[Any]) -> Delivery:
-    user_id, created_at, updated_at, is_done, acked_at, email, code, reason = row
+    user_id, created_at, updated_at, is_done, acked_at, email, code, reason, refused_at = row
     # What was seen or deleted before version 3 has no acked_at.
     delivered_at = updated_at if acked_at is None and is_done else acked_at
     return Delivery(
@@ -152,4 +152,5 @@ def _delivery(row: Sequence[Any]) -> Delivery:
         sent_at=from_ms(created_at),
         delivered_at=None if delivered_at is None else from_ms(delivered_at),
         refused=None if email is None else RefusedMail(user_id, email, code, reason),
+        refused_at=None if refused_at is None else from_ms(refused_at),
     )

@@ -244,6 +244,10 @@ class StreamedConnection(ClientConnection):
 
     def __init__(self, connections: Connections, transport: str, caller: Caller, stream: IOStream) -> None:
         super().__init__(connections, transport, caller)
+        self._use(stream)
+
+    def _use(self, stream: IOStream) -> None:
+        """Write to this stream from now on."""
         self._stream = stream
         self._pending = pending_writes(stream)
         # Under TLS what is written is not what is sent.

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -25,10 +24,11 @@ from server.auth import Identity
 from server.callers import Caller
 from server.dialects import StreamDialect
 from server.errors import BadCredentials, InvalidInput, ServerError, TokenExpired
-from server.feed import StreamFeed
+from server.feed import StreamFeed, sign_in_of
 from server.inbox_feed import InboxFeed
 from server.messages import now
-from server.rooms import Connection, SignIn
+from server.revs import from_wire
+from server.rooms import Connection
 from server.transports import connections
 from server.transports.connections import ClientSession, StreamedConnection, tune_socket
 from server.transports.feeds import FeedDoors
@@ -46,8 +46,6 @@ GOODBYE_S = 5.0
 HEARTBEAT = Frame(":\n\n")
 """A comment, which no client tells its page of."""
 
-REV = re.compile(r"[0-9a-f]{16}")
-"""A rev as `revs.to_wire` writes it."""
 
 
 # -- the connection ------------------------------------------------------------------------------------------
@@ -130,8 +128,6 @@ class EventsRequest(UserRequest):
 class EventsHandler(EventsRequest):
     """The stream."""
 
-    methods = ("GET",)
-
     async def who(self) -> Identity:
         token, ticket = self._bearer(), self.query_text("ticket")
         if token is None and ticket is not None:
@@ -146,7 +142,7 @@ class EventsHandler(EventsRequest):
         services, room = self.doors.services, (identity.tenant, identity.user_id)
         if identity.expires_at is not None and identity.expires_at <= now():
             raise TokenExpired
-        if services.tenants.why_over(room, SignIn(identity.issued_at or now(), identity.key_id)) is not None:
+        if services.tenants.why_over(room, sign_in_of(identity)) is not None:
             raise BadCredentials("the token does not count any more; get a new one")
         services.limits.join_user(room)
         services.limits.leave_user(room)
@@ -157,7 +153,7 @@ class EventsHandler(EventsRequest):
         said = self.request.headers.get("Last-Event-ID") or self.query_text("last_event_id")
         version = self.query_text("v") or "1"
         if version == "1":
-            since = int(said, 16) if said and REV.fullmatch(said) else None
+            since = from_wire(said or "")
             return lambda opened: StreamFeed(opened, services, identity, since)
         if version != "2":
             raise InvalidInput("v", "known are 1 and 2")

@@ -4,6 +4,7 @@ token or a key in the request. Each door is a file of its own, which says how it
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from server.commands import MAX_TOKEN_CHARS, JoinByToken
 from server.errors import BadCredentials, NoCredentials, RateLimited, Refused, ServerError
 from server.feed import Feed, FeedServices
 from server.limits import refusal_headers
+from server.methods import methods_of
 from server.publishers import Publishers
 from server.rooms import Connection
 from server.transports.connections import ClientSession
@@ -47,6 +49,8 @@ class FeedRequest(RequestHandler):
 
     door = ""
     """Its name, for figures."""
+    methods: tuple[str, ...] = ("GET",)
+    """Those that are looked at, of those that there are."""
     doors: FeedDoors
     identity: Identity
 
@@ -63,6 +67,8 @@ class FeedRequest(RequestHandler):
 
     async def prepare(self) -> None:
         """Find out who comes in; who may not is answered here."""
+        if self.request.method not in self.methods:
+            return
         try:
             if not self.doors.origins.allows(self.request):
                 raise Refused("pages of this origin may not connect")
@@ -112,6 +118,20 @@ class FeedRequest(RequestHandler):
         self.set_header("X-Content-Type-Options", "nosniff")
         self.finish(dict(fields))
 
+    def answer_problem(self, status: int, code: str, detail: str, **beside: str) -> None:
+        """Answer as RFC 9457 has it."""
+        problem = {"type": "about:blank", "title": code, "status": status, "detail": detail, **beside}
+        self.set_status(status)
+        self.set_header("Content-Type", "application/problem+json")
+        self.finish(json.dumps(problem))
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        """What Tornado refuses by itself, such as a method that there is not, and what fails here."""
+        if status_code == 405:
+            self.set_header("Allow", methods_of(type(self)))
+        code = "internal" if status_code >= 500 else self._reason.lower().replace(" ", "_")
+        self.answer_problem(status_code, code, self._reason)
+
 
 class FeedWebSocket(FeedRequest, WebSocketEndpoint):
     """A WebSocket whose client only listens."""
@@ -121,6 +141,10 @@ class FeedWebSocket(FeedRequest, WebSocketEndpoint):
     def open_session(self, connection: Connection) -> ClientSession:
         return self.feed_class(connection, self.doors.services, self.identity)
 
-    def write_error(self, status_code: int, **kwargs: Any) -> None:
-        """Tornado's own refusals, such as of a request that is no upgrade."""
-        self.answer(status_code, {"error": self._reason.lower()})
+    async def get(self, *args: Any, **kwargs: Any) -> None:
+        """Become a WebSocket."""
+        wrong = self.why_no_upgrade()
+        if wrong is None:
+            await super().get(*args, **kwargs)
+        else:
+            self.answer_problem(wrong.status, wrong.code, wrong.reason)

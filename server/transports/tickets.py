@@ -51,7 +51,7 @@ class Tickets:
         """A ticket for who has shown a token. What its use proves was proved now: a sign-out in between ends it. Raises
         `RateLimited`, `Busy`."""
         self._forget()
-        proved = replace(identity, issued_at=identity.issued_at or now())
+        proved = identity if identity.issued_at else replace(identity, issued_at=now(), by_own_clock=True)
         ticket = _Ticket(proved, self._clock() + LIFETIME_S)
         if self._by_user[ticket.room] >= MAX_PER_USER:
             raise RateLimited(f"this user has {MAX_PER_USER} tickets that wait to be used", LIFETIME_S)

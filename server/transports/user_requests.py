@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 from server.auth import Identity
 from server.errors import BadCredentials, InvalidInput, NoCredentials, RateLimited, Refused, ServerError
 from server.limits import refusal_headers
@@ -18,8 +15,6 @@ RETRY_AFTER_S = 2
 class UserRequest(FeedRequest):
     """A door derives from it, and says in `who` whose request it is."""
 
-    methods: tuple[str, ...] = ()
-    """Those that are answered, beside OPTIONS."""
     allowed_headers = "Authorization, Cache-Control, Content-Type"
     """What pages may send."""
 
@@ -70,16 +65,4 @@ class UserRequest(FeedRequest):
         elif error.retryable:
             self.set_header("Retry-After", str(RETRY_AFTER_S))
         field = {"field": error.field} if isinstance(error, InvalidInput) and error.field else {}
-        self._answer_problem(status, error.code, str(error), **field)
-
-    def write_error(self, status_code: int, **kwargs: Any) -> None:
-        """Tornado's own refusals, such as of methods."""
-        if status_code == 405:
-            self.set_header("Allow", self._allowed_methods)
-        self._answer_problem(status_code, self._reason.lower().replace(" ", "_"), self._reason)
-
-    def _answer_problem(self, status: int, code: str, detail: str, **beside: str) -> None:
-        problem = {"type": "about:blank", "title": code, "status": status, "detail": detail, **beside}
-        self.set_status(status)
-        self.set_header("Content-Type", "application/problem+json")
-        self.finish(json.dumps(problem))
+        self.answer_problem(status, error.code, str(error), **field)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import struct
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tornado.httputil import HTTPServerRequest
@@ -52,6 +53,12 @@ class PacedProtocol(WebSocketProtocol13):
     def is_amid_fragments(self) -> bool:
         """Whether a part of a message has come, and not all. Tornado has no public name for it."""
         return self._fragmented_message_buffer is not None
+
+    def drop_if_gone(self) -> bool:
+        """Whether the client has gone. Then no more is taken of what it sent, some of which may still be here."""
+        if self.stream.closed():
+            self._abort()
+        return self.stream.closed()
 
     def close(self, code: int | None = None, reason: str | None = None) -> None:
         if code == TOO_BIG.code:
@@ -132,6 +139,15 @@ class WebSocketConnection(StreamedConnection):
         """Write what comes before the close frame."""
 
 
+@dataclass(frozen=True, slots=True)
+class NoUpgrade:
+    """Why a request does not become a WebSocket."""
+
+    status: int
+    code: str
+    reason: str
+
+
 class WebSocketEndpoint(WebSocketHandler):
     """The request that becomes a WebSocket. A door derives from it, decides in `prepare` who may come in, and opens the
     session with `open_session`."""
@@ -149,6 +165,24 @@ class WebSocketEndpoint(WebSocketHandler):
         """The session of a client that has just connected."""
         raise NotImplementedError
 
+    def why_no_upgrade(self) -> NoUpgrade | None:
+        """What is wrong with a request that asks for no upgrade, or not as RFC 6455 section 4.2.1 wants it; None if it
+        is right. The headers that belong to the answer are set."""
+        headers = self.request.headers
+        if headers.get("Upgrade", "").lower() != "websocket" or self.get_websocket_protocol() is None:
+            self.set_header("Upgrade", "websocket")
+            self.set_header("Connection", "Upgrade")
+            self.set_header("Sec-WebSocket-Version", "13")
+            return NoUpgrade(
+                426, "upgrade_required", "only WebSocket connections are served here, of version 13"
+            )
+        options = [option.strip().lower() for option in headers.get("Connection", "").split(",")]
+        if "upgrade" not in options or not headers.get("Sec-WebSocket-Key"):
+            return NoUpgrade(
+                400, "bad_request", "the headers Connection and Sec-WebSocket-Key ask for no upgrade"
+            )
+        return None
+
     def get_websocket_protocol(self) -> WebSocketProtocol | None:
         stock = super().get_websocket_protocol()
         return PacedProtocol(self, False, stock.params) if isinstance(stock, WebSocketProtocol13) else stock
@@ -164,6 +198,8 @@ class WebSocketEndpoint(WebSocketHandler):
 
     def open(self, *args: str, **kwargs: str) -> None:
         protocol: PacedProtocol = self.ws_connection  # type: ignore[assignment]  # is there by now
+        if protocol.drop_if_gone():
+            return
         tune_socket(protocol.stream, self.connections.give_up_after_s)
         caller = self.identify(self.request)
         self.connection = self.connection_class(self.connections, self.transport, caller, protocol)

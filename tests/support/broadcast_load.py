@@ -1,4 +1,5 @@
-"""A process that adds broadcasts to a store and stores their documents, several at once, until it is killed.
+"""A process that adds broadcasts to a store and stores their documents, several at once, until it is killed; users who
+join are given theirs meanwhile.
 
 `python -m tests.support.broadcast_load <place>`. It prints the nid of each broadcast that was acknowledged, before it
 stores documents. A store that is unavailable for a while is tried again."""
@@ -8,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from datetime import timedelta
 
 from server.errors import StoreUnavailable
+from server.messages import now
 from server.store import Broadcast, Store
 from tests.support.stores import TENANT, make_notification, place_of
 
@@ -48,12 +51,28 @@ async def go_on_for_ever(store: Store) -> None:
             await asyncio.sleep(0.05)
 
 
+async def give_to_who_joins(store: Store) -> None:
+    """To one user after the other what is open."""
+    since = now() - timedelta(hours=1)
+    while True:
+        try:
+            for user in await store.directory.users(TENANT, after=None, limit=1000):
+                while owed := await store.broadcasts.open_of(
+                    TENANT, user.user_id, since=since, after=None, limit=PORTION
+                ):
+                    await store.broadcasts.give(user.user_id, owed)
+                await asyncio.sleep(0.01)
+        except StoreUnavailable:
+            await asyncio.sleep(0.05)
+
+
 async def main() -> None:
     store = place_of(sys.argv[1:]).store(timeout_s=TIMEOUT_S)
     await store.open()
     async with asyncio.TaskGroup() as tasks:
         for _ in range(TASKS):
             tasks.create_task(go_on_for_ever(store))
+        tasks.create_task(give_to_who_joins(store))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import socket
+import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -122,8 +123,10 @@ async def event_stream(
     version: str = "1.1",
     receive_buffer_bytes: int | None = None,
     port: int | None = None,
+    tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[EventStream]:
-    """One that has read the head of the answer, whatever that says. `user`: with a token of theirs."""
+    """One that has read the head of the answer, whatever that says. `user`: with a token of theirs. `tls`: to a
+    server for localhost."""
     sent = dict(headers or {})
     if user is not None:
         sent["Authorization"] = f"Bearer {user_token(user)}"
@@ -134,7 +137,12 @@ async def event_stream(
     if receive_buffer_bytes is not None:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
     await asyncio.get_running_loop().sock_connect(connection, ("127.0.0.1", port or server.port))
-    reader, writer = await asyncio.open_connection(sock=connection, limit=receive_buffer_bytes or 2**16)
+    reader, writer = await asyncio.open_connection(
+        sock=connection,
+        limit=receive_buffer_bytes or 2**16,
+        ssl=tls,
+        server_hostname=None if tls is None else "localhost",
+    )
     lines = [f"GET {path} HTTP/{version}", f"Host: 127.0.0.1:{port or server.port}"]
     lines += [f"{name}: {value}" for name, value in sent.items()]
     writer.write("\r\n".join([*lines, "", ""]).encode())

@@ -1,5 +1,5 @@
-"""Clients that only listen, by the WebSockets of CONTRACT C2, C3 and C5, and the requests that publish to them:
-independent of the server's code."""
+"""Clients that only listen, by the WebSockets of CONTRACT C2, C3 and C5, and what publishes to them: requests, and
+messages to the brokers. Independent of the server's code."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 import jwt
+import pika
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus
 
@@ -108,6 +109,31 @@ def must(answer: Response) -> Any:
     return answer.json()
 
 
+def submit(server: RunningServer, user: str, fields: Mapping[str, str]) -> None:
+    """CONTRACT C1, as a form."""
+    form = urlencode({"users": json.dumps([{"id": user}]), **fields}).encode()
+    answer = server.request("POST", "/notify", form, {"Content-Type": "application/x-www-form-urlencoded"})
+    if (answer.status, answer.body) != (200, b""):
+        raise RuntimeError(f"{answer.status}: {answer.body.decode()}")
+
+
+def publish_to_rabbitmq(url: str, user: str | int, payload: Any) -> None:
+    """CONTRACT C3; blocks until the server has answered with the echo."""
+    message = {"user_id": user, "payload": payload}
+    with pika.BlockingConnection(pika.URLParameters(url)) as connection:
+        channel = connection.channel()
+        channel.exchange_declare("notifications_exchange", "direct")
+        results = channel.queue_declare("", exclusive=True).method.queue
+        channel.queue_bind(results, "notifications_exchange", "notifications.result")
+        channel.confirm_delivery()
+        body = json.dumps(message).encode()
+        channel.basic_publish("notifications_exchange", "notifications.send", body, mandatory=True)
+        _, _, result = next(channel.consume(results, auto_ack=True, inactivity_timeout=WAIT_S))
+        channel.cancel()
+    if result is None or json.loads(result) != message:
+        raise RuntimeError(f"the result is {result!r}")
+
+
 def send(server: RunningServer, user: str | int, payload: Any, key: str | None = None) -> None:
     """CONTRACT C3."""
     must(post(server, "/api/notifications/send/", {"user_id": user, "payload": payload}, key))
@@ -136,7 +162,10 @@ def broadcast(
 
 def metrics(server: RunningServer) -> str:
     """All figures, as Prometheus reads them."""
-    return server.request("GET", "/metrics", headers={"Accept": "text/plain"}).body.decode()
+    answer = server.request("GET", "/metrics", headers={"Accept": "text/plain"})
+    if answer.status != 200:
+        raise RuntimeError(f"{answer.status}: {answer.body.decode()}")
+    return answer.body.decode()
 
 
 async def remembered(server: RunningServer) -> None:

@@ -155,6 +155,8 @@ class Client(_Base):
         self.close()
 
     # -- I/O -------------------------------------------------------------------------------------------------
+    """Those of the processes that this one was forked from."""
+
     def _connect(self) -> None:
         self._http = httpx.Client(**self._settings())
         # Last: until then other threads of a forked process know that the connections are not theirs.

@@ -78,13 +78,14 @@ class Delivery:
     """How far a notification got with one user.
 
     `status`: "sent" (stored), "delivered" (acknowledged or seen, at `delivered_at`) or "failed" (never seen, and its
-    mail was refused for good: `reason`). Instants: aware UTC.
+    mail was refused for good, at `failed_at`: `reason`). Instants: aware UTC; None: not, or not known.
     """
 
     user_id: str
     status: str
     sent_at: datetime
     delivered_at: datetime | None
+    failed_at: datetime | None
     reason: str | None
 
 
@@ -245,9 +246,15 @@ def _page(answer: Any) -> tuple[list[Delivery], str | None]:
 
 
 def _delivery(item: Any) -> Delivery:
-    delivered_at = item["delivered_at"] and datetime.fromisoformat(item["delivered_at"])
     sent_at = datetime.fromisoformat(item["sent_at"])
-    return Delivery(str(item["user_id"]), str(item["status"]), sent_at, delivered_at, item.get("reason"))
+    delivered_at, failed_at = (_instant(item.get(name)) for name in ("delivered_at", "failed_at"))
+    return Delivery(
+        str(item["user_id"]), str(item["status"]), sent_at, delivered_at, failed_at, item.get("reason")
+    )
+
+
+def _instant(text: str | None) -> datetime | None:
+    return None if text is None else datetime.fromisoformat(text)
 
 
 def result(call: Call[T], answer: Answer) -> T:

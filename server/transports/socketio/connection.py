@@ -10,11 +10,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from tornado.iostream import SSLIOStream, StreamClosedError
+from tornado.iostream import StreamClosedError
 
 from server.callers import Caller
 from server.rates import TokenBucket
-from server.transports.connections import ClientConnection, pending_writes
+from server.transports.connections import ClientConnection
 from server.transports.socketio.packets import (
     BINARY,
     CLOSE,
@@ -117,9 +117,8 @@ class SocketIOConnection(WebSocketConnection):
 
     def carry(self, protocol: PacedProtocol) -> None:
         """Use this WebSocket from now on."""
-        stream = protocol.stream
-        self._protocol, self._stream, self._pending = protocol, stream, pending_writes(stream)
-        self._send_now = None if isinstance(stream, SSLIOStream) else stream.socket.send
+        self._protocol = protocol
+        self._use(protocol.stream)
         self.is_over_websocket = True
         self._door.forget(self)
         poll, self._poll, packets = self._poll, None, b"".join(self._packets)
@@ -310,6 +309,11 @@ class SocketIOConnection(WebSocketConnection):
                 self._stream.write(text_frame_bytes(packet))
             # Tornado gives the client 5 seconds to answer, then drops what is still queued.
             self._protocol.close(reason.code, reason.reason)
+
+    def end_too_big(self) -> None:
+        # A WebSocket that is only being tried out ends alone; the client goes on over HTTP.
+        if self.is_over_websocket:
+            super().end_too_big()
 
     def lost(self) -> None:
         """The client is gone."""

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import secrets
-import time
 from typing import Any
 
 from tornado.httputil import HTTPServerRequest
 from tornado.routing import PathMatches, Rule
 
 from server.callers import Caller
-from server.errors import Busy
 from server.rooms import Connection
 from server.transports.connections import STRANGER_MESSAGE_BYTES, UNANSWERED_HEARTBEATS, ClientSession
 from server.transports.feeds import FeedDoors
+from server.transports.polling import ExpectedRequests
 from server.transports.socketio.connection import SocketIOConnection
 from server.transports.socketio.packets import handshake
 from server.transports.socketio.polling import PollingHandler
@@ -21,10 +20,6 @@ from server.transports.socketio.session import SocketIOSession
 from server.transports.socketio.websocket import SocketIOWebSocket
 
 PATH = r"/socket\.io/?"
-
-MAX_SESSIONS_WITHOUT_REQUEST = 20_000
-"""How many clients over HTTP may have no request waiting. Each of the others has a TCP connection, which are bounded
-elsewhere; of these any number could be opened over one."""
 
 
 class SocketIODoor:
@@ -35,17 +30,14 @@ class SocketIODoor:
         self.connections = doors.connections
         self.origins = doors.origins
         self._over_http: dict[str, SocketIOConnection] = {}
-        self._expected: dict[SocketIOConnection, float] = {}
-        """Clients of which no request waits, and since when; the longest first."""
-        self.connections.on_tick.append(self._forget_expected)
+        self._expected: ExpectedRequests[SocketIOConnection] = ExpectedRequests(self.connections, self.forget)
 
     def identify(self, request: HTTPServerRequest) -> Caller:
         return self.doors.identify(request.remote_ip or "", request.headers)
 
     def may_connect(self, caller: Caller) -> None:
         """Raises `RateLimited`, `Busy`."""
-        if len(self._expected) >= MAX_SESSIONS_WITHOUT_REQUEST:
-            raise Busy("too many sessions; try again")
+        self._expected.check_space()
         self.connections.admission.may_connect(caller)
 
     # -- clients ---------------------------------------------------------------------------------------------
@@ -83,27 +75,18 @@ class SocketIODoor:
 
     def forget(self, connection: SocketIOConnection) -> None:
         """It is over, or over WebSocket from now on."""
-        self._expected.pop(connection, None)
+        self._expected.drop(connection)
         self._over_http.pop(connection.sid, None)
 
     # -- requests that are expected --------------------------------------------------------------------------
     def expect(self, connection: SocketIOConnection) -> None:
         """The client has no request waiting, and is expected to send one soon."""
-        self._expected.pop(connection, None)
         if connection.sid in self._over_http:
-            self._expected[connection] = time.monotonic()
+            self._expected.expect(connection)
 
     def keep(self, connection: SocketIOConnection) -> None:
         """The client has a request waiting."""
-        self._expected.pop(connection, None)
-
-    def _forget_expected(self, now: float) -> None:
-        while self._expected:
-            connection, since = next(iter(self._expected.items()))
-            if now - since < self.connections.options.disconnect_delay_s:
-                return
-            connection.expire()
-            self.forget(connection)
+        self._expected.drop(connection)
 
 
 class _Upgrades(PathMatches):

@@ -10,7 +10,7 @@ between two. A Socket.IO packet is the data of a message of Engine.IO (`4`): a d
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,9 +86,14 @@ def parse_connect(packet: str) -> Connect:
         raise MalformedPacket("what is shown to connect is not JSON") from exc
 
 
-def split(payload: str) -> list[str]:
-    """The Engine.IO packets in the body of a request."""
-    return payload.split(SEPARATOR)
+def split(payload: str) -> Iterator[str]:
+    """The Engine.IO packets in the body of a request, one by one: they may be as many as its bytes, and some wait for
+    their turn."""
+    start, end = 0, payload.find(SEPARATOR)
+    while end != -1:
+        yield payload[start:end]
+        start, end = end + 1, payload.find(SEPARATOR, end + 1)
+    yield payload[start:]
 
 
 # -- what a client is told -----------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from tornado.concurrent import future_add_done_callback
@@ -168,7 +169,7 @@ class PollingHandler(SocketIORequest, Poll):
             client.is_posting = False
         self._finish_text("ok")
 
-    async def _hand_over(self, client: SocketIOConnection, packets: list[str]) -> None:
+    async def _hand_over(self, client: SocketIOConnection, packets: Iterable[str]) -> None:
         for packet in packets:
             if client.is_closed:
                 return

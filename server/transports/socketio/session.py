@@ -36,12 +36,14 @@ TRY_AGAIN = CloseReason(1013, "try again later")
 class SocketIOSession:
     """`transports.connections.ClientSession`; a `RealtimeFeed` from the moment in which the token was taken."""
 
-    __slots__ = ("_connection", "_doors", "_feed")
+    __slots__ = ("_connection", "_doors", "_feed", "_is_asking")
 
     def __init__(self, connection: SocketIOConnection, doors: FeedDoors) -> None:
         self._connection = connection
         self._doors = doors
         self._feed: RealtimeFeed | None = None
+        # Whether it is being found out who the client is.
+        self._is_asking = False
 
     @property
     def is_joined(self) -> bool:
@@ -70,10 +72,15 @@ class SocketIOSession:
             return
         if connect.namespace != NAMESPACE:
             self._connection.send_packet(refused("Invalid namespace", "not_found", connect.namespace))
-        elif self._feed is not None:
+        elif self._feed is not None or self._is_asking:
+            # The second may come while the first is looked at: by the WebSocket that a client has gone over to.
             self._connection.close(MALFORMED)
         else:
-            await self._join(connect)
+            self._is_asking = True
+            try:
+                await self._join(connect)
+            finally:
+                self._is_asking = False
 
     async def _join(self, connect: Connect) -> None:
         try:

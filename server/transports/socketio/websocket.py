@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import Any
 
 from tornado.httputil import HTTPServerRequest
 
@@ -44,6 +45,14 @@ class SocketIOWebSocket(SocketIORequest, WebSocketEndpoint):
         if self._sid is None:
             await self.admit()
 
+    async def get(self, *args: Any, **kwargs: Any) -> None:
+        """Become a WebSocket."""
+        wrong = self.why_no_upgrade()
+        if wrong is None:
+            await super().get(*args, **kwargs)
+        else:
+            self._answer_error(wrong.status, 3, wrong.reason)
+
     def _find_to_upgrade(self) -> SocketIOConnection | None:
         client = self.door.find(self._sid or "")
         return None if client is None or client.is_closed or client.is_probed else client
@@ -53,6 +62,8 @@ class SocketIOWebSocket(SocketIORequest, WebSocketEndpoint):
 
     def open(self, *args: str, **kwargs: str) -> None:
         protocol: PacedProtocol = self.ws_connection  # type: ignore[assignment]  # is there by now
+        if protocol.drop_if_gone():
+            return
         tune_socket(protocol.stream, self.connections.give_up_after_s)
         self._is_open = True
         if self._sid is None:
@@ -81,6 +92,8 @@ class SocketIOWebSocket(SocketIORequest, WebSocketEndpoint):
         """Two packets: whether it works, and that it is to be used from now on."""
         protocol: PacedProtocol = self.ws_connection  # type: ignore[assignment]  # is there: it brought the packet
         client = self.connection
+        if protocol.drop_if_gone():  # but its last packets are still read
+            return
         client.last_alive_at = time.monotonic()
         if packet == PROBE:
             protocol.stream.write(text_frame_bytes(PROBED))

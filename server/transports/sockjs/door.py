@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,11 +11,11 @@ from tornado.httputil import HTTPServerRequest
 from tornado.web import RequestHandler
 
 from server.callers import Caller
-from server.errors import Busy
 from server.limits import REFUSAL_DELAY_S
 from server.rooms import Connection
 from server.transports.connections import ClientSession
 from server.transports.origins import Origins
+from server.transports.polling import ExpectedRequests
 from server.transports.registry import Connections
 from server.transports.sockjs import handlers, receivers, websocket
 from server.transports.sockjs.http import HttpConnection
@@ -39,11 +38,6 @@ _OURS: dict[type, type[RequestHandler]] = {
     transports.JSONPSendHandler: receivers.JsonpSend,
 }
 """Whose place our handlers take in the table of sockjs-tornado. Not in it: `/chunking_test`, of SockJS 0.1."""
-
-
-MAX_SESSIONS_WITHOUT_REQUEST = 20_000
-"""How many sessions over HTTP may have no request waiting. Each of the others has a TCP connection, which are bounded
-elsewhere; of these any number could be opened over one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,9 +90,7 @@ class SockJSDoor(SockJSRouter):
         self.connections = connections
         self._identify = identify
         self._http_connections: dict[str, HttpConnection] = {}
-        self._expected: dict[HttpConnection, float] = {}
-        """Clients of which no request is waiting, and since when; the longest first."""
-        connections.on_tick.append(self._forget_expected)
+        self._expected: ExpectedRequests[HttpConnection] = ExpectedRequests(connections, self._forget)
 
     @property
     def routes(self) -> list[Route]:
@@ -117,8 +109,7 @@ class SockJSDoor(SockJSRouter):
         too many."""
         connection = self._http_connections.get(session_id)
         if connection is None:
-            if len(self._expected) >= MAX_SESSIONS_WITHOUT_REQUEST:
-                raise Busy("too many sessions; try again")
+            self._expected.check_space()
             self.connections.admission.may_connect(caller)
             connection = HttpConnection(self, transport, caller, session_id)
             self._http_connections[session_id] = connection
@@ -133,18 +124,11 @@ class SockJSDoor(SockJSRouter):
 
     def expect(self, connection: HttpConnection) -> None:
         """The client has no request waiting, and is expected to send one soon."""
-        self._expected.pop(connection, None)
-        self._expected[connection] = time.monotonic()
+        self._expected.expect(connection)
 
     def keep(self, connection: HttpConnection) -> None:
         """The client has a request waiting."""
-        self._expected.pop(connection, None)
+        self._expected.drop(connection)
 
-    def _forget_expected(self, now: float) -> None:
-        while self._expected:
-            connection, since = next(iter(self._expected.items()))
-            if now - since < self.connections.options.disconnect_delay_s:
-                return
-            connection.expire()
-            self._expected.pop(connection, None)
-            self._http_connections.pop(connection.session_id, None)
+    def _forget(self, connection: HttpConnection) -> None:
+        self._http_connections.pop(connection.session_id, None)
