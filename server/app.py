@@ -346,6 +346,7 @@ class Server:
         await step("reloading", self._reloads.cancel, cut_at)
         await step("fetching", lambda: self._consumers.stop(max(0.0, work_ends_at - now())), work_ends_at)
         await step("notifying", self._notifier.close, work_ends_at)
+        await step("accepting broadcasts", self._broadcaster.close, work_ends_at)
         await step("fan-out", self._backplane.flushed, work_ends_at)
         await step("the clients", self._doors.close, cut_at)
         await step("commands", lambda: self._sessions.finish(max(0.0, work_ends_at - now())), cut_at)

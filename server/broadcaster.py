@@ -25,7 +25,7 @@ from server.bus import (
     NOTIFICATION_STORED,
     tell,
 )
-from server.errors import StoreUnavailable
+from server.errors import Busy, StoreUnavailable
 from server.messages import Added, Broadcasted, Document, Notification, Publication
 from server.notifier import KEEP_KEYS_S, once_of
 from server.rooms import NOBODY, Room, Rooms
@@ -65,6 +65,10 @@ class Broadcaster:
         self._tenants = tenants
         self.keep_keys_s = KEEP_KEYS_S
         self._wake = asyncio.Event()
+        self._in_flight = 0
+        self._is_open = True
+        self._is_idle = asyncio.Event()
+        self._is_idle.set()
         # None: not known yet, as before the first look
         self._open_count: int | None = None
         self._accepted_count = 0
@@ -79,6 +83,25 @@ class Broadcaster:
         self, notification: Notification, received_at: float = 0.0, idempotency_key: str | None = None
     ) -> Accepted:
         """Accept one: when this returns it is durable, and every user will get it. Raises as `Notifier.notify`."""
+        if not self._is_open:
+            raise Busy("the server is stopping; try again")
+        self._in_flight += 1
+        self._is_idle.clear()
+        try:
+            return await self._accept(notification, received_at, idempotency_key)
+        finally:
+            self._in_flight -= 1
+            if not self._in_flight:
+                self._is_idle.set()
+
+    async def close(self) -> None:
+        """Refuse what comes from now on; return when what came before is answered for."""
+        self._is_open = False
+        await self._is_idle.wait()
+
+    async def _accept(
+        self, notification: Notification, received_at: float, idempotency_key: str | None
+    ) -> Accepted:
         # Who has joined a moment ago is known, too.
         await self._tenants.write_down()
         connected = self._rooms.users_of(notification.tenant)

@@ -15,15 +15,16 @@ LAYERS = {
     "PURE": "errors ids revs rates grants claims certificates messages payloads requests parsers idempotency"
     " commands commands_v2 since wire wire_v2 dialects requests_v2 openapi openapi.* accept callers bus tasks flights"
     " assets mail_message request_id methods config config.*",
-    "PORTS": "store store.broadcasts store.deliveries store.backup store.directory store.mail store.retention mail_transport metrics exposition checks",
+    "PORTS": "store store.broadcasts store.deliveries store.backup store.directory store.mail store.retention"
+    " mail_transport metrics exposition checks",
     "CORE 1": "credentials passwords guessing auth users rooms sign_outs tenants limits publishers outgoing",
     "CORE 2": "backplane presence",
     "CORE 3": "notifier broadcaster retention inbox sync counts marks mailing outbox",
     "CORE 4": "screen session conversations conversations.* feed inbox_feed",
     "EDGES": "store.sqlite* store.mongo* folder_lock smtp mail_folder ingest ingest.* logins logins.* tokens tokens.*"
     " transports transports.* admin health",
-    "ROOT": "__init__ __main__ app wiring consumers doors entrance reloading sign_in process greeting listening streams tls"
-    " security_headers cli cli.* logs torture torture.*",
+    "ROOT": "__init__ __main__ app wiring consumers doors entrance reloading sign_in process greeting listening streams"
+    " tls security_headers cli cli.* logs conformance conformance.* torture torture.*",
 }
 """A module imports its own layer and those above it in this list."""
 
@@ -59,7 +60,7 @@ HOMES = {
     "sockjs": "transports.sockjs*",
     "sqlalchemy": "logins.sql*",
     "tornado": "ingest.* transports.* admin health methods outgoing app doors entrance streams security_headers"
-    " torture.lines",
+    " torture.lines conformance.lines conformance.stage conformance.target",
     "pydispatch": "bus counts metrics app",
 }
 """Where each library from outside may be imported; pydispatch where signals are heard. There are no others."""

@@ -240,23 +240,30 @@ def documented(beginning: str) -> str:
 
 def test_a_backup_of_a_running_server(tmp_path: Path) -> None:
     """Made and restored by the commands of the docs, it holds what was stored until then, and nothing since."""
-    backup, restore = (
-        documented(f"cd /var/lib/notification-server\n{command}")
-        for command in ("/opt/notification-server/.venv/bin/python -c", "rm -f")
+    backup = documented(
+        "cd /opt/notification-server\nrunuser -u notification-server -- .venv/bin/python -m server backup"
     )
+    restore = documented("systemctl stop notification-server\nmv")
+    stop, *restore_lines, start = restore.splitlines()
+    assert (stop, start) == ("systemctl stop notification-server", "systemctl start notification-server")
     paths = {
-        "/opt/notification-server/.venv/bin/python": sys.executable,
+        "cd /opt/notification-server": f"cd {ROOT}",
+        "runuser -u notification-server -- .venv/bin/python": sys.executable,
         "/var/lib/notification-server": str(tmp_path / "data"),
-        "-o notification-server -g notification-server ": "",
+        "/var/backups/notification-server": str(tmp_path / "backups"),
+        " --config /etc/notification-server/config.ini": "",
+        "-o notification-server ": "",
     }
+    restore = "\n".join([f"cd {ROOT}", *restore_lines])
     for old, new in paths.items():
         backup, restore = backup.replace(old, new), restore.replace(old, new)
+    variables = os.environ | {"NOTIFY_APPLICATION_DATA": str(tmp_path / "data")}
     with RunningServer(tmp_path) as server:
         server.must_notify("alice", content="before")
-        subprocess.run(["sh", "-euc", backup], check=True, timeout=60)
+        subprocess.run(["sh", "-euc", backup], check=True, timeout=60, env=variables)
         server.must_notify("alice", content="after")
         server.kill()  # so that its write-ahead log is left behind
-        subprocess.run(["sh", "-euc", restore], check=True, timeout=60)
+        subprocess.run(["sh", "-euc", restore], check=True, timeout=60, env=variables)
         server.start()
         assert server.get("/readyz").status == 200
         server.must_notify("alice", content="later")

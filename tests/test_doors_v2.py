@@ -352,7 +352,7 @@ async def test_without_a_token_there_is_no_inbox(server: RunningServer) -> None:
     assert inbox(server, "GET", None).status == 401
     assert inbox(server, "GET", None, headers={"Authorization": "Bearer x"}).status == 401
     answer = inbox(server, "POST", "alice", fields={})
-    assert (answer.status, answer.headers["Allow"]) == (405, "GET, PATCH, DELETE, OPTIONS")
+    assert (answer.status, answer.headers["Allow"]) == (405, "GET, DELETE, PATCH, OPTIONS")
 
 
 async def test_pages_of_other_origins_may_ask(server: RunningServer, user: str) -> None:

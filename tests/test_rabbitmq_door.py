@@ -173,12 +173,10 @@ async def test_a_message_with_an_id_is_stored_once(broker: Broker) -> None:
         broker.publish({**GOOD, "idempotency_key": "no key"})
         results = await broker.results_of(8)
         await heard.refusals(2)
-    assert results[:6] == [GOOD] * 6
-    assert ["error" in result for result in results[6:]] == [True, True]
-    assert heard.refused == ["invalid", "idempotency_key_reused"] or heard.refused[::-1] == [
-        "invalid",
-        "idempotency_key_reused",
-    ]
+    # Those that are refused wait for no store.
+    assert results.count(GOOD) == 6
+    assert sum("error" in result for result in results) == 2
+    assert sorted(heard.refused) == ["idempotency_key_reused", "invalid"]
     assert len(await broker.behind.inbox("1")) == 2
     assert broker.waiting() == 0
 

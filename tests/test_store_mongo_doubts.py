@@ -1,5 +1,4 @@
-"""What was stored though its request was told otherwise: its users are told after all, once (server/store/mongo_doubts.py).
-"""
+"""Tests of server/store/mongo_doubts.py: what was stored though its request was told otherwise."""
 
 from __future__ import annotations
 

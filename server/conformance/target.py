@@ -91,9 +91,7 @@ class Target:
             await asyncio.sleep(min(float(answer.headers.get("Retry-After", "1")), MAX_RETRY_S))
         if answer.code not in expected:
             error = Denied if answer.code in (401, 403) else Unreachable
-            raise error(
-                f"POST {path} answered {answer.code}: {answer.body.decode(errors='replace')[:200]}"
-            )
+            raise error(f"POST {path} answered {answer.code}: {answer.body.decode(errors='replace')[:200]}")
         return answer
 
     # -- as a backend ----------------------------------------------------------------------------------------

@@ -270,6 +270,11 @@ def has_types(connection: sqlite3.Connection) -> bool:
     return any(name == "type" for _, name, *_ in connection.execute("PRAGMA table_info(documents)"))
 
 
+def has_attempts(connection: sqlite3.Connection) -> bool:
+    """Whether the tables of mail have what version 4 brought."""
+    return any(name == "attempts" for _, name, *_ in connection.execute("PRAGMA table_info(mail_recipients)"))
+
+
 def has_table(connection: sqlite3.Connection, name: str) -> bool:
     found = connection.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", (name,))
     return found.fetchone() is not None

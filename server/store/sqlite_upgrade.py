@@ -24,6 +24,7 @@ from server.store.sqlite_schema import (
     complete,
     fill_directory,
     has,
+    has_attempts,
     has_types,
     make,
     open_writer,
@@ -90,7 +91,7 @@ def _upgrade(
     connection.executescript(
         "BEGIN IMMEDIATE; DROP INDEX IF EXISTS unseen; DROP INDEX IF EXISTS unseen_by_marks;"
         " DROP INDEX IF EXISTS inbox;"
-        f"{NEW_MAIL_COLUMNS} PRAGMA user_version = {VERSION}; COMMIT"
+        f"{'' if has_attempts(connection) else NEW_MAIL_COLUMNS} PRAGMA user_version = {VERSION}; COMMIT"
     )
     logger.info("brought %s up to date", path)
 

@@ -129,18 +129,18 @@ def _changed(evidence: Evidence) -> Iterator[Finding]:
     changes = evidence.changes
     for user, inbox in evidence.inboxes.items():
         upto = changes.seen_up_to(user, evidence.overlap_s)
+        gone, there = changes.surely_gone(user), inbox.states
         for document in inbox.documents:
-            state = State(document["seen"], False)
-            if state not in changes.states(user, document["_id"]):
-                yield Finding("changed", f"{document['title']} of {user} is {_words(state)}")
+            name, state = f"{document['title']} of {user}", State(document["seen"], False)
+            if document["_id"] in gone:
+                yield Finding("changed", f"{name} is there, though it was deleted")
+            elif state not in changes.states(user, document["_id"]):
+                yield Finding("changed", f"{name} is {_words(state)}")
             elif not state.is_seen and document["rev"] <= upto:
-                yield Finding("changed", f"{document['title']} of {user} is unseen below {upto}")
-        there = inbox.states
+                yield Finding("changed", f"{name} is unseen, though all up to {upto} was marked seen")
         for id_, key in changes.surely_there(user).items():
             if id_ not in there:
                 yield Finding("lost", f"{key} of {user} is gone, and nobody deleted it")
-        for id_ in sorted(changes.surely_gone(user) & there.keys()):
-            yield Finding("changed", f"document {id_} of {user} is there, though it was deleted")
 
 
 def _words(state: State) -> str:

@@ -32,7 +32,7 @@ class InboxModel:
                 self._drop_older(data["floor"])
                 self.since = data["upto"]
             case "notification" | "restored":
-                self._take(dict(data))
+                self._take(data)
             case "seen" | "unseen" | "delete":
                 self._change(name, data)
             case "missed":
@@ -46,10 +46,10 @@ class InboxModel:
         for document in data["documents"]:
             self._take(document)
 
-    def _take(self, document: Fields) -> None:
+    def _take(self, document: Mapping[str, Any]) -> None:
         known = self.documents.get(document["_id"])
         if known is None or known["rev"] < document["rev"]:
-            self.documents[document["_id"]] = document
+            self.documents[document["_id"]] = dict(document)
 
     def _drop_older(self, floor: str | None) -> None:
         if floor is not None:

@@ -141,6 +141,11 @@ class Recorder:
         self.connection.go()
         self._is_new = True
 
+    @property
+    def connected(self) -> RecordingConnection:
+        assert self.connection is not None
+        return self.connection
+
     def bye(self) -> dict[str, Any]:
         """What a server says that ends."""
         frame: dict[str, Any] = json.loads(InboxFrames.bye(1500).text)

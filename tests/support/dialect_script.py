@@ -7,9 +7,11 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.support.core import Gate
 from tests.support.dialect_recorder import Recorder, recorder, replaced
 
 FILE = Path(__file__).resolve().parents[2] / "docs" / "conformance" / "dialect-2.jsonl"
@@ -132,36 +134,65 @@ async def back_again(r: Recorder) -> None:
     await r.see_all(r.rev_of(ids[4]))
     missed = r.frames_of(witness)
 
-    r.connect(is_slow=True)
-    r.tick()
-    first, sent = r.core.store.hold("changes"), r.say("join", {"v": 2, "since": r.model.since})
-    await first.reached()
+    first = await _come_slowly(r)
     note = "Back, with `since`: the answer gives nothing to go on from, for what has changed follows."
-    await r.step(note, await r.read(), sent=sent, is_quiet=False)
+    await r.step(note, await r.read(), sent=first.sent, is_quiet=False)
     second = r.core.store.hold("changes")
-    first.open()
+    first.gate.open()
     note = "The first chunk, in the order of the changes; its `upto` may be used at once."
     await r.step(note, await r.read(), is_quiet=False)
     await second.reached()
-    await r.change("see", while_away[0], while_away[2])
-    later = await r.notify("During the sync")
-    third = r.core.store.hold("changes")
+    r.disconnect()
     second.open()
-    note = "The second chunk was read before two more changes. Their pushes waited behind it."
-    chunk = await r.read()
-    await third.reached()
-    await r.step(note, chunk + r.frames_of(r.connection), is_quiet=False)
-    third.open()
     r.connect()
-    await r.join(
-        "Cut off in the middle of it: the client goes on from the last `upto`, and what it has may come again."
-    )
+    await r.join("Cut off in the middle of it: the client goes on from the last `upto`.")
     await r.step("All that was pushed while it was away comes late: nothing changes.", missed)
     await r.step("And in reverse.", missed[::-1])
-    await r.change("remove", later)
-    await r.hear("What is new goes on by pushes.")
+
+    r.disconnect()
+    await r.change("mark_unseen", ids[0], ids[1])
+    await r.change("remove", *while_away[1:])
+    again = [await r.notify(f"Away again {number}") for number in range(1, 4)]
+    first = await _come_slowly(r)
+    await r.step("Away once more, and back.", await r.read(), sent=first.sent, is_quiet=False)
+    second = r.core.store.hold("changes")
+    first.gate.open()
+    await r.step("The first chunk.", await r.read(), is_quiet=False)
+    await second.reached()
+    await r.change("see", again[0], while_away[0])
+    await r.change("remove", again[0])
+    await r.notify("During the sync")
+    third = r.core.store.hold("changes")
+    second.open()
+    note = "The second chunk was read before three more changes. Their pushes waited behind it."
+    chunk = await r.read()
+    await third.reached()
+    await r.step(note, chunk + r.frames_of(r.connected), is_quiet=False)
+    third.open()
+    await r.step("The last chunk: what is in the inbox.", await r.read())
+    r.connected.is_slow = False
+    await r.ask(
+        "A sync from there: what was pushed comes again, for pushes do not move `since`.",
+        "sync",
+        {"since": r.model.since},
+    )
     await r.ask("A sync when nothing is new.", "sync", {"since": r.model.since})
     witness.go()
+
+
+@dataclass
+class _Coming:
+    gate: Gate
+    sent: dict[str, Any]
+
+
+async def _come_slowly(r: Recorder) -> _Coming:
+    """A client joins with `since`, and takes one frame after the other; the first chunk has been read, and waits."""
+    r.connect(is_slow=True)
+    r.tick()
+    gate, sent = r.core.store.hold("changes"), r.say("join", {"v": 2, "since": r.model.since})
+    await gate.reached()
+    return _Coming(gate, sent)
 
 
 async def reset(r: Recorder) -> None:

@@ -43,19 +43,38 @@ FAKE_SOCKET = """() => {
         page(data, more, before = this.sent.findLast(({ name }) => name === "content").data.before) {
             this.frame("notification", data, { before, more });
         }
+        // Dialect 2: the answer to the last command of this name, and what comes unasked.
+        answer(command, data, name = command) {
+            const { id } = this.sent.findLast((sent) => sent.name === command);
+            this.onmessage?.({ data: { name, id, data } });
+        }
+        push(name, data) { this.onmessage?.({ data: { name, data } }); }
+        joined(rest) {
+            const counts = { unseen: 0, total: 0, types: {} };
+            this.answer("join", { user: "alice", since: "s1", counts, floor: null, ticket: null, more: false, ...rest }, "joined");
+        }
+        changed(command, documents, rest) {
+            this.answer(command, { documents, more: false, upto: "s2", floor: null, reset: false, ...rest }, "sync");
+        }
     };
     window.doc = (number, rest) => ({
-        _id: String(number).padStart(24, "0"), title: `n${number}`, seen: true, rev: "0000000000000001",
+        _id: String(number).padStart(24, "0"), title: `n${number}`, type: "", seen: true, rev: "0000000000000001",
         createdAt: new Date(Date.UTC(2030, 0, 1) + number * 1000).toISOString(), ...rest });
     window.docs = (from, to) => Array.from({ length: from - to + 1 }, (_, index) => doc(from - index));
 }"""
 
 
 async def connect(
-    pages: Pages, server: RunningServer, *, sockjs: bool = False, base: str = "", **options: Any
+    pages: Pages,
+    server: RunningServer,
+    *,
+    sockjs: bool = False,
+    base: str = "",
+    page: Page | None = None,
+    **options: Any,
 ) -> Page:
-    """A page without anything of its own, in which a client is connecting as `inbox`."""
-    page = await pages.bare(server.url)
+    """A page (None: one without anything of its own) in which a client is connecting as `inbox`."""
+    page = page or await pages.bare(server.url)
     if sockjs:
         await page.add_script_tag(url=f"{server.url}/client/sockjs.min.js")
     await page.evaluate(CONNECT, {"base": base or server.url, "withSockJS": sockjs, "options": options})

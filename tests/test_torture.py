@@ -1,0 +1,518 @@
+"""Tests of server/torture: what it finds when something is wrong, and that nothing is."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server import cli
+from server.torture import house, leaks, run
+from server.torture.children import Reaper
+from server.torture.clients import ClientV2
+from server.torture.house import Options
+from server.torture.judging import Evidence, Finding, Inbox, View, judge
+from server.torture.leaks import Holdings
+from server.torture.ledger import DELETED, RESTORED, SEEN, UNSEEN, Changes, Ledger, Request
+from server.torture.mailbox import Taken, read_taken
+from server.torture.model import InboxModel
+from server.torture.observed import open_shift, write_shift
+from server.torture.report import Progress, Result, table
+from server.torture.run import Torture, tracebacks
+from tests.support.available import is_ci
+from tests.support.mongod import mongod_binary
+from tests.support.processes import wait_until
+
+ROOT = Path(__file__).resolve().parents[1]
+
+ALICE, BOB = "alice", "bob"
+
+# -- the checks ----------------------------------------------------------------------------------------------
+
+
+class Case:
+    """Two requests that were acknowledged, one with a mail, and everything as it has to be."""
+
+    def __init__(self) -> None:
+        self.ledger, self.changes = Ledger(), Changes()
+        self.first = self.ledger.open("notify", [ALICE, BOB], ["alice@example.invalid"])
+        self.second = self.ledger.open("service", [ALICE])
+        self.documents: dict[str, list[dict[str, Any]]] = {ALICE: [], BOB: []}
+        for request in (self.first, self.second):
+            self.ledger.acknowledge(request)
+            for user in request.users:
+                self.store(request.key, user)
+        self.views: list[View] = []
+        self.mails = [self.mail()]
+        self.disturbed: list[tuple[float, float]] = []
+
+    def store(self, key: str, user: str, *, seen: bool = False) -> dict[str, Any]:
+        number = sum(map(len, self.documents.values()))
+        document = {"_id": f"{user}-{number}", "title": key, "seen": seen, "rev": f"{number:016x}"}
+        self.documents[user].append(document)
+        return document
+
+    def mail(self, at: float = 100.0, id_: str = "<1>", to: str = "alice@example.invalid") -> Taken:
+        return Taken(at, id_, self.first.key, (to,))
+
+    @property
+    def findings(self) -> list[str]:
+        """The kinds of all that is wrong."""
+        inboxes = {user: Inbox(user, documents) for user, documents in self.documents.items()}
+        evidence = Evidence(self.ledger, self.changes, inboxes, self.views, self.mails, self.disturbed)
+        return [finding.kind for finding in judge(evidence)]
+
+
+def test_nothing_wrong() -> None:
+    """What is as it has to be is no finding."""
+    case = Case()
+    states = {each["_id"]: False for each in case.documents[ALICE]}
+    keys = {case.first.key, case.second.key, "one that is gone"}
+    case.views = [View("a", ALICE, states=states), View("b", ALICE, unseen=set(states), count=2, keys=keys)]
+    assert case.findings == []
+
+
+def _lose(case: Case) -> None:
+    del case.documents[BOB][0]
+
+
+def _repeat(case: Case) -> None:
+    case.store(case.first.key, BOB)
+
+
+def _show_twice(case: Case) -> None:
+    case.documents[BOB].append(case.documents[BOB][0])
+
+
+def _invent(case: Case) -> None:
+    case.store("another", BOB)
+
+
+def _misdeliver(case: Case) -> None:
+    case.store(case.second.key, BOB)
+
+
+def _forget_request(case: Case) -> None:
+    case.ledger.open("notify", [])
+
+
+def _refuse(case: Case) -> None:
+    case.second.refusal = "400 no"
+
+
+def _see(case: Case) -> None:
+    case.documents[BOB][0]["seen"] = True
+
+
+def _unsee(case: Case) -> None:
+    document = case.documents[BOB][0]
+    case.changes.ask(BOB, document["_id"], document["title"], SEEN)
+    case.changes.settle(BOB, document["_id"], SEEN)
+
+
+def _delete_in_vain(case: Case) -> None:
+    document = case.documents[BOB][0]
+    case.changes.ask(BOB, document["_id"], document["title"], DELETED)
+    case.changes.settle(BOB, document["_id"], DELETED)
+
+
+def _replace(case: Case) -> None:
+    """A document that was changed goes, and another one takes its place."""
+    document = case.documents[BOB][0]
+    case.changes.ask(BOB, document["_id"], document["title"], UNSEEN)
+    case.changes.settle(BOB, document["_id"], UNSEEN)
+    case.documents[BOB][0] = document | {"_id": "another"}
+
+
+def _leave_unseen(case: Case) -> None:
+    case.changes.ask_all_seen(BOB)
+    case.changes.settle_all_seen(BOB, "f" * 16)
+
+
+def _differ(case: Case) -> None:
+    case.views = [View("a", BOB, states={case.documents[BOB][0]["_id"]: True})]
+
+
+def _miss(case: Case) -> None:
+    case.views = [View("a", BOB, unseen=set())]
+
+
+def _miscount(case: Case) -> None:
+    case.views = [View("a", BOB, count=2)]
+
+
+def _do_not_send(case: Case) -> None:
+    case.views = [View("a", BOB, keys=set())]
+
+
+def _do_not_mail(case: Case) -> None:
+    case.mails = []
+
+
+def _mail_again(case: Case) -> None:
+    case.mails.append(case.mail(at=120.0))
+
+
+def _mail_another(case: Case) -> None:
+    case.mails.append(case.mail(to="bob@example.invalid"))
+
+
+def _mail_with_another_id(case: Case) -> None:
+    case.disturbed = [(99.0, 101.0)]
+    case.mails.append(case.mail(id_="<2>"))
+
+
+def _mail_what_nobody_asked_for(case: Case) -> None:
+    case.mails.append(Taken(1.0, "<3>", "another", ("alice@example.invalid",)))
+
+
+@pytest.mark.parametrize(
+    ("break_it", "kinds"),
+    [
+        (_lose, ["lost"]),
+        (_repeat, ["duplicated"]),
+        (_show_twice, ["duplicated", "duplicated"]),
+        (_invent, ["foreign"]),
+        (_misdeliver, ["foreign"]),
+        (_forget_request, ["refused"]),
+        (_refuse, ["refused"]),
+        (_see, ["changed"]),
+        (_unsee, ["changed"]),
+        (_delete_in_vain, ["changed"]),
+        (_replace, ["lost"]),
+        (_leave_unseen, ["changed"]),
+        (_differ, ["differs"]),
+        (_miss, ["differs"]),
+        (_miscount, ["differs"]),
+        (_do_not_send, ["differs"]),
+        (_do_not_mail, ["mail"]),
+        (_mail_again, ["mail"]),
+        (_mail_another, ["mail"]),
+        (_mail_with_another_id, ["mail"]),
+        (_mail_what_nobody_asked_for, ["mail"]),
+    ],
+    ids=lambda value: value.__name__.strip("_") if callable(value) else "",
+)
+def test_each_wrong_is_found(break_it: Callable[[Case], None], kinds: list[str]) -> None:
+    """By its kind, and as nothing else."""
+    case = Case()
+    break_it(case)
+    assert case.findings == kinds
+
+
+def test_a_mail_that_could_not_but_go_out_again() -> None:
+    """When the server was killed soon after it was taken, nobody can know that it was."""
+    case = Case()
+    case.mails.append(case.mail(at=120.0))
+    case.disturbed = [(103.0, 104.0)]
+    assert case.findings == []
+    case.disturbed = [(106.0, 107.0)]
+    assert case.findings == ["mail"]
+
+
+def test_what_redis_passes_over_is_not_lost() -> None:
+    """It was promised to nobody; twice it may not be there."""
+    case = Case()
+    request = case.ledger.open("redis", [BOB], is_kept=False)
+    case.ledger.acknowledge(request)
+    assert case.findings == []
+    case.store(request.key, BOB)
+    case.store(request.key, BOB)
+    assert case.findings == ["duplicated"]
+
+
+def test_a_change_that_was_not_answered() -> None:
+    """May be made or not; one that was answered is."""
+    case = Case()
+    document = case.documents[BOB][0]
+    case.changes.ask(BOB, document["_id"], document["title"], SEEN)
+    assert case.findings == []
+    document["seen"] = True
+    assert case.findings == []
+    case.changes.settle(BOB, document["_id"], SEEN)
+    for after in (DELETED, RESTORED, DELETED):
+        case.changes.ask(BOB, document["_id"], document["title"], after)
+        assert case.changes.is_open(BOB, document["_id"])
+        case.changes.settle(BOB, document["_id"], after)
+    assert case.findings == ["changed"]
+    case.documents[BOB].clear()
+    assert case.findings == []
+
+
+# -- leaks ---------------------------------------------------------------------------------------------------
+
+
+def holdings(**fields: Any) -> Holdings:
+    nothing: dict[str, Any] = {
+        "files": {"socket": 5},
+        "threads": 3,
+        "memory_mib": 60.0,
+        "tasks": ["sweep", "lane 1"],
+        "connections": 0.0,
+        "queues": {"commands": 0.0, "sockets": 3.0},
+        "down": [],
+    }
+    return Holdings(**(nothing | fields))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"files": {"socket": 10}},
+        {"files": {"pooled socket": 200}},
+        {"tasks": ["sweep", *(f"lane {number}" for number in range(9))]},
+        {"connections": 1.0},
+        {"queues": {"commands": 1.0}},
+        {"memory_mib": 400.0},
+    ],
+    ids=["sockets", "pool", "tasks", "connections", "queue", "memory"],
+)
+def test_a_leak_is_found(fields: dict[str, Any]) -> None:
+    """What is more than in a fresh server, of each kind."""
+    assert not list(leaks.leaked(holdings(), holdings()))
+    [finding] = leaks.leaked(holdings(**fields), holdings())
+    assert finding.kind == "leak"
+
+
+def test_tracebacks_are_found() -> None:
+    """In a log whose records are indented by a tab, by their last line."""
+    log = (
+        "2026 ERROR x: failed\n\tTraceback (most recent call last):\n\t  File a\n\t    b()\n\tValueError: no\n"
+        "2026 INFO x: Traceback\nTraceback (most recent call last):\n  File a\nKeyError: 'x'\n"
+    )
+    assert tracebacks(log) == ["ValueError: no", "KeyError: 'x'"]
+
+
+# -- the parts -----------------------------------------------------------------------------------------------
+
+
+def test_mails_that_were_not_acknowledged(tmp_path: Path) -> None:
+    """A line that was cut off is no mail; before the first there is no file."""
+    path = tmp_path / "taken"
+    assert read_taken(path) == []
+    line = json.dumps({"at": 1.5, "id": "<1>", "subject": "s", "to": ["a", "b"]})
+    path.write_text(f"{line}\n{line[:20]}")
+    assert read_taken(path) == [Taken(1.5, "<1>", "s", ("a", "b"))]
+
+
+def test_the_model_of_a_client() -> None:
+    """Takes what is newer by its rev, keeps `since` of the server, and begins anew when it is told to."""
+    model = InboxModel()
+    model.hear("joined", {"since": "s1"})
+    document = {"_id": "a", "rev": "1", "seen": False, "delete": False, "createdAt": "2026"}
+    model.hear("content", {"documents": [document]})
+    model.hear("seen", {"ids": ["a", "b"], "rev": "3"})
+    model.hear("notification", {**document, "rev": "2"})
+    assert (model.states, model.since) == ({"a": True}, "s1")
+    model.hear("delete", {"ids": ["a"], "rev": "4"})
+    assert (model.states, model.tombstones) == ({}, ["a"])
+    model.hear("restored", {**document, "rev": "5"})
+    model.hear("seen", {"all": True, "upto": "4"})
+    assert model.states == {"a": False}
+    model.hear("seen", {"all": True, "upto": "5"})
+    assert model.states == {"a": True}
+    sync = {"documents": [], "floor": "2027", "reset": False, "upto": "s2"}
+    model.has_to_page = False
+    model.hear("sync", sync)
+    assert (model.states, model.since, model.has_to_page) == ({}, "s2", False)
+    model.hear("sync", {**sync, "floor": None, "reset": True})
+    assert model.has_to_page
+
+
+def test_a_clock_is_shifted(tmp_path: Path) -> None:
+    """For whoever looks at the file, at once, and in all that asks for the time."""
+    write_shift(tmp_path, 0.0)
+    shift = open_shift(tmp_path)
+    write_shift(tmp_path, -3600.0)
+    assert shift() == -3600.0
+    code = (
+        "import sys, time, pathlib; real = time.time();"
+        "from server import messages, revs; from server.torture import observed;"
+        "observed.shift_clocks(observed.open_shift(pathlib.Path(sys.argv[1])));"
+        "print([round(each - real) for each in (time.time(), messages.now().timestamp(),"
+        " (revs.RevClock().next() >> 16) / 1000)])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], cwd=ROOT, capture_output=True, text=True)
+    assert json.loads(done.stdout) == pytest.approx([-3600] * 3, abs=30), done.stderr
+
+
+def test_no_child_outlives_a_torture_that_is_killed() -> None:
+    """Not even by SIGKILL."""
+    code = (
+        "import pathlib, sys, time; from server.torture.children import Child, Reaper;"
+        "child = Child(Reaper(), ['sleep', '600'], log=pathlib.Path('/dev/null'), cwd=pathlib.Path('/'));"
+        "child.start(); print(child.pid, flush=True); time.sleep(600)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        os.kill(pid, 0)
+        parent.kill()
+    wait_until(lambda: not _is_alive(pid), "the child being killed")
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        # A zombie, whom nobody asks for in a container without an init, is as good as gone.
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+# -- the whole -----------------------------------------------------------------------------------------------
+
+
+async def tortured(tmp_path: Path, plant: Callable[[Torture], Any]) -> Result:
+    """What comes of a run in which nothing is broken, but `plant` is called before all is compared."""
+    reaper = Reaper()
+    torture = Torture(Options(1, rounds=0), tmp_path, reaper, Progress())
+    try:
+        await torture.open()
+        await torture.break_things()
+        await torture.settle()
+        await plant(torture)
+        return await torture.judge()
+    finally:
+        await torture.close()
+        reaper.close()
+
+
+async def _plant_nothing(torture: Torture) -> None:
+    pass
+
+
+async def _plant_loss(torture: Torture) -> None:
+    """A document goes, though no hand is known to have deleted it."""
+    client = next(each for each in torture.house.clients if isinstance(each, ClientV2))
+    changed = torture.house.changes.surely_there(client.user).keys()
+    untouched = [id_ for id_ in client.model.states if id_ not in changed]
+    answer = await client.ask("delete", {"ids": untouched[:1]})
+    assert answer["ids"]
+
+
+async def _plant_duplicate(torture: Torture) -> None:
+    """The same notification is stored once more, under no key."""
+    node = torture.house.node
+    [user, *_] = torture.house.audience.away
+    fields = {"title": next(iter(torture.house.ledger.requests)), "content": "", "users": [{"id": user}]}
+    reply = await node.http.post(f"{node.url}/notify", 10.0, {}, json.dumps(fields).encode())
+    assert reply.status == 200
+
+
+@pytest.mark.slow
+@pytest.mark.servers
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("plant", "kinds"),
+    [(_plant_nothing, set()), (_plant_loss, {"lost"}), (_plant_duplicate, {"duplicated"})],
+    ids=["nothing", "loss", "duplicate"],
+)
+async def test_what_is_planted_is_found(
+    tmp_path: Path, plant: Callable[[Torture], Any], kinds: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a real server, through its own doors; and nothing else."""
+    monkeypatch.setitem(house.PLANS, "short", house.Plan(0, 1, 2, 0.2, 0.2))
+    monkeypatch.setattr(house.House, "_if_found", lambda *_: None)
+    result = await tortured(tmp_path, plant)
+    assert {finding.kind for finding in result.findings} - {"differs"} == kinds, result.findings
+
+
+@pytest.mark.parametrize(("findings", "code"), [([], 0), ([Finding("lost", "x")], 1)], ids=["well", "lost"])
+def test_the_exit_code(
+    findings: list[Finding], code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Says whether anything was found, and so do the table and the JSON."""
+
+    async def torture(options: Options, progress: Progress) -> Result:
+        return Result(options.seed, options.plan, options.store, findings=findings)
+
+    monkeypatch.setattr(run, "torture", torture)
+    assert cli.main(["torture", "--seed", "7"]) == code
+    said = capsys.readouterr().out
+    assert ("FAILED" in said, "LOST: x" in said) == (bool(code), bool(code))
+    assert cli.main(["torture", "--seed", "7", "--json"]) == code
+    fields = json.loads(capsys.readouterr().out)
+    assert (fields["ok"], fields["counts"]["lost"], fields["seed"]) == (not code, code, 7)
+
+
+def test_what_cannot_be_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    """Is said, and nothing is started."""
+    assert cli.main(["torture", "--rounds", "-1"]) == 2
+    assert cli.main(["torture", "--mongodb-url", "mongodb://x"]) == 2
+    assert "needs --store mongodb" in capsys.readouterr().err
+
+
+def test_without_aiosmtpd(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A sentence says what is missing, and how to get it."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert cli.main(["torture"]) == 1
+    assert "pip install 'notification-server[torture]'" in capsys.readouterr().err
+
+
+def test_a_long_list_of_findings() -> None:
+    """Is cut, and says so."""
+    result = Result(1, "short", "embedded", findings=[Finding("lost", str(number)) for number in range(30)])
+    assert "and 10 more" in table(result)
+
+
+@pytest.mark.slow
+@pytest.mark.servers
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("store", ["embedded", "mongodb"])
+def test_the_short_plan(store: str, tmp_path: Path) -> None:
+    """Nothing is lost and nothing comes twice, whatever is broken; and nothing is left behind by the torture."""
+    settings = {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path), "MONGODB_BIN": str(mongod_binary())}
+    argv = [sys.executable, "-P", "-m", "server", "torture", "--store", store, "--json"]
+    with subprocess.Popen(
+        argv, cwd=tmp_path, env={**os.environ, **settings}, stdout=subprocess.PIPE, text=True
+    ) as torture:
+        try:
+            said, _ = torture.communicate(timeout=560)
+        except BaseException:
+            torture.send_signal(signal.SIGINT)
+            torture.wait(30)
+            raise
+    result = json.loads(said)
+    assert (torture.returncode, result["findings"]) == (0, []), (result["seed"], result["folder"])
+    assert result["acknowledged"] == result["requests"] > 100
+    assert {"kill server", "freeze server", "cut clients"} <= result["faults"].keys()
+    assert ("full disk" if store == "embedded" else "kill mongod") in result["faults"]
+    assert not is_ci() or result["left_out"] == []
+    assert not list(tmp_path.iterdir())
+    time.sleep(0.1)
+    assert not _processes_of(tmp_path)
+
+
+def _processes_of(folder: Path) -> list[str]:
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if str(folder) in command and process.name != str(os.getpid()):
+            found.append(command)
+    return found
+
+
+def test_requests_are_told_apart() -> None:
+    """Each has a key of its own, and is found by it."""
+    ledger = Ledger()
+    requests = [ledger.open("notify", [ALICE]) for _ in range(3)]
+    assert [ledger.requests[each.key] for each in requests] == requests
+    later = requests[2]
+    later.sent_at = 50.0
+    later.acknowledged_at = 51.0
+    assert ledger.first_acknowledged_after(49.0, ["notify"]) == 51.0
+    assert ledger.first_acknowledged_after(49.0, ["redis"]) is None
+    assert isinstance(later, Request)
