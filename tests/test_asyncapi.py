@@ -13,7 +13,6 @@ from typing import Any
 
 import pika
 import pytest
-import yaml
 from jsonschema import Draft7Validator, Draft202012Validator, ValidationError
 
 from server import __version__, wire
@@ -38,6 +37,7 @@ from server.transports.socketio import connection as socketio_connection
 from server.transports.socketio import session as socketio_session
 from server.transports.sockjs import http
 from server.transports.websocket import TEXT_ONLY
+from tests.support.asyncapi import MESSAGES, RAW, ROOT, check, fits, is_told
 from tests.support.event_streams import Event as StreamEvent
 from tests.support.event_streams import event_stream
 from tests.support.feeds import (
@@ -57,73 +57,10 @@ from tests.support.realtime import SocketClient, connect_packet, socket_client
 from tests.support.redis_server import RedisServer
 from tests.support.running_server import RunningServer
 
-ROOT = Path(__file__).resolve().parents[1]
-
-TEXT = (ROOT / "docs" / "asyncapi.yaml").read_text(encoding="utf-8")
-
-
 SCHEMA_SHA256 = "abe96881dbfaad495ccbb6bd8d3fb43ca18a13b9d7564849ccb66f39d5e5b20f"
 """Of the file in the npm package."""
 
-
-class _Loader(yaml.SafeLoader):
-    """Refuses what PyYAML takes in silence: a key that stands twice in a mapping."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep) for key, _ in node.value]
-        assert len(set(keys)) == len(keys), keys
-        return super().construct_mapping(node, deep)
-
-
-RAW = yaml.load(TEXT, _Loader)
-
-
-def _resolved(value: Any) -> Any:
-    """`value` with no references; ours never refer to themselves."""
-    if isinstance(value, list):
-        return [_resolved(each) for each in value]
-    if not isinstance(value, dict):
-        return value
-    if "$ref" in value:
-        found = RAW
-        for part in value["$ref"].removeprefix("#/").split("/"):
-            found = found[part]
-        return _resolved(found)
-    return {key: _resolved(each) for key, each in value.items()}
-
-
-DOCUMENT = _resolved(RAW)
-
-MESSAGES = DOCUMENT["components"]["messages"]
-
 each_message = pytest.mark.parametrize("name", MESSAGES)
-
-
-def _check(schema: Any, value: Any) -> None:
-    """That `value` fits, and what is JSON in its texts, too."""
-    Draft202012Validator(schema).validate(value)
-    if isinstance(schema, dict) and "contentSchema" in schema:
-        _check(schema["contentSchema"], json.loads(value))
-    if isinstance(schema, dict) and isinstance(value, dict):
-        for name, inner in schema.get("properties", {}).items():
-            if name in value:
-                _check(inner, value[name])
-
-
-def _fits(name: str, value: Any) -> bool:
-    try:
-        _check(MESSAGES[name]["payload"], value)
-    except ValidationError:
-        return False
-    return True
-
-
-def _is_told(operation: str, frame: Any) -> None:
-    """That exactly one message of an operation is this one."""
-    names = [each["$ref"].rpartition("/")[2] for each in RAW["operations"][operation].get("messages", [])]
-    channel = RAW["operations"][operation]["channel"]["$ref"].rpartition("/")[2]
-    fitting = [name for name in names or RAW["channels"][channel]["messages"] if _fits(name, frame)]
-    assert len(fitting) == 1, (fitting, frame)
 
 
 # -- the document --------------------------------------------------------------------------------------------
@@ -149,8 +86,8 @@ def test_each_message_has_examples_that_fit(name: str) -> None:
     Draft202012Validator.check_schema(message["payload"])
     assert message["examples"]
     for example in message["examples"]:
-        _check(message["payload"], example["payload"])
-        _check(message.get("headers", {}), example.get("headers", {}))
+        check(message["payload"], example["payload"])
+        check(message.get("headers", {}), example.get("headers", {}))
 
 
 def test_every_message_goes_over_a_channel() -> None:
@@ -226,7 +163,7 @@ def test_what_is_refused_is_not_in_the_document(command: Any) -> None:
     """The one is as strict as the other."""
     with pytest.raises(InvalidCommand):
         parse_command(json.dumps(command))
-    assert not [name for name in COMMANDS if _fits(name, command)]
+    assert not [name for name in COMMANDS if fits(name, command)]
 
 
 def test_the_messages_of_brokers_are_taken() -> None:
@@ -294,19 +231,19 @@ def test_events_in_each_dialect(event: Event) -> None:
     for operation, dialect in told.items():
         frame = dialect.frame(event)
         if frame is not None:
-            _is_told(operation, json.loads(frame.text))
+            is_told(operation, json.loads(frame.text))
     frame = RealtimeDialect().frame(event)
     if frame is not None:
         name, payload = json.loads(frame.text)
         assert name == MESSAGES["realtimeNotification"]["name"]
-        _check(MESSAGES["realtimeNotification"]["payload"], payload)
+        check(MESSAGES["realtimeNotification"]["payload"], payload)
 
 
 def _check_told(name: str, headers: dict[str, str], data: Any) -> None:
     """That this is an event of the stream that the document has."""
     message = MESSAGES[f"stream{name.capitalize()}"]
-    _check(message["headers"], {"event": name, **headers})
-    _check(message["payload"], data)
+    check(message["headers"], {"event": name, **headers})
+    check(message["payload"], data)
 
 
 def _check_event(text: str) -> None:
@@ -339,7 +276,7 @@ def test_the_rest_of_the_stream() -> None:
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: error.code)
 def test_errors(error: ServerError) -> None:
     """Each code that a client may be told is in the document."""
-    _is_told("tellClassic", json.loads(wire.error_frame(error).text))
+    is_told("tellClassic", json.loads(wire.error_frame(error).text))
 
 
 def test_the_document_has_no_code_too_many() -> None:
@@ -351,9 +288,9 @@ def test_the_document_has_no_code_too_many() -> None:
 def test_answers_to_commands() -> None:
     """Pages of both kinds, with and without documents."""
     for documents in ([], [DOCUMENT_OF_ALICE], [_with_data([1]), DOCUMENT_OF_ALICE]):
-        _is_told("tellClassic", json.loads(wire.notification_frame(documents).text))
+        is_told("tellClassic", json.loads(wire.notification_frame(documents).text))
         for before in (None, ID):
-            _is_told("tellClassic", json.loads(wire.newest_frame(documents, before, True).text))
+            is_told("tellClassic", json.loads(wire.newest_frame(documents, before, True).text))
 
 
 # -- over real connections -----------------------------------------------------------------------------------
@@ -377,7 +314,7 @@ async def test_a_real_classic_connection(server: RunningServer) -> None:
         told = []
         while [each["name"] for each in told[-3:]] != ["error"] * 3:
             frame = await client.frame()
-            _is_told("tellClassic", frame)
+            is_told("tellClassic", frame)
             # How many are unseen is told in between.
             told += [frame] if frame["name"] != "count" else []
         assert len(told) == 1 + len(good) + 3
@@ -392,20 +329,20 @@ async def test_real_connections_of_the_other_dialects(server: RunningServer) -> 
         listening(server, service_path("dave")) as service,
         listening(server, tenant_path(key)) as tenant,
     ):
-        _is_told("tellHub", await hub.frame())
+        is_told("tellHub", await hub.frame())
         send(server, "dave", "while")
-        _is_told("tellHub", await hub.frame())
+        is_told("tellHub", await hub.frame())
         frame = await service.frame()
-        _is_told("tellService", frame)
+        is_told("tellService", frame)
         acknowledgement = MESSAGES["acknowledge"]["examples"][0]["payload"] | {"key": frame["key"]}
         await service.say(acknowledgement)
         answer = await service.asked(MESSAGES["ping"]["examples"][0]["payload"])
-        _is_told("tellService", answer)
+        is_told("tellService", answer)
         assert answer["value"] == "pong", "an acknowledgement has no answer"
-        _is_told("tellService", await service.asked({"type": "else"}))
+        is_told("tellService", await service.asked({"type": "else"}))
         broadcast(server, data={"hours": 2})
-        _is_told("tellHub", await hub.frame())
-        _is_told("tellTenant", await tenant.frame())
+        is_told("tellHub", await hub.frame())
+        is_told("tellTenant", await tenant.frame())
 
 
 def _check_packet(packet: str, start: str, name: str, event: str | None = None) -> None:
@@ -415,7 +352,7 @@ def _check_packet(packet: str, start: str, name: str, event: str | None = None) 
     if event is not None:
         assert value[0] == event == MESSAGES[name]["name"]
         [_, value] = value
-    _check(MESSAGES[name]["payload"], value)
+    check(MESSAGES[name]["payload"], value)
 
 
 async def test_a_real_socketio_connection(server: RunningServer) -> None:
@@ -492,7 +429,7 @@ async def test_a_real_redis(tmp_path: Path, redis_server: RedisServer) -> None:
             for example in MESSAGES["hubPublication"]["examples"]:
                 redis_server.publish("asyncapi:alice", json.dumps(example["payload"]))
                 frame = await client.frame()
-                _is_told("tellHub", frame)
+                is_told("tellHub", frame)
                 assert frame["payload"] == example["payload"]["payload"]
 
 
@@ -519,7 +456,7 @@ def test_a_real_rabbitmq(tmp_path: Path, rabbitmq: RabbitMQServer) -> None:
         for _, _, body in channel.consume(results, auto_ack=True, inactivity_timeout=30):
             assert body is not None, told
             told.append(json.loads(body))
-            _is_told("tellResults", told[-1])
+            is_told("tellResults", told[-1])
             if len(told) == len(sent) + 1:
                 break
         assert [each for each in told if "error" not in each] == sent

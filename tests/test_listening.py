@@ -405,3 +405,17 @@ def test_a_network_counts_as_one_address() -> None:
     peers = Peers(lambda: 2, lambda address: False)
     ends = [peers.enter(f"2001:db8::{number:x}") for number in range(3)]
     assert [end is None for end in ends] == [False, False, True]
+
+
+async def test_who_comes_in_the_moment_of_the_end(
+    listener: TCPListener, client: socket.socket, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Is turned away, and the log has no error."""
+    listener.start(Served())
+    await asyncio.sleep(0)
+    client.connect_ex(("127.0.0.1", listener.port))
+    # Behind this, in the same turn of the loop, the listener hears of the connection.
+    await asyncio.sleep(0)
+    await listener.close()
+    await asyncio.sleep(0)
+    assert caplog.records == []

@@ -419,6 +419,21 @@ async def test_messages_wait_in_the_queue_for_the_store(
     ]
 
 
+async def test_what_is_in_hand_is_counted(broker: Broker) -> None:
+    """How many were fetched and wait to be stored is among the figures; nothing before it is connected."""
+    door = broker.door()
+    assert door.waiting == 0
+    async with running(broker.behind, door) as heard:
+        gate = broker.behind.store.hold("add")
+        broker.publish(*numbered(2))
+        await gate.reached()
+        await heard.got(2)
+        assert door.waiting == 2
+        gate.open()
+        await heard.stored(2)
+    assert door.waiting == 0
+
+
 async def test_a_stop_stores_what_is_in_hand(broker: Broker) -> None:
     """And acknowledges it; what was only fetched goes back."""
     async with running(broker.behind, broker.door()) as heard:

@@ -18,6 +18,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
 from server.grants import DEFAULT_TENANT
+from server.tasks import Tasks
 from tests.support.client_v2 import ClientV2, client_v2
 from tests.support.feeds import SETTINGS
 from tests.support.inbox_model import InboxModel
@@ -137,7 +138,9 @@ async def test_restarted_under_load(kind: str, request: pytest.FixtureRequest, t
         acknowledged = threading.Semaphore(0)
         publishers = [Publisher(server, number, acknowledged) for number in range(PUBLISHERS)]
         followers = [Follower(server, user) for user in USERS]
-        following = [asyncio.create_task(follower.run()) for follower in followers]
+        following = Tasks()
+        for follower in followers:
+            following.start(follower.run(), follower.user)
         for publisher in publishers:
             publisher.start()
         for _ in range(3):
@@ -147,9 +150,7 @@ async def test_restarted_under_load(kind: str, request: pytest.FixtureRequest, t
         await asyncio.to_thread(wait_for, acknowledged, BETWEEN)
         for publisher in publishers:
             await asyncio.to_thread(publisher.finish)
-        for task in following:
-            task.cancel()
-        await asyncio.gather(*following, return_exceptions=True)
+        await following.cancel()
         for follower in followers:
             async with client_v2(server, follower.user) as fresh:
                 async with client_v2(server, follower.user, model=follower.model):

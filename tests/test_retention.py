@@ -22,6 +22,7 @@ from server.retention import LEASE, Retention
 from server.revs import COUNTER_BITS
 from server.store import Horizon, Store
 from server.sync import Chunk, Sync
+from server.tasks import Tasks
 from server.tenants import Tenants
 from tests.support.stores import Place, make_notification, put, put_many, whole_inbox
 
@@ -85,13 +86,13 @@ async def running(node: Node) -> AsyncIterator[Rounds]:
 
     node.retention.look = noted_look  # type: ignore[method-assign]
     dispatcher.connect(note_removed, DOCUMENTS_REMOVED, sender=node.retention)
-    task = asyncio.create_task(node.retention.run())
+    tasks = Tasks()
+    tasks.start(node.retention.run(), "retention")
     try:
         async with asyncio.timeout(30):
             yield rounds
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        await tasks.cancel()
 
 
 RULES = Rules(documents_s=30 * DAY_S, tombstones_s=10 * DAY_S)

@@ -58,9 +58,9 @@ async def check(
 ) -> list[Outcome]:
     """All rules of these `names` (None: all), at these doors; in their order. After `within_s` what is left is not
     checked. `tell` hears of each outcome at once. Raises `Unreachable` if there is no such server."""
+    ends_at = time.monotonic() + within_s
     await _knock(target)
     turn = asyncio.Semaphore(TOGETHER if target.has_key else 1)
-    ends_at = time.monotonic() + within_s
     chosen = [
         (rule, door)
         for rule in RULES

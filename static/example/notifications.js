@@ -391,17 +391,19 @@ export class Notifications extends EventTarget {
 
   /**
    * Read the inbox anew, and only then show it. @param {number} [depth] so many at least; default: as far down as the
-   * page sees it now
+   * page sees it now, or if that was another inbox, as many
    */
   async #load(depth) {
     const { pageSize } = this.#options;
     const old = this.#view;
     // Revs of another inbox mean nothing here.
     const next = (this.#next = new View(this.#type, this.#state === "online" && !this.#isStale ? old : undefined));
+    const wanted = Math.max(depth ?? old.items.size, pageSize);
+    const isSame = depth === undefined && !this.#isStale;
+    // What came meanwhile must not push off the end what the page shows there.
     const isDownAt = (/** @type {Notification} */ last) => old.oldest === null || (!old.isComplete && byAge(last, old.oldest) >= 0);
-    await this.#read(next, null, Math.max(depth ?? old.items.size, pageSize), (last, count) => {
-      // What came meanwhile must not push off the end what the page shows there.
-      return count >= MAX_RELOADED || (count >= pageSize && (depth !== undefined || isDownAt(last)));
+    await this.#read(next, null, wanted, (last, count) => {
+      return count >= MAX_RELOADED || (isSame ? count >= pageSize && isDownAt(last) : count >= wanted);
     });
     if (next !== this.#next) return;
     next.settle();

@@ -1,5 +1,5 @@
-"""A server that knows the classic dialect only (CONTRACT C1), as those before dialect 2 did: fields that it does not know
-it does not heed, and nothing comes with an id."""
+"""A server that knows the classic dialect only (CONTRACT C1), as those before dialect 2 did: fields that it does not
+know it does not heed, and nothing comes with an id."""
 
 from __future__ import annotations
 

@@ -51,7 +51,8 @@ FAKE_SOCKET = """() => {
         push(name, data) { this.onmessage?.({ data: { name, data } }); }
         joined(rest) {
             const counts = { unseen: 0, total: 0, types: {} };
-            this.answer("join", { user: "alice", since: "s1", counts, floor: null, ticket: null, more: false, ...rest }, "joined");
+            const fields = { user: "alice", since: "s1", counts, floor: null, ticket: null, more: false };
+            this.answer("join", { ...fields, ...rest }, "joined");
         }
         changed(command, documents, rest) {
             this.answer(command, { documents, more: false, upto: "s2", floor: null, reset: false, ...rest }, "sync");
