@@ -13,7 +13,8 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Iterable
-from datetime import datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from functools import partial
 
 from server.backplane import LocalBackplane
@@ -28,6 +29,7 @@ from server.bus import (
 from server.errors import Busy, StoreUnavailable
 from server.messages import Added, Broadcasted, Document, Notification, Publication
 from server.notifier import KEEP_KEYS_S, once_of
+from server.revs import COUNTER_BITS
 from server.rooms import NOBODY, Room, Rooms
 from server.store import Accepted, Broadcast, BroadcastRefused, Store
 from server.tenants import Tenants
@@ -53,6 +55,9 @@ RETRY_S = 2.0
 
 MAX_FIRST = 100_000
 """Users who are noted as those to come first, of all open broadcasts together. With more, users come in their turn."""
+
+
+_EPOCH = datetime.fromtimestamp(0, UTC)
 
 
 class Broadcaster:
@@ -104,6 +109,7 @@ class Broadcaster:
     ) -> Accepted:
         # Who has joined a moment ago is known, too.
         await self._tenants.write_down()
+        notification = await self._dated(notification)
         connected = self._rooms.users_of(notification.tenant)
         publication = Publication(
             notification, (), door="broadcast", received_at=received_at, idempotency_key=idempotency_key
@@ -134,6 +140,12 @@ class Broadcaster:
             store_s=stored_at - began_at,
         )
         return accepted
+
+    async def _dated(self, notification: Notification) -> Notification:
+        """By a clock that never goes back: else who is known already would look as if they came later."""
+        position = await self._store.position()
+        not_before = _EPOCH + timedelta(milliseconds=position >> COUNTER_BITS)
+        return replace(notification, created_at=max(notification.created_at, not_before))
 
     def _put_first(self, notification: Notification, connected: list[str]) -> None:
         if sum(map(len, self._first.values())) + len(connected) <= MAX_FIRST:

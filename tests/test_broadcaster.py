@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -184,6 +184,17 @@ async def test_who_is_known_only_later_gets_nothing(store: Store, node: Node) ->
     await node.is_done()
     await node.joins("last")
     assert await node.having(notification, "known", "later", "even-later", "last") == [1, 0, 0, 0]
+
+
+async def test_a_clock_that_has_gone_back(store: Store, node: Node) -> None:
+    """Since the users were first seen: they are known all the same."""
+    await put(store, "alice", ACME)
+    node.runs()
+    notification = parse_broadcast({"title": "T", "message": "M"}, ACME, FieldLimits())
+    notification = dataclasses.replace(notification, created_at=now() - timedelta(hours=1))
+    await node.broadcaster.broadcast(notification)
+    await node.is_done()
+    assert await node.having(notification, "alice") == [1]
 
 
 async def test_who_joins_meanwhile_is_not_made_to_wait(store: Store, node: Node) -> None:

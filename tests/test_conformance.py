@@ -56,6 +56,7 @@ def broken(found: list[Outcome]) -> list[str]:
 def connection_count(server: RunningServer) -> float:
     """Open ones, over all doors."""
     lines = [line for line in metrics(server).splitlines() if line.startswith("notification_connections{")]
+    assert lines, "there were none"
     return sum(float(line.rpartition(" ")[2]) for line in lines)
 
 

@@ -65,7 +65,7 @@ def test_the_client_of_the_other_tests_keeps_to_it() -> None:
 def test_the_client_in_javascript_keeps_to_it(node: Path) -> None:
     """Run as docs/protocol.md says."""
     ended = subprocess.run([node, CLIENT], capture_output=True, text=True, timeout=60)
-    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.returncode == 0, ended.stderr
     assert ended.stdout == f"{len(steps())} steps, all as they have to be\n"
 
 
@@ -80,6 +80,14 @@ def test_the_client_in_javascript_tells_what_is_wrong(node: Path, tmp_path: Path
     ended = subprocess.run([node, CLIENT, file], capture_output=True, text=True, timeout=60)
     assert ended.returncode == 1
     assert ended.stdout.startswith(f"{step['scenario']}, step 2: {step['note']}\n  expected")
+
+
+@pytest.mark.node
+def test_the_client_for_pages_keeps_to_it(node: Path) -> None:
+    """What it holds of an inbox: static/example/notifications/view.js."""
+    script = Path(__file__).parent / "node" / "dialect_script.mjs"
+    ended = subprocess.run([node, script, FILE], capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout) == (0, ""), ended.stderr
 
 
 # -- clients that break a rule -------------------------------------------------------------------------------

@@ -135,7 +135,7 @@ def test_nothing_is_defined_in_vain() -> None:
 async def application(tmp_path: Path) -> Application:
     """All that a server in DEBUG answers."""
     config = Folder(tmp_path).load(f"[APPLICATION]\ndata={tmp_path}\n")
-    return Server(config)._doors._application()
+    return Server(config)._doors.application()
 
 
 def _routes(application: Application) -> list[tuple[re.Pattern[str], type[RequestHandler]]]:

@@ -259,6 +259,96 @@ async def test_two_windows(pages: Pages, server: RunningServer) -> None:
     await expect(other.locator("#badge")).to_have_text("3")
 
 
+async def test_undo(pages: Pages, server: RunningServer) -> None:
+    """What was deleted or marked as seen can be taken back at the press of a button, and is back in every window."""
+    for title in ("one", "two", "three"):
+        server.must_notify("alice", title=title)
+    here, there = await signed_in(pages, server), await signed_in(pages, server)
+    undo = here.get_by_role("button", name="Undo")
+    await row(here, "two").get_by_role("button", name="Delete").click()
+    await expect(here.locator("#toast-text")).to_have_text("Deleted")
+    await shows(there, ["Unseen: three", "Unseen: one"])
+    await undo.click()
+    for page in (here, there):
+        await shows(page, ["Unseen: three", "Unseen: two", "Unseen: one"])
+    await expect(row(here, "two")).to_be_focused()
+    await expect(here.locator("#toast")).to_be_hidden()
+    await expect(there.locator("#toast")).to_be_hidden()
+
+    await row(here, "one").get_by_role("button", name="Mark as seen").click()
+    await shows(there, ["Unseen: three", "Unseen: two", "one"])
+    await undo.click()
+    await expect(there.locator("#badge")).to_have_text("3")
+    await here.get_by_role("button", name="Mark all as seen").click()
+    await expect(here.locator("#toast-text")).to_have_text("Marked as seen: 3")
+    await expect(there.locator("#badge")).to_be_hidden()
+    await undo.click()
+    for page in (here, there):
+        await shows(page, ["Unseen: three", "Unseen: two", "Unseen: one"])
+        await expect(page.locator("#badge")).to_have_text("3")
+
+
+async def test_undo_of_what_is_not_listed(pages: Pages, server: RunningServer) -> None:
+    """Where more were marked as seen than are in the list, the button says how many it brings back."""
+    for number in range(32):
+        server.must_notify("alice", title=str(number))
+    page = await signed_in(pages, server)
+    await page.get_by_role("button", name="Mark all as seen").click()
+    await expect(page.locator("#toast-text")).to_have_text("Marked as seen: 32")
+    await page.get_by_role("button", name="Undo for the 30 listed").click()
+    await expect(page.locator("#badge")).to_have_text("30")
+
+
+async def test_types(pages: Pages, server: RunningServer) -> None:
+    """The types can be chosen from, with their counts as they change; each shows its own ones, page by page."""
+    for number in range(35):
+        server.must_notify("alice", title=f"build {number}", type="build")
+    page = await signed_in(pages, server)
+    chips = page.locator("#filters button")
+    await expect(rows(page)).to_have_count(30)
+    await expect(page.locator("#filters")).to_be_hidden()
+    server.must_notify("alice", title="hello", type="chat")
+    server.must_notify("alice", title="nothing")
+    names = ["All 37 37 unseen", "No type 1 1 unseen", "build 35 35 unseen", "chat 1 1 unseen"]
+    for name in names:
+        await expect(page.get_by_role("button", name=name)).to_have_count(1)
+    await expect(chips.first).to_have_attribute("aria-pressed", "true")
+
+    await page.get_by_role("button", name="build 35").click()
+    await expect(row(page, "hello")).to_have_count(0)
+    await expect(rows(page)).to_have_count(30)
+    await page.get_by_role("button", name="Show older").click()
+    await shows(page, [f"Unseen: build {number}" for number in reversed(range(35))])
+    server.must_notify("alice", title="another", type="chat")
+    await page.get_by_role("button", name="chat 2").click()
+    await shows(page, ["Unseen: another", "Unseen: hello"])
+    await expect(page.get_by_role("button", name="chat 2")).to_have_attribute("aria-pressed", "true")
+    await page.get_by_role("button", name="Mark listed as seen").click()
+    await expect(page.locator("#badge")).to_have_text("36")
+    await expect(page.get_by_role("button", name="chat 2", exact=True)).to_be_visible()
+
+    await row(page, "another").focus()
+    await page.keyboard.press("Delete")
+    await expect(row(page, "hello")).to_be_focused()
+    await page.keyboard.press("Delete")
+    await expect(page.get_by_text("Nothing of this type.")).to_be_visible()
+    await page.get_by_role("button", name="All 35").click()
+    await expect(rows(page)).to_have_count(30)
+    await expect(page.get_by_role("button", name="Mark all as seen")).to_be_visible()
+
+
+async def test_hostile_type(pages: Pages, server: RunningServer) -> None:
+    """Also as something to choose a type is the text that it is."""
+    server.must_notify("alice", title="one", type=HOSTILE)
+    server.must_notify("alice", title="two", type="__proto__")
+    page = await signed_in(pages, server)
+    await expect(page.locator("#filters .filter-name")).to_have_text(["All", "__proto__", HOSTILE])
+    await page.locator("#filters button").nth(2).click()
+    await shows(page, ["Unseen: one"])
+    assert await page.evaluate("window.hacked") is None
+    assert await page.locator("#filters img, #filters script").count() == 0
+
+
 async def test_two_users(pages: Pages, server: RunningServer) -> None:
     """The second window's link opens the other demo user, and what one sends the other receives."""
     alice = await signed_in(pages, server)
@@ -288,7 +378,45 @@ async def test_restart(pages: Pages, server: RunningServer) -> None:
     server.must_notify("alice", title="meanwhile")
     await shows(page, ["Unseen: meanwhile", "Unseen: before"])
     await expect(page.locator("#state-text")).to_have_text("Live")
-    await expect(page.locator("[aria-live=polite]")).to_have_text(re.compile("Connected again|meanwhile"))
+    await expect(page.locator("[aria-live=polite]")).to_have_text(re.compile("Reconnected, 1 new|meanwhile"))
+    pages.forgive("ERR_CONNECTION")
+    pages.forgive("503")  # while it starts
+
+
+async def test_what_was_done_without_a_connection(pages: Pages, server: RunningServer) -> None:
+    """Is done when it is back, beside what came meanwhile, and can be undone then."""
+    server.must_notify("alice", title="before")
+    page = await signed_in(pages, server)
+    await page.evaluate("Math.random = () => 1e6")  # it will not come back before it is told to
+    server.kill()
+    await expect(page.get_by_role("button", name="Try now")).to_be_visible()
+    await row(page, "before").get_by_role("button", name="Delete").click()
+    await expect(page.locator("[aria-live=polite]")).to_contain_text("as soon as the connection is back")
+    server.start()
+    for title in ("one", "two", "three"):
+        server.must_notify("alice", title=title)
+    await page.get_by_role("button", name="Try now").click()
+    await shows(page, ["Unseen: three", "Unseen: two", "Unseen: one"])
+    await expect(page.locator("#toast-text")).to_have_text("Deleted")
+    await page.get_by_role("button", name="Undo").click()
+    await expect(row(page, "before")).to_be_focused()
+    pages.forgive("ERR_CONNECTION")
+    pages.forgive("503")  # while it starts
+
+
+async def test_reconnected(pages: Pages, server: RunningServer) -> None:
+    """When the connection is back the page says how many are new, to all."""
+    page = await signed_in(pages, server)
+    await page.evaluate("Math.random = () => 1e6")
+    server.kill()
+    await expect(page.get_by_role("button", name="Try now")).to_be_visible()
+    server.start()
+    for title in ("one", "two", "three"):
+        server.must_notify("alice", title=title)
+    await page.get_by_role("button", name="Try now").click()
+    await expect(page.locator("#toast-text")).to_have_text("Reconnected, 3 new")
+    await expect(page.locator("[aria-live=polite]")).to_have_text("Reconnected, 3 new")
+    await expect(page.get_by_role("button", name="Undo")).to_be_hidden()
     pages.forgive("ERR_CONNECTION")
     pages.forgive("503")  # while it starts
 
@@ -429,6 +557,13 @@ async def test_keyboard(pages: Pages, server: RunningServer) -> None:
     await page.keyboard.press("End")
     await page.keyboard.press("Delete")
     await expect(row(page, "one")).to_be_focused()
+    await page.keyboard.press("u")
+    await expect(row(page, "three")).to_be_focused()
+    await page.keyboard.press("u")
+    await expect(row(page, "one")).to_have_class("item unseen")
+    await page.keyboard.press("End")
+    await page.keyboard.press("Delete")
+    await expect(rows(page)).to_have_count(1)
     await page.keyboard.press("Delete")
     await expect(page.get_by_text("All quiet.")).to_be_visible()
     await expect(page.locator("#inbox")).to_be_focused()
@@ -600,6 +735,11 @@ async def test_contrast(pages: Pages, server: RunningServer, scheme: str) -> Non
     await expect(page.locator("#badge")).to_be_hidden()
     server.must_notify("alice", title="unseen", content="text", type="kind", url="https://example.test/")
     await expect(page.locator(".item.unseen")).to_have_count(1)
+    server.must_notify("alice", title="other", type="other")
+    await expect(page.locator("#filters")).to_be_visible()
+    await row(page, "other").get_by_role("button", name="Delete").click()
+    await expect(page.get_by_role("button", name="Undo")).to_be_visible()
+    await page.locator("#toast").hover()  # it stays
     await expect(page.locator(".item.fresh")).to_have_count(0)
     background = await page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (int(background[4:].split(",")[0]) < 128) == (scheme == "dark")
@@ -619,9 +759,14 @@ async def test_no_sideways_scrolling(pages: Pages, server: RunningServer, width:
         url=f"https://example.test/{'u' * 500}",
         icon="i" * 99,
     )
+    server.must_notify("alice", title="other", type="T" * 200)
     viewport = {"width": width, "height": 700}
     page = await signed_in(pages, server, viewport=viewport, is_mobile=width < 700, has_touch=width < 700)
-    await expect(rows(page)).to_have_count(1)
+    await expect(rows(page)).to_have_count(2)
+    await expect(page.locator("#filters")).to_be_visible()
+    await row(page, "other").get_by_role("button", name="Mark as seen").click()
+    await expect(page.get_by_role("button", name="Undo")).to_be_visible()
+    assert await overflow(page) <= 0
     for summary in await page.locator(".send summary").all():
         await summary.click()
     await page.get_by_label("Title").fill("x" * 500)

@@ -1,6 +1,7 @@
 """The command `notification-server`: what an operator types, and what they read when it cannot be done.
 
-`access`: tenants, keys, secrets. `users`: who may join. `outbox`: mail. `backup`: and restore. `torture`: whether it keeps its promises.
+`access`: tenants, keys, secrets. `users`: who may join. `outbox`: mail. `backup`: and restore.
+`fsck`: whether a store is whole. `torture`: whether it keeps its promises.
 `conformance`: whether a server speaks dialect 2. `common`: what all of them need.
 
 Exit codes: 0 done; 1 could not be done; 2 the command line or the configuration is wrong; 130 interrupted.
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from server import __version__, logs
-from server.cli import access, backup, conformance, outbox, torture, users
+from server.cli import access, backup, conformance, fsck, outbox, torture, users
 from server.cli.common import PROGRAM, BadInput, load_config, say, with_config
 from server.config import Config, load
 from server.config.shown import shown
@@ -66,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     access.add_commands(commands)
     outbox.add_commands(commands)
     backup.add_commands(commands)
+    fsck.add_commands(commands)
     torture.add_commands(commands)
     conformance.add_commands(commands)
     return parser

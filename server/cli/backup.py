@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
-from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 from server import __version__
 from server.cli.common import (
@@ -19,16 +17,12 @@ from server.cli.common import (
     with_config,
     with_json,
 )
+from server.cli.places import embedded_file, in_mongodb
 from server.config import Config
 from server.errors import StartupError
 from server.messages import now
 from server.store import backup
 from server.store.backup import Manifest
-
-if TYPE_CHECKING:
-    from server.store.mongo_connection import Connection
-
-T = TypeVar("T")
 
 
 def add_commands(commands: Any) -> None:
@@ -79,13 +73,13 @@ def _take(arguments: argparse.Namespace) -> int:
 def _copy_file(config: Config, folder: Path) -> dict[str, int]:
     from server.store import sqlite_backup
 
-    return sqlite_backup.take(_file(config), folder)
+    return sqlite_backup.take(embedded_file(config), folder)
 
 
 def _copy_database(config: Config, arguments: argparse.Namespace) -> dict[str, int]:
     from server.store import mongo_backup
 
-    return _in_mongodb(config, lambda c: mongo_backup.take(c, arguments.folder, is_offline=arguments.offline))
+    return in_mongodb(config, lambda c: mongo_backup.take(c, arguments.folder, is_offline=arguments.offline))
 
 
 # -- restore -------------------------------------------------------------------------------------------------
@@ -117,43 +111,19 @@ def _put(config: Config, folder: Path) -> None:
     if config.mongodb.url is None:
         from server.store import sqlite_backup
 
-        sqlite_backup.restore(folder, _file(config))
+        sqlite_backup.restore(folder, embedded_file(config))
     else:
         from server.store import mongo_backup
 
-        _in_mongodb(config, lambda connection: mongo_backup.restore(connection, folder))
+        in_mongodb(config, lambda connection: mongo_backup.restore(connection, folder))
 
 
 def _renew_epoch(config: Config) -> None:
     if config.mongodb.url is None:
         from server.store import sqlite_backup
 
-        sqlite_backup.renew_epoch(_file(config))
+        sqlite_backup.renew_epoch(embedded_file(config))
     else:
         from server.store import mongo_backup
 
-        _in_mongodb(config, mongo_backup.renew_epoch)
-
-
-# -- the way to the stores -----------------------------------------------------------------------------------
-def _file(config: Config) -> Path:
-    from server.wiring import EMBEDDED_FILE  # takes a moment, which the other commands need not wait for
-
-    return config.application.data / EMBEDDED_FILE
-
-
-def _in_mongodb(config: Config, work: Callable[[Connection], Awaitable[T]]) -> T:
-    """Do something with the database that the configuration names. Raises `StartupError`, `StoreUnavailable`."""
-    from server.store.mongo_connection import Connection
-
-    mongodb = config.mongodb
-
-    async def run() -> T:
-        connection = Connection(mongodb.url or "", mongodb.db, mongodb.collection, mongodb.timeout_s)
-        await connection.open()
-        try:
-            return await work(connection)
-        finally:
-            await connection.disconnect()
-
-    return asyncio.run(run())
+        in_mongodb(config, mongo_backup.renew_epoch)

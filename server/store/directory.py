@@ -70,8 +70,7 @@ class Directory(Protocol):
         data is not erased."""
 
     async def set_keep(self, name: str, keep: Keep) -> None:
-        """Keep what the tenant has for so long from now on. Raises `NotFound` if there is no active one of that name.
-        """
+        """Keep what the tenant has for so long from now on. Raises `NotFound` if no active one has that name."""
 
     async def remove_tenant(self, name: str, at: datetime) -> None:
         """End its access: it is no longer active, its keys are revoked. Its data stays until `erase_tenant`. Raises

@@ -68,9 +68,7 @@ INBOX_INDEXES = (
     ),
     _index("changes", "tenant", "_userId", "rev", "_id"),
     _index("notification", "tenant", "nid", "_userId"),
-    _index(
-        "tombstones", "tenant", "_userId", "rev", "createdAt", "deletedAt", "_id", only={"delete": True}
-    ),
+    _index("tombstones", "tenant", "_userId", "rev", "createdAt", "deletedAt", "_id", only={"delete": True}),
     *MAIL_INDEXES,
 )
 INTENT_INDEXES = (

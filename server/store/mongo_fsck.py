@@ -1,7 +1,6 @@
 """Looking through a whole database of the store: its parts against each other. For the command line.
 
-Servers may run meanwhile: what they are just writing is left out, and each repair says what it expects to find. What can
-be wrong is in `mongo_fsck_kinds`.
+Servers may run meanwhile: what they are just writing is left out. What can be wrong is in `mongo_fsck_kinds`.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from collections.abc import Sequence
 from server.store.fsck import Finding, Report
 from server.store.mongo_connection import Connection
 from server.store.mongo_documents import Raw
-from server.store.mongo_fsck_kinds import KINDS, Kind
+from server.store.mongo_fsck_kinds import Kind, Kinds
 
 LIMIT_S = 3600.0
 """For one look over a collection."""
@@ -40,7 +39,7 @@ async def look(connection: Connection) -> Report:
         with connection.bounded(LIMIT_S):
             counts[what] = await getattr(connection, place).count_documents(which)
     findings = []
-    for kind in KINDS:
+    for kind in Kinds(connection).all():
         found = await _find(connection, kind)
         if found:
             example = str(found[0].get("example", found[0]["_id"]))
@@ -49,14 +48,14 @@ async def look(connection: Connection) -> Report:
 
 
 async def mend(connection: Connection) -> Report:
-    """Mend all that can be, one kind after the other, as what one mends may be the next one's damage; what is left then.
-    Raises `StoreUnavailable`."""
-    for kind in KINDS:
+    """Mend all that can be, one kind after the other, as what one mends may be the next one's damage; what is left
+    then. Raises `StoreUnavailable`."""
+    for kind in Kinds(connection).all():
         before: Sequence[Raw] = ()
         # What cannot be mended is found again: that is the end of it.
         while (found := await _find(connection, kind)) and found != before:
             with connection.bounded(LIMIT_S):
-                await kind.mend(connection, found)
+                await kind.mend(found)
             before = found
     return await look(connection)
 

@@ -21,7 +21,7 @@ export class Filters {
   show({ unseen, total, types }, chosen) {
     const most = Object.entries(types).sort(([, a], [, b]) => b.total - a.total).slice(0, MAX_SHOWN);
     const shown = new Map(most);
-    if (chosen !== null && !shown.has(chosen)) shown.set(chosen, types[chosen] ?? { unseen: 0, total: 0 });
+    if (chosen !== null && !shown.has(chosen)) shown.set(chosen, Object.hasOwn(types, chosen) ? types[chosen] : { unseen: 0, total: 0 });
     const rows = [...shown].sort(([a], [b]) => a.localeCompare(b, "en"));
     const chips = [this.#chip(null, { unseen, total }, chosen), ...rows.map(([type, counts]) => this.#chip(type, counts, chosen))];
     for (const [type, chip] of this.#chips) {
