@@ -109,13 +109,13 @@ class Broadcaster:
     ) -> Accepted:
         # Who has joined a moment ago is known, too.
         await self._tenants.write_down()
-        notification = await self._dated(notification)
         connected = self._rooms.users_of(notification.tenant)
         publication = Publication(
             notification, (), door="broadcast", received_at=received_at, idempotency_key=idempotency_key
         )
         began_at = time.monotonic()
         try:
+            notification = await self._dated(notification)
             accepted = await self._store.broadcasts.add(notification, once_of(publication, self.keep_keys_s))
         except StoreUnavailable as error:
             tell(NOTIFICATION_FAILED, self, publication=publication, code=error.code)

@@ -65,9 +65,11 @@ class InboxFeed(Feed):
         )
 
     async def _changes(self, since: str) -> AsyncIterator[Portion]:
+        goes_on = False
         while True:
-            chunk = await self._patiently(partial(self._services.sync.read, self._room, since))
-            since = chunk.upto
+            read = partial(self._services.sync.read, self._room, since, goes_on=goes_on)
+            chunk = await self._patiently(read)
+            since, goes_on = chunk.upto, True
             yield [(self._frame(chunk_fields(chunk)), chunk.documents)], None
             if not chunk.more:
                 self._since = since
@@ -86,14 +88,14 @@ class InboxFeed(Feed):
 
     async def _refresh(self) -> None:
         """As `ConversationV2.refresh`."""
-        more, since = True, self._since
+        more, since, goes_on = True, self._since, False
         try:
             while more and since is not None:
                 self._screen.begin_answer()
-                chunk = await self._services.sync.read(self._room, since)
+                chunk = await self._services.sync.read(self._room, since, goes_on=goes_on)
                 self._screen.answer(self._frame(chunk_fields(chunk)), chunk.documents)
                 self._screen.end_answer()
-                more, self._since = chunk.more, chunk.upto
+                more, self._since, goes_on = chunk.more, chunk.upto, True
                 since = chunk.upto
                 await self.connection.drained()
         except StoreUnavailable:

@@ -69,15 +69,18 @@ class Sync:
         """Who reads an inbox after this, all of it, is up to date as of it."""
         return Since(self._store.epoch, await self._store.position())
 
-    async def read(self, room: Room, since: str, limit: int = MAX_DOCUMENTS_PER_FRAME) -> Chunk:
-        """The next chunk, of at most so many documents, for a client that says it is so far."""
+    async def read(
+        self, room: Room, since: str, limit: int = MAX_DOCUMENTS_PER_FRAME, *, goes_on: bool = False
+    ) -> Chunk:
+        """The next chunk, of at most so many documents, for a client that says it is so far. `goes_on`: `since` is the
+        `upto` of the chunk before, of this same sync; it leads as far as that one was to. Else it leads up to now."""
         present = await self.now()
         floor = self._retention.floor(room[0])
         known = parse_since(since)
         if known is None or not self._is_good(room[0], known, present):
             return Chunk((), False, str(present), floor, reset=True)
-        upto = known.upto if known.id else present.rev
-        documents = await self._store.changes(*room, after=self._after(known), limit=limit)
+        upto = known.upto if known.id and goes_on else present.rev
+        documents = await self._store.changes(*room, after=self._after(known, goes_on), limit=limit)
         some = next(portions(documents))
         # What has changed since this began is told by pushes, and by the next sync: there is an end to each.
         is_last = len(some) == len(documents) < limit or some[-1].rev > upto
@@ -100,10 +103,14 @@ class Sync:
             and (oldest is None or known.rev >= oldest)
         )
 
-    def _after(self, known: Since) -> tuple[int, str]:
+    def _after(self, known: Since, goes_on: bool = False) -> tuple[int, str]:
         """The place among the changes behind which those begin that are to be read."""
         if known.id:
-            return known.rev, known.id
+            exact = (known.rev, known.id)
+            if goes_on or not self._overlap:
+                return exact
+            # Cut off since: what became visible late in between is before the place where it was.
+            return min(exact, (max(known.upto - self._overlap, 0), ""))
         return max(known.rev - self._overlap, 0), "" if self._overlap else LAST_ID
 
     @property

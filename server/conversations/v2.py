@@ -226,9 +226,10 @@ class ConversationV2(Conversation):
         what the last chunk says, too."""
         line = self.line
         self._upto = None  # cut off now, the client has to have it all again
+        goes_on = False
         while not line.is_closed:
             line.screen.begin_answer()
-            read = partial(line.services.sync.read, room, since)
+            read = partial(line.services.sync.read, room, since, goes_on=goes_on)
             chunk = await (self._patiently(read) if is_patient else read())
             if chunk is None:
                 return
@@ -238,7 +239,7 @@ class ConversationV2(Conversation):
             if not chunk.more:
                 self._upto = chunk.upto
                 return
-            since = chunk.upto
+            since, goes_on = chunk.upto, True
             await line.connection.drained()
 
     # -- changing --------------------------------------------------------------------------------------------

@@ -112,7 +112,8 @@ class InboxHandler(UserRequest):
 
     async def _changes(self, since: str, wanted: Content) -> dict[str, Any]:
         limit = wanted.limit or PAGE_LIMIT
-        return chunk_fields(await self.doors.services.sync.read(self._room, since, limit))
+        # Each request goes on from the one before; what changes meanwhile comes with the next poll.
+        return chunk_fields(await self.doors.services.sync.read(self._room, since, limit, goes_on=True))
 
     def _wanted(self) -> Content:
         limit, seen = self._query("limit"), self._query("seen")

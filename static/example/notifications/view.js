@@ -81,7 +81,10 @@ export class View {
     this.#note(rev);
     for (const id of ids) {
       const item = this.items.get(id);
-      if (item && (rev === null || item.rev < rev)) this.items.set(id, { ...item, seen, rev: rev ?? item.rev });
+      if (!item || (rev !== null && item.rev >= rev)) continue;
+      // An `unseen` that a later "seen all" has overtaken.
+      const isSeen = seen || (rev !== null && rev <= this.#seenUpTo);
+      this.items.set(id, { ...item, seen: isSeen, rev: rev ?? item.rev });
     }
   }
 
