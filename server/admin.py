@@ -93,7 +93,9 @@ class ClientFileHandler(MethodNamingHandler, StaticFileHandler):
         self.set_header("Access-Control-Allow-Origin", "*")
         self.set_header("Cross-Origin-Resource-Policy", "cross-origin")
         self.set_header("X-Content-Type-Options", "nosniff")
-        self.set_header("Cache-Control", "public, max-age=3600")
+        # The modules of the client go together: no page is to have some of them from before an upgrade.
+        is_module = path.startswith("notifications")
+        self.set_header("Cache-Control", "no-cache" if is_module else "public, max-age=3600")
 
 
 def _refuse_foreign(handler: RequestHandler, pages: Pages) -> None:

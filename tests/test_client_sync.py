@@ -585,6 +585,20 @@ async def test_reset_while_online(pages: Pages, server: RunningServer) -> None:
     assert await page.evaluate("sockets[1].sent[0].data.since") == "other"
 
 
+async def test_closed_while_it_is_read_anew(pages: Pages, server: RunningServer) -> None:
+    """The client stays closed; and one whose inbox cannot be read anew comes back later."""
+    page = await joined(pages, server)
+    reset = "sockets.at(-1).push('sync', { documents: [], upto: 's', floor: null, reset: true })"
+    await settle(page, f"{reset}; inbox.close()")
+    await page.clock.run_for(60_000)
+    assert await page.evaluate("[inbox.state, sockets.length]") == ["closed", 1]
+    await settle(page, "inbox.connect(); " + JOINED)
+    await settle(page, f"sockets[1].answer('content', {{ documents: [], older: false }}); {reset}")
+    error = "{ code: 'store_unavailable', message: 'away', retryable: true }"
+    await settle(page, f"sockets[1].answer('content', {error}, 'error')")
+    assert await page.evaluate("[inbox.state, sockets[1].isClosed]") == ["waiting", True]
+
+
 async def test_floor(pages: Pages, server: RunningServer) -> None:
     """What was created before it is dropped; there is nothing older then."""
     page = await joined(pages, server, "[doc(3), doc(2), doc(1)]")

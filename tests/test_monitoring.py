@@ -65,6 +65,7 @@ async def families() -> Families:
     bus.tell(bus.SIGNED_IN, speaker, method="jwt", tenant="acme", took_s=0.1)
     bus.tell(bus.SIGN_IN_FAILED, speaker, code="busy", took_s=0.1)
     bus.tell(bus.MAIL_SETTLED, speaker, tenant="acme", outcome=mail)
+    bus.tell(bus.DOCUMENTS_REMOVED, speaker, tenant="acme", documents=1, tombstones=1)
     bus.tell(bus.MESSAGE_RECEIVED, speaker, door="redis")
     bus.tell(bus.CONSUMER_CHANGED, speaker, door="redis", is_up=True)
     bus.tell(bus.CONNECTION_OPENED, speaker, transport="websocket")

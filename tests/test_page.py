@@ -334,7 +334,7 @@ async def test_types(pages: Pages, server: RunningServer) -> None:
     await expect(row(page, "hello")).to_be_focused()
     await page.keyboard.press("Delete")
     await expect(page.get_by_text("Nothing of this type.")).to_be_visible()
-    await page.get_by_role("button", name="All 35").click()
+    await page.get_by_role("button", name="All 36").click()
     await expect(rows(page)).to_have_count(30)
     await expect(page.get_by_role("button", name="Mark all as seen")).to_be_visible()
 

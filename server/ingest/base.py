@@ -164,6 +164,7 @@ class DoorHandler(RequestHandler):
                 await self._gone.wait()
 
     def on_connection_close(self) -> None:
+        super().on_connection_close()  # ends the wait for a body of which nothing more will come
         if self._gone is not None:
             self._gone.set()
 

@@ -132,7 +132,7 @@ class PollingLine(Line):
         self._node = node
         self._url = f"{node.url}/notification/000/{uuid.uuid4().hex}"
         self._messages: deque[str] = deque()
-        self._has_ended = False
+        self._is_open = self._has_ended = False
 
     @classmethod
     async def open(cls, node: Node) -> Self:
@@ -148,6 +148,9 @@ class PollingLine(Line):
     async def _poll(self) -> None:
         try:
             reply = await self._ask("xhr", b"")
+            if reply.startswith("o") and self._is_open:
+                raise LineEnded("the server has lost the session, and begun another one")
+            self._is_open = True
             self._messages += messages_of(reply.rstrip("\n"))
         except LineEnded:
             self._has_ended = True

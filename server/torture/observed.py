@@ -4,7 +4,7 @@ Its wall clock can be set: FOLDER/clock holds a double, by how many seconds it d
 once. What is shifted is what Python code sees: `time.time`, `time.time_ns`, and `datetime.now` in the modules of the
 server and of PyJWT. (A namespace of Linux shifts no wall clock, and the machine's own clock is none of our business.)
 
-At SIGUSR2 it writes the names of its tasks to FOLDER/tasks, as a JSON list.
+At SIGUSR2 it writes to FOLDER/tasks, as JSON, a list of the names of its tasks, each with the line where it waits.
 """
 
 from __future__ import annotations
@@ -73,11 +73,11 @@ def tell_tasks(folder: Path) -> None:
 
     def tell(*_: object) -> None:
         try:
-            names = sorted(map(name_of, asyncio.all_tasks()))
+            tasks = sorted((name_of(task), place_of(task)) for task in asyncio.all_tasks())
         except RuntimeError:  # the loop does not run
-            names = []
+            tasks = []
         written = folder / "tasks.new"
-        written.write_text(json.dumps(names))
+        written.write_text(json.dumps(tasks))
         os.replace(written, folder / "tasks")
 
     signal.signal(signal.SIGUSR2, tell)
@@ -87,6 +87,15 @@ def name_of(task: asyncio.Task[Any]) -> str:
     """Its own, or that of its function where nobody gave it one."""
     name = task.get_name()
     return getattr(task.get_coro(), "__qualname__", name) if name.startswith("Task-") else name
+
+
+def place_of(task: asyncio.Task[Any]) -> str:
+    """Where it waits: the line of the innermost coroutine."""
+    waiting: Any = task.get_coro()
+    while getattr(getattr(waiting, "cr_await", None), "cr_frame", None) is not None:
+        waiting = waiting.cr_await
+    frame = getattr(waiting, "cr_frame", None)
+    return "" if frame is None else f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
 
 def main() -> int:

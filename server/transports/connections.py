@@ -296,7 +296,8 @@ class StreamedConnection(ClientConnection):
         if self._stream.closed() or not self._stream.writing():
             return
         try:
-            await self._stream.write(b"")
+            # Tornado looks at the outcome of each write, and logs an error where it finds that it was cancelled.
+            await asyncio.shield(self._stream.write(b""))
         except StreamClosedError:
             pass
 

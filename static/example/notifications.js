@@ -25,6 +25,8 @@
  * classic dialect only (`dialect` is 1) it reads anew after a break what it held, and there are no counts by type, no
  * filter and no undo: these are refused with the code `unsupported`.
  *
+ * The modules in notifications/ belong to it: who serves this file from elsewhere puts them beside it.
+ *
  * The texts of a notification come from elsewhere: set them as `textContent`, never as HTML, and let only addresses
  * that you have checked become links.
  */
@@ -344,6 +346,8 @@ export class Notifications extends EventTarget {
 
   #onUpToDate() {
     this.#setState("online");
+    // A listener may have closed it.
+    if (this.#state !== "online") return;
     this.#connection.settled();
     this.#listChanged();
     if (this.#wasOnline) this.#emit("reconnected", { missed: this.#missed });
@@ -412,6 +416,16 @@ export class Notifications extends EventTarget {
     this.#isStale = false;
     this.#missed = next.list.filter((item) => !item.seen && !old.items.has(item._id) && !old.isBeyond(item)).length;
     this.#listChanged();
+  }
+
+  /** As `load`; without the inbox the connection is worth nothing. */
+  async #reload() {
+    const connection = this.#connection.current;
+    try {
+      await this.#load();
+    } catch {
+      if (connection === this.#connection.current) this.#connection.lost("the inbox could not be read");
+    }
   }
 
   /**
@@ -483,7 +497,7 @@ export class Notifications extends EventTarget {
     if (this.#state === "online") for (const notification of fresh) this.#emit("notification", { notification });
     if (!reset) return;
     this.#isStale = true;
-    if (this.#state === "online") this.#load().catch(() => this.#connection.lost("the inbox could not be read"));
+    if (this.#state === "online") this.#reload();
   }
 
   /** @param {string} name @param {any} data @param {boolean} [isAnswer] all screens were told of it, and of the ids too */
