@@ -132,7 +132,9 @@ class KeyReused(ServerError):
     http_status = 422
 
     def __init__(self) -> None:
-        super().__init__("this idempotency key was used for another request; use a new key for each notification")
+        super().__init__(
+            "this idempotency key was used for another request; use a new key for each notification"
+        )
 
 
 class InProgress(ServerError):

@@ -46,8 +46,8 @@ FOREVER = 0
 
 @dataclass(frozen=True, slots=True)
 class Keep:
-    """For how many seconds a tenant's notifications are kept after they were created, and those that their users deleted
-    after that (`FOREVER`: for ever). None: as the configuration says."""
+    """For how many seconds a tenant's notifications are kept after they were created, and those that their users
+    deleted after that (`FOREVER`: for ever). None: as the configuration says."""
 
     documents_s: int | None = None
     tombstones_s: int | None = None

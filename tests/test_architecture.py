@@ -15,8 +15,8 @@ LAYERS = {
     "PURE": "errors ids revs rates grants claims certificates messages payloads requests parsers idempotency"
     " commands commands_v2 since wire wire_v2 dialects requests_v2 openapi openapi.* accept callers bus tasks flights"
     " assets mail_message request_id methods config config.*",
-    "PORTS": "store store.broadcasts store.deliveries store.backup store.directory store.fsck store.mail store.retention"
-    " mail_transport metrics exposition checks",
+    "PORTS": "store store.broadcasts store.deliveries store.backup store.directory store.fsck store.mail"
+    " store.retention mail_transport metrics exposition checks",
     "CORE 1": "credentials passwords guessing auth users rooms sign_outs tenants limits publishers outgoing",
     "CORE 2": "backplane presence",
     "CORE 3": "notifier broadcaster retention inbox sync counts marks mailing outbox",

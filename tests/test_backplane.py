@@ -189,10 +189,14 @@ async def test_each_publisher_hears_of_its_own_end(
     rooms.join(BOB, bob)
     rooms.join(CAROL, carol)
     heard: list[str] = []
-    backplane.publish([(ALICE, UnseenCount(1)), (BOB, UnseenCount(1))], lambda frames: heard.append(f"first {frames}"))
+    backplane.publish(
+        [(ALICE, UnseenCount(1)), (BOB, UnseenCount(1))], lambda frames: heard.append(f"first {frames}")
+    )
     await asyncio.sleep(0)
     assert (len(alice.told), len(bob.told), heard) == (1, 0, [])
-    backplane.publish([(BOB, UnseenCount(2)), (CAROL, UnseenCount(2))], lambda frames: heard.append(f"second {frames}"))
+    backplane.publish(
+        [(BOB, UnseenCount(2)), (CAROL, UnseenCount(2))], lambda frames: heard.append(f"second {frames}")
+    )
     await asyncio.sleep(0)
     assert (len(bob.told), len(carol.told), heard) == (2, 0, ["first 2"])
     await backplane.flushed()

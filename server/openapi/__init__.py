@@ -52,7 +52,12 @@ def document() -> Json:
             "license": {"name": "MIT", "identifier": "MIT"},
         },
         "tags": [{"name": name, "description": text} for name, text in TAGS.items()],
-        "paths": publishing.PATHS | users.PATHS | outbox.PATHS | inbox.PATHS | listening.PATHS | operating.PATHS,
+        "paths": publishing.PATHS
+        | users.PATHS
+        | outbox.PATHS
+        | inbox.PATHS
+        | listening.PATHS
+        | operating.PATHS,
         "components": {
             "schemas": schemas(),
             "responses": RESPONSES,

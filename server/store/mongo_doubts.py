@@ -58,9 +58,7 @@ class Doubts:
         revs = {each.document.id: each.document.rev for each in settled}
         left = await self._left_to_sweeps(settled)
         landed = [
-            document
-            for document in stored
-            if document.rev == revs[document.id] and document.id not in left
+            document for document in stored if document.rev == revs[document.id] and document.id not in left
         ]
         ids = {document.id for document in landed}
         others = [other for each in settled if each.document.id in ids for other in each.others]

@@ -47,7 +47,6 @@ HEARTBEAT = Frame(":\n\n")
 """A comment, which no client tells its page of."""
 
 
-
 # -- the connection ------------------------------------------------------------------------------------------
 
 
