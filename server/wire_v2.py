@@ -166,7 +166,8 @@ def _of_change(name: str, event: Seen | Unseen | Deleted) -> Frame | None:
 
 
 class InboxStream(Counting):
-    """The same frames as Server-Sent Events (HTML Living Standard, 9.2). `id` is a `since`, where one may go on by it."""
+    """The same frames as Server-Sent Events (HTML Living Standard, 9.2). `id` is a `since`, where one may go on by
+    it."""
 
     __slots__ = ("_frames",)
 

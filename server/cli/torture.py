@@ -64,6 +64,9 @@ def _torture(arguments: argparse.Namespace) -> int:
         arguments.mongodb_url,
         tuple(arguments.only),
     )
-    result = asyncio.run(torture(options, Progress()))
+    try:
+        result = asyncio.run(torture(options, Progress()))
+    except asyncio.CancelledError:  # by SIGTERM
+        raise KeyboardInterrupt from None
     print(json.dumps(result.fields(), indent=2) if arguments.json else table(result))
     return 1 if result.findings else 0

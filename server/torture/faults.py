@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -60,7 +61,7 @@ class Faults:
             "clients stop reading": self._stop_reading,
             "clock back": self._clock_back,
         }
-        if scene.is_embedded:
+        if scene.is_embedded and sys.platform == "linux":
             kinds["full disk"] = self._full_disk
         services = [*([scene.store] if scene.store else []), *scene.neighbours]
         for service in services:

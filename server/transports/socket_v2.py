@@ -1,4 +1,5 @@
-"""`/ws/v2`: a plain WebSocket for dialect 2 (docs/protocol.md). Who is listening is said by `join`, not by the request."""
+"""`/ws/v2`: a plain WebSocket for dialect 2 (docs/protocol.md). Who is listening is said by `join`, not by the
+request."""
 
 from __future__ import annotations
 
