@@ -35,6 +35,7 @@ async def pages(browser: Browser) -> AsyncIterator[Pages]:
     async with Pages(browser) as pages:
         pages.forgive("WebSocket connection")
         pages.forgive("ERR_CONNECTION")
+        pages.forgive("ERR_INCOMPLETE_CHUNKED_ENCODING")
         pages.forgive("503")  # while a server starts
         yield pages
 
@@ -87,8 +88,8 @@ async def crash(page: Page, server: RunningServer) -> None:
 
 
 async def come_back(page: Page) -> None:
-    await page.evaluate("inbox.connect()")
-    await page.wait_for_function(ONLINE)
+    # Again and again: a try may have begun before the server was there.
+    await page.wait_for_function(f"inbox.connect(), {ONLINE}")
 
 
 async def as_elsewhere(pages: Pages, server: RunningServer, page: Page, **options: Any) -> None:

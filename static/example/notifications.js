@@ -318,7 +318,7 @@ export class Notifications extends EventTarget {
       const loading = own && this.#since === null ? this.#load() : null;
       const [isUpToDate] = await Promise.all([joining, loading]);
       if (isOver()) return;
-      if (!loading && (!isUpToDate || this.#isStale)) await this.#load();
+      for (let isRead = loading || isUpToDate; !isRead || this.#isStale; isRead = true) await this.#load();
       if (!isOver()) this.#onUpToDate();
     } catch (error) {
       if (!isOver()) this.#onRefused(error, ticket !== null);
@@ -404,6 +404,7 @@ export class Notifications extends EventTarget {
     const next = (this.#next = new View(this.#type, this.#state === "online" && !this.#isStale ? old : undefined));
     const wanted = Math.max(depth ?? old.items.size, pageSize);
     const isSame = depth === undefined && !this.#isStale;
+    this.#isStale = false;
     // What came meanwhile must not push off the end what the page shows there.
     const isDownAt = (/** @type {Notification} */ last) => old.oldest === null || (!old.isComplete && byAge(last, old.oldest) >= 0);
     await this.#read(next, null, wanted, (last, count) => {
@@ -413,7 +414,6 @@ export class Notifications extends EventTarget {
     next.settle();
     this.#view = next;
     this.#next = null;
-    this.#isStale = false;
     this.#missed = next.list.filter((item) => !item.seen && !old.items.has(item._id) && !old.isBeyond(item)).length;
     this.#listChanged();
   }
@@ -474,7 +474,7 @@ export class Notifications extends EventTarget {
     if (this.#user !== null && user !== this.#user) {
       // The token is somebody else's now.
       this.#forget("another user signed in");
-      this.#isStale = true;
+      this.#isStale = since === null;
     }
     this.#user = user;
     this.#ticket = ticket;

@@ -93,7 +93,8 @@ async def scripted(pages: Pages, server: RunningServer, first: str = "") -> Page
     page = await pages.bare(server.url)
     if first:
         await page.evaluate(first)
-    await page.clock.install()
+    await page.clock.install(time=0)
+    await page.clock.pause_at(1000)
     await page.evaluate(FAKE_SOCKET)
     await page.evaluate("Math.random = () => 1")
     await page.evaluate(CONNECT, {"base": server.url, "withSockJS": False, "options": {"pageSize": 3}})
