@@ -17,7 +17,7 @@ from typing import Any
 from server.errors import StartupError
 from server.torture.brokers import RabbitPublisher, RedisPublisher
 from server.torture.children import Reaper
-from server.torture.clients import ClassicClient, ClassicStream, Client, ClientV2, StreamV2
+from server.torture.clients import ClassicClient, Client, ClientV2
 from server.torture.feeds import HubFeed, RealtimeFeed, ServiceFeed
 from server.torture.hands import VERBS, Hand
 from server.torture.ledger import Changes, Ledger
@@ -35,6 +35,7 @@ from server.torture.publishers import (
     publish_until_acknowledged,
 )
 from server.torture.services import MailServer, RabbitMQ, Redis, Service
+from server.torture.streams import ClassicStream, StreamV2
 
 PESTERING, PESTERING_CHARS = 40, 48_000
 """Notifications, and their size, for a user whose clients do not read: more than the queue of a connection."""
