@@ -226,7 +226,7 @@ async def test_killing_who_broadcasts(place: Place) -> None:
 @pytest.mark.timeout(600)
 async def test_killing_who_broadcasts_again_and_again(place: Place) -> None:
     """The same over many rounds."""
-    await kill_who_broadcasts(place, 30)
+    await kill_who_broadcasts(place, 15)
 
 
 async def test_killing_who_migrates(request: pytest.FixtureRequest) -> None:

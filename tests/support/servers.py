@@ -16,6 +16,9 @@ from tests.support.available import unavailable
 from tests.support.ports import free_port
 from tests.support.processes import Process, wait_until
 
+START_S = 90.0
+"""Until a server must answer: RabbitMQ on a busy machine takes more than half a minute."""
+
 
 def server_program(name: str, what: str) -> Path:
     """Where this program is: in the PATH, or where Debian puts what is not for everybody's PATH, the newest first.
@@ -98,7 +101,7 @@ class OwnServer(ABC):
 
     def _is_up(self) -> bool:
         """Wait until it answers; False if it has ended instead."""
-        wait_until(lambda: not self.process.is_running or self._answers(), f"{self.name} answering")
+        wait_until(lambda: not self.process.is_running or self._answers(), f"{self.name} answering", START_S)
         return self.process.is_running
 
     def stop(self) -> None:
