@@ -256,7 +256,7 @@ def holdings(**fields: Any) -> Holdings:
         "threads": 3,
         "memory_mib": 60.0,
         "tasks": ["sweep", "lane 1"],
-        "connections": 0.0,
+        "connections": {"websocket": 0.0},
         "queues": {"commands": 0.0, "sockets": 3.0},
         "down": [],
     }
@@ -269,7 +269,7 @@ def holdings(**fields: Any) -> Holdings:
         {"files": {"socket": 10}},
         {"files": {"pooled socket": 200}},
         {"tasks": ["sweep", *(f"lane {number}" for number in range(9))]},
-        {"connections": 1.0},
+        {"connections": {"websocket": 1.0}},
         {"queues": {"commands": 1.0}},
         {"memory_mib": 400.0},
     ],

@@ -103,9 +103,11 @@ class RealtimeFeed(_Feed):
         try:
             async with asyncio.timeout(5.0):
                 await line.join(token_of(self.user))
-        except TimeoutError as error:
+        except BaseException as error:
             line.close()
-            raise LineEnded("no answer") from error
+            if isinstance(error, TimeoutError):
+                raise LineEnded("no answer") from error
+            raise
         return line
 
     def hear(self, message: Any) -> None:

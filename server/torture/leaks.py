@@ -33,7 +33,7 @@ class Holdings:
     threads: int
     memory_mib: float
     tasks: Sequence[str]
-    connections: float
+    connections: Mapping[str, float]
     queues: Mapping[str, float]
     down: Sequence[str]
 
@@ -41,24 +41,21 @@ class Holdings:
 async def take_stock(node: Node) -> Holdings:
     """Raises OSError."""
     figures, status = await node.figures(), node.status()
-    queues = {
-        name.partition('queue="')[2].rstrip('"}'): value
-        for name, value in figures.items()
-        if name.startswith("notification_queue_depth{")
-    }
     return Holdings(
         node.open_files(),
         int(status["Threads"]),
         int(status["VmRSS"].split()[0]) / 1024,
         await node.tasks(),
-        sum(value for name, value in figures.items() if name.startswith("notification_connections{")),
-        queues,
-        [
-            name
-            for name, value in figures.items()
-            if name.startswith("notification_dependency_up{") and not value
-        ],
+        _labelled(figures, "notification_connections"),
+        _labelled(figures, "notification_queue_depth"),
+        [name for name, is_up in _labelled(figures, "notification_dependency_up").items() if not is_up],
     )
+
+
+def _labelled(figures: Mapping[str, float], name: str) -> dict[str, float]:
+    """The figures of this name, by the value of their one label."""
+    parts = ((labelled.partition("{"), value) for labelled, value in figures.items())
+    return {labels.split('"')[1]: value for (found, _, labels), value in parts if found == name}
 
 
 async def when_quiet(node: Node) -> Holdings:
@@ -68,7 +65,7 @@ async def when_quiet(node: Node) -> Holdings:
     while True:
         holdings = await take_stock(node)
         waiting = [value for name, value in holdings.queues.items() if name != "sockets" and value]
-        is_quiet = not holdings.connections and not waiting and not holdings.down
+        is_quiet = not any(holdings.connections.values()) and not waiting and not holdings.down
         if is_quiet or time.monotonic() > ends_at:
             return holdings
         await asyncio.sleep(0.5)
@@ -76,8 +73,9 @@ async def when_quiet(node: Node) -> Holdings:
 
 def leaked(used: Holdings, fresh: Holdings) -> Iterator[Finding]:
     """What the one that was tortured holds too much of."""
-    if used.connections:
-        yield Finding("leak", f"{used.connections:g} connections of clients that are gone")
+    for transport, count in used.connections.items():
+        if count:
+            yield Finding("leak", f"{count:g} connections ({transport}) of clients that are gone")
     for name, value in used.queues.items():
         if name != "sockets" and value:
             yield Finding("leak", f"{value:g} in the queue {name}")

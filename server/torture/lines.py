@@ -65,17 +65,18 @@ class SocketLine(Line):
         """Raises `LineEnded`."""
         url = f"ws://127.0.0.1:{node.port}{path}"
         request = HTTPRequest(url, headers=HTTPHeaders(), connect_timeout=CONNECT_WITHIN_S, request_timeout=0)
+        connecting = asyncio.ensure_future(websocket_connect(request, max_message_size=2**26))
         try:
             async with asyncio.timeout(CONNECT_WITHIN_S):
-                line = cls(await websocket_connect(request, max_message_size=2**26))
-                await line._begin()
+                line = cls(await asyncio.shield(connecting))
         except (OSError, HTTPClientError, StreamClosedError) as error:  # a TimeoutError, too
             raise LineEnded(str(error)) from error
-        return line
-
-    async def _begin(self) -> None:
+        finally:
+            if not connecting.done():
+                connecting.add_done_callback(_hang_up)
         with contextlib.suppress(AttributeError):  # it is over already
-            self._stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
+            line._stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
+        return line
 
     @property
     def _stream(self):  # type: ignore[no-untyped-def]  # Tornado's, which it does not name
@@ -103,6 +104,12 @@ class SocketLine(Line):
 
     def close(self) -> None:
         self._socket.close()
+
+
+def _hang_up(connecting: asyncio.Future[WebSocketClientConnection]) -> None:
+    """It came too late, and nobody waits any more."""
+    if not connecting.cancelled() and connecting.exception() is None:
+        connecting.result().close()
 
 
 class SockJSLine(SocketLine):
@@ -199,17 +206,21 @@ class StreamLine(Line):
         """Raises `LineEnded`."""
         lines = [f"GET {path} HTTP/1.1", "Host: 127.0.0.1", f"Authorization: Bearer {token}"]
         lines += [f"Last-Event-ID: {last_id}"] if last_id else []
+        line = None
         try:
             async with asyncio.timeout(CONNECT_WITHIN_S):
                 reader, writer = await asyncio.open_connection("127.0.0.1", node.port, limit=2**20)
                 line = cls(reader, writer)
                 writer.write("\r\n".join([*lines, "", ""]).encode())
-                head = await reader.readuntil(b"\r\n\r\n")
-        except (OSError, EOFError) as error:  # a TimeoutError, too
-            raise LineEnded(str(error)) from error
-        if b" 200 " not in head.partition(b"\r\n")[0] + b" ":
-            line.close()
-            raise LineEnded(head.partition(b"\r\n")[0].decode())
+                first, _, _ = (await reader.readuntil(b"\r\n\r\n")).partition(b"\r\n")
+            if first.split()[1] != b"200":
+                raise LineEnded(first.decode())
+        except BaseException as error:
+            if line is not None:
+                line.close()
+            if isinstance(error, OSError | EOFError):  # a TimeoutError, too
+                raise LineEnded(str(error)) from error
+            raise
         return line
 
     async def receive(self) -> str:
