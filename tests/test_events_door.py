@@ -20,7 +20,7 @@ from tests.support.event_streams import Event, EventStream, event_stream
 from tests.support.feeds import SETTINGS, user_token
 from tests.support.pages import Pages
 from tests.support.ports import free_port
-from tests.support.processes import Process, wait_until
+from tests.support.processes import Process, ServersEnd, wait_until
 from tests.support.realtime import figure
 from tests.support.running_server import Response, RunningServer
 
@@ -531,30 +531,8 @@ async def test_who_never_takes_the_goodbye_is_cut_off(tmp_path: Path, user: str)
         async with event_stream(server, user, receive_buffer_bytes=4096) as slow:
             for number in range(40):
                 await asyncio.to_thread(server.must_notify, user, content=f"{number} " + "x" * 20_000)
-            files = Path(f"/proc/{server.pid}/fd")
-            inode = _inode_of_peer(slow)
-            await asyncio.to_thread(
-                wait_until,
-                lambda: not any(_target(file) == f"socket:[{inode}]" for file in files.iterdir()),
-                "the socket being closed",
-            )
-
-
-def _target(file: Path) -> str:
-    try:
-        return str(file.readlink())
-    except OSError:
-        return ""
-
-
-def _inode_of_peer(stream: EventStream) -> str:
-    """Of the server's end of the connection."""
-    _, port = stream.writer.get_extra_info("sockname")
-    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-        fields = line.split()
-        if int(fields[2].rpartition(":")[2], 16) == port:
-            return fields[9]
-    raise AssertionError("no such connection")
+            its_end = ServersEnd(server.pid, slow.writer)
+            await asyncio.to_thread(wait_until, lambda: not its_end.is_open, "the socket being closed")
 
 
 # -- hostile input -------------------------------------------------------------------------------------------

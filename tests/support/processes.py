@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -54,6 +55,29 @@ def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 30.0
         if time.monotonic() > deadline:
             raise TimeoutError(f"{what}: not within {timeout_s:g} s")
         time.sleep(0.02)
+
+
+class ServersEnd:
+    """The end of a TCP connection (IPv4, this machine) that process `pid` has, of which we have the other."""
+
+    def __init__(self, pid: int, ours: asyncio.StreamWriter) -> None:
+        _, port = ours.get_extra_info("sockname")
+        connections = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+        [inode] = (fields[9] for fields in connections if int(fields[2].rpartition(":")[2], 16) == port)
+        self._link = f"socket:[{inode}]"
+        self._files = Path(f"/proc/{pid}/fd")
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the process holds it still, whatever the kernel has left to send."""
+        return any(self._target(file) == self._link for file in self._files.iterdir())
+
+    @staticmethod
+    def _target(file: Path) -> str:
+        try:
+            return str(file.readlink())
+        except OSError:  # closed between the two questions
+            return ""
 
 
 class Process:
