@@ -21,7 +21,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON = ROOT / ".venv" / "bin" / "python"
-TOOLS = ROOT / "bench" / "tools"
+BENCH = ROOT / "bench"
+TOOLS = BENCH / "tools"
 BUILD = ROOT / ".cache" / "bench"
 
 SERVER_CORE, LOAD_CORE = 0, 1
@@ -70,25 +71,38 @@ def running(argv: Sequence[str | Path], core: int, **options: Any) -> Iterator[s
 
 
 @contextlib.contextmanager
-def server(config: str = "", *, environment: dict[str, str] | None = None) -> Iterator[tuple[int, int]]:
-    """The server as it ships, with an embedded store in a fresh folder and these lines as config.ini: (port, pid)."""
+def place(config: str = "") -> Iterator[tuple[Path, int]]:
+    """A config.ini with these lines, an embedded store and a free port, in a fresh folder: its path, and the port."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         port = free_port()
         path = Path(folder) / "config.ini"
         path.write_text(f"[APPLICATION]\nport={port}\ndata={folder}/data\n{config}")
-        argv = [PYTHON, "-m", "server", "serve", "--config", path]
-        environ = {**os.environ, **(environment or {})}
-        with (
-            open(Path(folder) / "log", "w+") as log,
-            running(argv, SERVER_CORE, cwd=ROOT, env=environ, stdout=log, stderr=log) as child,
-        ):
-            try:
-                _wait_until_healthy(port, child)
-            except RuntimeError:
-                log.seek(0)
-                print(log.read())
-                raise
-            yield port, child.pid
+        yield path, port
+
+
+@contextlib.contextmanager
+def serving(path: Path, port: int, *, environment: dict[str, str] | None = None) -> Iterator[int]:
+    """The server as it ships, ready, in such a place: its pid."""
+    argv = [PYTHON, "-m", "server", "serve", "--config", path]
+    environ = {**os.environ, **(environment or {})}
+    with (
+        open(path.parent / "log", "w+") as log,
+        running(argv, SERVER_CORE, cwd=ROOT, env=environ, stdout=log, stderr=log) as child,
+    ):
+        try:
+            _wait_until_healthy(port, child)
+        except RuntimeError:
+            log.seek(0)
+            print(log.read())
+            raise
+        yield child.pid
+
+
+@contextlib.contextmanager
+def server(config: str = "", *, environment: dict[str, str] | None = None) -> Iterator[tuple[int, int]]:
+    """Such a server in a place of its own: (port, pid)."""
+    with place(config) as (path, port), serving(path, port, environment=environment) as pid:
+        yield port, pid
 
 
 def _wait_until_healthy(port: int, child: subprocess.Popen[str]) -> None:
