@@ -13,9 +13,8 @@ from pydispatch import dispatcher
 from tornado.httpserver import HTTPServer
 
 from server import __version__
-from server.backplane import LocalBackplane
 from server.broadcaster import Broadcaster
-from server.bus import ACCESS_CHANGED, NOTIFICATION_STORED, USERS_SIGNED_OUT
+from server.bus import ACCESS_CHANGED, BROADCAST_HEARD, NOTIFICATION_STORED, USERS_SIGNED_OUT
 from server.checks import Checks, State, Trouble
 from server.config import Config
 from server.consumers import Consumers
@@ -36,6 +35,7 @@ from server.metrics import Metrics, Sources
 from server.notifier import Notifier
 from server.outbox import OutboxWorker
 from server.presence import Presence
+from server.publish_port import PublishPort
 from server.publishers import Publishers
 from server.reloading import Reloads, tls_context
 from server.retention import Retention
@@ -50,7 +50,7 @@ from server.tenants import Tenants
 from server.tokens.resume import ResumeTickets
 from server.wire import CloseReason, EventFrames
 from server.wire_v2 import InboxFrames
-from server.wiring import make_store, publisher_rules
+from server.wiring import make_backplane, make_store, publisher_rules
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ class Server:
         self._publishers = Publishers(self._tenants, publisher_rules(config), self._sign_in.service_tokens)
         self._limits = Limits(config.limits)
         self._rooms = Rooms()
-        self._backplane = LocalBackplane(self._rooms)
+        self._backplane = make_backplane(config, self._rooms, self._store)
         self._presence = Presence(self._rooms, self._backplane, config.connections.heartbeat_s)
         self._notifier = Notifier(self._store, self._backplane, self._presence)
         self._counts = UnseenCounts(self._store, self._rooms, self._backplane)
@@ -124,6 +124,7 @@ class Server:
             checks=self._checks,
             mail_folder=self._mail_folder,
         )
+        self._publish_port = PublishPort(config.application, self._doors, self._metrics, self._peers)
         self._entrance = self._doors.entrance()
         self._http = HTTPServer(
             self._entrance,
@@ -143,6 +144,7 @@ class Server:
             retention=self._retention,
         )
         dispatcher.connect(self._wake_outbox, NOTIFICATION_STORED, sender=self._notifier)
+        dispatcher.connect(self._hear_broadcast, BROADCAST_HEARD, sender=self._backplane)
         dispatcher.connect(self._follow_access, ACCESS_CHANGED, sender=self._tenants)
         dispatcher.connect(self._follow_sign_outs, USERS_SIGNED_OUT, sender=self._tenants)
 
@@ -187,6 +189,8 @@ class Server:
         checks = Checks(self._metrics.note_check)
         checks.add("store", self._store.ping, is_vital=True)
         checks.add("mail", self._check_mail, is_vital=False)
+        if self.config.cluster.backplane != "local":
+            checks.add("backplane", self._backplane.probe, is_vital=False)
         for name, probe in {**self._sign_in.probes, **self._consumers.probes}.items():
             checks.add(name, probe, is_vital=False)
         return checks
@@ -205,14 +209,16 @@ class Server:
         application = self.config.application
         listener = TCPListener(application.address, application.port, self._peers, application.also_listen)
         try:
+            self._publish_port.bind()
             listener.start(self._serve_connection)  # whoever watches over this process hears that it lives
             if not await self._open_store(stop):
                 return
             self._start_instruments(listener)
             self._start_tasks()
+            self._publish_port.start(self._loops)
             self._entrance.open()
             self._checks.state = State.SERVING
-            announce(self.config, listener.port, self._store.name, self._mail.name)
+            announce(self.config, listener.port, self._store.name, self._mail.name, self._publish_port.port)
             started()
             await stop.wait()
         finally:
@@ -258,6 +264,7 @@ class Server:
             self._doors.feeds,
             self._broadcaster,
             self._retention,
+            self._backplane,
             *self._consumers.doors,
             self._sign_in.authenticator,
             self._sign_in.brake,
@@ -274,6 +281,7 @@ class Server:
                     "marks": lambda: self._marks.waiting,
                     "commands": lambda: len(self._sessions),
                     "sockets": lambda: len(self._peers),
+                    **self._backplane.queues,
                     **self._consumers.queues,
                 },
                 mail_counts=self._store.mail_counts,
@@ -281,6 +289,7 @@ class Server:
         )
 
     def _start_tasks(self) -> None:
+        self._backplane.start()
         self._loops.start(self._counts.run(), "counts")
         self._loops.start(self._outbox.run(), "outbox")
         self._loops.start(self._tenants.run(), "tenants")
@@ -294,6 +303,9 @@ class Server:
     def _wake_outbox(self, duty: EmailDuty | None) -> None:
         if duty is not None:
             self._outbox.wake()
+
+    def _hear_broadcast(self) -> None:
+        self._broadcaster.hear()
 
     async def _sweep(self) -> None:
         while True:
@@ -343,6 +355,7 @@ class Server:
         cut_at, work_ends_at = ends_at - LETTING_GO_S / 2, ends_at - LETTING_GO_S
         self._checks.state = State.STOPPING
         await step("listening", listener.close, cut_at)
+        await step("the publishing port", self._publish_port.stop, cut_at)
         await step("reloading", self._reloads.cancel, cut_at)
         await step("fetching", lambda: self._consumers.stop(max(0.0, work_ends_at - now())), work_ends_at)
         await step("notifying", self._notifier.close, work_ends_at)
@@ -352,9 +365,11 @@ class Server:
         await step("commands", lambda: self._sessions.finish(max(0.0, work_ends_at - now())), cut_at)
         await step("the mail", lambda: self._outbox.stop(max(0.0, work_ends_at - now())), cut_at)
         await step("the background tasks", self._loops.cancel, cut_at)
+        await step("the other nodes", self._backplane.close, cut_at)
         await step("what was used", self._write_use, cut_at)
         await step("the signals", self._hear_no_more, cut_at)
         await step("the connections", self._http.close_all_connections, cut_at)
+        await step("those of the publishing port", self._publish_port.close, cut_at)
         await step("signing in", self._sign_in.close, cut_at)
         await step("the store", self._store.close, ends_at)
 
@@ -367,6 +382,7 @@ class Server:
 
     def _hear_no_more(self) -> None:
         dispatcher.disconnect(self._wake_outbox, NOTIFICATION_STORED, sender=self._notifier)
+        dispatcher.disconnect(self._hear_broadcast, BROADCAST_HEARD, sender=self._backplane)
         dispatcher.disconnect(self._follow_access, ACCESS_CHANGED, sender=self._tenants)
         dispatcher.disconnect(self._follow_sign_outs, USERS_SIGNED_OUT, sender=self._tenants)
         self._counts.close()

@@ -1,5 +1,5 @@
 """The way from a change in the store to every screen of the users it concerns, on all nodes. One node needs
-no other: `LocalBackplane` is the whole of it.
+no other: `LocalBackplane` is the whole of it. Several have theirs wrapped by that of `cluster`.
 
 Events go out in the order in which they were published. Fan-out runs after the publisher has been answered,
 in slices that leave the loop to others in between.
@@ -10,8 +10,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
+from datetime import datetime
 
 from server.messages import Event
 from server.rooms import Room, Rooms
@@ -25,7 +27,61 @@ MAX_BACKLOG = 100_000
 """Events waiting for fan-out above which new notifications wait before they are stored."""
 
 
-class LocalBackplane:
+class Backplane(ABC):
+    """What the core knows of it, whether there is one node or many."""
+
+    @abstractmethod
+    def publish(
+        self, events: Iterable[tuple[Room, Event]], handed_over: Callable[[int], None] | None = None
+    ) -> None:
+        """Queue events for the screens of their users, here and on every other node. Never blocks or
+        raises. `handed_over` is called once they have been handed to the connections of this node, at the end of that
+        slice, with how many frames that made; not at all if there are none."""
+
+    @abstractmethod
+    async def has_space(self) -> None:
+        """Return when the backlog is within its bound: publishing must not outrun fan-out for ever."""
+
+    @abstractmethod
+    async def flushed(self) -> None:
+        """Return when everything published so far has been handed to the connections of this node, and to the other
+        nodes if they can be reached."""
+
+    @abstractmethod
+    async def delivered(self, room: Room) -> None:
+        """Return when everything published for this user so far has been handed to the connections of this node."""
+
+    @property
+    @abstractmethod
+    def waiting(self) -> int:
+        """How many events wait for fan-out on this node."""
+
+    @property
+    def queues(self) -> Mapping[str, Callable[[], int]]:
+        """What else waits, by its name."""
+        return {}
+
+    # -- other nodes -----------------------------------------------------------------------------------------
+    def start(self) -> None:  # noqa: B027  # one node has nothing to start
+        """Find the other nodes; to be called when the store is open."""
+
+    async def close(self) -> None:  # noqa: B027  # as start
+        """Send what waits, within the caller's time, and take leave of the other nodes. Idempotent."""
+
+    async def probe(self) -> None:  # noqa: B027  # as start
+        """How the way to the other nodes is, for `Checks`. Raises `Trouble`."""
+
+    async def online_elsewhere(self, rooms: Collection[Room]) -> set[Room]:
+        """Those of these users who have a connection on another node. Who cannot be asked about has none."""
+        return set()
+
+    async def alive_elsewhere(self, tenant: str, user_ids: Collection[str], instant: datetime) -> set[str]:
+        """Those of these users of whom another node had a sign of life after `instant` (aware UTC). Who cannot be asked
+        about gave none."""
+        return set()
+
+
+class LocalBackplane(Backplane):
     """Publishes to the rooms of this process."""
 
     def __init__(self, rooms: Rooms) -> None:
@@ -43,9 +99,6 @@ class LocalBackplane:
     def publish(
         self, events: Iterable[tuple[Room, Event]], handed_over: Callable[[int], None] | None = None
     ) -> None:
-        """Queue events for the screens of their users, here and on every other node. Never blocks or
-        raises. `handed_over` is called once they have been handed to the connections of this node, at the end of that
-        slice, with how many frames that made; not at all if there are none."""
         frames = 0
         # Who is offline now reads the inbox at join: the store has the change already.
         for room, event in events:
@@ -64,26 +117,18 @@ class LocalBackplane:
             asyncio.get_running_loop().call_soon(self._deliver_slice)
 
     async def has_space(self) -> None:
-        """Return when the backlog is within its bound: publishing must not outrun fan-out for ever."""
         await self._has_space.wait()
 
     async def flushed(self) -> None:
-        """Return when everything published so far has been handed to the connections."""
         await self._is_flushed.wait()
 
     async def delivered(self, room: Room) -> None:
-        """Return when everything published for this user so far has been handed to the connections."""
         while room in self._backlog:  # noqa: ASYNC110  # a slice a turn of the loop: no event could come sooner
             await asyncio.sleep(0)
 
     @property
     def waiting(self) -> int:
-        """How many events wait for fan-out."""
         return self._waiting
-
-    def is_online(self, room: Room) -> bool:
-        """Whether the user has a connection on any node."""
-        return self._rooms.is_online(room)
 
     def _deliver_slice(self) -> None:
         end = time.monotonic() + SLICE_S

@@ -17,7 +17,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 
-from server.backplane import LocalBackplane
+from server.backplane import Backplane
 from server.bus import (
     INBOX_CHANGED,
     NOTIFICATION_FAILED,
@@ -63,7 +63,7 @@ _EPOCH = datetime.fromtimestamp(0, UTC)
 class Broadcaster:
     """One for each node. `keep_keys_s`: as of `Notifier`."""
 
-    def __init__(self, store: Store, backplane: LocalBackplane, rooms: Rooms, tenants: Tenants) -> None:
+    def __init__(self, store: Store, backplane: Backplane, rooms: Rooms, tenants: Tenants) -> None:
         self._store = store
         self._backplane = backplane
         self._rooms = rooms
@@ -162,6 +162,12 @@ class Broadcaster:
             push_s=present - stored_at,
             total_s=present - received_at if received_at else None,
         )
+
+    def hear(self) -> None:
+        """Another node has accepted one."""
+        self._accepted_count += 1
+        self._open_count = (self._open_count or 0) + 1
+        self._wake.set()
 
     @property
     def waiting(self) -> int:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -110,6 +111,7 @@ def _why_foreign(headers: Mapping[str, str]) -> str:
     return ""
 
 
+@lru_cache(1024)
 def _is_of_proxy(header: str) -> bool:
     name = header.lower()
     return name in PROXY_HEADERS or name.startswith(PROXY_HEADER_PREFIX)
@@ -123,6 +125,7 @@ def _authority(origin: str) -> str:
         return ""
 
 
+@lru_cache(1024)
 def _is_loopback(address: str) -> bool:
     try:
         parsed = ipaddress.ip_address(address)

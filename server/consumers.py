@@ -43,7 +43,7 @@ class Consumers:
                     lease,
                     limits=limits,
                     max_message_bytes=size,
-                    is_online=presence.is_online,
+                    online=presence.online,
                 )
             )
         if config.rabbitmq is not None:

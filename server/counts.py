@@ -13,7 +13,7 @@ from collections.abc import Collection
 
 from pydispatch import dispatcher
 
-from server.backplane import LocalBackplane
+from server.backplane import Backplane
 from server.bus import INBOX_CHANGED
 from server.errors import StoreUnavailable
 from server.messages import Counted, Event, UnseenCount
@@ -34,7 +34,7 @@ USERS_PER_QUERY = 500
 class UnseenCounts:
     """Hears of changes over the bus; `run` counts and tells."""
 
-    def __init__(self, store: Store, rooms: Rooms, backplane: LocalBackplane) -> None:
+    def __init__(self, store: Store, rooms: Rooms, backplane: Backplane) -> None:
         self._store = store
         self._rooms = rooms
         self._backplane = backplane

@@ -20,10 +20,12 @@ from server.exposition import Exposition
 from server.feed import FeedServices
 from server.grants import Grant
 from server.health import Instruments
-from server.ingest import deliveries, outbox, publishing, schema, user_tokens, users
+from server.ingest import deliveries, handlers, outbox, schema, user_tokens, users
 from server.ingest.base import Gate, UnknownHandler, presented
-from server.ingest.notify import NotifyDoor, NotifyHandler
-from server.ingest.publishing import PublishingDoors
+from server.ingest.batch import BatchDoor
+from server.ingest.door import Door, Publishing
+from server.ingest.notify import NotifyDoor
+from server.ingest.publishing import InternalDoor, SendDoor
 from server.ingest.user_tokens import UserTokenDoors
 from server.ingest.users import UserDoors
 from server.limits import Limits
@@ -99,12 +101,9 @@ class Doors:
         self._mail_folder = mail_folder
         self.callers = CallerPolicy(config.application.trusted_proxies, config.application.hosts)
         self.gate = Gate(self.identify, publishers, limits)
-        self._notify = NotifyDoor(notifier, config.limits.body_bytes, field_limits(config))
-        self._broadcaster = broadcaster
+        self._publishing = Publishing(notifier, broadcaster, config.limits.body_bytes, field_limits(config))
+        self.publishing = publishing_doors(self._publishing)
         self._keep_keys(config)
-        self._publishing = PublishingDoors(
-            notifier, broadcaster, config.limits.body_bytes, field_limits(config)
-        )
         self._deliveries = feeds.store.deliveries
         self._outbox = feeds.store.outbox
         self._users = UserDoors(tenants, own_tokens.make, config.auth.max_token_s)
@@ -151,10 +150,9 @@ class Doors:
         """All routes."""
         folder = example_folder()
         routes: list[Any] = [
-            (r"/notify", NotifyHandler, {"gate": self.gate, "door": self._notify}),
+            *handlers.routes(self.gate, self.publishing),
             *users.routes(self.gate, self._users),
             *user_tokens.routes(self.gate, self._user_tokens),
-            *publishing.routes(self.gate, self._publishing),
             *deliveries.routes(self.gate, self._deliveries),
             *outbox.routes(self.gate, self._outbox),
             *hub.routes(self.feeds),
@@ -198,15 +196,15 @@ class Doors:
         """Go by a changed configuration from now on."""
         application = config.application
         self.callers = CallerPolicy(application.trusted_proxies, application.hosts)
-        self._notify.max_body_bytes = self._publishing.max_body_bytes = config.limits.body_bytes
-        self._notify.limits = self._publishing.limits = field_limits(config)
+        self._publishing.max_body_bytes = config.limits.body_bytes
+        self._publishing.limits = field_limits(config)
         self._keep_keys(config)
         self._users.max_token_s = config.auth.max_token_s
         self._instruments.internal = application.internal
         self._instruments.public_metrics = application.public_metrics
 
     def _keep_keys(self, config: Config) -> None:
-        for publisher in (self._notify.notifier, self._broadcaster):
+        for publisher in (self._publishing.notifier, self._publishing.broadcaster):
             publisher.keep_keys_s = config.application.keep_keys_s
 
     def close(self) -> None:
@@ -214,6 +212,11 @@ class Doors:
         self._sessions.rooms.say_bye()
         self.connections.close_all(GOING_AWAY)
         self.connections.stop()
+
+
+def publishing_doors(publishing: Publishing) -> tuple[Door, ...]:
+    """Those by which backends publish."""
+    return NotifyDoor(publishing), SendDoor(publishing), InternalDoor(publishing), BatchDoor(publishing)
 
 
 def _connection_options(config: Config) -> ConnectionOptions:

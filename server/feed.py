@@ -29,7 +29,7 @@ from server.marks import Marks, Sent
 from server.messages import Added, Document, now
 from server.revs import COUNTER_BITS
 from server.rooms import NOBODY, Connection, Push, Room, Rooms, SignIn, close_at
-from server.screen import Screen
+from server.screen import Owner, Screen
 from server.store import EVENTS, HUB, SERVICE, Store
 from server.sync import LAST_ID, Sync
 from server.tasks import Tasks
@@ -44,7 +44,6 @@ PORTION = 100
 RETRY_FIRST_S = 0.5
 RETRY_MAX_S = 10.0
 """Until the next try to read what waits for a client, while the store is away."""
-
 
 MAX_ACK_CHARS = 4096
 """Of a message of a client of CONTRACT C3; what they have to say takes less than a hundred. Parsing a longer one would
@@ -82,13 +81,13 @@ def sign_in_of(identity: Identity) -> SignIn:
 
 
 class _FeedScreen(Screen):
-    """Keeps account of the documents that were sent (`sent` None: nobody asks). What was listed does not come again as
-    a push, however long the listing took."""
+    """Keeps account of the documents sent (`sent` None: nobody asks). What was listed does not come again as a push,
+    however long the listing took."""
 
     __slots__ = ("sent",)
 
-    def __init__(self, connection: Connection, dialect: Dialect, max_held_bytes: int) -> None:
-        super().__init__(connection, dialect, max_held_bytes)
+    def __init__(self, connection: Connection, dialect: Dialect, max_held_bytes: int, owner: Owner) -> None:
+        super().__init__(connection, dialect, max_held_bytes, owner)
         self.sent: Sent | None = None
 
     def push(self, pushes: Sequence[Push], burst: Frame) -> None:
@@ -141,7 +140,7 @@ class Feed:
         self.connection = connection
         self._services = services
         self._room: Room = (identity.tenant, identity.user_id)
-        self._screen = _FeedScreen(connection, self.dialect, services.max_queue_bytes)
+        self._screen = _FeedScreen(connection, self.dialect, services.max_queue_bytes, self)
         if self.way is not None:
             self._screen.sent = Sent(services.marks, self.way, self._room, connection)
         self._expiry: asyncio.TimerHandle | None = None
@@ -178,6 +177,17 @@ class Feed:
     def receive(self, text: str) -> Awaitable[None] | None:
         """What the client says; most dialects give it nothing to say."""
         return None
+
+    def missed(self, since: datetime) -> None:
+        """Events since then may not have come: what waits for this client is read again."""
+        if self._is_joined and self._room[1] != NOBODY:
+            self._task = self._services.tasks.start(self._catch_up_again(self._task), "feed")
+
+    async def _catch_up_again(self, before: asyncio.Task[None] | None) -> None:
+        if before is not None:
+            await asyncio.wait([before])
+        self._screen.begin_answer()
+        await self._catch_up()
 
     def closed(self) -> None:
         """The connection is over."""
@@ -337,10 +347,9 @@ class TenantFeed(Feed):
 
 class StreamFeed(Feed):
     """Server-Sent Events: first all unseen documents, oldest first; or, to who comes back, what has changed since the
-    rev that they saw last, each document as it is now. Then how many are unseen.
-
-    The unseen ones come in the order in which they were made, which need not be that of their revs: none of them is
-    where one could go on from, but all of them together are."""
+    rev that they saw last, each document as it is now. Then how many are unseen. The unseen ones come in the order in
+    which they were made, which need not be that of their revs: none of them is where one could go on from, but all of
+    them together are."""
 
     __slots__ = ("_since", "_upto")
     dialect: StreamDialect = StreamDialect()
@@ -351,6 +360,10 @@ class StreamFeed(Feed):
         self._since = since
         self._upto = 0
         super().__init__(connection, services, identity)
+
+    def missed(self, since: datetime) -> None:
+        self._since = int(since.timestamp() * 1000) << COUNTER_BITS
+        super().missed(since)
 
     async def _backlog(self) -> AsyncIterator[Portion]:
         listed = self._unseen() if self._since is None else self._changed(self._since)

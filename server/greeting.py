@@ -10,9 +10,9 @@ from server.config import Config
 logger = logging.getLogger(__name__)
 
 
-def announce(config: Config, port: int, store: str, mail: str) -> None:
-    """On standard output, and the warnings of the configuration in the log. `port`: the one that it got; `store`,
-    `mail`: their names."""
+def announce(config: Config, port: int, store: str, mail: str, publish_port: int | None = None) -> None:
+    """On standard output, and the warnings of the configuration in the log. `port`, `publish_port`: those that it got;
+    `store`, `mail`: their names."""
     scheme = "http" if config.tls is None else "https"
     address = f"{scheme}://{_url_host(config.application.address)}:{port}/"
     lines = [
@@ -22,6 +22,8 @@ def announce(config: Config, port: int, store: str, mail: str) -> None:
         f"  store    {store}",
         f"  mail     {mail}",
     ]
+    if publish_port is not None:
+        lines.append(f"  publish  http://{_url_host(config.application.publish_address)}:{publish_port}/")
     print("\n".join(lines), flush=True)
     for warning in config.warnings:
         logger.warning("%s", warning)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable
 from dataclasses import dataclass
 
-from server.backplane import LocalBackplane
+from server.backplane import Backplane
 from server.bus import INBOX_CHANGED, tell
 from server.errors import StoreUnavailable
 from server.messages import AllSeen, Counts, Deleted, Document, Event, Missed, Restored, Seen, Unseen
@@ -37,7 +37,7 @@ class AllMarked:
 class Inbox:
     """All verbs raise `StoreUnavailable`."""
 
-    def __init__(self, store: Store, backplane: LocalBackplane) -> None:
+    def __init__(self, store: Store, backplane: Backplane) -> None:
         self._store = store
         self._backplane = backplane
 

@@ -7,6 +7,7 @@ import asyncio
 import logging
 import random
 from collections.abc import AsyncIterator
+from datetime import datetime
 from functools import partial
 from typing import Any
 
@@ -85,6 +86,17 @@ class InboxFeed(Feed):
 
     def _start_refresh(self) -> None:
         self._task = self._services.tasks.start(self._refresh(), "feed")
+
+    def missed(self, since: datetime) -> None:
+        if self._is_joined:
+            self._task = self._services.tasks.start(self._refresh_after(self._task), "feed")
+
+    async def _refresh_after(self, before: asyncio.Task[None] | None) -> None:
+        if before is not None:
+            await asyncio.wait([before])
+        if self._refreshing is not None:
+            self._refreshing.cancel()
+        await self._refresh()
 
     async def _refresh(self) -> None:
         """As `ConversationV2.refresh`."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Protocol
 
@@ -35,8 +35,9 @@ DAY_S = 86_400.0
 class SignsOfLife(Protocol):
     """What the worker asks about users who were online when a notification was accepted."""
 
-    def alive_since(self, tenant: str, user_id: str, instant: datetime) -> bool:
-        """Whether a connection of the user gave a sign of life after `instant`; False also if that is unknown."""
+    async def alive_since(self, tenant: str, user_ids: Collection[str], instant: datetime) -> set[str]:
+        """Those of these users of whom a connection gave a sign of life after `instant`; without those of whom that is
+        not known."""
 
 
 class Mailing:
@@ -78,12 +79,12 @@ class Mailing:
         if job.mail.forced:
             return list(job.recipients)
         unseen = await self._store.still_unseen(job.tenant, job.nid, [r.user_id for r in job.recipients])
-        return [r for r in job.recipients if r.user_id in unseen and not self._was_reached(job, r)]
-
-    def _was_reached(self, job: MailJob, recipient: MailRecipient) -> bool:
-        return recipient.accepted_online and self._signs_of_life.alive_since(
-            job.tenant, recipient.user_id, job.created_at
-        )
+        owed = [r for r in job.recipients if r.user_id in unseen]
+        pushed_to = [r.user_id for r in owed if r.accepted_online]
+        if not pushed_to:
+            return owed
+        alive = await self._signs_of_life.alive_since(job.tenant, pushed_to, job.created_at)
+        return [r for r in owed if not (r.accepted_online and r.user_id in alive)]
 
     async def _send(
         self, job: MailJob, owed: Sequence[MailRecipient], lease_ends_at: float

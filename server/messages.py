@@ -15,7 +15,8 @@ from typing import Any
 
 def now() -> datetime:
     """The present instant as every store keeps it: aware UTC, whole milliseconds."""
-    return to_milliseconds(datetime.now(UTC))
+    instant = datetime.now(UTC)
+    return instant.replace(microsecond=instant.microsecond // 1000 * 1000)
 
 
 def to_milliseconds(instant: datetime) -> datetime:

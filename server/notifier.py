@@ -6,11 +6,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
 
-from server.backplane import LocalBackplane
+from server.backplane import Backplane
 from server.bus import (
     INBOX_CHANGED,
     NOTIFICATION_FAILED,
@@ -24,7 +25,7 @@ from server.idempotency import fingerprint_of
 from server.messages import Added, Document, EmailDuty, MailRecipient, Publication
 from server.presence import Presence
 from server.rooms import Room
-from server.store import Once, Store, Stored
+from server.store import Addition, Once, Store, Stored
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ class Notifier:
     """What every publishing door calls. `keep_keys_s`: how long idempotency keys are remembered; may be changed while
     the server runs."""
 
-    def __init__(self, store: Store, backplane: LocalBackplane, presence: Presence) -> None:
+    def __init__(self, store: Store, backplane: Backplane, presence: Presence) -> None:
         self._store = store
         self._backplane = backplane
         self._presence = presence
@@ -52,14 +53,25 @@ class Notifier:
         are under way. One with an idempotency key that came before changes nothing, and is answered with what is there.
         Raises `StoreUnavailable`: nothing was pushed, and either nothing is stored or all of it will be (then it is
         pushed too); `KeyReused` and `InProgress` as `Store.add`; `Busy` while the server stops."""
+        with self._in_hand():
+            if not publication.recipients:
+                return Stored(publication.notification, [], [])
+            return await self._walk(publication)
+
+    async def notify_many(self, publications: Sequence[Publication]) -> Sequence[Stored | Exception]:
+        """`notify` each of these, which have recipients, for little more than the time of one: what that returns or
+        raises of each. Raises `StoreUnavailable` of all, and `Busy` while the server stops."""
+        with self._in_hand():
+            return await self._walk_together(publications)
+
+    @contextmanager
+    def _in_hand(self) -> Iterator[None]:
         if not self._is_open:
             raise Busy("the server is stopping; try again")
-        if not publication.recipients:
-            return Stored(publication.notification, [], [])
         self._in_flight += 1
         self._is_idle.clear()
         try:
-            return await self._walk(publication)
+            yield
         finally:
             self._in_flight -= 1
             if not self._in_flight:
@@ -72,7 +84,7 @@ class Notifier:
 
     async def _walk(self, publication: Publication) -> Stored:
         await self._backplane.has_space()
-        duty = self._duty(publication)
+        duty = await self._duty(publication)
         began_at = time.monotonic()
         try:
             stored = await self._store.add(
@@ -85,23 +97,58 @@ class Notifier:
             self._note_store(error)
             tell(NOTIFICATION_FAILED, self, publication=publication, code=error.code)
             raise
-        stored_at = time.monotonic()
         self._note_store(None)
+        changed = self._pass_on(publication, duty, stored, began_at)
+        if changed:
+            tell(INBOX_CHANGED, self, rooms=changed)
+        return stored
+
+    async def _walk_together(self, publications: Sequence[Publication]) -> Sequence[Stored | Exception]:
+        await self._backplane.has_space()
+        duties = [None if each.mail is None else await self._duty(each) for each in publications]
+        additions = [
+            Addition(each.notification, each.recipients, duty, once_of(each, self.keep_keys_s))
+            for each, duty in zip(publications, duties, strict=True)
+        ]
+        began_at = time.monotonic()
+        try:
+            outcomes = await self._store.add_many(additions)
+        except StoreUnavailable as error:
+            self._note_store(error)
+            for publication in publications:
+                tell(NOTIFICATION_FAILED, self, publication=publication, code=error.code)
+            raise
+        self._note_store(None)
+        changed: list[Room] = []
+        for publication, duty, outcome in zip(publications, duties, outcomes, strict=True):
+            if isinstance(outcome, Stored):
+                changed += self._pass_on(publication, duty, outcome, began_at)
+            elif isinstance(outcome, StoreUnavailable):
+                tell(NOTIFICATION_FAILED, self, publication=publication, code=outcome.code)
+        if changed:
+            tell(INBOX_CHANGED, self, rooms=changed)
+        return outcomes
+
+    def _pass_on(
+        self, publication: Publication, duty: EmailDuty | None, stored: Stored, began_at: float
+    ) -> Sequence[Room]:
+        """To the screens, and to whoever listens to the bus; whose inboxes have changed."""
+        stored_at = time.monotonic()
+        changed: Sequence[Room] = ()
         if stored.new:
-            self._publish(stored.new, partial(self._note_pushed, publication, stored_at))
+            changed = self._publish(stored.new, partial(self._note_pushed, publication, stored_at))
         if stored.is_repeat:
             tell(NOTIFICATION_REPLAYED, self, publication=publication)
-        else:
-            store_s = stored_at - began_at
-            tell(
-                NOTIFICATION_STORED,
-                self,
-                publication=publication,
-                documents=stored.documents,
-                duty=duty,
-                store_s=store_s,
-            )
-        return stored
+            return changed
+        tell(
+            NOTIFICATION_STORED,
+            self,
+            publication=publication,
+            documents=stored.documents,
+            duty=duty,
+            store_s=stored_at - began_at,
+        )
+        return changed
 
     def _note_pushed(self, publication: Publication, stored_at: float, connections: int) -> None:
         present = time.monotonic()
@@ -117,7 +164,7 @@ class Notifier:
     async def complete(self) -> int:
         """Complete what a crash or a time-out left half stored, and push it; how many documents that made."""
         documents = await self._store.complete_intents()
-        self._publish(documents)
+        tell(INBOX_CHANGED, self, rooms=self._publish(documents))
         return len(documents)
 
     def _note_store(self, error: StoreUnavailable | None) -> None:
@@ -130,11 +177,13 @@ class Notifier:
 
     def _publish(
         self, documents: Sequence[Document], handed_over: Callable[[int], None] | None = None
-    ) -> None:
-        self._backplane.publish(((_room(document), Added(document)) for document in documents), handed_over)
-        tell(INBOX_CHANGED, self, rooms=[_room(document) for document in documents])
+    ) -> Sequence[Room]:
+        """To the screens of their users, who are returned."""
+        rooms = [(document.notification.tenant, document.user_id) for document in documents]
+        self._backplane.publish(zip(rooms, map(Added, documents), strict=True), handed_over)
+        return rooms
 
-    def _duty(self, publication: Publication) -> EmailDuty | None:
+    async def _duty(self, publication: Publication) -> EmailDuty | None:
         """Who is owed a mail: at once who is away (or all, if forced); later who is online, unless the push
         is noticed."""
         mail, notification = publication.mail, publication.notification
@@ -142,12 +191,14 @@ class Notifier:
             return None
         at_once = notification.created_at
         later = at_once + timedelta(seconds=self._presence.away_after_s)
+        emails = [(each.user_id, each.email) for each in publication.recipients if each.email is not None]
+        online: set[Room] = set()
+        if emails and not mail.forced:
+            online = await self._presence.online([(notification.tenant, user_id) for user_id, _ in emails])
         owed = []
-        for recipient in publication.recipients:
-            if recipient.email is None:
-                continue
-            waits = not mail.forced and self._presence.is_online((notification.tenant, recipient.user_id))
-            owed.append(MailRecipient(recipient.user_id, recipient.email, later if waits else at_once, waits))
+        for user_id, email in emails:
+            waits = (notification.tenant, user_id) in online
+            owed.append(MailRecipient(user_id, email, later if waits else at_once, waits))
         return EmailDuty(mail, tuple(owed)) if owed else None
 
 
@@ -155,7 +206,3 @@ def once_of(publication: Publication, keep_s: float) -> Once | None:
     """By what a store knows the same request again; None: it has no key."""
     key = publication.idempotency_key
     return None if key is None else Once(key, fingerprint_of(publication), keep_s)
-
-
-def _room(document: Document) -> Room:
-    return document.notification.tenant, document.user_id

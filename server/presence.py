@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from datetime import datetime
 
-from server.backplane import LocalBackplane
+from server.backplane import Backplane
 from server.messages import now
 from server.rooms import Room, Rooms
 
@@ -15,25 +16,27 @@ not a reader."""
 
 
 class Presence:
-    """What this node knows of its users' being there. Unknown counts as away: a mail too many beats one too
-    few."""
+    """What is known of users' being there, on this node and on the others. Unknown counts as away: a mail too many
+    beats one too few."""
 
-    def __init__(self, rooms: Rooms, backplane: LocalBackplane, heartbeat_s: float) -> None:
+    def __init__(self, rooms: Rooms, backplane: Backplane, heartbeat_s: float) -> None:
         self._rooms = rooms
         self._backplane = backplane
         self.away_after_s = HEARTBEATS_UNTIL_AWAY * heartbeat_s
         """Seconds of silence after a push, after which an online user counts as away."""
 
-    def is_online(self, room: Room) -> bool:
-        """Whether the user has a connection on any node."""
-        return self._backplane.is_online(room)
+    async def online(self, rooms: Collection[Room]) -> set[Room]:
+        """Those of these users who have a connection on any node."""
+        here = set(self._rooms.online(rooms))
+        others = set(rooms) - here
+        return here | await self._backplane.online_elsewhere(others) if others else here
 
-    def alive_since(self, tenant: str, user_id: str, instant: datetime) -> bool:
-        """Whether a connection of the user gave a sign of life after `instant` (aware UTC), even if it has
+    async def alive_since(self, tenant: str, user_ids: Collection[str], instant: datetime) -> set[str]:
+        """Those of these users of whom a connection gave a sign of life after `instant` (aware UTC), even if it has
         closed since."""
-        silent_for_s = (now() - instant).total_seconds()
-        last_alive_at = self._rooms.last_alive_at((tenant, user_id))
-        return last_alive_at is not None and last_alive_at > time.monotonic() - silent_for_s
+        alive = self._rooms.alive_since(tenant, user_ids, (now() - instant).total_seconds())
+        others = set(user_ids) - alive
+        return alive | await self._backplane.alive_elsewhere(tenant, others, instant) if others else alive
 
     def forget(self) -> None:
         """Drop what is too old to matter to any mail still to be decided."""

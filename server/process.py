@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 from server.app import SHUTDOWN_DEADLINE_S, Server
 from server.config import Config
+from server.errors import StartupError
 from server.listening import allow_many_files
 
 logger = logging.getLogger(__name__)
@@ -34,8 +35,22 @@ def serve(config: Config, reread: Callable[[], Config]) -> int:
     """Run a node until SIGTERM or SIGINT; the exit code. `reread`: reads the configuration anew, at SIGHUP;
     that signal may be blocked until here. Raises `StartupError`."""
     allow_many_files()
-    asyncio.run(_serve(config, reread))
+    with asyncio.Runner(loop_factory=_loop_factory(config.application.event_loop)) as runner:
+        runner.run(_serve(config, reread))
     return 0
+
+
+def _loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """None: asyncio's own. Raises `StartupError`."""
+    if name == "asyncio":
+        return None
+    try:
+        import uvloop
+    except ImportError as exc:
+        raise StartupError(
+            "[APPLICATION] event_loop: uvloop is not installed; `pip install notification-server[speed]` brings it"
+        ) from exc
+    return uvloop.new_event_loop
 
 
 async def _serve(config: Config, reread: Callable[[], Config]) -> None:

@@ -120,6 +120,10 @@ class Listener(Protocol):
         """Pass on some pushes in their order. `burst` is all of them as one frame, for who wants all. Never blocks,
         never raises."""
 
+    def missed(self, since: datetime) -> None:
+        """Events since then (aware UTC) may not have come: see to it that the client is told what there is. Never
+        blocks, never raises."""
+
 
 Room = tuple[str, str]
 """Its name: (tenant, user id)."""
@@ -140,6 +144,8 @@ class Rooms:
         self._clock = clock
         self._last_alive: OrderedDict[Room, float] = OrderedDict()
         self._changed: OrderedDict[str, _State] = OrderedDict()
+        self.watch: Callable[[Room], None] | None = None
+        """Is called for each room that begins to exist or ceases to."""
 
     # -- membership ------------------------------------------------------------------------------------------
     def join(self, room: Room, listener: Listener) -> None:
@@ -147,7 +153,10 @@ class Rooms:
         members = self._members.setdefault(room, set())
         self._users[room[0]] += not members and room[1] != NOBODY
         self._joined[room[0]] += listener not in members
+        is_new = not members
         members.add(listener)
+        if is_new and self.watch is not None:
+            self.watch(room)
 
     def leave(self, room: Room, listener: Listener) -> None:
         """Take a listener out of a room; nothing happens if it is not in it."""
@@ -160,6 +169,8 @@ class Rooms:
         if not members:
             self._users[room[0]] -= room[1] != NOBODY
             del self._members[room]
+            if self.watch is not None:
+                self.watch(room)
 
     def size(self, room: Room) -> int:
         """How many connections the user has on this node."""
@@ -185,6 +196,10 @@ class Rooms:
         """The users of a tenant who have a connection on this node."""
         return [user_id for owner, user_id in self._members if owner == tenant and user_id != NOBODY]
 
+    def all(self) -> list[Room]:
+        """Those there are now."""
+        return list(self._members)
+
     @property
     def user_count(self) -> int:
         return len(self._members)
@@ -207,6 +222,15 @@ class Rooms:
             times.append(self._last_alive[room])
         return max(times, default=None)
 
+    def alive_since(self, tenant: str, user_ids: Iterable[str], silent_for_s: float) -> set[str]:
+        """Those of these users who gave a sign of life within the last so many seconds."""
+        since = time.monotonic() - silent_for_s
+        return {
+            user_id
+            for user_id in user_ids
+            if (at := self.last_alive_at((tenant, user_id))) is not None and at > since
+        }
+
     def _remember_sign_of_life(self, room: Room, at: float) -> None:
         self._last_alive[room] = max(at, self._last_alive.pop(room, at))
 
@@ -221,8 +245,8 @@ class Rooms:
     # -- fan-out ---------------------------------------------------------------------------------------------
     def deliver(self, room: Room, events: Iterable[Event]) -> int:
         """Hand events to all of the user's local sessions, in this order; how many sessions there are. An `Added` that
-        was overtaken by a later change of its document tells of what it has become, or nothing if it was deleted:
-        nobody's screen goes back in time, and none misses a document."""
+        was overtaken by a later change of its document tells of what it has become, or nothing if it was deleted; what
+        a later change has taken back is not told: nobody's screen goes back in time, and none misses a document."""
         current = [event for each in events if (event := self._brought_up_to_date(each)) is not None]
         members = self._members.get(room)
         if not members:
@@ -239,6 +263,8 @@ class Rooms:
 
     def _brought_up_to_date(self, event: Event) -> Event | None:
         self._note_change(event)
+        if isinstance(event, Seen | Deleted):
+            return self._without_overtaken(event)
         if not isinstance(event, Added | Restored):
             return event
         state = self._changed.get(event.document.id)
@@ -247,6 +273,25 @@ class Rooms:
         if state.deleted:
             return None
         return replace(event, document=replace(event.document, seen=state.seen, rev=state.rev))
+
+    def _without_overtaken(self, event: Seen | Deleted) -> Event | None:
+        """Two nodes may have changed the same document, and be heard of in the other order."""
+        overtaken = {id_ for id_ in event.ids if self._is_taken_back(id_, event)}
+        if not overtaken:
+            return event
+        ids = tuple(id_ for id_ in event.ids if id_ not in overtaken)
+        if not ids:
+            return None
+        if isinstance(event, Seen) and event.changed is not None:
+            changed = tuple(id_ for id_ in event.changed if id_ not in overtaken)
+            return replace(event, ids=ids, changed=changed)
+        return replace(event, ids=ids)
+
+    def _is_taken_back(self, id_: str, event: Seen | Deleted) -> bool:
+        state = self._changed.get(id_)
+        if state is None or state.rev <= event.rev:
+            return False
+        return not state.deleted and (isinstance(event, Deleted) or not state.seen)
 
     def _note_change(self, event: Event) -> None:
         """Remember what has become of documents, for those whose `Added` may come behind."""
@@ -273,6 +318,11 @@ class Rooms:
             if isinstance(listener.dialect, Farewell):
                 retry_ms = round(RESTART_MS + random.uniform(0, spread_ms))  # noqa: S311  # no secret
                 listener.connection.send(listener.dialect.bye(retry_ms))
+
+    def missed(self, room: Room, since: datetime) -> None:
+        """Events of this user since then may not have come to this node."""
+        for listener in tuple(self._members.get(room, ())):
+            listener.missed(since)
 
     # -- putting out -----------------------------------------------------------------------------------------
     def close_in(self, rooms: Iterable[Room], why: Why) -> int:

@@ -10,12 +10,21 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Protocol
 
 from server.dialects import Dialect
 from server.messages import Added, Deleted, Document, Event, Restored, Seen, Unseen
 from server.revs import COUNTER_BITS
 from server.rooms import REORDER_WINDOW_S, Connection, Push, SignIn
 from server.wire import SLOW, Frame
+
+
+class Owner(Protocol):
+    """The session, as its screen sees it."""
+
+    def missed(self, since: datetime) -> None:
+        """As `rooms.Listener.missed`."""
 
 
 class Screen:
@@ -31,11 +40,13 @@ class Screen:
         "_max_held_bytes",
         "connection",
         "dialect",
+        "owner",
         "sign_in",
     )
 
-    def __init__(self, connection: Connection, dialect: Dialect, max_held_bytes: int) -> None:
+    def __init__(self, connection: Connection, dialect: Dialect, max_held_bytes: int, owner: Owner) -> None:
         self.connection = connection
+        self.owner = owner
         self.dialect = dialect
         self.sign_in: SignIn | None = None
         self._max_held_bytes = max_held_bytes
@@ -88,6 +99,10 @@ class Screen:
         if isinstance(event, Seen | Unseen | Deleted):
             return all(self._answered.get(id_, -1) >= event.rev for id_ in event.ids)
         return False
+
+    def missed(self, since: datetime) -> None:
+        """Events since then may not have come; the owner reads what there is."""
+        self.owner.missed(since)
 
     # -- answers ---------------------------------------------------------------------------------------------
     def begin_answer(self) -> None:

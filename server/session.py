@@ -13,6 +13,7 @@ import contextlib
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
+from datetime import datetime
 from typing import Any
 
 from server.auth import Identity
@@ -74,7 +75,7 @@ class Session:
         self._services = services
         self._only = only_version
         self._conversation = CONVERSATIONS[only_version or 1](self)
-        self._screen = Screen(connection, self._conversation.dialect, services.max_queue_bytes)
+        self._screen = Screen(connection, self._conversation.dialect, services.max_queue_bytes, self)
         self._room: Room | None = None
         # how many commands it has carried out lately; None before the first
         self._bucket: TokenBucket | None = None
@@ -128,6 +129,10 @@ class Session:
             if sign_in is not None and self._services.tenants.why_over(room, sign_in) is not None:
                 # Put out: what waits is not done for them any more.
                 self._room = None
+
+    def missed(self, since: datetime) -> None:
+        """Events since then may not have come: the client is told what there is, when its turn comes."""
+        self._conversation.missed(since)
 
     @property
     def is_joined(self) -> bool:

@@ -69,6 +69,10 @@ class Sync:
         """Who reads an inbox after this, all of it, is up to date as of it."""
         return Since(self._store.epoch, await self._store.position())
 
+    def as_of(self, instant: datetime) -> str:
+        """The `since` of a client that has missed nothing until then (aware UTC)."""
+        return str(Since(self._store.epoch, int(instant.timestamp() * 1000) << COUNTER_BITS))
+
     async def read(
         self, room: Room, since: str, limit: int = MAX_DOCUMENTS_PER_FRAME, *, goes_on: bool = False
     ) -> Chunk:

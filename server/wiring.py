@@ -6,10 +6,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+from server.backplane import Backplane, LocalBackplane
 from server.certificates import parse_subject
 from server.config import Config
 from server.grants import Grant
 from server.publishers import CertificateHolder, PublisherRules, missing_tenant
+from server.rooms import Rooms
 from server.store import Directory, Store
 
 if TYPE_CHECKING:
@@ -35,6 +37,26 @@ def make_store(config: Config) -> Store:
         timeout_s=mongodb.timeout_s,
         legacy_timezone=mongodb.legacy_timezone,
     )
+
+
+def make_backplane(config: Config, rooms: Rooms, store: Store) -> Backplane:
+    """The backplane that the configuration names. Imported here, as stores are."""
+    cluster = config.cluster
+    if cluster.backplane == "local":
+        return LocalBackplane(rooms)
+    from server.cluster.backplane import ClusterBackplane, new_node_id
+    from server.cluster.link import Link
+
+    node = new_node_id()
+    if cluster.backplane == "redis":
+        from server.cluster.redis import RedisLink
+
+        link: Link = RedisLink(cluster, node, lambda: store.epoch)
+    else:
+        from server.cluster.mongodb import MongoLink
+
+        link = MongoLink(cluster, config.mongodb, node, lambda: store.epoch)
+    return ClusterBackplane(rooms, link, node)
 
 
 @asynccontextmanager

@@ -13,18 +13,19 @@ ROOT = Path(__file__).resolve().parents[1]
 
 LAYERS = {
     "PURE": "errors ids revs rates grants claims certificates messages payloads requests parsers idempotency"
-    " commands commands_v2 since wire wire_v2 dialects requests_v2 openapi openapi.* accept callers bus tasks flights"
-    " assets mail_message request_id methods config config.*",
+    " commands commands_v2 since wire wire_v2 dialects requests_v2 requests_batch openapi openapi.* accept callers"
+    " bus tasks flights assets mail_message request_id methods config config.*",
     "PORTS": "store store.broadcasts store.deliveries store.backup store.directory store.fsck store.mail"
     " store.retention mail_transport metrics exposition checks",
     "CORE 1": "credentials passwords guessing auth users rooms sign_outs tenants limits publishers outgoing",
-    "CORE 2": "backplane presence",
+    "CORE 2": "backplane presence cluster cluster.link cluster.codec cluster.outgoing cluster.gaps cluster.asking"
+    " cluster.backplane",
     "CORE 3": "notifier broadcaster retention inbox sync counts marks mailing outbox",
     "CORE 4": "screen session conversations conversations.* feed inbox_feed",
     "EDGES": "store.sqlite* store.mongo* folder_lock smtp mail_folder ingest ingest.* logins logins.* tokens tokens.*"
-    " transports transports.* admin health",
-    "ROOT": "__init__ __main__ app wiring consumers doors entrance reloading sign_in process greeting listening streams"
-    " tls security_headers cli cli.* logs conformance conformance.* torture torture.*",
+    " transports transports.* admin health cluster.redis* cluster.mongodb",
+    "ROOT": "__init__ __main__ app wiring consumers doors publish_port entrance reloading sign_in process greeting"
+    " listening streams tls security_headers cli cli.* logs conformance conformance.* torture torture.*",
 }
 """A module imports its own layer and those above it in this list."""
 
@@ -40,6 +41,8 @@ EDGES = [
     "transports transports.*",
     "admin",
     "health",
+    "cluster.redis*",
+    "cluster.mongodb",
 ]
 """An edge may be several modules; it never imports another edge."""
 
@@ -48,20 +51,22 @@ HOMES = {
     "pamqp": "ingest.rabbitmq_link",
     "argon2": "passwords",
     "bcrypt": "passwords",
-    "bson": "store.mongo*",
+    "bson": "store.mongo* cluster.mongodb",
     "cryptography": "tokens.keys",
+    "httptools": "ingest.lane.protocol",
     "jwt": "tokens.*",
-    "msgspec": "requests requests_v2 openapi openapi.*",
-    "pymongo": "store.mongo* torture.mongod",
+    "msgspec": "requests requests_v2 requests_batch openapi openapi.* cluster.codec",
+    "pymongo": "store.mongo* cluster.mongodb torture.mongod",
     "aiosmtpd": "torture.sink",
     "aiosmtplib": "smtp",
-    "redis": "ingest.redis",
+    "redis": "ingest.redis cluster.redis*",
     "prometheus_client": "metrics exposition",
     "sockjs": "transports.sockjs*",
     "sqlalchemy": "logins.sql*",
     "tornado": "ingest.* transports.* admin health methods outgoing app doors entrance streams security_headers"
     " torture.lines conformance.lines conformance.stage conformance.target",
     "pydispatch": "bus counts metrics app",
+    "uvloop": "process",
 }
 """Where each library from outside may be imported; pydispatch where signals are heard. There are no others."""
 

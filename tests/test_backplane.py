@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from datetime import timedelta
 
 import pytest
 
 from server import backplane as module
 from server.backplane import LocalBackplane
 from server.dialects import Dialect
-from server.messages import Event, UnseenCount
+from server.messages import Event, UnseenCount, now
 from server.rooms import Push, Room, Rooms, SignIn
 from server.wire import EventFrames, Frame
 from tests.support.recording import RecordingConnection
@@ -79,10 +80,15 @@ async def test_who_comes_after_the_publishing_is_not_told(rooms: Rooms) -> None:
     assert bob.told == []
 
 
-async def test_is_online_asks_the_rooms(rooms: Rooms, alice: Member) -> None:
-    """One node has no others."""
+async def test_nobody_is_elsewhere(rooms: Rooms, alice: Member) -> None:
+    """One node has no others, and nothing to start, to ask or to end."""
     backplane = LocalBackplane(rooms)
-    assert (backplane.is_online(ALICE), backplane.is_online(BOB)) == (True, False)
+    backplane.start()
+    assert await backplane.online_elsewhere([ALICE, BOB]) == set()
+    assert await backplane.alive_elsewhere("acme", ["alice"], now() - timedelta(hours=1)) == set()
+    await backplane.probe()
+    await backplane.close()
+    assert backplane.queues == {}
 
 
 async def test_a_long_fan_out_leaves_the_loop_to_others_in_between(

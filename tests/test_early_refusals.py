@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support.lane import PORTS
 from tests.support.running_server import RunningServer
 
 MIB = 1024 * 1024
@@ -14,11 +15,13 @@ MIB = 1024 * 1024
 GOOD = b'{"users": [], "content": ""}'
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+@pytest.fixture(scope="module", params=PORTS)
+def server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningServer]:
     """Nobody may publish here but with a key of the store; there is none, so that no body can hold one."""
     folder = tmp_path_factory.mktemp("server")
-    with RunningServer(folder, NOTIFY_APPLICATION_PUBLISH_WITHOUT_KEY="false") as running:
+    with request.param(folder, NOTIFY_APPLICATION_PUBLISH_WITHOUT_KEY="false") as running:
         yield running
 
 

@@ -50,7 +50,7 @@ async def _check(folder: Path, server: RedisServer, *argv: str | Path, **environ
             Lease(MemoryLeases(), "redis", "us"),
             limits=LIMITS,
             max_message_bytes=MAX_MESSAGE_BYTES,
-            is_online=behind.is_online,
+            online=behind.who_is_online,
             backoff=quickly(),
         )
         async with running(behind, door) as heard:

@@ -15,6 +15,7 @@ from server.messages import MailRecipient
 from server.metrics import Metrics, Sources
 from server.store import MailCounts, MailOutcome
 from server.wire import SLOW
+from tests.support.mongod import MongoDatabase
 from tests.support.running_server import RunningServer
 from tests.test_metrics import AT, Speaker, publication, stored
 
@@ -115,10 +116,17 @@ async def test_every_metric_is_documented_as_it_is(families: Families) -> None:
     assert documented == families
 
 
-def test_what_waits_and_what_is_depended_on_is_named(tmp_path: Path) -> None:
-    """Every queue and every dependency of a server that has all brokers, whether they are there or not."""
-    brokers = {"REDIS_HUB": "redis://127.0.0.1:9/0", "RABBITMQ": "amqp://127.0.0.1:9/"}
-    with RunningServer(tmp_path, **{f"NOTIFY_{name}_URL": url for name, url in brokers.items()}) as server:
+def test_what_waits_and_what_is_depended_on_is_named(tmp_path: Path, mongo_database: MongoDatabase) -> None:
+    """Every queue and every dependency of a server that has all brokers, whether they are there or not, and a way to
+    other nodes."""
+    settings = {
+        "NOTIFY_REDIS_HUB_URL": "redis://127.0.0.1:9/0",
+        "NOTIFY_RABBITMQ_URL": "amqp://127.0.0.1:9/",
+        "NOTIFY_MONGODB_URL": mongo_database.url,
+        "NOTIFY_MONGODB_DB": mongo_database.name,
+        "NOTIFY_CLUSTER_BACKPLANE": "mongodb",
+    }
+    with RunningServer(tmp_path, **settings) as server:
         figures = server.request("GET", "/metrics", headers={"Accept": "text/plain"}).body.decode()
         dependencies = set(server.get("/readyz").json()["dependencies"])
     queues = set(re.findall(r'^notification_queue_depth\{queue="(\w+)"', figures, re.MULTILINE))

@@ -13,6 +13,7 @@ from urllib.parse import quote, urlencode
 import pytest
 
 from tests.support.client import SocketClient
+from tests.support.lane import PORTS
 from tests.support.running_server import Response, RunningServer
 
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
@@ -33,9 +34,11 @@ BROKEN = [
 ]
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    with RunningServer(tmp_path_factory.mktemp("notify")) as running:
+@pytest.fixture(scope="module", params=PORTS)
+def server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningServer]:
+    with request.param(tmp_path_factory.mktemp("notify")) as running:
         yield running
 
 

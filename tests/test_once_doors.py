@@ -18,6 +18,7 @@ import pytest
 from tests.support.client import SocketClient
 from tests.support.command import STORES, store_settings
 from tests.support.feeds import SETTINGS, user_token
+from tests.support.lane import PORTS
 from tests.support.mongod import Mongod
 from tests.support.processes import wait_until
 from tests.support.running_server import Response, RunningServer
@@ -25,9 +26,11 @@ from tests.support.running_server import Response, RunningServer
 REPLAYED = "Idempotent-Replayed"
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    with RunningServer(tmp_path_factory.mktemp("once"), **SETTINGS) as running:
+@pytest.fixture(scope="module", params=PORTS)
+def server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningServer]:
+    with request.param(tmp_path_factory.mktemp("once"), **SETTINGS) as running:
         yield running
 
 

@@ -104,9 +104,9 @@ class Signs:
         self.alive = alive
         self.asked: list[tuple[str, str, datetime]] = []
 
-    def alive_since(self, tenant: str, user_id: str, instant: datetime) -> bool:
-        self.asked.append((tenant, user_id, instant))
-        return user_id in self.alive
+    async def alive_since(self, tenant: str, user_ids: Collection[str], instant: datetime) -> set[str]:
+        self.asked += [(tenant, user_id, instant) for user_id in user_ids]
+        return set(self.alive) & set(user_ids)
 
 
 @pytest.fixture

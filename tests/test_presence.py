@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 
@@ -17,6 +17,7 @@ from server.wire import EventFrames, Frame
 from tests.support.recording import RecordingConnection
 
 ALICE: Room = ("acme", "alice")
+BOB: Room = ("acme", "bob")
 
 CLASSIC = EventFrames()
 
@@ -28,6 +29,13 @@ class Member:
         self.sign_in: SignIn | None = None
 
     def push(self, pushes: Sequence[Push], burst: Frame) -> None: ...
+
+
+async def is_alive(presence: Presence, instant: datetime) -> bool:
+    """Whether alice gave a sign of life since; bob, who was never here, gave none."""
+    alive = await presence.alive_since("acme", ["bob", "alice"], instant)
+    assert alive <= {"alice"}
+    return bool(alive)
 
 
 @pytest.fixture
@@ -52,47 +60,47 @@ def test_two_heartbeats_of_silence_are_away(presence: Presence) -> None:
     assert presence.away_after_s == 50
 
 
-def test_online_is_who_has_a_connection(presence: Presence, rooms: Rooms, alice: Member) -> None:
+async def test_online_is_who_has_a_connection(presence: Presence, rooms: Rooms, alice: Member) -> None:
     """However long that has been silent."""
-    assert presence.is_online(ALICE)
+    assert await presence.online([ALICE, BOB]) == {ALICE}
     rooms.leave(ALICE, alice)
-    assert not presence.is_online(ALICE)
+    assert await presence.online([ALICE, BOB]) == set()
 
 
 @pytest.mark.parametrize("has_left", [False, True])
-def test_a_sign_of_life_counts_if_it_came_after_the_instant(
+async def test_a_sign_of_life_counts_if_it_came_after_the_instant(
     presence: Presence, rooms: Rooms, alice: Member, has_left: bool
 ) -> None:
     """Also if the connection has closed since."""
     alice.connection.last_alive_at = time.monotonic() - 100
     if has_left:
         rooms.leave(ALICE, alice)
-    assert presence.alive_since(*ALICE, now() - timedelta(seconds=110))
-    assert not presence.alive_since(*ALICE, now() - timedelta(seconds=90))
+    assert await is_alive(presence, now() - timedelta(seconds=110))
+    assert not await is_alive(presence, now() - timedelta(seconds=90))
 
 
-def test_an_instant_ahead_of_our_clock_is_no_proof_of_life(presence: Presence, alice: Member) -> None:
+async def test_an_instant_ahead_of_our_clock_is_no_proof_of_life(presence: Presence, alice: Member) -> None:
     """Another node's clock may be ahead: a mail too many beats one too few."""
     alice.connection.last_alive_at = time.monotonic()
-    assert not presence.alive_since(*ALICE, now() + timedelta(seconds=5))
+    assert not await is_alive(presence, now() + timedelta(seconds=5))
 
 
-def test_nobody_knows_of_is_away(presence: Presence) -> None:
+async def test_nobody_knows_of_is_away(presence: Presence) -> None:
     """Who was never here gave no sign of life."""
-    assert not presence.alive_since(*ALICE, now() - timedelta(days=1))
+    assert not await is_alive(presence, now() - timedelta(days=1))
 
 
-def test_signs_of_life_are_kept_until_no_mail_depends_on_them(
+async def test_signs_of_life_are_kept_until_no_mail_depends_on_them(
     presence: Presence, rooms: Rooms, alice: Member
 ) -> None:
     """Mail is decided one silence after the push; twice that is kept."""
     alice.connection.last_alive_at = time.monotonic() - 95
     rooms.leave(ALICE, alice)
     presence.forget()
-    assert presence.alive_since(*ALICE, now() - timedelta(seconds=105))
+    assert await is_alive(presence, now() - timedelta(seconds=105))
     alice.connection.last_alive_at = time.monotonic() - 101
     rooms.forget_signs_of_life(time.monotonic())
     rooms.join(ALICE, alice)
     rooms.leave(ALICE, alice)
     presence.forget()
-    assert not presence.alive_since(*ALICE, now() - timedelta(seconds=105))
+    assert not await is_alive(presence, now() - timedelta(seconds=105))

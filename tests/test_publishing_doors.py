@@ -26,6 +26,7 @@ from tests.support.feeds import (
     post,
     user_token,
 )
+from tests.support.lane import PORTS
 from tests.support.mongod import Mongod
 from tests.support.running_server import Response, RunningServer
 
@@ -41,10 +42,12 @@ each_door = pytest.mark.parametrize(("path", "fields"), DOORS, ids=["C3", "C4", 
 SERVICE_SECRET = "7a" * 32
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+@pytest.fixture(scope="module", params=PORTS)
+def server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningServer]:
     more = {"NOTIFY_SERVICE_JWT_SECRET": SERVICE_SECRET, "NOTIFY_SERVICE_JWT_AUDIENCE": "notifications"}
-    with RunningServer(tmp_path_factory.mktemp("doors"), **SETTINGS, **more) as running:
+    with request.param(tmp_path_factory.mktemp("doors"), **SETTINGS, **more) as running:
         yield running
 
 

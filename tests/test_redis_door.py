@@ -62,7 +62,7 @@ class Hub:
             Lease(self.leases, "redis", holder, lease_s),
             limits=LIMITS,
             max_message_bytes=MAX_MESSAGE_BYTES,
-            is_online=self.behind.is_online,
+            online=self.behind.who_is_online,
             backoff=quickly(),
         )
 

@@ -66,6 +66,7 @@ def _conforms(server: RunningServer, folder: Path, *options: str) -> None:
         *("--generation-database", "none", "--request-timeout", "20", "--no-color", *options),
     ]
     env = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}
+    env |= {"PYTHONPATH": str(ROOT), "SCHEMATHESIS_HOOKS": "tests.support.schemathesis_hooks"}
     # Its folder is empty: it would take settings of this project from a file, and leave its own files in it.
     found = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=100)
     assert found.returncode == 0, found.stdout + found.stderr

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from server.config.access import TLS, CertificateGrant, HTTPHook, JWTRules, SignIn, SQLLogin
+from server.config.cluster import Cluster
 from server.config.reader import Reading
 from server.config.retention import Retention
 from server.config.rules import make_config
@@ -30,6 +31,7 @@ __all__ = [
     "TLS",
     "Application",
     "CertificateGrant",
+    "Cluster",
     "Config",
     "Connections",
     "Email",

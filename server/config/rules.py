@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
-from server.config import rules_access, rules_doors, rules_sql
+from server.config import rules_access, rules_cluster, rules_doors, rules_sql
 from server.config.reader import Reading, Values
 from server.config.retention import Retention
 from server.config.schema import (
@@ -50,7 +50,11 @@ def make_config(reading: Reading) -> Config:
         redis_hub=rules_doors.redis_hub(reading),
         rabbitmq=rules_doors.rabbitmq(reading),
     )
-    config = replace(config, auth=rules_access.sign_in(reading, config))
+    config = replace(
+        config,
+        auth=rules_access.sign_in(reading, config),
+        cluster=rules_cluster.cluster(reading, is_embedded=config.mongodb.url is None),
+    )
     rules_access.warn_together(reading, config)
     return replace(config, warnings=tuple(reading.warnings))
 
@@ -76,6 +80,9 @@ def _application(reading: Reading) -> Application:
     if not reading.release and not is_loopback(record.address):
         reason = f"opens a DEBUG server to others ({record.address}); configuration=RELEASE is meant for that"
         reading.warn("APPLICATION", "address", reason)
+    if record.publish_port is not None and not is_loopback(record.publish_address):
+        reason = f"opens the publishing port to others ({record.publish_address}) in the clear: it has no TLS"
+        reading.warn("APPLICATION", "publish_address", reason)
     return record
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
@@ -35,25 +36,28 @@ def _record(reading: Reading, section: str, make: type[Record]) -> Record | None
         return None
     record = make(**values)
     if record.url:
-        _check_url(reading, section, record)
+        check_address(reading, section, record.url, getattr(record, "password", ""), record.ca)
     elif not reading.is_written(section, "url"):
         reading.problem(section, "url", "is missing, so there is no broker to ask")
     return record
 
 
-def _check_url(reading: Reading, section: str, record: Record) -> None:
-    url = urlsplit(record.url)
+def check_address(
+    reading: Reading, section: str, address: str, password: str, ca: Path | None, prefix: str = ""
+) -> None:
+    """`prefix`: what the names of the keys `url`, `password` and `ca` begin with."""
+    url = urlsplit(address)
     try:
         port_is_valid = url.port is None or url.port > 0
     except ValueError:
         port_is_valid = False
     if not port_is_valid:
-        reading.problem(section, "url", "has a port that is not within 1 to 65535")
+        reading.problem(section, f"{prefix}url", "has a port that is not within 1 to 65535")
     is_secured = url.scheme in ("rediss", "amqps")
-    if record.ca is not None and not is_secured:
-        reading.problem(section, "ca", f"is not used, since url begins with {url.scheme}://")
-    elif record.ca is not None and not record.ca.is_file():
-        reading.problem(section, "ca", f"there is no file {record.ca}")
-    has_password = bool(url.password or getattr(record, "password", ""))
-    if has_password and not is_secured and not is_loopback(url.hostname or ""):
-        reading.warn(section, "url", f"is without TLS, so the password goes to {url.hostname} in the clear")
+    if ca is not None and not is_secured:
+        reading.problem(section, f"{prefix}ca", f"is not used, since {prefix}url begins with {url.scheme}://")
+    elif ca is not None and not ca.is_file():
+        reading.problem(section, f"{prefix}ca", f"there is no file {ca}")
+    if (url.password or password) and not is_secured and not is_loopback(url.hostname or ""):
+        reason = f"is without TLS, so the password goes to {url.hostname} in the clear"
+        reading.warn(section, f"{prefix}url", reason)

@@ -17,6 +17,7 @@ from zoneinfo import ZoneInfo
 from server.callers import IPNetwork
 from server.config import access_values, values
 from server.config.access import TLS, CertificateGrant, HTTPHook, JWTRules, SignIn, SQLLogin
+from server.config.cluster import Cluster
 from server.config.doors import RabbitMQ, RedisHub
 from server.config.keys import DAY_S, KIB, MIB, Key, setting
 from server.config.retention import Retention
@@ -28,18 +29,25 @@ from server.rates import Rate
 class Application:
     """Where the server listens, who may publish, where data lies.
 
-    `address`: the one to listen on; loopback unless set, so that nobody gets in from outside by accident.
-    `port` 0: any free one. `page_limit`: documents on a page. `apikey` "": none. `data`: absolute, as
-    `load()` makes it. `publish_without_key`: whether callers on this machine may publish while no apikey is
-    set. `origins`: of the pages that may connect, lower-case, ("*",) for all. `hosts`, `trusted_proxies`: see
-    `callers.CallerPolicy`. `internal`: networks whose callers see every figure of `/metrics`. `default_tenant`: whose
-    users they are that come without a tenant; None: those are refused.
+    `address`: the one to listen on; loopback unless set, so that nobody gets in from outside by accident. `port`,
+    `publish_port` 0: any free one; `publish_port` None: there is none. `page_limit`: documents on a page. `apikey` "":
+    none. `data`: absolute, as `load()` makes it. `publish_without_key`: whether callers on this machine may publish
+    while no apikey is set. `origins`: of the pages that may connect, lower-case, ("*",) for all. `hosts`,
+    `trusted_proxies`: see `callers.CallerPolicy`. `internal`: networks whose callers see every figure of `/metrics`.
+    `default_tenant`: whose users they are that come without a tenant; None: those are refused.
     """
 
     port: int = setting(8587, values.LISTENING_PORT)
     address: str = setting("127.0.0.1", values.ADDRESS)
     # Where clients of other systems look for what has one port here.
     also_listen: tuple[int, ...] = setting((), values.PORTS)
+    # A port of its own, for publishing only: off unless it is named. Plain HTTP, so loopback unless set.
+    publish_port: int | None = setting(None, values.or_none("off", values.LISTENING_PORT))
+    publish_address: str = setting("127.0.0.1", values.ADDRESS)
+    # uvloop is an extra, and what it wins is for who publishes a lot.
+    event_loop: Literal["asyncio", "uvloop"] = setting(
+        "asyncio", values.choice({"asyncio": "asyncio", "uvloop": "uvloop"})
+    )
     # `load()` brings it within 1..100 with a warning: the original took any number and clamped what it
     # served.
     page_limit: int = setting(30, values.integer(-(10**9), 10**9), key="limit")
@@ -247,6 +255,7 @@ class Config:
     hook: HTTPHook | None = None
     redis_hub: RedisHub | None = None
     rabbitmq: RabbitMQ | None = None
+    cluster: Cluster = field(default_factory=Cluster)
     warnings: tuple[str, ...] = ()
 
 
@@ -316,5 +325,6 @@ SECTIONS: Mapping[str, Section] = {
         _section("HOOK", HTTPHook),
         _section("REDIS_HUB", RedisHub),
         _section("RABBITMQ", RabbitMQ),
+        _section("CLUSTER", Cluster),
     )
 }

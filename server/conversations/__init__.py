@@ -6,6 +6,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Protocol
 
 from server.auth import Authenticator, Identity, Proof
@@ -116,6 +117,10 @@ class Conversation(ABC):
     @abstractmethod
     def error(self, error: ServerError, message: Mapping[str, Any] | None) -> Frame:
         """The answer to a command that failed; None: it could not be read."""
+
+    @abstractmethod
+    def missed(self, since: datetime) -> None:
+        """Events since then (aware UTC) may not have come. Does not block."""
 
     @abstractmethod
     def ended(self) -> None:

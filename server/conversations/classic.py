@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import datetime
 from typing import Any, TypeVar
 
 from server.commands import (
@@ -154,6 +155,43 @@ class ClassicConversation(Conversation):
             limit = min(2 * len(some), MAX_DOCUMENTS_PER_FRAME)
             with line.screen.listing_waits(after):
                 await line.connection.drained()
+
+    # -- what was missed ---------------------------------------------------------------------------------------
+    def missed(self, since: datetime) -> None:
+        self.line.do_soon(functools.partial(self._tell_missed, since))
+
+    async def _tell_missed(self, since: datetime) -> None:
+        """What has changed since then, each document as it is now, and how many are unseen; while the store is away,
+        when it is back."""
+        line, services = self.line, self.line.services
+        room, token, goes_on = line.room, services.sync.as_of(since), False
+        while room is not None and not line.is_closed:
+            line.screen.begin_answer()
+            chunk = await self._patiently(functools.partial(services.sync.read, room, token, goes_on=goes_on))
+            if chunk is None:
+                return
+            if chunk.reset:  # too long ago to know what was deleted
+                await self._list_unseen(room, is_patient=True)
+            self._answer_changes(room, chunk.documents)
+            line.screen.end_answer()
+            await line.connection.drained()
+            if not chunk.more:
+                count = await self._patiently(lambda: services.inbox.count_unseen(room))
+                if count is not None:
+                    line.connection.send(count_frame(count))
+                return
+            token, goes_on = chunk.upto, True
+
+    def _answer_changes(self, room: Room, documents: Sequence[Document]) -> None:
+        unseen = [document for document in documents if not document.deleted and not document.seen]
+        seen = [document for document in documents if not document.deleted and document.seen]
+        deleted = [document for document in documents if document.deleted]
+        if unseen:
+            self._answer(room, notification_frame(unseen), unseen)
+        if seen:
+            self._answer(room, seen_frame([document.id for document in seen]), seen)
+        if deleted:
+            self._answer(room, delete_frame([document.id for document in deleted]), deleted)
 
     # -- changing --------------------------------------------------------------------------------------------
     async def _mark_seen(self, room: Room, ids: tuple[str, ...] | None) -> None:

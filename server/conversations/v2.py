@@ -11,6 +11,7 @@ import logging
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime
 from functools import partial
 from typing import Any, TypeVar
 
@@ -275,6 +276,19 @@ class ConversationV2(Conversation):
     def _refresh_later(self) -> None:
         delay_s = REFRESH_S * random.uniform(0.8, 1.2)  # noqa: S311  # apart from others, no secret
         self._refreshing = asyncio.get_running_loop().call_later(delay_s, self.line.do_soon, self.refresh)
+
+    def missed(self, since: datetime) -> None:
+        self.line.do_soon(self._catch_up)
+
+    async def _catch_up(self) -> None:
+        """Tell the client what has changed since it was told last; while the store is away, when it is back."""
+        room, upto = self.line.room, self._upto
+        if room is None or self._identity is None:
+            return
+        if upto is None:
+            self.line.connection.send(answer_frame("missed", None, {}))
+        else:
+            await self._sync(room, None, upto, is_patient=True, beside={"ticket": self._ticket()})
 
     async def refresh(self) -> None:
         """Tell the client how far it is, with what has changed since it was told last, and a new ticket."""

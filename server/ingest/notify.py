@@ -6,17 +6,17 @@ Keys are refused with C1's 400 and HTML body; everything else that is wrong is a
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-from tornado.httputil import HTTPInputError, parse_body_arguments
+from tornado.httputil import HTTPHeaders, HTTPInputError, parse_body_arguments
 
 from server.errors import BadCredentials, InvalidNotification, NoCredentials, ServerError
-from server.ingest.base import DoorHandler, Gate
-from server.notifier import Notifier
-from server.parsers import FieldLimits, parse_notify
+from server.ingest.door import Door
+from server.ingest.visits import Answer, Visit, json_object
+from server.parsers import parse_notify
 
-KEY_REFUSED = "<html><body>API Key refused</body></html>"
+KEY_REFUSED = b"<html><body>API Key refused</body></html>"
 
 CORS_HEADERS = {
     "Access-Control-Allow-Origin": "*",
@@ -26,92 +26,67 @@ CORS_HEADERS = {
 }
 
 
-@dataclass(slots=True)
-class NotifyDoor:
-    """What the handler needs beside the gate. `max_body_bytes`: of a request. May be changed while the server runs."""
+class NotifyDoor(Door):
+    name = "notify"
+    paths = ("/notify",)
+    methods = ("POST", "OPTIONS")
+    headers = CORS_HEADERS
 
-    notifier: Notifier
-    max_body_bytes: int
-    limits: FieldLimits
-
-
-class NotifyHandler(DoorHandler):
-    door = "notify"
-
-    def initialize(self, gate: Gate, door: NotifyDoor) -> None:  # type: ignore[override]  # what the route holds
-        super().initialize(gate)
-        self._door = door
-        self.max_body_bytes = door.max_body_bytes
-
-    def set_default_headers(self) -> None:
-        super().set_default_headers()
-        for name, value in CORS_HEADERS.items():
-            self.set_header(name, value)
-
-    async def check_early(self) -> None:
+    async def check_early(self, visit: Visit) -> None:
+        """See `Door.check_early`."""
         # A key may stand in the body, if there is any; else it is not worth reading.
-        if not self._gate.publishers.takes_fields:
-            await self.identify(self.presented(self._query_key()))
+        if not visit.gate.publishers.takes_fields:
+            query = {name: values[-1] for name, values in visit.incoming.query.items()}
+            await visit.identify(visit.presented(_key(query)))
 
-    async def post(self) -> None:
+    async def carry_out(self, visit: Visit, body: bytes) -> Answer:
         """Publish. The answer means: stored, and the mail that is owed with it."""
-        try:
-            fields = await self._admitted_fields()
-            key = self.idempotency_key(fields)
-            publication = parse_notify(fields, self._tenant or "", self._door.limits)
-            stored = await self._door.notifier.notify(
-                replace(publication, door=self.door, received_at=self.received_at, idempotency_key=key)
-            )
-            self.note_repeat(stored.is_repeat)
-        except ServerError as error:
-            self.refuse(error)
+        fields = await self._admitted_fields(visit, body)
+        key = visit.idempotency_key(fields)
+        publication = parse_notify(fields, visit.tenant or "", self._publishing.limits)
+        received_at = visit.incoming.received_at
+        stored = await self._publishing.notifier.notify(
+            replace(publication, door=self.name, received_at=received_at, idempotency_key=key)
+        )
+        visit.note_repeat(stored.is_repeat)
+        return Answer(200)
 
-    def options(self) -> None:
-        """The preflight of a page of another origin."""
-        self.set_status(204)
-
-    def refuse(self, error: ServerError) -> None:
+    def refuse(self, visit: Visit, error: ServerError) -> Answer:
         """A key that is wrong is refused in C1's words, and so is a missing one where config.ini has one."""
-        has_key = bool(self._gate.publishers.rules.apikey)
+        has_key = bool(visit.gate.publishers.rules.apikey)
         if isinstance(error, BadCredentials) or (has_key and isinstance(error, NoCredentials)):
-            self.set_status(400)
-            self.note_refusal(error)
-            self._finish(KEY_REFUSED)
-        else:
-            super().refuse(error)
+            visit.note_refusal(error)
+            return Answer(400, KEY_REFUSED)
+        return super().refuse(visit, error)
 
-    def status_of(self, error: ServerError) -> int:
-        return 403 if isinstance(error, NoCredentials) else super().status_of(error)
-
-    # -- reading the fields ----------------------------------------------------------------------------------
-    async def _admitted_fields(self) -> dict[str, Any]:
+    async def _admitted_fields(self, visit: Visit, body: bytes) -> dict[str, Any]:
         """The fields of query and body; of several values the last one wins, the body's over the query's. Who has no
         key learns nothing but that, whatever else is wrong."""
-        fields: dict[str, Any] = {name: values[-1] for name, values in self.request.query_arguments.items()}
+        fields: dict[str, Any] = {name: values[-1] for name, values in visit.incoming.query.items()}
         try:
-            fields |= self._body_fields()
+            fields |= _body_fields(visit, body)
         except InvalidNotification:
-            await self.admit(self.presented(_key(fields)))
+            await visit.admit(visit.presented(_key(fields)))
             raise
-        await self.admit(self.presented(_key(fields)))
+        await visit.admit(visit.presented(_key(fields)))
         return {name: _decoded(value, name) for name, value in fields.items()}
 
-    def _query_key(self) -> str | None:
-        return _key({name: values[-1] for name, values in self.request.query_arguments.items()})
 
-    def _body_fields(self) -> dict[str, Any]:
-        """As bytes from a form, as JSON values from JSON."""
-        media_type, semicolon, parameters = self.request.headers.get("Content-Type", "").partition(";")
-        media_type = media_type.strip().lower()  # RFC 9110 section 8.3.1
-        if media_type == "application/json":
-            return self.json_fields(InvalidNotification)
-        try:
-            arguments: dict[str, list[bytes]] = {}
-            content_type = media_type + semicolon + parameters
-            parse_body_arguments(content_type, bytes(self._body), arguments, {}, self.request.headers)
-        except (HTTPInputError, ValueError) as exc:
-            raise InvalidNotification("", "the body is not what its Content-Type says") from exc
-        return {name: values[-1] for name, values in arguments.items()}
+def _body_fields(visit: Visit, body: bytes) -> dict[str, Any]:
+    """As bytes from a form, as JSON values from JSON."""
+    media_type, semicolon, parameters = visit.incoming.headers.get("Content-Type", "").partition(";")
+    media_type = media_type.strip().lower()  # RFC 9110 section 8.3.1
+    if media_type == "application/json":
+        return json_object(body, InvalidNotification)
+    try:
+        arguments: dict[str, list[bytes]] = {}
+        content_type = media_type + semicolon + parameters
+        encoding = visit.incoming.headers.get("Content-Encoding")
+        coded = None if encoding is None else HTTPHeaders({"Content-Encoding": encoding})
+        parse_body_arguments(content_type, body, arguments, {}, coded)
+    except (HTTPInputError, ValueError) as exc:
+        raise InvalidNotification("", "the body is not what its Content-Type says") from exc
+    return {name: values[-1] for name, values in arguments.items()}
 
 
 def _key(fields: dict[str, Any]) -> str | None:

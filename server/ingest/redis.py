@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, replace
 from functools import partial
 from urllib.parse import unquote, urlsplit
@@ -79,8 +79,8 @@ class _Message:
 
 
 class RedisDoor(Consumer):
-    """`limits`, `max_message_bytes`: of one message; may be changed while the server runs. `is_online`: whether a user
-    has a connection on any node; asked only with `skip_offline`. `run` and `stop` are those of every consumer."""
+    """`limits`, `max_message_bytes`: of one message; may be changed while the server runs. `online`: which of some
+    users have a connection on any node; asked only with `skip_offline`. `run` and `stop`: as of every consumer."""
 
     door = "redis"
 
@@ -92,7 +92,7 @@ class RedisDoor(Consumer):
         *,
         limits: FieldLimits,
         max_message_bytes: int,
-        is_online: Callable[[Room], bool],
+        online: Callable[[Collection[Room]], Awaitable[set[Room]]],
         backoff: Backoff | None = None,
     ) -> None:
         url = urlsplit(settings.url)
@@ -103,7 +103,7 @@ class RedisDoor(Consumer):
         self._settings = settings
         self._notifier = notifier
         self._lease = lease
-        self._is_online = is_online
+        self._online = online
         self._prefix = f"{settings.prefix}:".encode()
         self._lanes = Lanes(self._work)
         self._waiting_bytes = 0
@@ -215,10 +215,7 @@ class RedisDoor(Consumer):
         except TooLarge as error:
             self._skip(error)
             return
-        settings = self._settings
-        if settings.skip_offline and not self._is_online((settings.tenant, message.user_id)):
-            self._note_refused("offline")
-        elif self._has_space(message):
+        if self._has_space(message):
             self._waiting_bytes += size
             self._lanes.put(message.user_id, message)
         else:
@@ -233,6 +230,9 @@ class RedisDoor(Consumer):
     # -- storing ---------------------------------------------------------------------------------------------
     async def _work(self, message: _Message) -> None:
         try:
+            if self._settings.skip_offline and not await self._is_online(message.user_id):
+                self._note_refused("offline")
+                return
             await self._store(self._parse(message), message.received_at)
         except (InvalidInput, KeyReused) as error:
             self._skip(error)
@@ -241,6 +241,9 @@ class RedisDoor(Consumer):
             self._note_refused("internal")
         finally:
             self._waiting_bytes -= message.size
+
+    async def _is_online(self, user_id: str) -> bool:
+        return bool(await self._online([(self._settings.tenant, user_id)]))
 
     def _parse(self, message: _Message) -> Publication:
         value = json_of(message.body, self.max_message_bytes)

@@ -91,10 +91,10 @@ class _UserTokenHandler(DoorHandler):
             return problem | dict(self.wrong)
         return problem
 
-    def _finish(self, text: str) -> None:
+    def _finish(self, body: bytes) -> None:
         if self.get_status() == 401:
             self.set_header("WWW-Authenticate", 'Bearer realm="api"')  # RFC 9110 section 11.6.1
-        super()._finish(text)
+        super()._finish(body)
 
     wrong: Mapping[str, Any] = MappingProxyType(
         {"detail": "Token is invalid or expired", "code": "token_not_valid"}

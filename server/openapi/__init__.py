@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from server import __version__, requests, requests_v2
+from server import __version__, requests, requests_batch, requests_v2
 from server.openapi import inbox, listening, operating, outbox, publishing, users
 from server.openapi.operating import MEDIA_TYPES
 from server.openapi.parts import HEADERS, RESPONSES, SECURITY_SCHEMES, Json, ref
@@ -68,9 +68,9 @@ def document() -> Json:
 
 
 def schemas() -> dict[str, Json]:
-    """JSON Schemas (draft 2020-12, as OpenAPI 3.1 has it) of all types in `requests` and `requests_v2`, and of forms,
-    by name."""
-    named = {**vars(requests), **vars(requests_v2)}
+    """JSON Schemas (draft 2020-12, as OpenAPI 3.1 has it) of all types in `requests`, `requests_v2` and
+    `requests_batch`, and of forms, by name."""
+    named = {**vars(requests), **vars(requests_v2), **vars(requests_batch)}
     kinds = [kind for kind in named.values() if isinstance(kind, type) and issubclass(kind, Struct)]
     _, found = msgspec.json.schema_components(
         [kind for kind in kinds if kind is not Struct], ref_template=ref("schemas", "{name}")["$ref"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from server.idempotency import KEY_PATTERN
 from server.openapi.parts import (
     DOOR_HEADERS,
@@ -39,8 +41,16 @@ from server.requests import (
     ServiceAnswer,
     ServiceRequest,
 )
+from server.requests_batch import BatchItem, BatchOutcome
 
 ID = "6740c0ffee0123456789abcc"
+
+NDJSON = "application/x-ndjson"
+
+
+def _lines(values: list[Json]) -> str:
+    return "".join(f"{json.dumps(value)}\n" for value in values)
+
 
 NOTIFY_EXAMPLE: Json = {
     "title": "Order shipped",
@@ -204,6 +214,49 @@ INTERNAL: Json = operation(
     },
 )
 
+BATCH_EXAMPLE: list[Json] = [
+    {"content": "It arrives tomorrow.", "users": [{"id": "alice"}], "idempotency_key": "order-7"},
+    {"content": "It arrives today.", "users": []},
+]
+
+BATCH_ANSWER: list[Json] = [
+    {"index": 0, "status": 200, "id": ID},
+    {
+        "index": 1,
+        "status": 400,
+        "problem": problem_example(400, "invalid", "users: missing", field="users"),
+    },
+]
+
+BATCH: Json = operation(
+    "Publish",
+    "Publish many notifications, each to users of its own",
+    description="As a JSON array, or as NDJSON: one JSON object a line, empty lines are passed over. Each stands for"
+    " itself, counts as a request of its key, and may have an `idempotency_key`; the answer has the same form and"
+    " order. When the store goes away, or the server stops, the rest has that as its problem.",
+    body={
+        "required": True,
+        "content": {
+            JSON: media(
+                {"type": "array", "items": of_type(BatchItem), "maxItems": 20_000}, BATCH_EXAMPLE[:1]
+            ),
+            NDJSON: media({"type": "string"}, _lines(BATCH_EXAMPLE[:1])),
+        },
+    },
+    security=PUBLISHER,
+    answers={
+        200: answer(
+            "What became of each item",
+            {
+                JSON: media({"type": "array", "items": of_type(BatchOutcome)}, BATCH_ANSWER),
+                NDJSON: media({"type": "string"}, _lines(BATCH_ANSWER)),
+            },
+            DOOR_HEADERS,
+        ),
+        **{status: PROBLEMS[status] for status in (400, 403, 413, 429, 503)},
+    },
+)
+
 DELIVERIES: Json = operation(
     "Publish",
     "How far a notification got with each of its users",
@@ -252,6 +305,7 @@ DELIVERIES: Json = operation(
 
 PATHS: Json = {
     "/notify": {"post": NOTIFY},
+    "/api/v2/notifications": {"post": BATCH},
     "/api/notifications/send/": {"post": SEND},
     "/api/realtime/internal/notify": {"post": INTERNAL},
     "/api/notifications/{id}/deliveries": {"get": DELIVERIES},

@@ -44,6 +44,7 @@ __all__ = [
     "ACKNOWLEDGED",
     "Accepted",
     "Access",
+    "Addition",
     "Bounds",
     "Broadcast",
     "BroadcastRefused",
@@ -107,6 +108,16 @@ class Stored:
     is_repeat: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Addition:
+    """What `Store.add` is given."""
+
+    notification: Notification
+    recipients: Sequence[Recipient]
+    duty: EmailDuty | None = None
+    once: Once | None = None
+
+
 class Store(Protocol):
     """The inbox of all users. Durable before a verb returns: a crash of the process or the machine loses
     nothing returned."""
@@ -160,6 +171,11 @@ class Store(Protocol):
         after a crash at any point: each recipient has one document, and one mail is owed. Ids do not follow from the
         key, which may come again when it is no longer remembered. Raises `KeyReused` if the key was used for something
         else; `InProgress` if the same request is still being stored when the store's time limit is over."""
+
+    async def add_many(self, additions: Sequence[Addition]) -> Sequence[Stored | Exception]:
+        """`add` each of these, as if in their order, for little more than the time of one: what it returns or raises of
+        each. They stand or fall alone; one that comes twice, with the same `once`, is a repeat the second time. Raises
+        `StoreUnavailable`: as `add`, of all of them."""
 
     async def complete_intents(self) -> list[Document]:
         """Complete what a crash or a time-out left half done, longer ago than any store timeout. Returns the

@@ -6,6 +6,7 @@ may do what; `mongo_migration` brings up what an earlier version left."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
 from zoneinfo import ZoneInfo
@@ -17,6 +18,7 @@ from server.messages import Document, EmailDuty, Notification, Recipient
 from server.revs import RevClock
 from server.store import (
     MAX_JOB_RECIPIENTS,
+    Addition,
     Broadcasts,
     Change,
     Counts,
@@ -132,6 +134,15 @@ class MongoStore:
     ) -> Stored:
         with self._connection.operation():
             return await self._adding.add(notification, recipients, duty, once)
+
+    async def add_many(self, additions: Sequence[Addition]) -> list[Stored | Exception]:
+        adding = (self.add(each.notification, each.recipients, each.duty, each.once) for each in additions)
+        outcomes: list[Stored | Exception] = []
+        for outcome in await asyncio.gather(*adding, return_exceptions=True):  # which share their batches
+            if isinstance(outcome, BaseException) and not isinstance(outcome, Exception):
+                raise outcome
+            outcomes.append(outcome)
+        return outcomes
 
     async def complete_intents(self) -> list[Document]:
         return await self._adding.complete()

@@ -1,7 +1,7 @@
 """The embedded store: one SQLite file in the data folder, for a server that is one process. Keeps the `Store` contract.
 
 How it lies on disk is in `sqlite_schema`, how older files come to that in `sqlite_upgrade`, what the verbs do there in
-`sqlite_documents`, `sqlite_reading`, `sqlite_changing` and `sqlite_mail`, and who does it in `sqlite_threads`. Tenants
+`sqlite_adding`, `sqlite_reading`, `sqlite_changing` and `sqlite_mail`, and who does it in `sqlite_threads`. Tenants
 and keys are in `sqlite_directory`, what was sent in `sqlite_deliveries`, notifications for everybody in
 `sqlite_broadcasts`."""
 
@@ -25,6 +25,7 @@ from server.messages import Document, EmailDuty, Notification, Recipient
 from server.revs import RevClock
 from server.store import (
     MAX_JOB_RECIPIENTS,
+    Addition,
     Broadcasts,
     Change,
     Counts,
@@ -41,10 +42,9 @@ from server.store import (
 )
 from server.store import sqlite_broadcasts as broadcasts
 from server.store import sqlite_changing as changing
-from server.store import sqlite_documents as documents
 from server.store import sqlite_mail as mail
-from server.store import sqlite_once as keys
 from server.store import sqlite_reading as reading
+from server.store.sqlite_adding import Adder, Additions, Outcome
 from server.store.sqlite_broadcasts import SQLiteBroadcasts
 from server.store.sqlite_deliveries import SQLiteDeliveries
 from server.store.sqlite_directory import SQLiteDirectory
@@ -96,6 +96,7 @@ class SQLiteStore:
         self._unheard: deque[Document] = deque(maxlen=MAX_UNHEARD)
         self._turns: Turns[tuple[str, str]] = Turns(timeout_s)
         self._writer: Writer | None = None
+        self._additions: Additions | None = None
         self._readers: Readers | None = None
 
     async def open(self) -> None:
@@ -109,12 +110,16 @@ class SQLiteStore:
             await asyncio.wait([connecting], timeout=self._timeout_s)
             raise
         self._writer = Writer(writer, self._store_rev, self._busy_timeout_s)
+        adder = Adder(lambda: self._revs.next(), self._clock)
+        self._additions = Additions(self._writer, adder, self._unheard.extend)
         self._readers = Readers(readers)
 
     async def close(self) -> None:
         """See `Store.close`."""
         if self._readers is not None:
             await self._readers.close()
+        if self._additions is not None:
+            self._additions.send()
         if self._writer is not None:
             await self._writer.close()
         self._lock.release()
@@ -134,25 +139,21 @@ class SQLiteStore:
     ) -> Stored:
         """See `Store.add`."""
 
-        def work(connection: sqlite3.Connection) -> Stored:
-            repeated = None
-            if once is not None:
-                repeated = keys.repeated(connection, notification, once, self._clock())
-            if repeated is not None:
-                users = [recipient.user_id for recipient in recipients]
-                return Stored(repeated, keys.documents(connection, repeated, users), [], is_repeat=True)
-            key, added = documents.add(connection, notification, recipients, self._revs.next())
-            if duty is not None:
-                mail.add(connection, key, duty)
-            return Stored(notification, added, added)
-
-        def unheard(stored: Stored) -> None:
-            self._unheard.extend(stored.new)
-
+        addition = Addition(notification, recipients, duty, once)
         if once is None:
-            return await self._write(work, unheard)
+            return await within(self._timeout_s, self._open_additions.put(addition))
         async with self._turns.take((notification.tenant, once.key)) as timeout_s:
-            return await self._write(work, unheard, timeout_s)
+            return await within(timeout_s, self._open_additions.put(addition))
+
+    async def add_many(self, additions: Sequence[Addition]) -> list[Outcome]:
+        """See `Store.add_many`. Of the same requests at once none has to wait for its turn: one thread writes."""
+        return await within(self._timeout_s, self._open_additions.put_all(additions))
+
+    @property
+    def _open_additions(self) -> Additions:
+        if self._additions is None:
+            raise StoreUnavailable("the store is not open")
+        return self._additions
 
     async def complete_intents(self) -> list[Document]:
         """See `Store.complete_intents`. A transaction leaves nothing half done: these are the documents of works that

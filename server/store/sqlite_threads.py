@@ -52,7 +52,7 @@ def is_busy(error: Exception) -> bool:
     return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
 
 
-def _as_store_error(error: Exception) -> Exception:
+def as_store_error(error: Exception) -> Exception:
     """`StoreUnavailable` caused by `error` where SQLite speaks of the disk, the file or a lock; else `error` itself,
     which is a mistake of ours."""
     if getattr(error, "sqlite_errorcode", 0) & 0xFF not in _UNAVAILABLE:
@@ -65,7 +65,7 @@ def _as_store_error(error: Exception) -> Exception:
 class _Job:
     """A work and its answer. The answers of one transaction are given together, after its commit."""
 
-    __slots__ = ("answer", "error", "result", "unheard", "work")
+    __slots__ = ("answer", "error", "is_left_out", "result", "unheard", "work")
 
     def __init__(
         self, work: Work[Any], answer: asyncio.Future[Any], unheard: Callable[[Any], None] | None
@@ -75,13 +75,20 @@ class _Job:
         self.unheard = unheard
         self.result: Any = None  # of whatever type the work returns
         self.error: Exception | None = None
+        self.is_left_out = False
 
     def run(self, connection: sqlite3.Connection) -> None:
         """Do the work and keep what becomes of it."""
+        self.error = None
         try:
             self.result = self.work(connection)
         except Exception as exc:
-            self.error = _as_store_error(exc)
+            self.error = as_store_error(exc)
+
+    def leave_out(self) -> None:
+        """Nobody waits for it any more."""
+        self.is_left_out = True
+        self.error = StoreUnavailable()
 
     def give(self) -> None:
         """To be called on the loop."""
@@ -118,8 +125,9 @@ class Writer:
 
     def submit(self, work: Work[T], unheard: Callable[[T], None] | None = None) -> asyncio.Future[T]:
         """Queue a work; its result is there when it is durable. What the work raises is undone and comes back, to its
-        own caller only; if the transaction fails as a whole, all get `StoreUnavailable`. A work whose answer was
-        cancelled before it began is left out; if it was cancelled later, `unheard` gets the durable result."""
+        own caller only; if the transaction fails as a whole, all get `StoreUnavailable`. When one of several fails, all
+        are undone and done again: a work leaves no trace but in the database. A work whose answer was cancelled before
+        it began is left out; if it was cancelled later, `unheard` gets the durable result."""
         if self._is_closing:
             raise StoreUnavailable("the store is closed")
         if self._jobs.qsize() >= MAX_WAITING:
@@ -151,12 +159,15 @@ class Writer:
                 if len(jobs) == 1:
                     self._begin()
                 self._do(job)
+                if job.error is not None and not job.is_left_out:
+                    self._do_again(jobs)
+                    break
             if jobs:
                 self._before_commit(self._connection)
                 self._connection.execute("COMMIT")
         except Exception as exc:
             for job in jobs:
-                job.error = job.error or _as_store_error(exc)
+                job.error = job.error or as_store_error(exc)
             with contextlib.suppress(sqlite3.Error):  # tried again before the next transaction
                 self._roll_back()
         return jobs
@@ -189,17 +200,24 @@ class Writer:
             self._connection.execute("ROLLBACK")
 
     def _do(self, job: _Job) -> None:
-        """Raises only if the whole transaction is lost."""
-        if job.answer.cancelled():
-            job.error = StoreUnavailable()
-            return
-        self._connection.execute("SAVEPOINT job")
-        job.run(self._connection)
-        if job.error is not None:
-            if not self._connection.in_transaction:  # as after some errors of the disk
-                raise job.error
-            self._connection.execute("ROLLBACK TO job")
-        self._connection.execute("RELEASE job")
+        if job.is_left_out or job.answer.cancelled():
+            job.leave_out()
+        else:
+            job.run(self._connection)
+
+    def _do_again(self, jobs: Sequence[_Job]) -> None:
+        """One of these jobs has failed, which is rare: begin again, with each in a savepoint, so that only its own is
+        undone. Savepoints for all from the start would double the cost of most: SQLite keeps a copy of each page that
+        changes in one. Raises only if the whole transaction is lost."""
+        self._begin()
+        for job in jobs:
+            self._connection.execute("SAVEPOINT job")
+            self._do(job)
+            if job.error is not None:
+                if not self._connection.in_transaction:  # as after some errors of the disk
+                    raise job.error
+                self._connection.execute("ROLLBACK TO job")
+            self._connection.execute("RELEASE job")
 
 
 def _give_answers(jobs: Sequence[_Job]) -> None:

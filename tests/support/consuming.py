@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,9 +50,8 @@ class Behind:
     notifier: Notifier
     online: set[str]
 
-    def is_online(self, room: Room) -> bool:
-        tenant, user_id = room
-        return tenant == DEFAULT_TENANT and user_id in self.online
+    async def who_is_online(self, rooms: Collection[Room]) -> set[Room]:
+        return {room for room in rooms if room[0] == DEFAULT_TENANT and room[1] in self.online}
 
     async def inbox(self, user_id: str) -> list[Document]:
         """Newest first."""

@@ -77,7 +77,7 @@ class Listener:
 @asynccontextmanager
 async def listening(server: RunningServer, path: str, **headers: str) -> AsyncIterator[Listener]:
     """A client of one of these doors; says goodbye at the end."""
-    url = f"ws://127.0.0.1:{server.port}{path}"
+    url = f"ws://127.0.0.1:{server.port_of(path)}{path}"
     async with connect(url, additional_headers=headers, max_size=None, ping_interval=None) as socket:
         yield Listener(socket)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Collection
 from datetime import datetime
 
 from server.config import Email
@@ -18,8 +19,8 @@ from tests.support.stores import place_of
 class Nobody:
     """No user is there."""
 
-    def alive_since(self, tenant: str, user_id: str, instant: datetime) -> bool:
-        return False
+    async def alive_since(self, tenant: str, user_ids: Collection[str], instant: datetime) -> set[str]:
+        return set()
 
 
 async def main() -> None:

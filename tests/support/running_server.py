@@ -161,12 +161,17 @@ class RunningServer:
         """The raw WebSocket."""
         return f"ws://127.0.0.1:{self.port}/notification/websocket"
 
+    def port_of(self, path: str) -> int:
+        """By which port a path is asked for."""
+        return self.port
+
     # -- requests --------------------------------------------------------------------------------------------
     def request(
         self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
     ) -> Response:
         """One request on a connection of its own; blocks."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=_REQUEST_TIMEOUT_S)
+        port = self.port_of(path)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_REQUEST_TIMEOUT_S)
         try:
             connection.request(method, path, body, dict(headers or {}))
             answer = connection.getresponse()

@@ -1,0 +1,184 @@
+"""Connections to Redis, for commands and for what is pushed. What channels and keys mean is up to `redis`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import ssl
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from redis.asyncio import Connection, SSLConnection
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import (
+    AuthenticationError,
+    AuthenticationWrongNumberOfArgsError,
+    NoPermissionError,
+    RedisError,
+)
+
+from server.cluster.link import ACCESS_REFUSED, LinkDown
+from server.config import Cluster
+
+DEFAULT_PORT = 6379
+
+PING_S = 1.0
+"""After so long a silence Redis is asked whether it is there; after as long again it is not."""
+
+TURN = 64
+"""Messages after which others get a turn: a full socket is read without waiting, and so without giving up the loop."""
+
+COMMANDS_AT_ONCE = 500
+"""Written in one go."""
+
+_REFUSALS = AuthenticationError, AuthenticationWrongNumberOfArgsError, NoPermissionError
+
+
+class _Place:
+    """One connection to the Redis of the settings, made anew by each `connect`."""
+
+    def __init__(self, settings: Cluster) -> None:
+        self._settings = settings
+        url = urlsplit(settings.redis_url)
+        self.name = f"Redis at {url.hostname}:{url.port or DEFAULT_PORT}"
+        self._connection: Connection | None = None
+
+    async def connect(self) -> None:
+        """Raises `RedisError`, OSError, TimeoutError."""
+        self._connection = connection = self._make()
+        async with asyncio.timeout(self._settings.timeout_s):
+            await connection.connect()  # type: ignore[no-untyped-call]  # of redis-py
+
+    async def disconnect(self) -> None:
+        """Idempotent; does not raise."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with suppress(RedisError, OSError):
+                await connection.disconnect(nowait=True)
+
+    def _make(self) -> Connection:
+        settings, url = self._settings, urlsplit(self._settings.redis_url)
+        make: Callable[..., Connection] = Connection
+        if url.scheme == "rediss":
+            make = partial(SSLConnection, ssl_ca_certs=str(settings.redis_ca) if settings.redis_ca else None)
+        return make(
+            host=url.hostname or "",
+            port=url.port or DEFAULT_PORT,
+            db=int(url.path.strip("/") or 0),
+            username=unquote(url.username) if url.username else None,
+            password=settings.redis_password or (unquote(url.password) if url.password else None),
+            socket_timeout=settings.timeout_s,
+            socket_connect_timeout=settings.timeout_s,
+            retry=Retry(NoBackoff(), 0),  # trying again is ours
+            client_name="notification-server",
+            protocol=2,  # known to every Redis and to what speaks like it
+        )
+
+
+class Commands(_Place):
+    """Commands, one lot after the other."""
+
+    def __init__(self, settings: Cluster) -> None:
+        super().__init__(settings)
+        self._turn = asyncio.Lock()
+
+    async def execute(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Carry them out in this order; their answers. Raises `LinkDown`: any of them may have been carried out."""
+        answers: list[Any] = []
+        for start in range(0, len(commands), COMMANDS_AT_ONCE):
+            async with self._turn:
+                answers += await self._execute(commands[start : start + COMMANDS_AT_ONCE])
+        return answers
+
+    async def _execute(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+        connection = self._connection
+        if connection is None or not connection.is_connected:
+            raise LinkDown("not connected")
+        try:
+            packed = connection.pack_commands(commands)
+            await connection.send_packed_command(packed, check_health=False)
+            return [await connection.read_response(disable_decoding=True) for _ in commands]
+        except (RedisError, OSError) as error:
+            await self._break(connection)
+            raise LinkDown(reason_of(error) or "failed") from error
+        except BaseException:
+            # Cut off in the middle: the next command would get the answers to this one.
+            await self._break(connection)
+            raise
+
+    @staticmethod
+    async def _break(connection: Connection) -> None:
+        with suppress(RedisError, OSError):
+            await connection.disconnect(nowait=True)
+
+
+class Subscription(_Place):
+    """What is pushed over channels. `heard_at`: when Redis was surely there the last time."""
+
+    def __init__(self, settings: Cluster) -> None:
+        super().__init__(settings)
+        self.heard_at = datetime.now(UTC)
+
+    async def follow(self, channels: Sequence[bytes]) -> None:
+        """Raises as `connect`."""
+        await self._say("SUBSCRIBE", *channels)
+
+    async def let_go(self, channels: Sequence[bytes]) -> None:
+        """As `follow`."""
+        await self._say("UNSUBSCRIBE", *channels)
+
+    async def _say(self, *command: str | bytes) -> None:
+        if self._connection is None:
+            raise LinkDown("not connected")
+        await self._connection.send_command(*command)
+
+    async def pushed(self) -> AsyncIterator[list[Any]]:
+        """All that comes, until the connection ends or is silent although asked. Raises as `connect`."""
+        is_asked, turn = False, 0
+        while (connection := self._connection) is not None:
+            pushed = await connection.read_response(
+                disable_decoding=True, timeout=PING_S, disconnect_on_error=False
+            )
+            if pushed is not None:
+                is_asked = False
+                self.heard_at = datetime.now(UTC)
+                yield pushed
+                turn = (turn + 1) % TURN
+                if not turn:
+                    await asyncio.sleep(0)
+            elif is_asked:
+                raise TimeoutError
+            else:
+                is_asked = True
+                await self._say("PING")
+
+
+def reason_of(error: Exception) -> str | None:
+    """What an error means, for the log: no secrets. None: it was not to be expected."""
+    if isinstance(error, _REFUSALS):
+        return ACCESS_REFUSED
+    chain: list[BaseException] = [error]
+    while below := chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(below)
+    for each in chain:
+        if isinstance(each, ssl.SSLError | socket.gaierror):
+            return _in_one_line(str(each))
+        if isinstance(each, _REFUSALS):
+            return ACCESS_REFUSED
+    for each in chain:
+        if isinstance(each, OSError) and each.errno:
+            return os.strerror(each.errno)
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    return _in_one_line(str(error)) if isinstance(error, RedisError | OSError | LinkDown) else None
+
+
+def _in_one_line(text: str) -> str:
+    printable = "".join(char if char.isprintable() else " " for char in text[:300])
+    return " ".join(printable.split()).rstrip(".") or "failed"

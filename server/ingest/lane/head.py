@@ -1,0 +1,73 @@
+"""The head of a request as the doors look at it. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from tornado.escape import parse_qs_bytes
+
+from server import idempotency
+
+MAX_QUERY_FIELDS = 1000
+
+_KEYS = idempotency.HEADER.lower()
+
+
+class HeadError(ValueError):
+    """A head that is answered with 400, whatever it is about."""
+
+
+class Headers(Mapping[str, str]):
+    """By their names in any letter case; those that came more than once with a comma between (RFC 9110 section
+    5.3)."""
+
+    __slots__ = ("_values", "keys_given")
+
+    def __init__(self) -> None:
+        self._values: dict[str, str] = {}
+        self.keys_given: list[str] = []
+        """The headers `Idempotency-Key`, of which there may be but one."""
+
+    def add(self, name: bytes, value: bytes) -> None:
+        """As they came."""
+        lower, text = name.decode("latin-1").lower(), value.decode("latin-1")
+        if lower == _KEYS:
+            self.keys_given.append(text)
+        known = self._values.get(lower)
+        self._values[lower] = text if known is None else f"{known},{text}"
+
+    def __getitem__(self, name: str) -> str:
+        return self._values[name.lower()]
+
+    def get(self, name: str, default: Any = None) -> Any:  # texts, and whatever the default is
+        """As of any mapping, in a tenth of the time of what they inherit."""
+        return self._values.get(name.lower(), default)
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and name.lower() in self._values
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+
+def query_of(query: bytes) -> dict[str, list[bytes]]:
+    """The values of each argument, in their order, as the main port reads them. Raises `HeadError`."""
+    if not query:
+        return {}
+    try:
+        return parse_qs_bytes(query, keep_blank_values=True, max_num_fields=MAX_QUERY_FIELDS)
+    except ValueError as exc:
+        raise HeadError("the query cannot be read") from exc
+
+
+def target_of(url: bytes) -> tuple[str, bytes]:
+    """The path and the query of a request target in origin form or absolute form (RFC 9112 section 3.2)."""
+    if not url.startswith(b"/"):
+        _, _, rest = url.partition(b"://")
+        url = b"/" + rest.partition(b"/")[2]
+    path, _, query = url.partition(b"?")
+    return path.decode("latin-1"), query

@@ -1,0 +1,114 @@
+"""One request of the publishing port, while it comes and while a door works on it. Knows no socket."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from server.errors import TooLarge
+from server.ingest.door import Door
+from server.ingest.lane.head import Headers, target_of
+from server.ingest.visits import Answer
+
+UNWANTED_BYTES = 16 * 1024 * 1024
+"""Of a body that are read after its request has been refused, so that the answer arrives; then the connection ends."""
+
+
+class Request:
+    """`fault`: what it is answered, whatever it asks for; None: nothing is wrong with its form."""
+
+    __slots__ = (
+        "_arrival",
+        "body",
+        "door",
+        "fault",
+        "has_all",
+        "headers",
+        "is_kept",
+        "method",
+        "path",
+        "query",
+        "received_at",
+        "too_large",
+        "unwanted",
+        "url",
+        "version",
+    )
+
+    def __init__(self) -> None:
+        self.url = b""
+        self.headers = Headers()
+        self.body = bytearray()
+        self.method = self.path = self.version = ""
+        self.query = b""
+        self.door: Door | None = None
+        self.fault: Answer | None = None
+        self.too_large: TooLarge | None = None
+        self.has_all = False
+        self.is_kept = False
+        """Whether its connection goes on after it."""
+        self.unwanted: int | None = None
+        """How much of its body may still come, once it is refused; None: it is not."""
+        self.received_at = time.monotonic()
+        self._arrival: asyncio.Future[None] | None = None
+
+    def read_target(self) -> None:
+        """Find path and query in the url."""
+        self.path, self.query = target_of(self.url)
+
+    @property
+    def expects_continue(self) -> bool:
+        """Whether the caller waits to be told to send the body."""
+        return self.version == "1.1" and self.headers.get("Expect", "").lower() == "100-continue"
+
+    @property
+    def has_body(self) -> bool:
+        return "Content-Length" in self.headers or "Transfer-Encoding" in self.headers
+
+    def take(self, chunk: bytes) -> bool:
+        """Take in a part of the body; False if this one is not worth reading on for."""
+        if self.unwanted is not None:
+            self.unwanted -= len(chunk)
+            return self.unwanted >= 0
+        if self.door is None or self.fault is not None or self.too_large is not None:
+            return True  # it is about to be refused
+        if len(self.body) + len(chunk) > self.door.max_body_bytes:
+            self.refuse_body()
+        else:
+            self.body += chunk
+        return True
+
+    def refuse_body(self) -> None:
+        """It is too large."""
+        assert self.door is not None  # noqa: S101  # whose bound it is
+        reason = f"the body is over the {self.door.max_body_bytes} bytes allowed"
+        self.too_large = TooLarge("", reason, "body_bytes")
+        self.body.clear()
+        self.arrive()
+
+    def end(self) -> None:
+        """All of it has come."""
+        self.has_all = True
+        self.arrive()
+
+    def drop_body(self) -> None:
+        """What is still to come is read, and dropped."""
+        self.body.clear()
+        self.unwanted = UNWANTED_BYTES
+
+    async def arrival(self) -> None:
+        """Return when all of it has come, or it is known that it will be refused."""
+        if not (self.has_all or self.too_large or self.fault):
+            self._arrival = asyncio.get_running_loop().create_future()
+            await self._arrival
+
+    async def passed(self) -> None:
+        """Return when all of it has come."""
+        while not self.has_all:
+            self._arrival = asyncio.get_running_loop().create_future()
+            await self._arrival
+
+    def arrive(self) -> None:
+        """Let who waits look again."""
+        if self._arrival is not None and not self._arrival.done():
+            self._arrival.set_result(None)

@@ -1,0 +1,434 @@
+"""Tests of server/cluster: what waits, what is old, what is overtaken, and what clients are given after a gap."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Collection, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis.exceptions import RedisError
+
+from server.auth import Identity
+from server.cluster import gaps, outgoing
+from server.cluster.backplane import ClusterBackplane
+from server.cluster.codec import Lost, Reader, Told, decode, encode, encode_notification, encode_told
+from server.cluster.link import Ears, Link, LinkDown, Message, Patience
+from server.cluster.redis_connection import Commands, reason_of
+from server.config import Cluster, load
+from server.errors import InvalidConfig
+from server.feed import Feed, HubFeed, RealtimeFeed, StreamFeed
+from server.inbox_feed import InboxFeed
+from server.messages import Added, Deleted, Event, Missed, Recipient, Restored, Seen, Unseen, now
+from server.rooms import Room, Rooms
+from server.tasks import Tasks
+from tests.support.backplanes import ALICE, Member, added, until
+from tests.support.clock import Clock
+from tests.support.core import Core, command, notification, open_core
+from tests.support.feed_connection import FeedConnection, listen
+from tests.support.redis_server import RedisServer
+
+ALICE_HERE: Room = ("default", "alice")
+"""A demo user."""
+
+
+class OpenLink(Link):
+    """One whose other end is the test. `is_down`: nothing can be sent."""
+
+    name = "a test"
+    shards = 4
+
+    def __init__(self) -> None:
+        self.is_down = False
+        self.sent: list[Message] = []
+        self.ears: Ears | None = None
+
+    def note(self, room: Room) -> None: ...
+
+    async def run(self, ears: Ears) -> None:
+        self.ears = ears
+        ears.connected()
+
+    async def send(self, messages: Sequence[Message]) -> None:
+        if self.is_down:
+            raise LinkDown
+        self.sent += messages
+
+    async def online(self, rooms: Collection[Room], nodes: Collection[str]) -> set[Room]:
+        raise LinkDown
+
+    async def leave(self) -> None: ...
+
+    async def probe(self) -> None: ...
+
+    def told(self) -> list[tuple[Room, Event]]:
+        """All events that were sent, in their order."""
+        reader, found = Reader(), []
+        for message in self.sent:
+            told = decode(message.body)
+            if isinstance(told, Told):
+                found += list(reader.events(told, lambda room: True))
+        return found
+
+    def lost(self) -> list[Lost]:
+        return [each for each in (decode(message.body) for message in self.sent) if isinstance(each, Lost)]
+
+
+@pytest.fixture
+def link() -> OpenLink:
+    return OpenLink()
+
+
+@pytest.fixture
+async def queue(link: OpenLink) -> AsyncIterator[outgoing.Outgoing]:
+    tasks, queue = Tasks(), outgoing.Outgoing(link, "us")
+    tasks.start(queue.run(), "sending")
+    yield queue
+    await tasks.cancel()
+
+
+# -- what waits to be sent -----------------------------------------------------------------------------------
+async def test_what_is_published_in_one_turn_goes_out_together(
+    link: OpenLink, queue: outgoing.Outgoing
+) -> None:
+    """In a message for each shard; the notification is in it once."""
+    queue.connected()
+    notification = added(ALICE, content="x" * 1000).document.notification
+    events: list[Event] = [added(ALICE, rev, notification=notification) for rev in range(50)]
+    for event in events:
+        queue.put(ALICE, event)
+    assert queue.waiting == 50
+    await queue.flushed()
+    assert (queue.waiting, len(link.sent)) == (0, 1)
+    assert link.told() == [(ALICE, event) for event in events]
+    assert len(link.sent[0].body) < 10_000
+
+
+async def test_no_message_is_too_large(link: OpenLink, queue: outgoing.Outgoing) -> None:
+    """But one event is never divided."""
+    queue.connected()
+    for rev in range(20):
+        queue.put(ALICE, added(ALICE, rev, content="x" * 60_000))
+    await queue.flushed()
+    assert [event.rev for _, event in link.told()] == list(range(20))  # type: ignore[union-attr]
+    assert max(len(message.body) for message in link.sent) < outgoing.MESSAGE_BYTES + 61_000
+
+
+async def test_what_could_not_be_sent_is_sent_again(link: OpenLink, queue: outgoing.Outgoing) -> None:
+    """Behind nothing that came later."""
+    link.is_down = True
+    for rev in range(3):
+        queue.put(ALICE, Seen(("a",), rev))
+        await asyncio.sleep(0)
+    link.is_down = False
+    queue.connected()
+    await queue.flushed()
+    assert [event for _, event in link.told()] == [Seen(("a",), rev) for rev in range(3)]
+    assert link.lost() == []
+
+
+async def test_too_much_is_dropped_and_the_others_hear_of_it(
+    link: OpenLink,
+    queue: outgoing.Outgoing,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """First of all, as soon as they can hear anything; what came afterwards is told."""
+    monkeypatch.setattr(outgoing, "MAX_EVENTS", 10)
+    link.is_down = True
+    began_at = now()
+    for rev in range(25):
+        queue.put(ALICE, Seen(("a",), rev))
+        await asyncio.sleep(0)
+    assert queue.waiting <= 10
+    link.is_down = False
+    queue.connected()
+    await queue.flushed()
+    [lost] = link.lost()
+    assert lost.since_ms >= began_at.timestamp() * 1000 - 1
+    assert link.told()[-1] == (ALICE, Seen(("a",), 24))
+    assert "too much waits" in caplog.text
+
+
+async def test_large_events_fill_the_queue_sooner(
+    link: OpenLink, queue: outgoing.Outgoing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its bound is one of memory, too."""
+    monkeypatch.setattr(outgoing, "MAX_BYTES", 10_000)
+    link.is_down = True
+    for rev in range(10):
+        queue.put(ALICE, added(ALICE, rev, content="x" * 4000))
+    assert queue.waiting < 4
+
+
+async def test_what_has_become_old_is_not_sent_any_more(link: OpenLink) -> None:
+    """Whoever missed it reads the inbox."""
+    clock = Clock()
+    queue, tasks = outgoing.Outgoing(link, "us", clock), Tasks()
+    queue.put(ALICE, Seen(("a",), 1))
+    clock.now += outgoing.MAX_AGE_S + 1
+    queue.connected()
+    tasks.start(queue.run(), "sending")
+    await queue.flushed()
+    await tasks.cancel()
+    assert link.told() == []
+    assert len(link.lost()) == 1
+
+
+# -- what comes from other nodes -----------------------------------------------------------------------------
+@pytest.fixture
+async def node(link: OpenLink) -> AsyncIterator[tuple[ClusterBackplane, Rooms]]:
+    rooms = Rooms()
+    backplane = ClusterBackplane(rooms, link, "us")
+    backplane.start()
+    yield backplane, rooms
+    await backplane.close()
+
+
+def told(*events: Event, sent_at: float | None = None) -> bytes:
+    """What another node says to alice."""
+    entries = [
+        (
+            ALICE,
+            event,
+            encode_notification(event.document.notification) if isinstance(event, Added | Restored) else None,
+        )
+        for event in events
+    ]
+    return encode_told("them", int(1000 * (sent_at or now().timestamp())), entries)
+
+
+async def test_what_another_nodes_later_change_has_taken_back_is_not_told(
+    node: tuple[ClusterBackplane, Rooms],
+) -> None:
+    """Whichever comes first: screens end with what the inbox holds."""
+    backplane, rooms = node
+    alice = Member()
+    rooms.join(ALICE, alice)
+    new = added(ALICE, rev=1)
+    id_ = new.document.id
+    for event in (Unseen((id_,), 5), Seen((id_, "other"), 4), Restored(new.document), Deleted((id_,), 3)):
+        backplane.received(told(event))
+    await backplane.flushed()
+    seen = [event for event in alice.told if isinstance(event, Seen)]
+    assert [event.ids for event in seen] == [("other",)]
+    assert not [event for event in alice.told if isinstance(event, Deleted)]
+
+
+async def test_what_is_too_old_is_read_instead(node: tuple[ClusterBackplane, Rooms]) -> None:
+    """Nobody can put it in its place any more."""
+    backplane, rooms = node
+    alice = Member()
+    rooms.join(ALICE, alice)
+    sent_at = now().timestamp() - outgoing.MAX_AGE_S - 5
+    backplane.received(told(Missed(), sent_at=sent_at))
+    await until(lambda: alice.gaps, "the gap")
+    assert alice.told == []
+    assert alice.gaps[0].timestamp() <= sent_at
+
+
+async def test_what_it_said_itself_it_does_not_hear(node: tuple[ClusterBackplane, Rooms]) -> None:
+    """On some ways everybody gets everything."""
+    backplane, rooms = node
+    alice = Member()
+    rooms.join(ALICE, alice)
+    backplane.received(encode_told("us", int(now().timestamp() * 1000), [(ALICE, Missed(), None)]))
+    await backplane.flushed()
+    assert alice.told == []
+
+
+async def test_a_node_that_lost_something_has_all_brought_up_to_date(
+    node: tuple[ClusterBackplane, Rooms], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All who are here, one portion after the other; who has gone meanwhile does not mind."""
+    monkeypatch.setattr(gaps, "PORTION", 2)
+    monkeypatch.setattr(gaps, "PAUSE_S", 0.0)
+    backplane, rooms = node
+    members = {("acme", f"user-{number}"): Member() for number in range(9)}
+    for room, member in members.items():
+        rooms.join(room, member)
+    backplane.received(encode(Lost("them", int(now().timestamp() * 1000))))
+    rooms.leave(("acme", "user-8"), members.pop(("acme", "user-8")))
+    await until(lambda: all(member.gaps for member in members.values()), "all being brought up to date")
+    assert {len(member.gaps) for member in members.values()} == {1}
+
+
+async def test_a_gap_that_never_was_cannot_reach_back_for_ever(
+    node: tuple[ClusterBackplane, Rooms],
+) -> None:
+    """Whatever a message says of it."""
+    backplane, rooms = node
+    alice = Member()
+    rooms.join(ALICE, alice)
+    for since_ms in (-(2**62), -1, 0):
+        backplane.received(encode(Lost("them", since_ms)))
+    await until(lambda: alice.gaps, "the gap")
+    assert alice.gaps[0] > now() - timedelta(days=2)
+
+
+# -- what clients are given after a gap ----------------------------------------------------------------------
+@pytest.fixture
+async def core(tmp_path: Path) -> AsyncIterator[Core]:
+    async with open_core(tmp_path) as core:
+        yield core
+
+
+async def test_a_classic_client_is_given_what_has_changed(core: Core) -> None:
+    """What is new, what was seen and what was deleted meanwhile, and a fresh count; nothing of before."""
+    connection = await core.join("alice")
+    [before] = await core.notify("alice", content="before")
+    [to_be_seen] = await core.notify("alice", content="to be seen")
+    [gone] = await core.notify("alice", content="gone")
+    connection.received()
+    await asyncio.sleep(0.01)  # what was before, and what comes now, are of other milliseconds
+    since = now()
+    await asyncio.sleep(0.01)
+    [new] = (await core.store.add(*_to_alice("new"))).documents
+    await core.store.mark_seen(*ALICE_HERE, [to_be_seen.id])
+    await core.store.delete(*ALICE_HERE, [gone.id])
+    core.rooms.missed(ALICE_HERE, since)
+    heard: dict[str, Any] = {}
+    while "count" not in heard:
+        message = await connection.next()
+        heard[message.name] = message.data
+    assert [document["_id"] for document in heard["notification"]] == [new.id]
+    assert (heard["seen"], heard["delete"]) == ([to_be_seen.id], [gone.id])
+    assert before.id not in str(heard)
+    assert heard["count"] == {"unseen": 2}
+
+
+def _to_alice(content: str) -> tuple[Any, ...]:
+    return notification(content=content), [Recipient("alice")], None
+
+
+async def test_a_client_of_dialect_2_is_told_what_a_sync_would_say(core: Core) -> None:
+    """Since it was told last, unasked; the same connection goes on."""
+    connection = core.connect()
+    command(connection, "join", {"login": "alice", "password": "alice", "v": 2})
+    while (await connection.next()).name != "joined":
+        pass
+    [new] = (await core.store.add(*_to_alice("new"))).documents
+    core.rooms.missed(ALICE_HERE, now())
+    sync = await connection.next()
+    assert (sync.name, [each["_id"] for each in sync.data["documents"]]) == ("sync", [new.id])
+    assert sync.data["upto"]
+
+
+@pytest.mark.parametrize("kind", [HubFeed, RealtimeFeed])
+async def test_who_only_listens_is_given_what_waits(core: Core, kind: type[Feed]) -> None:
+    """What was sent before does not come again; twice in a row is once."""
+    connection = listen(core, kind)
+    await core.notify("alice", content="before")
+    await connection.next()
+    await core.marks.write()
+    await core.store.add(*_to_alice("missed"))
+    for _ in range(2):
+        core.rooms.missed(ALICE_HERE, now())
+    assert "missed" in str(await connection.next())
+    await core.marks.write()
+    await until(lambda: not len(core.tasks), "all being done")
+    assert connection.received() == []
+
+
+async def test_a_stream_is_given_what_has_changed(core: Core) -> None:
+    """Since the gap began, and a fresh count."""
+    connection = FeedConnection()
+    frames: list[str] = []
+    connection.send = lambda frame: frames.append(frame.text)  # type: ignore[method-assign]  # no JSON
+    feed = StreamFeed(connection, core.feeds, Identity(*ALICE_HERE), None)
+    [gone] = await core.notify("alice", content="gone")
+    await until(lambda: any("gone" in text for text in frames), "the stream")
+    await until(lambda: not len(core.tasks), "the beginning being done")
+    frames.clear()
+    await asyncio.sleep(0.01)  # what was before, and what comes now, are of other milliseconds
+    since = now()
+    await asyncio.sleep(0.01)
+    await core.store.add(*_to_alice("missed"))
+    await core.store.delete(*ALICE_HERE, [gone.id])
+    feed.missed(since)
+    await until(lambda: len(frames) == 3, "what was missed")
+    assert "missed" in frames[0]
+    assert gone.id in frames[1]
+    assert '{"unseen":1}' in frames[2]
+    feed.closed()
+
+
+async def test_a_stream_of_dialect_2_is_told_what_a_sync_would_say(core: Core) -> None:
+    """Since it was told last."""
+    connection = FeedConnection()
+    frames: list[str] = []
+    connection.send = lambda frame: frames.append(frame.text)  # type: ignore[method-assign]  # no JSON
+    feed = InboxFeed(connection, core.feeds, Identity(*ALICE_HERE), None)
+    await until(lambda: frames and not len(core.tasks), "the welcome")
+    await core.store.add(*_to_alice("missed"))
+    feed.missed(now())
+    await until(lambda: len(frames) == 2, "what was missed")
+    assert '"name":"sync"' in frames[1]
+    assert "missed" in frames[1]
+    feed.closed()
+
+
+# -- saying how it goes, and settings ------------------------------------------------------------------------
+async def test_trouble_is_said_once_and_so_is_its_end(caplog: pytest.LogCaptureFixture) -> None:
+    """However often it is tried."""
+    caplog.set_level("INFO")
+    tries = 0
+    patience = Patience("a place", lambda error: str(error))
+
+    async def attempt() -> None:
+        nonlocal tries
+        tries += 1
+        if tries == 3:
+            patience.well()
+            patience.stop()
+        else:
+            raise OSError("no")
+
+    await patience.keep(attempt)
+    assert [record.getMessage() for record in caplog.records] == [
+        "backplane: no way to other nodes over a place: no; trying again",
+        "backplane: connected to a place",
+    ]
+
+
+async def test_a_refused_password_is_said_and_never_shown(caplog: pytest.LogCaptureFixture) -> None:
+    """Neither by an error, nor by the name of the place, nor by the settings."""
+    with RedisServer(password="right") as server:
+        settings = Cluster(backplane="redis", redis_url=f"redis://:wr0ng@127.0.0.1:{server.port}")
+        commands = Commands(settings)
+        with pytest.raises(RedisError) as error:
+            await commands.connect()
+        await commands.disconnect()
+    assert reason_of(error.value) == "access is refused"
+    assert "wr0ng" not in commands.name + repr(settings) + caplog.text
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"BACKPLANE": "redis", "REDIS_URL": "redis://h"}, "the embedded store is for one process"),
+        ({"BACKPLANE": "mongodb"}, "the embedded store is for one process"),
+        ({"BACKPLANE": "redis", "_MONGODB": "mongodb://h"}, "is missing, so there is no Redis"),
+        ({"BACKPLANE": "nats"}, "is none of: local, redis, mongodb"),
+        (
+            {
+                "BACKPLANE": "redis",
+                "_MONGODB": "mongodb://h",
+                "REDIS_URL": "redis://:a@h",
+                "REDIS_PASSWORD": "b",
+            },
+            "contradicts the one in redis_url",
+        ),
+        ({"BACKPLANE": "redis", "_MONGODB": "mongodb://h", "REDIS_URL": "redis://h:0"}, "has a port"),
+    ],
+    ids=["embedded, redis", "embedded, mongodb", "no url", "unknown", "two passwords", "port"],
+)
+def test_settings_that_cannot_be_are_refused(settings: dict[str, str], says: str) -> None:
+    """With a sentence that names the key."""
+    mongodb = {"NOTIFY_MONGODB_URL": settings.pop("_MONGODB")} if "_MONGODB" in settings else {}
+    environ = {f"NOTIFY_CLUSTER_{name}": value for name, value in settings.items()}
+    with pytest.raises(InvalidConfig) as refused:
+        load(None, environ | mongodb)
+    assert any("NOTIFY_CLUSTER_" in line and says in line for line in refused.value.problems)
