@@ -215,6 +215,7 @@ class Server:
             announce(self.config, listener.port, self._store.name, self._mail.name)
             started()
             await stop.wait()
+            await self._drain()
         finally:
             await self._shut_down(listener)
 
@@ -335,6 +336,14 @@ class Server:
             self._reloads.soon(reread)
 
     # -- the end ---------------------------------------------------------------------------------------------
+    async def _drain(self) -> None:
+        """Serve as before, but say at /readyz that nobody should be sent here any more, for as long as those who ask
+        there take to notice."""
+        self._checks.state = State.STOPPING
+        if self.config.application.drain_s:
+            logger.info("the end begins in %g s; /readyz says so already", self.config.application.drain_s)
+            await asyncio.sleep(self.config.application.drain_s)
+
     async def _shut_down(self, listener: TCPListener) -> None:
         """The order is such that nothing accepted is dropped, and nobody is told of what is not stored. A step that
         fails or is late holds up none of those behind it."""
@@ -343,6 +352,9 @@ class Server:
         cut_at, work_ends_at = ends_at - LETTING_GO_S / 2, ends_at - LETTING_GO_S
         self._checks.state = State.STOPPING
         await step("listening", listener.close, cut_at)
+        # Who has a connection is answered on it once more, and then knows that it is over; else the next request
+        # would meet a connection that is just being closed, and its caller would not know whether it was carried out.
+        self._http.conn_params.no_keep_alive = True
         await step("reloading", self._reloads.cancel, cut_at)
         await step("fetching", lambda: self._consumers.stop(max(0.0, work_ends_at - now())), work_ends_at)
         await step("notifying", self._notifier.close, work_ends_at)
