@@ -6,19 +6,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from server.auth import Identity
-from server.conversations.v2 import REFRESH_S, chunk_fields
+from server.conversations.v2 import REFRESH_S, chunk_fields, telling_of_delay
 from server.errors import StoreUnavailable
 from server.feed import Feed, FeedServices, Portion
 from server.rooms import Connection
 from server.wire import FAILED, Frame
-from server.wire_v2 import InboxStream, answer_frame, joined_fields
+from server.wire_v2 import InboxStream, answer_frame, delayed_frame, joined_fields
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class InboxFeed(Feed):
@@ -38,6 +40,10 @@ class InboxFeed(Feed):
         super().closed()
         if self._refreshing is not None:
             self._refreshing.cancel()
+
+    async def _patiently(self, read: Callable[[], Awaitable[T]]) -> T:
+        with telling_of_delay(lambda: self.connection.send(self.dialect.of(delayed_frame()))):
+            return await super()._patiently(read)
 
     async def _backlog(self) -> AsyncIterator[Portion]:
         since = self._since

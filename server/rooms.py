@@ -221,8 +221,9 @@ class Rooms:
     # -- fan-out ---------------------------------------------------------------------------------------------
     def deliver(self, room: Room, events: Iterable[Event]) -> int:
         """Hand events to all of the user's local sessions, in this order; how many sessions there are. An `Added` that
-        was overtaken by a later change of its document tells of what it has become, or nothing if it was deleted:
-        nobody's screen goes back in time, and none misses a document."""
+        was overtaken by a later change of its document tells of what it has become, or nothing if it was deleted; of
+        another change that was overtaken nothing is told. Nobody's screen goes back in time, and none misses a
+        document."""
         current = [event for each in events if (event := self._brought_up_to_date(each)) is not None]
         members = self._members.get(room)
         if not members:
@@ -239,6 +240,8 @@ class Rooms:
 
     def _brought_up_to_date(self, event: Event) -> Event | None:
         self._note_change(event)
+        if isinstance(event, Seen | Unseen | Deleted):
+            return self._without_overtaken(event)
         if not isinstance(event, Added | Restored):
             return event
         state = self._changed.get(event.document.id)
@@ -247,6 +250,21 @@ class Rooms:
         if state.deleted:
             return None
         return replace(event, document=replace(event.document, seen=state.seen, rev=state.rev))
+
+    def _without_overtaken(self, event: Seen | Unseen | Deleted) -> Event | None:
+        """The same of those documents of which nothing later was told; None: of all it was. Who speaks of no revs
+        would take a late `Deleted` for what became of a document that is there again."""
+        kept = tuple(
+            id_
+            for id_ in event.changed_ids
+            if (state := self._changed.get(id_)) is None or state.rev <= event.rev
+        )
+        if len(kept) == len(event.changed_ids):
+            return event
+        if isinstance(event, Seen):
+            # `ids` stay: in the classic dialect, which knows no `unseen`, they are somebody's answer.
+            return replace(event, changed=kept)
+        return replace(event, ids=kept) if kept else None
 
     def _note_change(self, event: Event) -> None:
         """Remember what has become of documents, for those whose `Added` may come behind."""
