@@ -126,6 +126,13 @@ class Changes:
         """Whether a change of it was not answered."""
         return (user, id_) in self._open
 
+    def unanswered(self) -> dict[str, list[str]]:
+        """For each user the documents of which a change was not; `all`: that all is seen was not."""
+        found: dict[str, list[str]] = {user: ["all"] for user in self._open_for_all if self.is_all_open(user)}
+        for user, id_ in sorted(self._open):
+            found.setdefault(user, []).append(id_)
+        return found
+
     def is_all_open(self, user: str) -> bool:
         """Whether it was not answered that all is seen."""
         return self._open_for_all[user] > 0

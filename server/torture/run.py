@@ -210,7 +210,8 @@ class Torture:
         return result
 
     def _write_down(self) -> None:
-        """The ledger and the faults, for whoever looks into what went wrong. Times are seconds since 1970."""
+        """The ledger, the faults and what was not answered, for whoever looks into what went wrong. Times are seconds
+        since 1970."""
         offset = time.time() - time.monotonic()
         with (self._folder / "ledger.jsonl").open("w") as file:
             done: list[Request | Fault] = [*self.house.ledger.requests.values(), *self.faults.done]
@@ -219,6 +220,7 @@ class Torture:
                 times = ("sent_at", "acknowledged_at", "begin", "end")
                 fields |= {name: fields[name] + offset for name in times if fields.get(name) is not None}
                 file.write(json.dumps(fields) + "\n")
+            file.write(json.dumps({"unanswered": self.house.changes.unanswered()}) + "\n")
 
     async def _finish_clients(self) -> list[View]:
         house = self.house
