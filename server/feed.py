@@ -360,12 +360,13 @@ class StreamFeed(Feed):
         yield [(self.dialect.count(count, self._upto or None), ())], None
 
     async def _unseen(self) -> AsyncIterator[Portion]:
+        # What is changed while this is read is told later, and may have lower revs than what is read after it.
+        self._upto = await self._patiently(self._services.store.position)
         after: Document | None = None
         while True:
             read = partial(self._services.inbox.unseen, self._room, after=after, limit=PORTION)
             documents = await self._patiently(read)
             after = documents[-1] if len(documents) == PORTION else None
-            self._upto = max([self._upto, *(document.rev for document in documents)])
             yield [(self.dialect.listed(document), (document,)) for document in documents], after
             if after is None:
                 return

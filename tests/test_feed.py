@@ -16,7 +16,7 @@ from server import screen as screen_module
 from server.auth import Identity
 from server.config import Limits as LimitSettings
 from server.conversations import v2 as v2_module
-from server.feed import Feed, HubFeed, RealtimeFeed, ServiceFeed, TenantFeed
+from server.feed import Feed, HubFeed, RealtimeFeed, ServiceFeed, StreamFeed, TenantFeed
 from server.grants import DEFAULT_TENANT
 from server.inbox_feed import InboxFeed
 from server.messages import Broadcasted, Seen, UnseenCount, now
@@ -246,6 +246,32 @@ class Stream(FeedConnection):
         _, _, data = self.queue.popleft().text.rpartition("data: ")
         self._read.put_nowait(json.loads(data))
         self._wake()
+
+
+class RawStream(FeedConnection):
+    """The same, with name and id."""
+
+    def take_one(self) -> None:
+        event = dict(line.split(": ", 1) for line in self.queue.popleft().text.strip().splitlines())
+        self._read.put_nowait([event["event"], event.get("id")])
+        self._wake()
+
+
+async def test_where_a_stream_goes_on_from_is_before_what_changed_while_it_was_read(core: Core) -> None:
+    """Or whoever is cut off after the count would never hear of the change."""
+    [first, *_] = await core.fill("alice", 100)
+    slow = RawStream(is_slow=True)
+    feed = StreamFeed(slow, core.feeds, Identity(DEFAULT_TENANT, "alice"), since=None)
+    slow.session = cast("Any", feed)
+    await slow.queued()
+    await core.inbox.mark_seen(ALICE, [first.id])
+    await core.notify("alice", content="is listed, too")
+    slow.is_slow = False
+    slow._take()
+    events = [await slow.next() for _ in range(103)]
+    [(_, upto)] = [event for event in events if event[0] == "count"][:1]
+    [(_, changed)] = [event for event in events if event[0] == "seen"]
+    assert upto < changed
 
 
 async def test_who_waits_for_the_store_is_told_so_in_dialect_2(
