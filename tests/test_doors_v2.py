@@ -89,11 +89,6 @@ async def test_the_door_speaks_nothing_but_dialect_2(server: RunningServer) -> N
         assert (await client.ask("join", {"login": "alice", "password": "alice"}))["user"] == "alice"
 
 
-async def test_a_request_that_is_no_upgrade_is_refused(server: RunningServer) -> None:
-    """In words."""
-    assert server.get("/ws/v2").status == 400
-
-
 async def test_pages_of_other_origins_are_refused_where_the_configuration_says_so(tmp_path: Path) -> None:
     """Before the upgrade."""
     with RunningServer(tmp_path, NOTIFY_APPLICATION_ORIGINS="https://a.example") as server:
