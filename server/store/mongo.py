@@ -215,7 +215,7 @@ class MongoStore:
             at = self._clock()
             # What was seen before `ackedAt` was written down was acknowledged then.
             acked_at = {"$ifNull": ["$ackedAt", {"$cond": ["$seen", "$updatedAt", at]}]}
-            tombstone = {"delete": True, "deletedAt": at, "ackedAt": acked_at}
+            tombstone = {"delete": True, "deletedAt": at, "updatedAt": at, "ackedAt": acked_at}
             changed, rev = await self._change(tenant, user_id, found, _NOT_DELETED, tombstone)
             return Change(tuple(str(each["_id"]) for each in found), changed, rev)
 
@@ -291,7 +291,7 @@ class MongoStore:
         high; how many."""
         below: Raw = {"rev": {"$not": {"$gte": rev}}}  # Not $lt: the original's have none.
         same = {"tenant": tenant, "_userId": user_id, "_id": {"$in": ids}, **below, **where}
-        change = {"$set": {**to, "updatedAt": self._clock(), "rev": rev}}
+        change = {"$set": {"updatedAt": self._clock(), **to, "rev": rev}}
         return (await self._connection.documents.update_many(same, [change])).modified_count
 
     # -- mail ------------------------------------------------------------------------------------------------
