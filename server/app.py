@@ -1,5 +1,4 @@
-"""The root: opens the store, wires the parts, owns the long-lived tasks, takes over a changed configuration, and shuts
-down in order."""
+"""The root: opens the store, wires the parts, owns the long-lived tasks, reloads, and shuts down in order."""
 
 from __future__ import annotations
 
@@ -144,7 +143,7 @@ class Server:
             retention=self._retention,
         )
         dispatcher.connect(self._wake_outbox, NOTIFICATION_STORED, sender=self._notifier)
-        dispatcher.connect(self._hear_broadcast, BROADCAST_HEARD, sender=self._backplane)
+        dispatcher.connect(self._broadcaster.hear, BROADCAST_HEARD, sender=self._backplane)
         dispatcher.connect(self._follow_access, ACCESS_CHANGED, sender=self._tenants)
         dispatcher.connect(self._follow_sign_outs, USERS_SIGNED_OUT, sender=self._tenants)
 
@@ -189,10 +188,9 @@ class Server:
         checks = Checks(self._metrics.note_check)
         checks.add("store", self._store.ping, is_vital=True)
         checks.add("mail", self._check_mail, is_vital=False)
-        if self.config.cluster.backplane != "local":
-            checks.add("backplane", self._backplane.probe, is_vital=False)
-        for name, probe in {**self._sign_in.probes, **self._consumers.probes}.items():
-            checks.add(name, probe, is_vital=False)
+        for part in (self._backplane, self._sign_in, self._consumers):
+            for name, probe in part.probes.items():
+                checks.add(name, probe, is_vital=False)
         return checks
 
     async def _check_mail(self) -> None:
@@ -221,6 +219,7 @@ class Server:
             announce(self.config, listener.port, self._store.name, self._mail.name, self._publish_port.port)
             started()
             await stop.wait()
+            await self._drain()
         finally:
             await self._shut_down(listener)
 
@@ -304,9 +303,6 @@ class Server:
         if duty is not None:
             self._outbox.wake()
 
-    def _hear_broadcast(self) -> None:
-        self._broadcaster.hear()
-
     async def _sweep(self) -> None:
         while True:
             try:
@@ -347,6 +343,13 @@ class Server:
             self._reloads.soon(reread)
 
     # -- the end ---------------------------------------------------------------------------------------------
+    async def _drain(self) -> None:
+        """Serve on, for as long as those who ask at /readyz take to notice that nobody should be sent here."""
+        self._checks.state = State.STOPPING
+        if self.config.application.drain_s:
+            logger.info("the end begins in %g s; /readyz says so already", self.config.application.drain_s)
+            await asyncio.sleep(self.config.application.drain_s)
+
     async def _shut_down(self, listener: TCPListener) -> None:
         """The order is such that nothing accepted is dropped, and nobody is told of what is not stored. A step that
         fails or is late holds up none of those behind it."""
@@ -355,6 +358,9 @@ class Server:
         cut_at, work_ends_at = ends_at - LETTING_GO_S / 2, ends_at - LETTING_GO_S
         self._checks.state = State.STOPPING
         await step("listening", listener.close, cut_at)
+        # Who has a connection is answered on it once more, and then knows that it is over: a request that met one just
+        # being closed would leave its caller in doubt whether it was carried out.
+        self._http.conn_params.no_keep_alive = True
         await step("the publishing port", self._publish_port.stop, cut_at)
         await step("reloading", self._reloads.cancel, cut_at)
         await step("fetching", lambda: self._consumers.stop(max(0.0, work_ends_at - now())), work_ends_at)
@@ -382,7 +388,7 @@ class Server:
 
     def _hear_no_more(self) -> None:
         dispatcher.disconnect(self._wake_outbox, NOTIFICATION_STORED, sender=self._notifier)
-        dispatcher.disconnect(self._hear_broadcast, BROADCAST_HEARD, sender=self._backplane)
+        dispatcher.disconnect(self._broadcaster.hear, BROADCAST_HEARD, sender=self._backplane)
         dispatcher.disconnect(self._follow_access, ACCESS_CHANGED, sender=self._tenants)
         dispatcher.disconnect(self._follow_sign_outs, USERS_SIGNED_OUT, sender=self._tenants)
         self._counts.close()

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import datetime
 
+from server.checks import Probe
 from server.messages import Event
 from server.rooms import Room, Rooms
 
@@ -61,15 +62,17 @@ class Backplane(ABC):
         """What else waits, by its name."""
         return {}
 
+    @property
+    def probes(self) -> Mapping[str, Probe]:
+        """What it depends on, by its name, for `Checks`: the way to the other nodes, if there may be any."""
+        return {}
+
     # -- other nodes -----------------------------------------------------------------------------------------
     def start(self) -> None:  # noqa: B027  # one node has nothing to start
         """Find the other nodes; to be called when the store is open."""
 
     async def close(self) -> None:  # noqa: B027  # as start
         """Send what waits, within the caller's time, and take leave of the other nodes. Idempotent."""
-
-    async def probe(self) -> None:  # noqa: B027  # as start
-        """How the way to the other nodes is, for `Checks`. Raises `Trouble`."""
 
     async def online_elsewhere(self, rooms: Collection[Room]) -> set[Room]:
         """Those of these users who have a connection on another node. Who cannot be asked about has none."""

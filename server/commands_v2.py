@@ -112,6 +112,11 @@ class Count:
     """Send how many documents there are."""
 
 
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """Answer: a page cannot send a ping of WebSocket, nor hear of one."""
+
+
 Command = (
     Enter
     | Sync
@@ -123,6 +128,7 @@ Command = (
     | Restore
     | Acknowledge
     | Count
+    | Ping
     | Leave
 )
 
@@ -246,5 +252,6 @@ COMMANDS: dict[str, Callable[[dict[str, Any]], Command]] = {
     "restore": lambda data: Restore(ids_of(data, "data.")),
     "ack": lambda data: Acknowledge(ids_of(data, "data.")),
     "counts": lambda data: Count(),
+    "ping": lambda data: Ping(),
     "leave": lambda data: Leave(),
 }

@@ -68,7 +68,10 @@ class _CountingApplication(Application):
     def log_request(self, handler: RequestHandler) -> None:
         """As Tornado does it, but with the address of the caller, where that would be a proxy's."""
         status, request = handler.get_status(), handler.request
-        log = access_log.info if status < 400 else access_log.warning if status < 500 else access_log.error
+        is_failure = (
+            status >= 500 and getattr(handler, "door", "") != health.DOOR
+        )  # there a 503 is what was asked for
+        log = access_log.info if status < 400 else access_log.error if is_failure else access_log.warning
         address = self._identify(request.remote_ip or "", request.headers).address
         took_ms = 1000.0 * request.request_time()
         log("%d %s %s (%s) %.2fms", status, request.method, request.uri, address, took_ms)

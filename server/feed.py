@@ -232,15 +232,8 @@ class Feed:
         services, (tenant, user_id) = self._services, self._room
         after: Document | None = None
         while True:
-            read = partial(
-                services.store.deliveries.backlog,
-                tenant,
-                user_id,
-                way,
-                since=since,
-                after=after,
-                limit=PORTION,
-            )
+            backlog = services.store.deliveries.backlog
+            read = partial(backlog, tenant, user_id, way, since=since, after=after, limit=PORTION)
             with services.marks.noted(way, self._room) as noted:
                 documents = await self._patiently(read)
             yield self._told(document for document in documents if document.id not in noted), None
@@ -373,18 +366,20 @@ class StreamFeed(Feed):
         yield [(self.dialect.count(count, self._upto or None), ())], None
 
     async def _unseen(self) -> AsyncIterator[Portion]:
+        # What is changed while this is read is told later, and may have lower revs than what is read after it.
+        self._upto = await self._patiently(self._services.store.position)
         after: Document | None = None
         while True:
             read = partial(self._services.inbox.unseen, self._room, after=after, limit=PORTION)
             documents = await self._patiently(read)
             after = documents[-1] if len(documents) == PORTION else None
-            self._upto = max([self._upto, *(document.rev for document in documents)])
             yield [(self.dialect.listed(document), (document,)) for document in documents], after
             if after is None:
                 return
 
     async def _changed(self, since: int) -> AsyncIterator[Portion]:
         store, (tenant, user_id) = self._services.store, self._room
+        self._upto = 0  # the documents say how far it is: they come in the order of their revs
         overlap = int(store.changes_overlap_s * 1000) << COUNTER_BITS
         after = (max(since - overlap, 0), "" if overlap else LAST_ID)
         while True:

@@ -25,6 +25,8 @@ from server.methods import methods_of
 from server.metrics import Metrics
 
 SERVICE = "notification-server"
+DOOR = "health"
+"""The name of this door, for figures and logs."""
 
 JSON = "application/json"
 
@@ -57,7 +59,7 @@ def note_request(metrics: Metrics, handler: RequestHandler) -> None:
 
 
 class _Handler(RequestHandler):
-    door = "health"
+    door = DOOR
 
     def initialize(self, instruments: Instruments) -> None:
         self._instruments = instruments

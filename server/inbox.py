@@ -103,12 +103,7 @@ class Inbox:
         position = await self._store.position()
         upto = position if upto is None else min(upto, position)
         settled = min(upto, position - (int(self._store.changes_overlap_s * 1000) << COUNTER_BITS))
-        changed = 0
-        try:
-            changed += await self._mark_batches(room, settled, is_part=True)
-        except StoreUnavailable:
-            await self._publish(room, [Missed()])
-            raise
+        changed = await self._mark_batches(room, settled, is_part=True)
         if changed:
             await self._publish(room, [AllSeen(settled)])
         if settled < upto:
@@ -174,8 +169,9 @@ class Inbox:
         try:
             return await changing
         except StoreUnavailable:
-            # It may have come through all the same, or still do: count, when the store is back.
-            tell(INBOX_CHANGED, self, rooms=[room])
+            # It may have come through all the same, or still do: who can be told to look is told, the others are
+            # told the count when the store is back.
+            await self._publish(room, [Missed()])
             raise
 
     async def _publish(self, room: Room, events: list[Event]) -> None:

@@ -6,20 +6,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import datetime
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from server.auth import Identity
-from server.conversations.v2 import REFRESH_S, chunk_fields
+from server.conversations.v2 import REFRESH_S, chunk_fields, telling_of_delay
 from server.errors import StoreUnavailable
 from server.feed import Feed, FeedServices, Portion
 from server.rooms import Connection
 from server.wire import FAILED, Frame
-from server.wire_v2 import InboxStream, answer_frame, joined_fields
+from server.wire_v2 import InboxStream, answer_frame, delayed_frame, joined_fields
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class InboxFeed(Feed):
@@ -39,6 +41,10 @@ class InboxFeed(Feed):
         super().closed()
         if self._refreshing is not None:
             self._refreshing.cancel()
+
+    async def _patiently(self, read: Callable[[], Awaitable[T]]) -> T:
+        with telling_of_delay(lambda: self.connection.send(self.dialect.of(delayed_frame()))):
+            return await super()._patiently(read)
 
     async def _backlog(self) -> AsyncIterator[Portion]:
         since = self._since
@@ -96,15 +102,17 @@ class InboxFeed(Feed):
             await asyncio.wait([before])
         if self._refreshing is not None:
             self._refreshing.cancel()
-        await self._refresh()
+        await self._refresh(is_patient=True)
 
-    async def _refresh(self) -> None:
-        """As `ConversationV2.refresh`."""
+    async def _refresh(self, *, is_patient: bool = False) -> None:
+        """As `ConversationV2.refresh`. `is_patient`: while the store is away, when it is back."""
         more, since, goes_on = True, self._since, False
         try:
             while more and since is not None:
                 self._screen.begin_answer()
-                chunk = await self._services.sync.read(self._room, since, goes_on=goes_on)
+                read = partial(self._services.sync.read, self._room, since, goes_on=goes_on)
+                # Nobody has asked for it, so nobody is told that it takes longer.
+                chunk = await (super()._patiently(read) if is_patient else read())
                 self._screen.answer(self._frame(chunk_fields(chunk)), chunk.documents)
                 self._screen.end_answer()
                 more, self._since, goes_on = chunk.more, chunk.upto, True

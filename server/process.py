@@ -21,7 +21,7 @@ from server.listening import allow_many_files
 logger = logging.getLogger(__name__)
 
 LAST_RESORT_S = SHUTDOWN_DEADLINE_S + 2.0
-"""After a signal: when the process ends whatever still hangs."""
+"""After a signal and `drain_s`: when the process ends whatever still hangs."""
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 """The first asks for the orderly end, the second for an end at once."""
@@ -57,6 +57,7 @@ async def _serve(config: Config, reread: Callable[[], Config]) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     server = Server(config)
+    last_resort_s = config.application.drain_s + LAST_RESORT_S
 
     def end() -> None:
         stop.set()
@@ -64,7 +65,7 @@ async def _serve(config: Config, reread: Callable[[], Config]) -> None:
             loop.remove_signal_handler(number)
             # Not by the loop, which may be what hangs.
             signal.signal(number, lambda *_: _leave("a second signal"))
-        last_resort = threading.Timer(LAST_RESORT_S, _leave, ["something hangs"])
+        last_resort = threading.Timer(last_resort_s, _leave, ["something hangs"])
         last_resort.daemon = True
         last_resort.start()
 

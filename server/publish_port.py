@@ -46,7 +46,7 @@ class PublishPort:
             tasks.start(self._lane.run(), "publishing port")
 
     async def stop(self) -> None:
-        """Refuse all that come from now on; who has been answered is let go."""
+        """Refuse all that come from now on; who is there is answered once more."""
         if self._listener is not None:
             await self._listener.close()
         self._lane.stop()

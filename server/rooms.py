@@ -245,8 +245,9 @@ class Rooms:
     # -- fan-out ---------------------------------------------------------------------------------------------
     def deliver(self, room: Room, events: Iterable[Event]) -> int:
         """Hand events to all of the user's local sessions, in this order; how many sessions there are. An `Added` that
-        was overtaken by a later change of its document tells of what it has become, or nothing if it was deleted; what
-        a later change has taken back is not told: nobody's screen goes back in time, and none misses a document."""
+        was overtaken by a later change of its document tells of what it has become, or nothing if it was deleted; of
+        another change that was overtaken nothing is told. Nobody's screen goes back in time, and none misses a
+        document."""
         current = [event for each in events if (event := self._brought_up_to_date(each)) is not None]
         members = self._members.get(room)
         if not members:
@@ -263,7 +264,7 @@ class Rooms:
 
     def _brought_up_to_date(self, event: Event) -> Event | None:
         self._note_change(event)
-        if isinstance(event, Seen | Deleted):
+        if isinstance(event, Seen | Unseen | Deleted):
             return self._without_overtaken(event)
         if not isinstance(event, Added | Restored):
             return event
@@ -274,24 +275,21 @@ class Rooms:
             return None
         return replace(event, document=replace(event.document, seen=state.seen, rev=state.rev))
 
-    def _without_overtaken(self, event: Seen | Deleted) -> Event | None:
-        """Two nodes may have changed the same document, and be heard of in the other order."""
-        overtaken = {id_ for id_ in event.ids if self._is_taken_back(id_, event)}
-        if not overtaken:
+    def _without_overtaken(self, event: Seen | Unseen | Deleted) -> Event | None:
+        """The same of those documents of which nothing later was told; None: of all it was. Two connections, or two
+        nodes, may change the same document, and be heard of in the other order. Who speaks of no revs would take a
+        late `Deleted` for what became of a document that is there again."""
+        kept = tuple(
+            id_
+            for id_ in event.changed_ids
+            if (state := self._changed.get(id_)) is None or state.rev <= event.rev
+        )
+        if len(kept) == len(event.changed_ids):
             return event
-        ids = tuple(id_ for id_ in event.ids if id_ not in overtaken)
-        if not ids:
-            return None
-        if isinstance(event, Seen) and event.changed is not None:
-            changed = tuple(id_ for id_ in event.changed if id_ not in overtaken)
-            return replace(event, ids=ids, changed=changed)
-        return replace(event, ids=ids)
-
-    def _is_taken_back(self, id_: str, event: Seen | Deleted) -> bool:
-        state = self._changed.get(id_)
-        if state is None or state.rev <= event.rev:
-            return False
-        return not state.deleted and (isinstance(event, Deleted) or not state.seen)
+        if isinstance(event, Seen):
+            # `ids` stay: in the classic dialect, which knows no `unseen`, they are somebody's answer.
+            return replace(event, changed=kept)
+        return replace(event, ids=kept) if kept else None
 
     def _note_change(self, event: Event) -> None:
         """Remember what has become of documents, for those whose `Added` may come behind."""

@@ -15,7 +15,7 @@ from typing import Any
 
 from server.commands_v2 import VERSION, RequestId
 from server.dialects import Counting
-from server.errors import InvalidInput, RateLimited, ServerError
+from server.errors import InvalidInput, RateLimited, ServerError, StoreUnavailable
 from server.messages import (
     Added,
     AllSeen,
@@ -53,6 +53,12 @@ def error_frame(error: ServerError, id_: RequestId = None) -> Frame:
     if isinstance(error, RateLimited):
         data["retry_ms"] = round(error.retry_after_s * 1000)
     return answer_frame("error", id_, data)
+
+
+def delayed_frame() -> Frame:
+    """The answer to a join waits for the store: its client is not to take the connection for dead."""
+    message = "the store does not answer; what was asked for comes as soon as it does"
+    return answer_frame("delayed", None, {"code": StoreUnavailable.code, "message": message})
 
 
 def joined_fields(

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import email
 import email.policy
+import http.client
 import json
 import os
 import re
@@ -154,13 +155,78 @@ Inbox.mark_seen = slowly
             assert await client.join("alice") == []
 
 
+async def test_load_balancers_learn_of_the_end_before_it_begins(tmp_path: Path) -> None:
+    """For `drain_s` after the signal /readyz answers 503, and everything else goes on, for clients that are there and
+    for new ones. A second signal ends that."""
+    with RunningServer(tmp_path, NOTIFY_APPLICATION_DRAIN_S="300") as server:
+        async with SocketClient(server) as client:
+            await client.join("alice")
+            server.signal(signal.SIGTERM)
+            wait_until(lambda: server.get("/readyz").status == 503, "the server saying that it ends")
+            assert server.get("/readyz").json()["status"] == "stopping"
+            assert server.get("/healthz").status == 200
+            server.must_notify("alice", content="late")
+            assert [each["content"] for each in await client.next("notification")] == ["late"]
+            async with SocketClient(server) as newcomer:
+                assert [each["content"] for each in await newcomer.join("alice")] == ["late"]
+        server.signal(signal.SIGTERM)
+        assert await asyncio.to_thread(server.wait) == 1
+
+
+def test_the_end_begins_after_that(tmp_path: Path) -> None:
+    """And is as orderly as any."""
+    with RunningServer(tmp_path, NOTIFY_APPLICATION_DRAIN_S="0.1") as server:
+        assert server.stop() == 0
+        assert "the end begins in 0.1 s" in server.log
+
+
+def test_who_has_a_connection_is_told_that_it_is_the_end(tmp_path: Path) -> None:
+    """What comes on it is refused, to be tried elsewhere, and nothing more is expected on it: no request meets a
+    connection that is just being closed."""
+    slow_store = """
+import asyncio
+from server.store.sqlite import SQLiteStore
+add = SQLiteStore.add
+async def slowly(*arguments):
+    print("storing", flush=True)
+    await asyncio.sleep(1.5)
+    return await add(*arguments)
+SQLiteStore.add = slowly
+"""
+    body = json.dumps({"users": [{"id": "alice"}], "content": "x"})
+    headers = {"Content-Type": "application/json"}
+    with faulty(tmp_path, slow_store) as server:
+        busy, kept = (http.client.HTTPConnection("127.0.0.1", server.port, timeout=20) for _ in range(2))
+        kept.request("GET", "/healthz")
+        assert kept.getresponse().read()
+        busy.request("POST", "/notify", body, headers)
+        wait_until(lambda: "storing" in server.log, "the request being stored")
+        server.signal(signal.SIGTERM)
+        wait_until(lambda: refuses_connections(server.port), "the server refusing connections")
+        kept.request("POST", "/notify", body, headers)
+        refused = kept.getresponse()
+        assert (refused.status, refused.headers["Connection"]) == (503, "close")
+        assert busy.getresponse().status == 200
+        assert server.wait() == 0
+        busy.close()
+        kept.close()
+
+
+def refuses_connections(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port)).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
 def test_a_step_of_the_end_that_fails_or_is_late_holds_up_no_other(tmp_path: Path) -> None:
     """The store is closed in any case."""
     faults = """
 import asyncio
 from server import app, doors
-app.SHUTDOWN_DEADLINE_S = 1.0
-app.LETTING_GO_S = 0.5
+app.SHUTDOWN_DEADLINE_S = 6.0
+app.LETTING_GO_S = 5.0
 async def hang(*_):
     await asyncio.Event().wait()
 def fail(*_):

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from redis.exceptions import RedisError
 
+from server import feed as feed_module
 from server.auth import Identity
 from server.cluster import gaps, outgoing
 from server.cluster.backplane import ClusterBackplane
@@ -18,6 +19,7 @@ from server.cluster.codec import Lost, Reader, Told, decode, encode, encode_noti
 from server.cluster.link import Ears, Link, LinkDown, Message, Patience
 from server.cluster.redis_connection import Commands, reason_of
 from server.config import Cluster, load
+from server.conversations import v2
 from server.errors import InvalidConfig
 from server.feed import Feed, HubFeed, RealtimeFeed, StreamFeed
 from server.inbox_feed import InboxFeed
@@ -28,6 +30,7 @@ from tests.support.backplanes import ALICE, Member, added, until
 from tests.support.clock import Clock
 from tests.support.core import Core, command, notification, open_core
 from tests.support.feed_connection import FeedConnection, listen
+from tests.support.recording import RecordingConnection
 from tests.support.redis_server import RedisServer
 
 ALICE_HERE: Room = ("default", "alice")
@@ -213,7 +216,7 @@ async def test_what_another_nodes_later_change_has_taken_back_is_not_told(
         backplane.received(told(event))
     await backplane.flushed()
     seen = [event for event in alice.told if isinstance(event, Seen)]
-    assert [event.ids for event in seen] == [("other",)]
+    assert [event.changed_ids for event in seen] == [("other",)]
     assert not [event for event in alice.told if isinstance(event, Deleted)]
 
 
@@ -303,12 +306,39 @@ def _to_alice(content: str) -> tuple[Any, ...]:
     return notification(content=content), [Recipient("alice")], None
 
 
-async def test_a_client_of_dialect_2_is_told_what_a_sync_would_say(core: Core) -> None:
-    """Since it was told last, unasked; the same connection goes on."""
+@pytest.fixture
+def is_impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that is away is asked again soon, and who waits for it is told so soon."""
+    monkeypatch.setattr(feed_module, "RETRY_FIRST_S", 0.001)
+    monkeypatch.setattr(v2, "JOIN_RETRY_FIRST_S", 0.001)
+    monkeypatch.setattr(v2, "DELAYED_AFTER_S", 0.01)
+    monkeypatch.setattr(v2, "DELAYED_EACH_S", 0.01)
+
+
+async def join_v2(core: Core) -> RecordingConnection:
     connection = core.connect()
     command(connection, "join", {"login": "alice", "password": "alice", "v": 2})
     while (await connection.next()).name != "joined":
         pass
+    return connection
+
+
+@pytest.mark.usefixtures("is_impatient")
+async def test_while_the_store_is_away_a_client_of_dialect_2_is_told_nothing(core: Core) -> None:
+    """Only who waits for the answer to a join is told that it is delayed; what was missed comes when it is back."""
+    connection = await join_v2(core)
+    [new] = (await core.store.add(*_to_alice("new"))).documents
+    core.store.goes_away()
+    core.rooms.missed(ALICE_HERE, now())
+    await asyncio.sleep(0.1)
+    core.store.is_back()
+    sync = await connection.next()
+    assert (sync.name, [each["_id"] for each in sync.data["documents"]]) == ("sync", [new.id])
+
+
+async def test_a_client_of_dialect_2_is_told_what_a_sync_would_say(core: Core) -> None:
+    """Since it was told last, unasked; the same connection goes on."""
+    connection = await join_v2(core)
     [new] = (await core.store.add(*_to_alice("new"))).documents
     core.rooms.missed(ALICE_HERE, now())
     sync = await connection.next()
@@ -352,21 +382,30 @@ async def test_a_stream_is_given_what_has_changed(core: Core) -> None:
     assert "missed" in frames[0]
     assert gone.id in frames[1]
     assert '{"unseen":1}' in frames[2]
+    assert "id:" not in frames[2]  # it would go on from where it once began
     feed.closed()
 
 
-async def test_a_stream_of_dialect_2_is_told_what_a_sync_would_say(core: Core) -> None:
-    """Since it was told last."""
+@pytest.mark.parametrize("is_away", [False, True], ids=["store there", "store away"])
+@pytest.mark.usefixtures("is_impatient")
+async def test_a_stream_of_dialect_2_is_told_what_a_sync_would_say(core: Core, is_away: bool) -> None:
+    """Since it was told last; while the store is away, when it is back."""
     connection = FeedConnection()
     frames: list[str] = []
     connection.send = lambda frame: frames.append(frame.text)  # type: ignore[method-assign]  # no JSON
     feed = InboxFeed(connection, core.feeds, Identity(*ALICE_HERE), None)
     await until(lambda: frames and not len(core.tasks), "the welcome")
+    frames.clear()
     await core.store.add(*_to_alice("missed"))
+    if is_away:
+        core.store.goes_away()
     feed.missed(now())
-    await until(lambda: len(frames) == 2, "what was missed")
-    assert '"name":"sync"' in frames[1]
-    assert "missed" in frames[1]
+    if is_away:
+        await asyncio.sleep(0.1)
+        core.store.is_back()
+    await until(lambda: frames, "what was missed")
+    assert '"name":"sync"' in frames[0]
+    assert "missed" in frames[0]
     feed.closed()
 
 

@@ -728,15 +728,48 @@ async def test_a_ticket_ends_with_its_token(pages: Pages, server: RunningServer)
 
 
 async def test_a_long_silence(pages: Pages, server: RunningServer) -> None:
-    """A server that has said nothing for longer than it ever does is asked; if it does not answer, it is gone."""
+    """A server that has not been heard for two heartbeats is asked whether it is there; if it does not answer, it is
+    gone."""
     page = await joined(pages, server)
-    await page.clock.run_for(400_000)
+    await page.clock.run_for(49_000)
     assert await page.evaluate("sockets[0].sent.length") == 2
-    await page.clock.run_for(30_000)
-    assert await page.evaluate("sockets[0].sent.at(-1).name") == "sync"
-    await page.clock.run_for(20_000)
+    await page.clock.run_for(2_000)
+    assert await page.evaluate("sockets[0].sent.at(-1).name") == "ping"
+    await settle(page, "sockets[0].answer('ping', {}, 'pong')")
+    await page.clock.run_for(49_000)
+    assert await page.evaluate("[inbox.state, sockets[0].sent.length]") == ["online", 3]
+    await page.clock.run_for(22_000)
     assert await page.evaluate("sockets[0].isClosed")
     assert "waiting" in await states(page)
+
+
+async def test_heartbeats_that_sockjs_tells_of(pages: Pages, server: RunningServer) -> None:
+    """They are signs of life: nothing needs to be asked. But they answer nothing."""
+    page = await joined(pages, server)
+    for _ in range(4):
+        await page.clock.run_for(25_000)
+        await settle(page, "sockets[0].onheartbeat()")
+    assert await page.evaluate("sockets[0].sent.length") == 2
+    await settle(page, "inbox.content().catch(() => {})")
+    await page.clock.run_for(15_000)
+    await settle(page, "sockets[0].onheartbeat()")
+    await page.clock.run_for(6_000)
+    assert await page.evaluate("sockets[0].isClosed")
+
+
+async def test_a_store_that_is_away_at_the_join(pages: Pages, server: RunningServer) -> None:
+    """The page is told once, and the client waits for as long as it takes."""
+    page = await scripted(pages, server)
+    await settle(page, "sockets[0].onopen()")
+    for _ in range(5):
+        await page.clock.run_for(15_000)
+        await settle(page, "sockets[0].push('delayed', { code: 'store_unavailable', message: 'away' })")
+    assert await page.evaluate("[inbox.state, sockets.length]") == ["connecting", 1]
+    assert await events(page, "error") == [{"code": "store_unavailable", "message": "away"}]
+    await settle(
+        page, "sockets[0].joined(); sockets[0].answer('content', { documents: [doc(1)], older: false })"
+    )
+    assert await page.evaluate("[inbox.state, inbox.items.length]") == ["online", 1]
 
 
 async def test_a_sync_that_the_server_could_not_answer(pages: Pages, server: RunningServer) -> None:

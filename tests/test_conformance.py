@@ -141,6 +141,14 @@ class StaleChange(Tamper):
         return [frame]
 
 
+class DelayedForNothing(Tamper):
+    """Who waits for no answer to a join is told to wait."""
+
+    def frame(self, frame: Frame) -> list[Frame]:
+        delayed = {"name": "delayed", "data": {"code": "store_unavailable", "message": "wait"}}
+        return [frame, delayed] if frame["name"] == "joined" else [frame]
+
+
 class RepeatedChunk(Tamper):
     def frame(self, frame: Frame) -> list[Frame]:
         return [frame, frame] if frame["name"] == "sync" and frame["data"]["more"] else [frame]
@@ -504,6 +512,7 @@ WRONG: list[tuple[Callable[[], Tamper], str]] = [
     (NoRev, "documents"),
     (StalePush, "counts"),
     (StaleChange, "restored"),
+    (DelayedForNothing, "join"),
     (RepeatedChunk, "chunks"),
     (LostChunk, "chunks"),
     (EarlyEnd, "chunks"),

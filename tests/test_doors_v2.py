@@ -73,9 +73,9 @@ async def test_over_a_websocket(server: RunningServer, user: str, path: str) -> 
         changed = await client.ask("seen", {"ids": [pushed["_id"]]})
         assert changed["ids"] == [pushed["_id"]]
         assert (await client.push("counts"))["unseen"] == 1
-        before = client.model.state
+        before = client.model.inbox
         await client.sync()
-        assert client.model.state == before
+        assert client.model.inbox == before
         assert sorted(before.values()) == [False, True]
 
 
@@ -87,11 +87,6 @@ async def test_the_door_speaks_nothing_but_dialect_2(server: RunningServer) -> N
         ] == "data.v"
         assert (await client.refusal("counts"))["code"] == "not_joined"
         assert (await client.ask("join", {"login": "alice", "password": "alice"}))["user"] == "alice"
-
-
-async def test_a_request_that_is_no_upgrade_is_refused(server: RunningServer) -> None:
-    """In words."""
-    assert server.get("/ws/v2").status == 400
 
 
 async def test_pages_of_other_origins_are_refused_where_the_configuration_says_so(tmp_path: Path) -> None:
@@ -130,7 +125,7 @@ async def test_who_was_away_catches_up(server: RunningServer, user: str, path: s
     server.must_notify(user, content="new")
     async with client_v2(server, user, path=path, model=model):
         [new, *_] = ids(must(inbox(server, "GET", user))["documents"])
-        assert model.state == {two: True, three: False, new: False}
+        assert model.inbox == {two: True, three: False, new: False}
 
 
 async def test_a_ticket_lets_in_again_until_the_user_is_signed_out(server: RunningServer, user: str) -> None:
@@ -186,7 +181,7 @@ async def test_a_server_that_ends_says_when_to_come_back(tmp_path: Path, user: s
             assert len(set(delays)) > 1
         server.start()
         async with client_v2(server, user, model=one.model) as again:
-            assert list(again.model.state.values()) == [False]
+            assert list(again.model.inbox.values()) == [False]
 
 
 # -- Server-Sent Events --------------------------------------------------------------------------------------
@@ -274,7 +269,7 @@ async def test_changes_over_http(server: RunningServer, user: str) -> None:
     """Each is answered with what it really changed, and told to every screen."""
     server.must_notify(user)
     async with client_v2(server, user) as client:
-        [id_] = client.model.state
+        [id_] = client.model.inbox
         for method, fields, told in (
             ("PATCH", {"seen": True}, "seen"),
             ("PATCH", {"seen": False}, "unseen"),

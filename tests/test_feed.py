@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from server import feed as module
 from server import screen as screen_module
+from server.auth import Identity
 from server.config import Limits as LimitSettings
-from server.feed import Feed, HubFeed, RealtimeFeed, ServiceFeed, TenantFeed
+from server.conversations import v2 as v2_module
+from server.feed import Feed, HubFeed, RealtimeFeed, ServiceFeed, StreamFeed, TenantFeed
 from server.grants import DEFAULT_TENANT
+from server.inbox_feed import InboxFeed
 from server.messages import Broadcasted, Seen, UnseenCount, now
 from server.rooms import NOBODY
 from server.wire import FAILED, REVOKED, SIGNED_OUT, SLOW, TOKEN_EXPIRED, TOO_MANY
@@ -233,6 +237,59 @@ async def test_while_the_store_is_away_what_waited_waits(core: Core, monkeypatch
     core.store.is_back()
     assert await contents(connection, 1) == [document.notification.content]
     assert connection.reasons == []
+
+
+class Stream(FeedConnection):
+    """Server-Sent Events: its messages are their data."""
+
+    def take_one(self) -> None:
+        _, _, data = self.queue.popleft().text.rpartition("data: ")
+        self._read.put_nowait(json.loads(data))
+        self._wake()
+
+
+class RawStream(FeedConnection):
+    """The same, with name and id."""
+
+    def take_one(self) -> None:
+        event = dict(line.split(": ", 1) for line in self.queue.popleft().text.strip().splitlines())
+        self._read.put_nowait([event["event"], event.get("id")])
+        self._wake()
+
+
+async def test_where_a_stream_goes_on_from_is_before_what_changed_while_it_was_read(core: Core) -> None:
+    """Or whoever is cut off after the count would never hear of the change."""
+    [first, *_] = await core.fill("alice", 100)
+    slow = RawStream(is_slow=True)
+    feed = StreamFeed(slow, core.feeds, Identity(DEFAULT_TENANT, "alice"), since=None)
+    slow.session = cast("Any", feed)
+    await slow.queued()
+    await core.inbox.mark_seen(ALICE, [first.id])
+    await core.notify("alice", content="is listed, too")
+    slow.is_slow = False
+    slow._take()
+    events = [await slow.next() for _ in range(103)]
+    [(_, upto)] = [event for event in events if event[0] == "count"][:1]
+    [(_, changed)] = [event for event in events if event[0] == "seen"]
+    assert upto < changed
+
+
+async def test_who_waits_for_the_store_is_told_so_in_dialect_2(
+    core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Again and again, until what they came for is there."""
+    monkeypatch.setattr(module, "RETRY_FIRST_S", 0.01)
+    monkeypatch.setattr(v2_module, "DELAYED_AFTER_S", 0.01)
+    monkeypatch.setattr(v2_module, "DELAYED_EACH_S", 0.01)
+    core.store.goes_away()
+    connection = Stream()
+    feed = InboxFeed(connection, core.feeds, Identity(DEFAULT_TENANT, "alice"), since=None)
+    connection.session = cast("Any", feed)
+    told = [frame["name"] for frame in await connection.frames(3)]
+    core.store.is_back()
+    while told[-1] != "joined":
+        told.append((await connection.next())["name"])  # type: ignore[index]  # JSON
+    assert set(told[:-1]) == {"delayed"}
 
 
 async def test_a_bug_closes_the_connection(core: Core, caplog: pytest.LogCaptureFixture) -> None:

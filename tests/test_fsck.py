@@ -22,7 +22,7 @@ from server.messages import MailRecipient, Recipient, now
 from server.store import MailOutcome, Once, RefusedMail, Store
 from server.store.mongo_connection import Connection
 from server.store.mongo_fsck_kinds import Kinds
-from server.store.sqlite_fsck import KINDS
+from server.store.sqlite_fsck_kinds import KINDS
 from tests.support.command import Command, Outcome, no_variables
 from tests.support.mongo_stores import collect_sockets_of_pymongo
 from tests.support.old_stores import put_old_store
@@ -157,7 +157,31 @@ async def test_an_empty_store(place: Place, run: Command, monkeypatch: pytest.Mo
 
 _A_DOCUMENT = "(SELECT user, id FROM documents LIMIT 1)"
 
+_OF_ALICE = "notification = (SELECT notification FROM documents WHERE seen)"
+
 SQLITE_DAMAGES = {
+    "clock-unreadable": ["UPDATE meta SET value = 'none' WHERE name = 'last_rev'"],
+    "revs-unreadable": [
+        "UPDATE documents SET rev = 'none' WHERE seen",
+        f"UPDATE documents SET rev = {(1 << 63) - 1} WHERE deleted_at IS NOT NULL",
+    ],
+    "notifications-unreadable": [
+        "UPDATE notifications SET nid = 'none', tenant = x'00', content = x'00', data = '{'"
+        f" WHERE {_OF_ALICE.replace('notification =', 'key =')}",
+        "UPDATE notifications SET created_at = 9e99 WHERE content = 'owed'",
+    ],
+    "documents-unreadable": [
+        "UPDATE documents SET updated_at = 'none', acked_at = 'none', seen = 'none' WHERE seen",
+        f"UPDATE documents SET deleted_at = {(1 << 63) - 1}, marks = 'none' WHERE deleted_at IS NOT NULL",
+        f"UPDATE documents SET id = 'none' WHERE (user, id) = {_A_DOCUMENT}",
+    ],
+    "mail-unreadable": [
+        "UPDATE mail_recipients SET due_at = 'none', failing_since = 'none' WHERE user_id = 'zoe'",
+        "UPDATE mail_recipients SET leased_until = 'none' WHERE lease IS NOT NULL",
+        "UPDATE mails SET leased_until = 9e99",
+        "UPDATE refused_mail SET refused_at = 'none'",
+    ],
+    "keys-unreadable": ["UPDATE once SET expires_at = 'never'"],
     "documents-without-notification": ["UPDATE documents SET notification = 999 WHERE seen"],
     "documents-without-user": ["UPDATE documents SET user = 999 WHERE seen"],
     "documents-twice": [
@@ -187,6 +211,7 @@ SQLITE_DAMAGES = {
     "horizon-ahead": [
         f"INSERT INTO retention (tenant, floor, oldest_rev) VALUES ('acme', {FUTURE_MS}, 0)",
         f"INSERT INTO retention (tenant, oldest_rev) VALUES ('default', {FUTURE_MS} << 16)",
+        "INSERT INTO retention (tenant, oldest_rev) VALUES ('other', 'none')",
     ],
 }
 
@@ -354,7 +379,25 @@ def changes(collection: str, which: Raw, change: Raw) -> Callable[[Database[Raw]
     return plant
 
 
+def unreadable(db: Database[Raw]) -> None:
+    values = {"nid": 7, "createdAt": None, "updatedAt": "none", "seen": "none", "data": 7, "rev": "none"}
+    assert db.notifications.update_one({"seen": True}, {"$set": values}).modified_count == 1
+    values = {"deletedAt": "none", "rev": (1 << 63) - 1, "data": '{"cut": '}
+    deleted = {"$unset": {"delete": 1, "nid": 1}, "$set": values}
+    assert db.notifications.update_one({"delete": True}, deleted).modified_count == 1
+
+
+def of_no_text(db: Database[Raw]) -> None:
+    fields = {"mail.subject": 7, "mail.content": None}
+    change = {"$set": fields, "$unset": {"mail.subtype": 1, "mail.forced": 1}}
+    assert db.notifications.update_one({"mail.due": {"$exists": True}}, change).modified_count == 1
+
+
 MONGO_DAMAGES: dict[str, Callable[[Database[Raw]], object]] = {
+    "clock-unreadable": changes("notifications_meta", {"_id": "rev"}, {"$set": {"ceiling": "none"}}),
+    "documents-unreadable": unreadable,
+    "mail-unreadable-documents": of_no_text,
+    "mail-unreadable-intents": of_mail("notifications_intents", recipients="none"),
     "documents-without-user": lambda db: db.notifications_users.delete_many({"_id.userId": "alice"}),
     "documents-twice": twice,
     "tombstones-in-part": changes("notifications", {"delete": True}, {"$set": {"deletedAt": None}}),

@@ -111,10 +111,11 @@ def listen_key(server: RunningServer) -> str:
     return add_key(server, "default", "listening", "listen")
 
 
-@pytest.fixture(params=["hub", "service", "tenant"])
+@pytest.fixture(params=["hub", "service", "tenant", "v2"])
 def path(request: pytest.FixtureRequest, user: str, listen_key: str) -> str:
     """Of each of these doors, with a good token or key."""
     paths = {"hub": hub_path(user), "service": service_path(user), "tenant": tenant_path(listen_key)}
+    paths["v2"] = "/ws/v2"  # where join comes later
     return paths[request.param]
 
 

@@ -109,7 +109,7 @@ def test_a_batch_fits_any_queue() -> None:
     assert CHANGES_PER_BATCH * len(f'\\"{NOBODYS}\\",') < 16_000
 
 
-async def test_a_store_that_is_away_is_said_and_nothing_told(core: Core, changes: list[Room]) -> None:
+async def test_a_store_that_is_away_is_said_and_no_change_told(core: Core, changes: list[Room]) -> None:
     """All verbs raise StoreUnavailable. Changes may have come through all the same, so they are counted anew."""
     alice = await core.join("alice")
     [document] = await core.fill("alice", 1)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
+import signal
 import socket
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
@@ -24,6 +26,8 @@ from tests.support.lane import LaneServer
 from tests.support.ports import free_port
 from tests.support.processes import wait_until
 from tests.support.running_server import RunningServer
+
+ROOT = Path(__file__).resolve().parents[1]
 
 OPERATIONS = {"NOTIFY_APPLICATION_INTERNAL": "127.0.0.1"}
 
@@ -306,7 +310,7 @@ def test_figures(tmp_path: Path) -> None:
 
 
 def test_what_is_under_way_at_the_end_is_answered(tmp_path: Path) -> None:
-    """Idle connections end at once; nothing is answered that is not stored."""
+    """Idle connections hold up nothing; nothing is answered that is not stored."""
     with LaneServer(tmp_path) as server:
         with (
             socket.create_connection(("127.0.0.1", server.port), timeout=30) as idle,
@@ -322,6 +326,50 @@ def test_what_is_under_way_at_the_end_is_answered(tmp_path: Path) -> None:
                     count += 1
             assert idle.recv(1) == b""
         assert stored_in(server) >= count
+
+
+SLOW_STORE = """
+import asyncio
+from server.store.sqlite import SQLiteStore
+add = SQLiteStore.add
+async def slowly(*arguments):
+    print("storing", flush=True)
+    await asyncio.sleep(1.5)
+    return await add(*arguments)
+SQLiteStore.add = slowly
+"""
+
+
+def test_who_has_a_connection_is_told_that_it_is_the_end(tmp_path: Path) -> None:
+    """What comes on it is refused, to be tried elsewhere, and nothing more is expected on it: no request meets a
+    connection that is just being closed."""
+    (tmp_path / "sitecustomize.py").write_text(SLOW_STORE)
+    with LaneServer(tmp_path, PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}") as server:
+        with (
+            socket.create_connection(("127.0.0.1", server.port), timeout=30) as kept,
+            socket.create_connection(("127.0.0.1", server.port), timeout=30) as busy,
+        ):
+            answers = Answers(kept)
+            kept.sendall(request(line="OPTIONS /notify HTTP/1.1"))
+            assert answers.next()[0] == 204
+            busy.sendall(request())
+            wait_until(lambda: "storing" in server.log, "the request being stored")
+            server.signal(signal.SIGTERM)
+            wait_until(lambda: refuses_connections(server.port), "the server refusing connections")
+            kept.sendall(request())
+            status, fields, _ = answers.next()
+            assert (status, fields["connection"]) == (503, "close")
+            assert answers.is_over()
+            assert Answers(busy).next()[0] == 200
+        assert server.wait() == 0
+
+
+def refuses_connections(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port)).close()
+    except ConnectionRefusedError:
+        return True
+    return False
 
 
 def stored_in(server: LaneServer) -> int:

@@ -780,6 +780,30 @@ async def test_no_sideways_scrolling(pages: Pages, server: RunningServer, width:
     assert await overflow(page) <= 0
 
 
+@pytest.mark.parametrize("width", [320, 360, 560, 1280])
+async def test_room_for_the_state(pages: Pages, server: RunningServer, width: int) -> None:
+    """However narrow the window, all that is said of a lost connection can be read, and its button be pressed."""
+    page = await signed_in(pages, server, viewport={"width": width, "height": 700})
+    await page.evaluate("Math.random = () => 29.9")
+    server.kill()
+    button = page.get_by_role("button", name="Try now")
+    await expect(button).to_be_visible()
+    await expect(page.locator("#state-text")).to_contain_text("30 s")
+    assert await overflow(page) <= 0
+    cut_off = """() => [...document.querySelectorAll(".bar-inner *")].filter((each) => {
+        const { left, right, width } = each.getBoundingClientRect();
+        const bar = each.closest(".bar-inner").getBoundingClientRect();
+        return width && !each.closest("svg, .badge") && (left < bar.left || right > bar.right);
+    }).map(({ outerHTML }) => outerHTML)"""
+    assert await page.evaluate(cut_off) == []
+    is_on_top = """(button) => {
+        const { left, right, top, bottom } = button.getBoundingClientRect();
+        return [left + 1, right - 1].every((x) => document.elementFromPoint(x, (top + bottom) / 2) === button);
+    }"""
+    assert await button.evaluate(is_on_top)
+    pages.forgive("ERR_CONNECTION")
+
+
 async def test_reduced_motion(pages: Pages, server: RunningServer) -> None:
     """Nothing moves for those who asked for that."""
     page = await signed_in(pages, server, reduced_motion="reduce")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 
@@ -15,28 +15,40 @@ from server.store import STEP
 from server.tokens.own import OwnTokens
 from server.tokens.resume import LIFETIME, MAX_AGE, ResumeTickets
 
-AT = now()
-OLD = SigningSecret("old", "o" * 43, AT - timedelta(days=1))
-NEW = SigningSecret("new", "n" * 43, AT)
-PROOF = Proof("alice", "acme", issued_at=AT, key_id="key-1")
-
 
 class Clock:
-    def __init__(self) -> None:
-        self.now = AT
+    def __init__(self, at: datetime) -> None:
+        self.now = at
 
-    def __call__(self):  # type: ignore[no-untyped-def]
+    def __call__(self) -> datetime:
         return self.now
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
+def at() -> datetime:
+    """When the proof was given: just now, as tickets end by the clock of the machine."""
+    return now()
 
 
 @pytest.fixture
-def tickets(clock: Clock) -> ResumeTickets:
-    return ResumeTickets(OwnTokens([OLD, NEW], clock), clock)
+def proof(at: datetime) -> Proof:
+    return Proof("alice", "acme", issued_at=at, key_id="key-1")
+
+
+@pytest.fixture
+def clock(at: datetime) -> Clock:
+    return Clock(at)
+
+
+@pytest.fixture
+def new(at: datetime) -> SigningSecret:
+    return SigningSecret("new", "n" * 43, at)
+
+
+@pytest.fixture
+def tickets(clock: Clock, new: SigningSecret) -> ResumeTickets:
+    old = SigningSecret("old", "o" * 43, clock.now - timedelta(days=1))
+    return ResumeTickets(OwnTokens([old, new], clock), clock)
 
 
 def made(tickets: ResumeTickets, proof: Proof) -> str:
@@ -45,67 +57,71 @@ def made(tickets: ResumeTickets, proof: Proof) -> str:
     return ticket
 
 
-def test_a_ticket_stands_for_its_proof(tickets: ResumeTickets) -> None:
+def test_a_ticket_stands_for_its_proof(tickets: ResumeTickets, at: datetime, proof: Proof) -> None:
     """Who, when, with which key, and until when; a secret signs it, and is to be watched."""
-    assert tickets.check(made(tickets, PROOF)) == replace(PROOF, secret_id="new")
-    ends = replace(PROOF, expires_at=AT + timedelta(days=3))
+    assert tickets.check(made(tickets, proof)) == replace(proof, secret_id="new")
+    ends = replace(proof, expires_at=at + timedelta(days=3))
     assert tickets.check(made(tickets, ends)).expires_at == ends.expires_at
 
 
-def test_it_is_signed_with_the_secret_of_its_proof(tickets: ResumeTickets, clock: Clock) -> None:
+def test_it_is_signed_with_the_secret_of_its_proof(
+    tickets: ResumeTickets, clock: Clock, proof: Proof, new: SigningSecret
+) -> None:
     """So that it ends with that one; without it there is none."""
-    proof = replace(PROOF, secret_id="old")
-    ticket = made(tickets, proof)
+    earlier = replace(proof, secret_id="old")
+    ticket = made(tickets, earlier)
     assert tickets.check(ticket).secret_id == "old"
-    tickets._tokens.use([NEW])
+    tickets._tokens.use([new])
     with pytest.raises(BadCredentials):
         tickets.check(ticket)
-    assert tickets.make(proof) is None
+    assert tickets.make(earlier) is None
 
 
-def test_it_ends_after_a_while(tickets: ResumeTickets, clock: Clock) -> None:
+def test_it_ends_after_a_while(tickets: ResumeTickets, clock: Clock, at: datetime, proof: Proof) -> None:
     """And before that with what it stands for."""
-    ticket, short = made(tickets, PROOF), made(tickets, replace(PROOF, expires_at=AT + timedelta(minutes=5)))
+    ticket, short = made(tickets, proof), made(tickets, replace(proof, expires_at=at + timedelta(minutes=5)))
     # As tokens go by the clock of the machine.
-    clock.now = AT - LIFETIME - timedelta(seconds=1)
-    past = made(tickets, replace(PROOF, issued_at=clock.now))
+    clock.now = at - LIFETIME - timedelta(seconds=1)
+    past = made(tickets, replace(proof, issued_at=clock.now))
     with pytest.raises(TokenExpired):
         tickets.check(past)
-    clock.now = AT
+    clock.now = at
     assert tickets.check(ticket)
     assert tickets.check(short)
-    clock.now = AT + timedelta(minutes=5)
-    assert tickets.make(replace(PROOF, expires_at=clock.now)) is None
+    clock.now = at + timedelta(minutes=5)
+    assert tickets.make(replace(proof, expires_at=clock.now)) is None
 
 
-def test_by_tickets_alone_nobody_stays_for_ever(tickets: ResumeTickets, clock: Clock) -> None:
+def test_by_tickets_alone_nobody_stays_for_ever(
+    tickets: ResumeTickets, clock: Clock, at: datetime, proof: Proof
+) -> None:
     """The proof behind them grows old."""
-    clock.now = AT + MAX_AGE
-    assert tickets.make(PROOF) is None
-    assert tickets.make(replace(PROOF, issued_at=AT + STEP)) is not None
+    clock.now = at + MAX_AGE
+    assert tickets.make(proof) is None
+    assert tickets.make(replace(proof, issued_at=at + STEP)) is not None
 
 
-def test_it_is_later_than_the_sign_out_before_it(tickets: ResumeTickets) -> None:
+def test_it_is_later_than_the_sign_out_before_it(tickets: ResumeTickets, at: datetime, proof: Proof) -> None:
     """Which the clock of another machine may have dated ahead."""
-    ahead = AT + timedelta(seconds=5)
-    ticket = tickets.make(PROOF, ahead)
+    ahead = at + timedelta(seconds=5)
+    ticket = tickets.make(proof, ahead)
     assert ticket is not None
     issued_at = tickets.check(ticket).issued_at
     assert issued_at is not None and issued_at > ahead
 
 
-def test_without_a_secret_there_is_none(clock: Clock) -> None:
+def test_without_a_secret_there_is_none(clock: Clock, proof: Proof, new: SigningSecret) -> None:
     """Nor for a proof that does not say when, or of which tenant."""
-    assert ResumeTickets(OwnTokens([], clock), clock).make(PROOF) is None
-    tickets = ResumeTickets(OwnTokens([NEW], clock), clock)
-    assert tickets.make(replace(PROOF, issued_at=None)) is None
-    assert tickets.make(replace(PROOF, tenant=None)) is None
+    assert ResumeTickets(OwnTokens([], clock), clock).make(proof) is None
+    tickets = ResumeTickets(OwnTokens([new], clock), clock)
+    assert tickets.make(replace(proof, issued_at=None)) is None
+    assert tickets.make(replace(proof, tenant=None)) is None
 
 
 @pytest.mark.parametrize("until", ["x", -1, True])
-def test_one_with_nonsense_in_it_is_wrong(tickets: ResumeTickets, until: object) -> None:
+def test_one_with_nonsense_in_it_is_wrong(tickets: ResumeTickets, until: object, at: datetime) -> None:
     """Though we have signed it."""
-    said = {"sub": "a", "tenant": "acme", "iat": AT.timestamp(), "exp": AT.timestamp() + 60, "key": ""}
+    said = {"sub": "a", "tenant": "acme", "iat": at.timestamp(), "exp": at.timestamp() + 60, "key": ""}
     ticket = tickets._tokens.sign(said | {"until": until}, "notification-resume+jwt")
     with pytest.raises(BadCredentials):
         tickets.check(ticket)

@@ -236,7 +236,39 @@ def test_of_several_changes_the_latest_counts(rooms: Rooms, is_in_order: bool) -
     changes: list[Event] = [Seen(("d1",), 20), Deleted(("d1",), 30)]
     rooms.deliver(ALICE, changes if is_in_order else changes[::-1])
     rooms.deliver(ALICE, [_added("d1", rev=10)])
-    assert len(alice.events) == 2
+    assert [type(event) for event in alice.events] == ([Seen, Deleted] if is_in_order else [Deleted, Seen])
+
+
+@pytest.mark.parametrize(
+    ("late", "told"),
+    [
+        (Deleted(("d1", "d2"), 20), Deleted(("d2",), 20)),
+        (Unseen(("d1", "d2"), 20), Unseen(("d2",), 20)),
+        (Seen(("d1", "d2"), 20), Seen(("d1", "d2"), 20, changed=("d2",))),
+        (Deleted(("d1",), 20), None),
+        (Unseen(("d1",), 20), None),
+    ],
+    ids=["deleted", "unseen", "seen", "deleted alone", "unseen alone"],
+)
+def test_a_change_overtaken_by_a_later_one_is_told_of_the_others_only(
+    rooms: Rooms, late: Event, told: Event | None
+) -> None:
+    """Whoever speaks of no revs would take what comes last for what is."""
+    [alice] = _joined(rooms, ALICE)
+    alice.dialect = InboxFrames()
+    later = Restored(_added("d1", rev=30).document)
+    rooms.deliver(ALICE, [later])
+    rooms.deliver(ALICE, [late])
+    assert alice.events == [later] + ([] if told is None else [told])
+
+
+def test_what_was_marked_unseen_and_then_all_seen_stays_seen(rooms: Rooms) -> None:
+    """Also for a screen that is told late of the first, after the second as a whole."""
+    [alice] = _joined(rooms, ALICE)
+    alice.dialect = InboxFrames()
+    rooms.deliver(ALICE, [Seen(("d1",), 30, is_part=True), AllSeen(25)])
+    rooms.deliver(ALICE, [Unseen(("d1",), 20)])
+    assert alice.events == [AllSeen(25)]
 
 
 def test_a_change_overtakes_also_where_nobody_was_to_hear_of_it(rooms: Rooms) -> None:

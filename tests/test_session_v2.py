@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from server.conversations import v2 as module
+from server.errors import StoreUnavailable
 from server.messages import Added, Counted, Counts, Seen, now
 from server.revs import to_wire
 from server.session import Session
@@ -130,11 +131,13 @@ async def test_a_join_that_fails_changes_nothing(core: Core) -> None:
 
 
 async def test_without_a_user_there_is_only_join(core: Core) -> None:
-    """Every other command is answered by an error with its id."""
+    """Every other command is answered by an error with its id; a `ping` asks of nobody's inbox."""
     connection = RecordingConnection()
     connection.session = Session(connection, core.services, only_version=2)
     for name, data in COMMANDS.items():
-        if name not in ("join", "leave"):
+        if name == "ping":
+            assert (await ask(connection, name, data)).name == "pong"
+        elif name != "leave":
             assert (await ask(connection, name, data)).data["code"] == "not_joined"
 
 
@@ -147,20 +150,38 @@ COMMANDS: dict[str, Any] = {
     "restore": {"ids": []},
     "ack": {"ids": []},
     "counts": None,
+    "ping": None,
     "leave": None,
 }
 
 
 async def test_a_join_waits_for_a_store_that_is_away(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One answer, when the store is back."""
+    """It is told that it waits, again and again; one answer comes when the store is back."""
     monkeypatch.setattr(module, "JOIN_RETRY_FIRST_S", 0.001)
+    monkeypatch.setattr(module, "DELAYED_AFTER_S", 0.01)
+    monkeypatch.setattr(module, "DELAYED_EACH_S", 0.01)
     core.store.goes_away()
     connection = core.connect()
     say(connection, "join", {"login": "alice", "password": "alice", "v": 2}, 1)
     for _ in range(3):
-        await core.store.failed.get()
-    assert connection.received() == []
+        told = await connection.next()
+        assert (told.name, told.data["code"]) == ("delayed", "store_unavailable")
     core.store.is_back()
+    assert (await answer(connection, 1)).name == "joined"
+    await core.notify("alice")
+    assert "delayed" not in [(await connection.next()).name, *(told.name for told in connection.received())]
+
+
+async def test_a_join_that_waits_for_a_store_that_hangs_is_told_so(
+    core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Long before the store's time is over: nobody is to take the connection for dead."""
+    monkeypatch.setattr(module, "DELAYED_AFTER_S", 0.01)
+    gate = core.store.hold("counts")
+    connection = core.connect()
+    say(connection, "join", {"login": "alice", "password": "alice", "v": 2}, 1)
+    assert (await connection.next()).name == "delayed"
+    gate.open()
     assert (await answer(connection, 1)).name == "joined"
 
 
@@ -520,6 +541,25 @@ async def test_who_is_not_told_of_a_change_is_told_to_sync(
         "store_unavailable",
         True,
     )
+
+
+async def test_a_change_that_came_through_without_an_answer_is_found(core: Core) -> None:
+    """Every screen is told to look, before the asker is told that nobody knows: else it would show what is gone, and
+    asking again would change nothing any more."""
+    [document] = await core.fill("alice", 1)
+    asker, joined = await join(core)
+    other, _ = await join(core)
+
+    async def lose_the_answer() -> None:
+        raise StoreUnavailable
+
+    core.store.delay = lose_the_answer
+    say(asker, "delete", {"ids": [document.id]}, 1)
+    assert [(await asker.next()).name for _ in range(2)] == ["missed", "error"]
+    assert (await other.next()).name == "missed"
+    core.store.delay = None
+    found = await ask(asker, "sync", {"since": joined.data["since"]})
+    assert [(each["_id"], each["delete"]) for each in found.data["documents"]] == [(document.id, True)]
 
 
 async def test_an_acknowledgement_is_no_change(core: Core) -> None:

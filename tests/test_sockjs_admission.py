@@ -239,6 +239,21 @@ async def test_a_stranger_sends_only_short_messages(transport: str) -> None:
             await is_refused(client, long)
 
 
+@pytest.mark.parametrize("transport", WEBSOCKETS)
+async def test_who_has_just_joined_may_send_long_messages(transport: str) -> None:
+    """Also as the first one after the join, which is carried out some time after it was read."""
+    long = f'"{"x" * STRANGER_MESSAGE_BYTES}"'
+    async with serving() as service:
+        service.on_open = as_stranger
+        async with service.websocket(transport) as client:
+            session = await service.next_session()
+            await client.send('"join"')
+            await asyncio.wait_for(session.received.get(), WAIT_S)
+            session.is_joined = True
+            await client.send(long)
+            await asyncio.wait_for(session.received.get(), WAIT_S)
+
+
 async def is_refused(client: ClientConnection, text: str) -> None:
     await client.send(text)
     await asyncio.wait_for(client.wait_closed(), WAIT_S)

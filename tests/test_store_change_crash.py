@@ -98,6 +98,7 @@ async def kill_who_changes(place: Place, rounds: int) -> None:
     epochs = set()
     for _ in range(rounds):
         lines = await change_until_killed(place, random.randint(20, 300))
+        await place.settled()
         store = place.store()
         await store.open()
         for follower in followers:

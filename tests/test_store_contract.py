@@ -132,7 +132,7 @@ async def test_a_store_that_is_not_open_yet_is_unavailable(place: Place) -> None
 async def test_a_closed_store_is_unavailable(store: Store) -> None:
     """Every verb says so."""
     document = await put(store)
-    job = MailJob(new_id(), TENANT, now(), Mail("", ""), (), new_id(), 0)
+    job = MailJob(new_id(), TENANT, now(), Mail("", ""), (), new_id())
     broadcast = Broadcast(make_notification(), None, new_id())
     await store.close()
     for verb in (

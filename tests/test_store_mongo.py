@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 from bson import ObjectId
+from pymongo import MongoClient
+from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.database import Database
 from pymongo.errors import (
     AutoReconnect,
@@ -42,13 +44,14 @@ from server.store import (
     mongo_adding,
     mongo_batches,
     mongo_connection,
+    mongo_reading,
 )
 from server.store.mongo import MongoStore
 from server.store.mongo_revs import StoredRevs
 from tests.support.mongo_stores import USER, collect_sockets_of_pymongo, opened, original, until_it_succeeds
 from tests.support.mongod import Mongod, MongoDatabase
 from tests.support.ports import free_port
-from tests.support.stores import make_notification, owe, put, put_many, read_sign_outs, whole_inbox
+from tests.support.stores import TENANT, make_notification, owe, put, put_many, read_sign_outs, whole_inbox
 
 DEFAULT = "default"
 USERS = [f"user-{number}" for number in range(7)]
@@ -618,6 +621,60 @@ async def test_a_broadcast_that_is_refused(store: MongoStore, raw: Database[dict
     with pytest.raises(TooLarge):
         await store.broadcasts.add(make_notification(data="x" * 17_000_000))
     assert await store.broadcasts.count_open() == 0
+
+
+# -- counts --------------------------------------------------------------------------------------------------
+
+
+async def test_counts_of_few_types_and_of_many(
+    store: MongoStore, mongo_database: MongoDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Are the same by either way, in the same order, and nobody else's; a type that is no text counts as none."""
+    for count, type_ in ((3, "a"), (1, "b"), (5, "c"), (1, "a "), (2, "")):
+        documents = await put_many(store, count, type=type_)
+        await store.mark_seen(TENANT, USER, [documents[0].id])
+    [deleted] = await put_many(store, 1, type="d")
+    await store.delete(TENANT, USER, [deleted.id])
+    await put(store, "bob", type="a")
+    odd = await put(store, type="e")
+    client: MongoClient[dict[str, Any]]
+    with MongoClient(mongo_database.url) as client:
+        notifications = client[mongo_database.name].notifications
+        assert notifications.update_one({"_id": ObjectId(odd.id)}, {"$set": {"type": 7}}).modified_count == 1
+    quick = (await store.counts(TENANT, [USER]))[USER]
+    assert (quick.unseen, quick.total) == (8, 13)
+    assert list(quick.types.items()) == [
+        ("c", TypeCounts(4, 5)),
+        ("", TypeCounts(2, 3)),
+        ("a", TypeCounts(2, 3)),
+        ("a ", TypeCounts(0, 1)),
+        ("b", TypeCounts(0, 1)),
+    ]
+    monkeypatch.setattr(mongo_reading, "FEW_TYPES", 5)
+    grouped = (await store.counts(TENANT, [USER]))[USER]
+    assert (grouped.unseen, grouped.total, dict(grouped.types)) == (8, 13, dict(quick.types))
+    assert await store.count_unseen(TENANT, [USER]) == {USER: 8}
+    assert await store.count_unseen(TENANT, [USER, "bob", "nobody"]) == {USER: 8, "bob": 1, "nobody": 0}
+
+
+async def test_counting_goes_on_after_a_connection_broke(
+    store: MongoStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The question is asked once more; if that does not help, the store is away."""
+    await put(store)
+    command = AsyncDatabase.command
+    failures = [AutoReconnect("broke")]
+
+    async def breaking(self: AsyncDatabase[Any], question: Any, **options: Any) -> Any:
+        if "count" in question and failures:
+            raise failures.pop()
+        return await command(self, question, **options)
+
+    monkeypatch.setattr(AsyncDatabase, "command", breaking)
+    assert await store.count_unseen(TENANT, [USER]) == {USER: 1}
+    failures += [AutoReconnect("broke"), AutoReconnect("broke")]
+    with pytest.raises(StoreUnavailable):
+        await store.count_unseen(TENANT, [USER])
 
 
 # -- documents of the original -------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -38,11 +39,14 @@ class Hearer(Screen):
     """A member of a room that keeps what it is told."""
 
     def __init__(self, core: Core) -> None:
-        super().__init__(RecordingConnection(), core.services.dialect_v2, 10_000)
+        super().__init__(RecordingConnection(), core.services.dialect_v2, 10_000, owner=self)
         self.events: list[Event] = []
 
     def push(self, pushes: Sequence[Push], burst: Frame) -> None:
         self.events += [event for event, _ in pushes]
+
+    def missed(self, since: datetime) -> None:
+        """One node misses nothing."""
 
 
 @pytest.fixture
@@ -53,11 +57,12 @@ def heard(core: Core) -> list[Event]:
     return hearer.events
 
 
-async def _all(core: Core, since: str, limit: int) -> list[Chunk]:
+async def _all(core: Core, since: str, limit: int, *, goes_on: bool = False) -> list[Chunk]:
+    """The chunks of one sync. `goes_on`: those that are left of it."""
     chunks: list[Chunk] = []
     while not chunks or chunks[-1].more:
-        chunks.append(await core.services.sync.read(ALICE, since, limit))
-        since = chunks[-1].upto
+        chunks.append(await core.services.sync.read(ALICE, since, limit, goes_on=goes_on))
+        since, goes_on = chunks[-1].upto, True
     return chunks
 
 
@@ -90,7 +95,7 @@ async def test_a_sync_ends_where_the_clock_was_when_it_began(core: Core) -> None
     await core.fill("alice", 4)
     first = await core.services.sync.read(ALICE, since, 3)
     later = await core.fill("alice", 9)
-    rest = await _all(core, first.upto, 3)
+    rest = await _all(core, first.upto, 3, goes_on=True)
     assert len(rest) == 1
     again = await _all(core, rest[-1].upto, 100)
     told = {document.id for chunk in [*rest, *again] for document in chunk.documents}

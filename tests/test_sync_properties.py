@@ -18,10 +18,10 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
+from server.conformance.model import Fields, InboxModel
 from server.grants import DEFAULT_TENANT
 from server.messages import Document
 from tests.support.core import Core, core_on, publication
-from tests.support.inbox_model import Fields, InboxModel
 from tests.support.recording import Message, RecordingConnection
 from tests.support.stores import Place, whole_inbox
 
@@ -72,13 +72,10 @@ class Device:
 
     async def page(self) -> None:
         """Read all there is, if it has to."""
-        while self.model.is_to_page:
-            self.model.is_to_page = False
-            before, older = None, True
-            while older:
-                page = await self.ask("content", {"before": before, "limit": 3})
-                older = page["older"]
-                before = page["documents"][-1]["_id"] if page["documents"] else None
+        before: str | None = None
+        while self.model.must_page:
+            page = await self.ask("content", {"before": before, "limit": 3})
+            before = page["documents"][-1]["_id"] if page["documents"] else None
 
     async def ask(self, name: str, data: Fields) -> Fields:
         """The data of the last frame that answers a command."""
@@ -92,7 +89,7 @@ class Device:
                 self.hear(message)
                 continue
             assert message.name != "error", message
-            self.model.apply(message.name, message.data)
+            self.model.hear(message.name, message.data)
             if not message.data.get("more"):
                 fields: Fields = message.data
                 return fields
@@ -106,7 +103,7 @@ class Device:
     def hear(self, message: Message) -> None:
         """A push."""
         if self.mood == FINE:
-            self.model.apply(message.name, message.data)
+            self.model.hear(message.name, message.data)
             return
         self.is_whole = False
         if self.mood == LATE:
@@ -117,7 +114,7 @@ class Device:
         for number in order:
             if self.late:
                 message = self.late.pop(number % len(self.late))
-                self.model.apply(message.name, message.data)
+                self.model.hear(message.name, message.data)
 
 
 class SyncMachine(RuleBasedStateMachine):
@@ -179,7 +176,7 @@ class SyncMachine(RuleBasedStateMachine):
     def check(self, device: Device) -> None:
         """What it has is what there is."""
         inbox = self.inbox()
-        assert device.model.state == {each.id: each.seen for each in inbox}
+        assert device.model.inbox == {each.id: each.seen for each in inbox}
         revs = {id_: each["rev"] for id_, each in device.model.documents.items() if not each["delete"]}
         assert all(revs[each.id] <= f"{each.rev:016x}" for each in inbox)
 

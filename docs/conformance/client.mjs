@@ -64,7 +64,8 @@ export class Inbox {
     const changes = { seen: { seen: true }, unseen: { seen: false }, delete: { delete: true } }[name];
     for (const id of data.ids) {
       const known = this.documents.get(id);
-      if (known) this.#take({ ...known, ...changes, rev: data.rev });
+      // Of a tombstone that is `seen` the `restored` before it is yet to come: its rev must not be passed.
+      if (known && !known.delete) this.#take({ ...known, ...changes, rev: data.rev });
     }
   }
 

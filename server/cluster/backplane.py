@@ -16,6 +16,7 @@ from datetime import UTC, datetime, timedelta
 
 from server.backplane import Backplane, LocalBackplane
 from server.bus import BROADCAST_HEARD, INBOX_CHANGED, REFUSED, tell
+from server.checks import Probe
 from server.cluster.asking import Asking
 from server.cluster.codec import (
     Answered,
@@ -116,6 +117,10 @@ class ClusterBackplane(Backplane):
     def queues(self) -> Mapping[str, Callable[[], int]]:
         return {"backplane": lambda: self._outgoing.waiting, "gaps": lambda: self._gaps.waiting}
 
+    @property
+    def probes(self) -> Mapping[str, Probe]:
+        return {"backplane": self._link.probe}
+
     # -- other nodes -----------------------------------------------------------------------------------------
     @property
     def others(self) -> frozenset[str]:
@@ -143,9 +148,6 @@ class ClusterBackplane(Backplane):
             self._filling.cancel()
             await self._tasks.finish(FINISH_S)
             await self._link.leave()
-
-    async def probe(self) -> None:
-        await self._link.probe()
 
     async def online_elsewhere(self, rooms: Collection[Room]) -> set[Room]:
         if not self.others:

@@ -65,6 +65,8 @@ class Application:
     default_tenant: str | None = setting(DEFAULT_TENANT, values.DEFAULT_TENANT, live=True)
     # How long a request with an idempotency key is known when it comes again: no longer than anything else is kept.
     keep_keys_s: float = setting(float(DAY_S), values.seconds(60, DAY_S), live=True)
+    # How long /readyz says that the end is near before it begins. Without a load balancer that asks there, time lost.
+    drain_s: float = setting(0.0, values.seconds(0, 300))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -142,7 +142,7 @@ class Client:
     async def heard(self) -> list[Fields]:
         """All pushes but counts that came up to now: what is answered now comes after them."""
         await self.ask("counts")
-        heard = [frame for frame in self.pushes if frame["name"] not in ("counts", "sync")]
+        heard = [frame for frame in self.pushes if frame["name"] not in ("counts", "sync", "delayed")]
         self.pushes.clear()
         return heard
 
@@ -202,7 +202,7 @@ class Client:
             raise Broken(
                 f"answers in the order of the commands: first that of {self._open[0].name}", _short(frame)
             )
-        named = ["error", request.name]
+        named = ["error", "pong" if request.name == "ping" else request.name]
         if request.name == "join":
             named = ["error", "sync" if request.answers else "joined"]
         if frame["name"] not in named:
@@ -248,6 +248,10 @@ class Client:
 
     def _check_push(self, frame: Fields) -> None:
         name, data = frame["name"], frame["data"]
+        if name == "delayed":
+            if not (self._open and self._open[0].name == "join"):
+                raise Broken("`delayed` only to who waits for the answer to a join", _short(frame))
+            return
         if self.is_nobodys and name not in ("bye", "error"):
             raise Broken("no push to a connection that has no user", _short(frame))
         if name in ("notification", "restored"):

@@ -114,6 +114,7 @@ async def order(s: Stage) -> None:
         await client.say("sync", {"since": client.model.since}, -1),
         await client.say("delete", {"ids": ids[1:2]}),
         await client.say("shout", {}),
+        await client.say("ping", {}),
         await client.say("content", {}, "x" * 64),
     ]
     await client.answered(asked[-1])

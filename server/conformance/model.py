@@ -87,7 +87,9 @@ class InboxModel:
             return
         changes = {"seen": {"seen": True}, "unseen": {"seen": False}, "delete": {"delete": True}}[name]
         for id_ in data["ids"]:
-            if known := self.documents.get(id_):
+            known = self.documents.get(id_)
+            # Of a tombstone that is `seen` the `restored` before it is yet to come: its rev must not be passed.
+            if known and not known["delete"]:
                 self._take({**known, **changes, "rev": data["rev"]})
 
     @property

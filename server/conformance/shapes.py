@@ -110,6 +110,7 @@ ANSWERS: Mapping[str, list[Mapping[str, Check]]] = {
     "seen": [{**_CHANGED, "more": _truth}, {**_ALL, "changed": _natural}],
     **{name: [{**_CHANGED, "more": _truth}] for name in ("unseen", "delete", "restore")},
     "ack": [{"ids": _list_of(_id)}],
+    "pong": [{}],
     "leave": [{}],
     "error": [
         {
@@ -135,6 +136,7 @@ PUSHES: Mapping[str, list[Mapping[str, Check]]] = {
     "counts": [{"": _are_counts}],
     "sync": [_SYNC],
     "joined": ANSWERS["joined"],
+    "delayed": [{"code": _text, "message": _text}],
     "missed": [{}],
     "bye": [{"retry_ms": _natural}],
     "error": ANSWERS["error"],

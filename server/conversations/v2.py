@@ -7,9 +7,10 @@ Each command is answered exactly once, or in chunks of which all but the last ha
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
@@ -28,6 +29,7 @@ from server.commands_v2 import (
     JoinByTicket,
     MarkAllSeen,
     MarkUnseen,
+    Ping,
     Remove,
     Request,
     RequestId,
@@ -50,6 +52,7 @@ from server.wire_v2 import (
     answer_frame,
     changed_fields,
     counts_fields,
+    delayed_frame,
     documents_fields,
     error_frame,
     joined_fields,
@@ -64,6 +67,10 @@ JOIN_RETRY_FIRST_S = 0.5
 JOIN_RETRY_MAX_S = 10.0
 """Until the next try to read the inbox of a user who joined while the store was away. The client waits for nothing
 else."""
+
+DELAYED_AFTER_S, DELAYED_EACH_S = 3.0, 5.0
+"""When it is told that it waits, and how often again: a store that hangs fails no sooner than clients lose patience.
+"""
 
 REFRESH_S = 300.0
 """About so often a connection is told, unasked, how far it is: what it gives back when it returns is never old, nor is
@@ -106,6 +113,8 @@ class ConversationV2(Conversation):
         elif isinstance(command, Leave):
             line.leave()
             self._say(request, {})
+        elif isinstance(command, Ping):
+            line.connection.send(answer_frame("pong", request.id, {}))
         elif line.room is None:
             raise NotJoined
         elif isinstance(command, CHANGES):
@@ -181,15 +190,18 @@ class ConversationV2(Conversation):
         signed_out_at = services.tenants.signed_out_at(identity.tenant, identity.user_id)
         return services.tickets.make(proof, signed_out_at)
 
-    async def _patiently(self, read: Callable[[], Awaitable[T]]) -> T | None:
-        """What `read` returns, when the store is away as soon as it is back; None if the connection ended before."""
+    async def _patiently(self, read: Callable[[], Awaitable[T]], *, is_asked_for: bool = True) -> T | None:
+        """What `read` returns, when the store is away as soon as it is back; None if the connection ended before. Who
+        waits for it is told so; who has not asked for it does not wait."""
         delay_s = JOIN_RETRY_FIRST_S
-        while not self.line.is_closed:
-            try:
-                return await read()
-            except StoreUnavailable:
-                await self.line.pause(delay_s * random.uniform(0.5, 1.0))  # noqa: S311  # apart from others, no secret
-            delay_s = min(2 * delay_s, JOIN_RETRY_MAX_S)
+        telling = telling_of_delay(lambda: self.line.connection.send(delayed_frame()))
+        with telling if is_asked_for else contextlib.nullcontext():
+            while not self.line.is_closed:
+                try:
+                    return await read()
+                except StoreUnavailable:
+                    await self.line.pause(delay_s * random.uniform(0.5, 1.0))  # noqa: S311  # apart from others, no secret
+                delay_s = min(2 * delay_s, JOIN_RETRY_MAX_S)
         return None
 
     # -- reading ---------------------------------------------------------------------------------------------
@@ -224,14 +236,14 @@ class ConversationV2(Conversation):
         beside: Mapping[str, Any] | None = None,
     ) -> None:
         """Each chunk is read when the one before has left; pushes wait behind the one that is being read. `beside`:
-        what the last chunk says, too."""
+        what the last chunk of one that nobody asked for says, too."""
         line = self.line
         self._upto = None  # cut off now, the client has to have it all again
         goes_on = False
         while not line.is_closed:
             line.screen.begin_answer()
             read = partial(line.services.sync.read, room, since, goes_on=goes_on)
-            chunk = await (self._patiently(read) if is_patient else read())
+            chunk = await (self._patiently(read, is_asked_for=beside is None) if is_patient else read())
             if chunk is None:
                 return
             data = chunk_fields(chunk) | (dict(beside or {}) if not chunk.more else {})
@@ -309,3 +321,24 @@ def chunk_fields(chunk: Chunk) -> dict[str, Any]:
     return sync_fields(
         chunk.documents, more=chunk.more, upto=chunk.upto, floor=chunk.floor, reset=chunk.reset
     )
+
+
+@contextlib.contextmanager
+def telling_of_delay(tell: Callable[[], None]) -> Iterator[None]:
+    """Call `tell` now and then for as long as this takes, if it takes long."""
+    loop = asyncio.get_running_loop()
+    timer: asyncio.TimerHandle
+
+    def wait(delay_s: float) -> None:
+        nonlocal timer
+        timer = loop.call_later(delay_s, tell_again)
+
+    def tell_again() -> None:
+        wait(DELAYED_EACH_S)
+        tell()
+
+    wait(DELAYED_AFTER_S)
+    try:
+        yield
+    finally:
+        timer.cancel()

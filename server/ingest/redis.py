@@ -60,6 +60,9 @@ DEFAULT_PORT = 6379
 
 REFUSALS = AuthenticationError, AuthenticationWrongNumberOfArgsError, NoPermissionError
 
+RECONNECT_MAX_S = 2.0
+"""Between two tries to reach Redis: what is published meanwhile is gone, and a try costs next to nothing."""
+
 STORE_RETRY_MAX_S = 5.0
 """Between two tries to store a message that waits: who reads it has been waiting, too."""
 
@@ -97,7 +100,9 @@ class RedisDoor(Consumer):
     ) -> None:
         url = urlsplit(settings.url)
         port = url.port or DEFAULT_PORT
-        super().__init__(f"Redis at {url.hostname}:{port}", settings.tenant, backoff)
+        super().__init__(
+            f"Redis at {url.hostname}:{port}", settings.tenant, backoff or Backoff(max_s=RECONNECT_MAX_S)
+        )
         self.limits = limits
         self.max_message_bytes = max_message_bytes
         self._settings = settings

@@ -69,6 +69,7 @@ class UserDatabase:
             raise self._unavailable("it is closed")
         if len(self._questions) >= self._max_questions:
             raise Busy("too many sign-ins at this moment; try again")
+        was_down = self._is_down
         try:
             rows = await self._within_time(statement, values)
         except TimeoutError as exc:
@@ -78,7 +79,8 @@ class UserDatabase:
                 # Without `exc`: where it is logged one day, it might repeat the query.
                 raise self._unavailable(_why(exc)) from None
             rows = ()
-        if self._is_down:
+        # What was asked before the outage may be answered in the middle of it.
+        if self._is_down and was_down:
             self._is_down = False
             logger.info("the users' database answers again")
         return rows

@@ -56,7 +56,7 @@ class Changing:
         at = self._clock()
         # What was seen before `ackedAt` was written down was acknowledged then.
         acked_at = {"$ifNull": ["$ackedAt", {"$cond": ["$seen", "$updatedAt", at]}]}
-        to = {"delete": True, "deletedAt": at, "ackedAt": acked_at}
+        to = {"delete": True, "deletedAt": at, "updatedAt": at, "ackedAt": acked_at}
         return await self._change(tenant, user_id, found, found, NOT_DELETED, to)
 
     async def restore(self, tenant: str, user_id: str, ids: Sequence[str]) -> Change:
@@ -138,7 +138,7 @@ class Changing:
         high; how many."""
         below: Raw = {"rev": {"$not": {"$gte": rev}}}  # Not $lt: the original's have none.
         same = {"tenant": tenant, "_userId": user_id, "_id": {"$in": ids}, **below, **where}
-        change = {"$set": {**to, "updatedAt": self._clock(), "rev": rev}}
+        change = {"$set": {"updatedAt": self._clock(), **to, "rev": rev}}
         # MongoDB might take the index with rev in it, and step over what has another.
         updated = await self._connection.documents.update_many(same, [change], hint="_id_")
         return updated.modified_count

@@ -1,6 +1,7 @@
 """Looking through a whole database of the store: its parts against each other. For the command line.
 
-Servers may run meanwhile: what they are just writing is left out. What can be wrong is in `mongo_fsck_kinds`.
+Servers may run meanwhile: what they are just writing is left out. What can be wrong is in `mongo_fsck_kinds` and
+`mongo_fsck_values`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from collections.abc import Sequence
 from server.store.fsck import Finding, Report
 from server.store.mongo_connection import Connection
 from server.store.mongo_documents import Raw
-from server.store.mongo_fsck_kinds import Kind, Kinds
+from server.store.mongo_fsck_kinds import Kinds
+from server.store.mongo_fsck_values import Kind
 
 LIMIT_S = 3600.0
 """For one look over a collection."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 
 from pymongo.errors import BulkWriteError
 
@@ -12,6 +11,7 @@ from server.revs import COUNTER_BITS, RevClock
 from server.store.mongo_changing import Changing
 from server.store.mongo_connection import Connection, raise_but_for_duplicates
 from server.store.mongo_documents import ACCESS, Raw
+from server.store.mongo_fsck_values import Kind, unreadable_values
 from server.store.mongo_reading import Reading
 from server.store.mongo_revs import StoredRevs
 
@@ -28,19 +28,6 @@ _SOON: Raw = {"$add": ["$$NOW", 60_000]}
 _HAS_MAIL: Raw = {"mail.subject": {"$exists": True}}
 
 
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """`pipeline`: over the collection `place`, what is wrong, by `_id`, with an `example` if that says more; `mend`: is
-    given what was found."""
-
-    code: str
-    sentence: str
-    remedy: str
-    place: str
-    pipeline: Sequence[Raw]
-    mend: Callable[[Sequence[Raw]], Awaitable[None]]
-
-
 class Kinds:
     """All of them, over this connection."""
 
@@ -49,7 +36,12 @@ class Kinds:
 
     def all(self) -> list[Kind]:
         """In the order in which they are mended."""
-        return [*self._of_documents(), *self._of_mail(), *self._of_the_rest()]
+        return [
+            *unreadable_values(self._connection),
+            *self._of_documents(),
+            *self._of_mail(),
+            *self._of_the_rest(),
+        ]
 
     # -- documents -------------------------------------------------------------------------------------------
     def _of_documents(self) -> list[Kind]:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from datetime import datetime
 
 from bson import ObjectId
+from pymongo.errors import AutoReconnect
 
 from server.ids import is_id
 from server.messages import Document
@@ -20,6 +21,9 @@ Position = tuple[datetime, ObjectId]
 
 MAX_REV = (1 << 63) - 1
 """What MongoDB takes for an integer."""
+
+FEW_TYPES = 16
+"""Of one user: each takes two questions to count."""
 
 NOT_DELETED: Raw = {"delete": False}
 
@@ -109,6 +113,11 @@ class Reading:
 
     async def counts(self, tenant: str, user_ids: Collection[str]) -> dict[str, Counts]:
         """As `Store.counts`."""
+        if len(user_ids) == 1:
+            [user_id] = user_ids
+            counts = await self._counts_of_few_types(tenant, user_id)
+            if counts is not None:
+                return {user_id: counts}
         sums = dict.fromkeys(user_ids, (0, 0))
         types: dict[str, dict[str, TypeCounts]] = {user_id: {} for user_id in user_ids}
         match: Raw = {"$match": {"tenant": tenant, "_userId": {"$in": list(sums)}, **NOT_DELETED}}
@@ -118,14 +127,53 @@ class Reading:
             types[user_id][type_] = TypeCounts(found["unseen"], found["total"])
         return {user_id: Counts(*sums[user_id], types[user_id]) for user_id in sums}
 
+    async def _counts_of_few_types(self, tenant: str, user_id: str) -> Counts | None:
+        """None if the user has documents of more than a few types. To count the entries of an index between two places
+        takes MongoDB a tenth of the time of grouping them, and most users have most documents."""
+        of_user: Raw = {"tenant": tenant, "_userId": user_id, **NOT_DELETED}
+        distinct: list[Raw] = [{"$match": of_user}, {"$group": {"_id": "$type"}}, {"$limit": FEW_TYPES + 1}]
+        found = await (await self._connection.documents.aggregate(distinct, hint="types")).to_list()
+        if len(found) > FEW_TYPES:
+            return None
+        types: dict[str, TypeCounts] = {}
+        for each in found:
+            of_type: Raw = {**of_user, "type": each["_id"]}
+            unseen = await self._count({**of_type, "seen": False}, "types")
+            total = unseen + await self._count({**of_type, "seen": True}, "types")
+            # What is no text in a document of the original is read as an empty one.
+            name = each["_id"] if isinstance(each["_id"], str) else ""
+            known = types.get(name, TypeCounts(0, 0))
+            types[name] = TypeCounts(known.unseen + unseen, known.total + total)
+        ordered = sorted(types.items(), key=lambda item: (-item[1].total, item[0]))
+        return Counts(
+            sum(each.unseen for each in types.values()),
+            sum(each.total for each in types.values()),
+            {name: each for name, each in ordered if each.total},
+        )
+
     async def count_unseen(self, tenant: str, user_ids: Collection[str]) -> dict[str, int]:
         """As `Store.count_unseen`."""
-        unseen = {"tenant": tenant, "_userId": {"$in": list(user_ids)}, "seen": False, **NOT_DELETED}
-        pipeline: list[Raw] = [{"$match": unseen}, {"$group": {"_id": "$_userId", "count": {"$sum": 1}}}]
+        unseen: Raw = {"tenant": tenant, "seen": False, **NOT_DELETED}
+        if len(user_ids) == 1:
+            [user_id] = user_ids
+            return {user_id: await self._count({**unseen, "_userId": user_id}, "unseen")}
+        match = {**unseen, "_userId": {"$in": list(user_ids)}}
+        pipeline: list[Raw] = [{"$match": match}, {"$group": {"_id": "$_userId", "count": {"$sum": 1}}}]
         counts = dict.fromkeys(user_ids, 0)
         async for found in await self._connection.documents.aggregate(pipeline, hint="unseen"):
             counts[found["_id"]] = found["count"]
         return counts
+
+    async def _count(self, which: Raw, index: str) -> int:
+        """How many documents there are, by equality of the first fields of an index."""
+        # Not `count_documents`, which is an aggregation: that goes through the entries one by one.
+        command = {"count": self._connection.documents.name, "query": which, "hint": index}
+        database = self._connection.documents.database
+        try:
+            answer: Raw = await database.command(command)
+        except AutoReconnect:  # as pymongo does by itself with what it knows to be a question
+            answer = await database.command(command)
+        return int(answer["n"])
 
     async def still_unseen(self, tenant: str, nid: str, user_ids: Collection[str]) -> set[str]:
         """As `Store.still_unseen`."""

@@ -17,9 +17,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from server.conformance.model import InboxModel
 from server.torture.judging import View
 from server.torture.lines import Line, LineEnded
-from server.torture.model import InboxModel
 from server.torture.node import JWT_SECRET, Node
 
 GREETED_WITHIN_S = 20.0
@@ -29,9 +29,6 @@ BACK_S = (0.05, 0.6)
 """Until a client that was cut off comes back."""
 
 PAGE = 100
-
-CHANGES = ("seen", "unseen", "delete", "restore")
-"""Whoever asks for one is told of it by a push, as every other screen; the answer is only that."""
 
 OpenLine = Callable[[], Awaitable[Line]]
 
@@ -150,7 +147,6 @@ class ClientV2(Client):
     def __init__(self, name: str, user: str, open_line: OpenLine, seed: str) -> None:
         super().__init__(name, user, open_line, seed)
         self.model = InboxModel()
-        self._count: int | None = None
         self._ticket: str | None = None
         self._ids = itertools.count(1)
         self._asked: dict[int, asyncio.Future[dict[str, Any]]] = {}
@@ -170,23 +166,17 @@ class ClientV2(Client):
     async def _catch_up(self) -> None:
         try:
             await self._page()
-            while self.model.has_missed:
-                self.model.has_missed = False
+            while self.model.must_sync:
                 await self.sync()
         except Refused as error:
             raise LineEnded(error.code) from error
 
     async def _page(self) -> None:
         """Read all there is, if that has to be."""
-        while self.model.has_to_page:
-            self.model.has_to_page = False
-            before: str | None = None
-            try:
-                while (page := await self.ask("content", {"before": before, "limit": PAGE}))["older"]:
-                    before = page["documents"][-1]["_id"]
-            except BaseException:
-                self.model.has_to_page = True
-                raise
+        before: str | None = None
+        while self.model.must_page:
+            page = await self.ask("content", {"before": before, "limit": PAGE})
+            before = page["documents"][-1]["_id"] if page["documents"] else None
 
     async def sync(self) -> None:
         """Catch up with what has changed. Raises `Refused`."""
@@ -194,7 +184,7 @@ class ClientV2(Client):
         await self._page()
 
     async def finish(self) -> None:
-        self.model.has_missed = True
+        self.model.must_sync = True
         async with asyncio.timeout(GREETED_WITHIN_S):
             await self._catch_up()
 
@@ -213,11 +203,8 @@ class ClientV2(Client):
 
     def hear(self, message: Any) -> None:
         name, data = message["name"], message["data"]
-        if "id" not in message or name not in CHANGES:
-            self.model.hear(name, data)
+        self.model.hear(name, data)
         self._ticket = data.get("ticket") or self._ticket
-        counts = data.get("counts") if name == "joined" else data if name == "counts" else None
-        self._count = counts["unseen"] if counts else self._count
         answer = self._asked.get(message.get("id"))
         if answer is None or answer.done() or data.get("more"):
             return
@@ -232,7 +219,8 @@ class ClientV2(Client):
                 answer.set_exception(LineEnded("closed"))
 
     def view(self) -> View:
-        return View(self.name, self.user, states=self.model.states, count=self._count)
+        count = self.model.counts["unseen"] if self.model.counts else None
+        return View(self.name, self.user, states=self.model.inbox, count=count)
 
 
 async def read_pages(node: Node, user: str) -> list[dict[str, Any]]:

@@ -50,8 +50,19 @@ class Faults:
     unwell: list[str] = field(default_factory=list)
     """What went wrong in mending."""
 
+    def __post_init__(self) -> None:
+        """Raises `StartupError` if `only` names what there is not."""
+        unknown = sorted(set(self.only) - self._all.keys())
+        if unknown:
+            raise StartupError(f"there is no fault {', '.join(unknown)}; there are: {', '.join(self._all)}")
+
     @property
     def kinds(self) -> Mapping[str, Callable[[], Awaitable[None]]]:
+        """Those that are wanted."""
+        return {kind: do for kind, do in self._all.items() if kind in self.only or not self.only}
+
+    @property
+    def _all(self) -> Mapping[str, Callable[[], Awaitable[None]]]:
         scene = self.scene
         kinds: dict[str, Callable[[], Awaitable[None]]] = {
             "kill server": lambda: self._kill(scene.node),
@@ -67,12 +78,7 @@ class Faults:
         for service in services:
             kinds[f"kill {service.name}"] = lambda service=service: self._kill(service)  # type: ignore[misc]
             kinds[f"freeze {service.name}"] = lambda service=service: self._freeze(service, 1.0, 5.0)  # type: ignore[misc]
-        unknown = set(self.only) - kinds.keys()
-        if unknown:
-            raise StartupError(
-                f"there is no fault {', '.join(sorted(unknown))}; there are: {', '.join(kinds)}"
-            )
-        return {kind: do for kind, do in kinds.items() if kind in self.only or not self.only}
+        return kinds
 
     def plan(self, rounds: int) -> Iterator[list[str]]:
         """The kinds of each round: one that concerns the server, its store or its clients, and one of a neighbour, each
@@ -163,8 +169,9 @@ class Faults:
             node.shift_clock(0.0)
 
 
-CAN_REPEAT_MAIL = ("kill server", "restart server", "freeze server", "full disk")
-"""These, and what happens to the store and the mail server, can make a mail go out again."""
+CAN_REPEAT_MAIL = ("kill server", "restart server", "freeze server", "full disk", "clock back")
+"""These, and what happens to the store and the mail server, can make a mail go out again. The clock does so by its step
+forward, if that is longer than a lease: who had a mail in hand may then have lost it."""
 
 
 def disturbed(faults: Sequence[Fault], store: Service | None) -> list[tuple[float, float]]:

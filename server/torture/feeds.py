@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 from server.torture.clients import Client, token_of
 from server.torture.judging import View
 from server.torture.lines import Line, LineEnded, SocketLine
 from server.torture.node import Node
+from server.wire import instant
 
 ACKNOWLEDGED = 0.7
 """How much of what it is sent a client of C3 acknowledges: the rest comes again."""
@@ -48,12 +51,21 @@ class HubFeed(_Feed):
 
 
 class ServiceFeed(_Feed):
-    """CONTRACT C3."""
+    """CONTRACT C3: nothing from before its user first used it; what is stored while the clock is back by more than that
+    counts as such."""
+
+    def __init__(self, name: str, user: str, node: Node, seed: str) -> None:
+        super().__init__(name, user, node, seed)
+        self._since = ""
+
+    def view(self) -> View:
+        return replace(super().view(), since=self._since)
 
     async def _open(self) -> Line:
-        return await SocketLine.open(
-            self._node, f"/ws/notifications/{self.user}/?token={token_of(self.user)}"
-        )
+        path = f"/ws/notifications/{self.user}/?token={token_of(self.user)}"
+        line = await SocketLine.open(self._node, path)
+        self._since = self._since or instant(datetime.now(UTC)) or ""
+        return line
 
     def hear(self, message: Any) -> None:
         if message["type"] != "server_notification":

@@ -75,8 +75,11 @@ class Hand:
 
     def _choose(self, verb: str) -> dict[str, str]:
         """Some documents that this can be done to, with their keys, of which all changes were answered."""
-        model, changes, user = self._client.model, self._changes, self._client.user
-        ids = model.tombstones if verb == "restore" else list(model.states)
-        free = [id_ for id_ in ids if not changes.is_open(user, id_)]
+        documents, user = self._client.model.documents, self._client.user
+        free = [
+            id_
+            for id_, document in documents.items()
+            if document["delete"] is (verb == "restore") and not self._changes.is_open(user, id_)
+        ]
         chosen = self._rng.sample(free, min(len(free), self._rng.choice((1, 1, 2, 8))))
-        return {id_: str(model.documents[id_]["title"]) for id_ in chosen}
+        return {id_: str(documents[id_]["title"]) for id_ in chosen}

@@ -54,7 +54,7 @@ class Plan:
 
 
 PLANS = {
-    "short": Plan(rounds=10, users=2, publishers=5, pause_s=0.25, change_s=0.4),
+    "short": Plan(rounds=8, users=2, publishers=5, pause_s=0.25, change_s=0.4),
     "long": Plan(rounds=60, users=3, publishers=6, pause_s=0.3, change_s=0.4),
 }
 
@@ -207,11 +207,12 @@ class House:
     async def open(self) -> None:
         """Start the processes, in order. Raises `StartupError`."""
         services = [*([self.store] if self.store else []), *self.neighbours, self.node]
+        if self._url is not None and self.store is None:
+            # The first to be pushed is the last to be done: a server that still runs would make it anew.
+            self._stack.push_async_callback(drop_database, self._url, self._database)
         for service in services:
             self._stack.push_async_callback(service.close)
         await asyncio.gather(*(service.start() for service in services[:-1]))
-        if self._url is not None and self.store is None:
-            self._stack.push_async_callback(drop_database, self._url, self._database)
         await self.node.start()
         if not await self.node.serves(30.0):
             raise StartupError(f"the server does not become ready; what it says is in {self.node.log}")

@@ -41,7 +41,8 @@ class Inbox:
 @dataclass(frozen=True, slots=True)
 class View:
     """What a client knows at the end. Of `states` (whether each document is seen), `unseen` (the ids of those that are
-    not), `count` (of those) and `keys` (all that it ever was sent) it has what its dialect gives it."""
+    not), `count` (of those) and `keys` (all that it ever was sent) it has what its dialect gives it. What was created
+    before `since` need not be among `keys`."""
 
     client: str
     user: str
@@ -49,6 +50,7 @@ class View:
     unseen: Collection[str] | None = None
     count: int | None = None
     keys: Collection[str] | None = None
+    since: str = ""
 
 
 @dataclass(slots=True)
@@ -159,13 +161,17 @@ def _in_views(evidence: Evidence) -> Iterator[Finding]:
         if view.unseen is not None:
             # What becomes of a change that was not answered, its screens may never have been told.
             told = {id_ for id_ in unseen | set(view.unseen) if not evidence.changes.is_open(view.user, id_)}
-            yield from _differs(view, told & set(view.unseen), told & unseen)
+            known = told & set(view.unseen)
+            if evidence.changes.is_all_open(view.user):
+                known &= unseen
+            yield from _differs(view, known, told & unseen)
         if view.count is not None and view.count != len(unseen):
             yield Finding(
                 "differs", f"{view.client} counts {view.count} unseen where there are {len(unseen)}"
             )
         if view.keys is not None:
-            keys = {each["title"] for each in inbox.documents if not each["seen"]}
+            owed = (each for each in inbox.documents if not each["seen"] and each["createdAt"] >= view.since)
+            keys = {each["title"] for each in owed}
             missing = sorted(keys - set(view.keys))
             if missing:
                 yield Finding("differs", f"{view.client} was never sent {_some(missing)}")
@@ -189,6 +195,9 @@ def _some(values: Sequence[Any]) -> str:
 
 SETTLED_WITHIN_S = 5.0
 """After a mail was taken: what is broken later cannot make it go out again."""
+
+TAKEN_WITHIN_S = 2.0
+"""After something was mended: what was under way then is taken."""
 
 
 def mail_findings(
@@ -226,7 +235,7 @@ def _mail_of(
 
 
 def _is_disturbed(instant: float, disturbed: Sequence[tuple[float, float]]) -> bool:
-    return any(begin <= instant + SETTLED_WITHIN_S and end >= instant for begin, end in disturbed)
+    return any(begin - SETTLED_WITHIN_S <= instant <= end + TAKEN_WITHIN_S for begin, end in disturbed)
 
 
 def count_repeated(mails: Sequence[Taken]) -> int:

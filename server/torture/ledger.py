@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -62,10 +63,6 @@ class Ledger:
     def acknowledged(self) -> Iterator[Request]:
         return (each for each in self.requests.values() if each.acknowledged_at is not None)
 
-    @property
-    def count_acknowledged(self) -> int:
-        return sum(1 for _ in self.acknowledged)
-
     def first_acknowledged_after(self, instant: float, doors: Sequence[str]) -> float | None:
         """When the first request that was begun after `instant`, by one of these doors, was acknowledged."""
         found = (
@@ -97,6 +94,7 @@ class Changes:
         self._open: set[tuple[str, str]] = set()
         self._seen_up_to: dict[str, str] = {}
         self._asked_for_all: set[str] = set()
+        self._open_for_all: Counter[str] = Counter()
         self.acknowledged = 0
 
     # -- asked and answered ----------------------------------------------------------------------------------
@@ -115,16 +113,29 @@ class Changes:
 
     def ask_all_seen(self, user: str) -> None:
         self._asked_for_all.add(user)
+        self._open_for_all[user] += 1
 
     def settle_all_seen(self, user: str, upto: str) -> None:
         """Whatever has a rev up to this one is seen."""
         self._seen_up_to[user] = max(upto, self._seen_up_to.get(user, ""))
+        self._open_for_all[user] -= 1
         self.acknowledged += 1
 
     # -- what follows from it --------------------------------------------------------------------------------
     def is_open(self, user: str, id_: str) -> bool:
         """Whether a change of it was not answered."""
         return (user, id_) in self._open
+
+    def unanswered(self) -> dict[str, list[str]]:
+        """For each user the documents of which a change was not; `all`: that all is seen was not."""
+        found: dict[str, list[str]] = {user: ["all"] for user in self._open_for_all if self.is_all_open(user)}
+        for user, id_ in sorted(self._open):
+            found.setdefault(user, []).append(id_)
+        return found
+
+    def is_all_open(self, user: str) -> bool:
+        """Whether it was not answered that all is seen."""
+        return self._open_for_all[user] > 0
 
     def states(self, user: str, id_: str) -> set[State]:
         """Those in which this document may be."""

@@ -66,13 +66,14 @@ class SocketLine(Line):
         url = f"ws://127.0.0.1:{node.port}{path}"
         request = HTTPRequest(url, headers=HTTPHeaders(), connect_timeout=CONNECT_WITHIN_S, request_timeout=0)
         connecting = asyncio.ensure_future(websocket_connect(request, max_message_size=2**26))
+        line = None
         try:
             async with asyncio.timeout(CONNECT_WITHIN_S):
                 line = cls(await asyncio.shield(connecting))
         except (OSError, HTTPClientError, StreamClosedError) as error:  # a TimeoutError, too
             raise LineEnded(str(error)) from error
         finally:
-            if not connecting.done():
+            if line is None:  # it may be there all the same, now or later
                 connecting.add_done_callback(_hang_up)
         with contextlib.suppress(AttributeError):  # it is over already
             line._stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)

@@ -21,8 +21,7 @@ class Mongod(Service):
     @staticmethod
     def program() -> Path | None:
         """$MONGODB_BIN, else that of the PATH."""
-        named = os.environ.get("MONGODB_BIN")
-        return Path(named) if named else find_program("mongod")
+        return find_program(os.environ.get("MONGODB_BIN") or "mongod")
 
     @property
     def url(self) -> str:

@@ -13,6 +13,7 @@ import signal
 import sys
 import tempfile
 import time
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 
@@ -100,13 +101,14 @@ class Torture:
             await asyncio.sleep(self.faults.rng.uniform(0.3, 1.2))
             for fault in await self.faults.inflict(kinds):
                 await self._recover(fault)
-            await self._see_that_it_lives()
         self.result.rounds = self.rounds
 
     async def _recover(self, fault: Fault) -> None:
         """Wait until what is asked for now is done."""
         ends_at = fault.end + RECOVERED_WITHIN_S
+        await self._see_that_it_lives()
         while (at := self._recovered_at(fault)) is None:
+            await self._see_that_it_lives()
             if time.monotonic() > ends_at:
                 self._broken(f"nothing went through within {RECOVERED_WITHIN_S:g} s after: {fault.kind}")
                 return
@@ -208,7 +210,8 @@ class Torture:
         return result
 
     def _write_down(self) -> None:
-        """The ledger and the faults, for whoever looks into what went wrong. Times are seconds since 1970."""
+        """The ledger, the faults and what was not answered, for whoever looks into what went wrong. Times are seconds
+        since 1970."""
         offset = time.time() - time.monotonic()
         with (self._folder / "ledger.jsonl").open("w") as file:
             done: list[Request | Fault] = [*self.house.ledger.requests.values(), *self.faults.done]
@@ -217,6 +220,7 @@ class Torture:
                 times = ("sent_at", "acknowledged_at", "begin", "end")
                 fields |= {name: fields[name] + offset for name in times if fields.get(name) is not None}
                 file.write(json.dumps(fields) + "\n")
+            file.write(json.dumps({"unanswered": self.house.changes.unanswered()}) + "\n")
 
     async def _finish_clients(self) -> list[View]:
         house = self.house
@@ -320,6 +324,8 @@ async def torture(options: Options, progress: Progress) -> Result:
     MailServer.check()
     for name in NOISY:
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    # By aio-pika, when it drops a connection that was given up while it was made.
+    warnings.filterwarnings("ignore", "coroutine 'Connection.close' was never awaited", RuntimeWarning)
     began_at = time.monotonic()
     task = asyncio.current_task()
     if task is not None:  # SIGTERM, too, leaves nothing behind
@@ -334,15 +340,18 @@ async def torture(options: Options, progress: Progress) -> Result:
             await run.break_things()
             await run.settle()
             result = await run.judge()
+        except Exception as error:
+            is_kept = True
+            error.add_note(f"kept to look at: {folder}")
+            raise
         finally:
             await run.close()
-        is_kept = bool(result.findings)
-        result.folder = str(folder) if is_kept else None
         result.duration_s = round(time.monotonic() - began_at, 1)
+        is_kept = bool(result.findings)
+        if is_kept:
+            result.folder = str(folder)
+            (folder / "result.json").write_text(json.dumps(result.fields(), indent=2))
         return result
-    except Exception:
-        is_kept = True
-        raise
     finally:
         progress.end()
         reaper.close()

@@ -32,7 +32,7 @@ def find_program(*names: str) -> Path | None:
     path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"])
     for name in names:
         if found := shutil.which(name, path=path):
-            return Path(found)
+            return Path(found).absolute()  # they are started in another folder
     return None
 
 
@@ -134,7 +134,10 @@ class RabbitMQ(Service):
     async def start(self) -> None:
         if not self._epmd.is_running:
             self._epmd.start()
-            while not await connects(self._epmd_port):  # noqa: ASYNC110  # it can only be asked
+            ends_at = time.monotonic() + READY_WITHIN_S
+            while not await connects(self._epmd_port):
+                if not self._epmd.is_running or time.monotonic() > ends_at:
+                    raise StartupError(f"epmd does not start; what it says is in {self.log}")
                 await asyncio.sleep(0.05)
         await super().start()
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from server.conformance.model import InboxModel
 from server.torture.clients import GREETED_WITHIN_S, Client, read_pages, token_of
 from server.torture.judging import View
 from server.torture.lines import Line, LineEnded, StreamLine
-from server.torture.model import InboxModel
 from server.torture.node import Node
 
 
@@ -23,22 +23,20 @@ class StreamV2(Client):
 
     async def _open(self) -> Line:
         self._is_told.clear()
-        since = self.model.since if not self.model.has_to_page else None
+        since = None if self.model.must_page else self.model.since
         return await StreamLine.open(self._node, "/events?v=2", token_of(self.user), since)
 
     async def greet(self, line: Line) -> None:
         await self._is_told.wait()
-        if self.model.has_to_page:
+        if self.model.must_page:
             await self._page()
 
     async def _page(self) -> None:
-        self.model.has_to_page = False
         try:
-            for document in await read_pages(self._node, self.user):
-                self.model.hear("content", {"documents": [document]})
+            documents = await read_pages(self._node, self.user)
         except (OSError, ValueError) as error:
-            self.model.has_to_page = True
             raise LineEnded(str(error)) from error
+        self.model.hear("content", {"documents": documents, "older": False})
 
     def hear(self, message: Any) -> None:
         frame = message["data"]
@@ -58,7 +56,7 @@ class StreamV2(Client):
             await self.is_here.wait()
 
     def view(self) -> View:
-        return View(self.name, self.user, states=self.model.states)
+        return View(self.name, self.user, states=self.model.inbox)
 
 
 class ClassicStream(Client):

@@ -133,13 +133,8 @@ class FeedRequest(RequestHandler):
         self.answer_problem(status_code, code, self._reason)
 
 
-class FeedWebSocket(FeedRequest, WebSocketEndpoint):
-    """A WebSocket whose client only listens."""
-
-    feed_class: type[Feed]
-
-    def open_session(self, connection: Connection) -> ClientSession:
-        return self.feed_class(connection, self.doors.services, self.identity)
+class WebSocketRequest(FeedRequest, WebSocketEndpoint):
+    """One that wants to become a WebSocket; what cannot is answered as a problem."""
 
     async def get(self, *args: Any, **kwargs: Any) -> None:
         """Become a WebSocket."""
@@ -148,3 +143,12 @@ class FeedWebSocket(FeedRequest, WebSocketEndpoint):
             await super().get(*args, **kwargs)
         else:
             self.answer_problem(wrong.status, wrong.code, wrong.reason)
+
+
+class FeedWebSocket(WebSocketRequest):
+    """A WebSocket whose client only listens."""
+
+    feed_class: type[Feed]
+
+    def open_session(self, connection: Connection) -> ClientSession:
+        return self.feed_class(connection, self.doors.services, self.identity)

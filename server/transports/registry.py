@@ -3,13 +3,12 @@ that none is too slow, and that each has a user before long. One timer looks aft
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
-
-from tornado.ioloop import PeriodicCallback
 
 from server import bus
 from server.callers import Caller
@@ -79,8 +78,8 @@ class Connections:
         ]
         self._tick_count = 0
         self._opened_count = 0
-        self._sweep = PeriodicCallback(self._tick, tick_s * 1000)
-        self._sweep.start()
+        self._loop, self._tick_s = asyncio.get_running_loop(), tick_s
+        self._timer = self._loop.call_later(tick_s, self._sweep)
 
     @property
     def count(self) -> int:
@@ -120,7 +119,7 @@ class Connections:
 
     def stop(self) -> None:
         """End the heartbeats. Idempotent."""
-        self._sweep.stop()
+        self._timer.cancel()
 
     # -- heartbeats ------------------------------------------------------------------------------------------
     def _close_strangers(self, now: float) -> None:
@@ -131,6 +130,12 @@ class Connections:
             del self._strangers[connection]
             if not connection.is_joined:
                 connection.close(NOT_JOINED)
+
+    def _sweep(self) -> None:
+        # By the loop's clock. Tornado's PeriodicCallback goes by that of the wall: when it steps back by an hour, there
+        # would be no heartbeats for an hour. Armed first, so that a failure ends no heartbeats.
+        self._timer = self._loop.call_later(self._tick_s, self._sweep)
+        self._tick()
 
     def _tick(self) -> None:
         """One timer for all connections: each is looked at once per heartbeat, a slice of them at a time."""

@@ -9,13 +9,12 @@ from typing import Any
 from server.errors import ServerError
 from server.rooms import Connection
 from server.transports.connections import ClientSession
-from server.transports.feeds import FeedDoors, FeedRequest
-from server.transports.websocket import WebSocketEndpoint
+from server.transports.feeds import FeedDoors, WebSocketRequest
 
 OpenSession = Callable[[Connection], ClientSession]
 
 
-class SocketV2Handler(FeedRequest, WebSocketEndpoint):
+class SocketV2Handler(WebSocketRequest):
     door = transport = "ws_v2"
 
     def initialize(self, doors: FeedDoors, open_session: OpenSession) -> None:  # type: ignore[override]  # its route's
@@ -30,10 +29,6 @@ class SocketV2Handler(FeedRequest, WebSocketEndpoint):
 
     def refuse(self, error: ServerError) -> None:
         self.answer(error.http_status, {"error": str(error)})
-
-    def write_error(self, status_code: int, **kwargs: Any) -> None:
-        """Tornado's own refusals, such as of a request that is no upgrade."""
-        self.answer(status_code, {"error": self._reason.lower()})
 
 
 def routes(doors: FeedDoors, open_session: OpenSession) -> list[tuple[Any, ...]]:

@@ -65,6 +65,12 @@ class PacedProtocol(WebSocketProtocol13):
             self.handler.connection.end_too_big()
         super().close(code, reason)
 
+    async def _read_bytes(self, n: int) -> bytes:
+        data: bytes = await super()._read_bytes(n)
+        # Of the head of a frame, as it may be: while nothing came the client may have become somebody.
+        self.params.max_message_size = self.handler.message_limit
+        return data
+
     async def _receive_frame(self) -> None:
         await super()._receive_frame()
         pause_s = self.handler.connection.note_frame()
@@ -91,10 +97,6 @@ class WebSocketConnection(StreamedConnection):
         self._frame_count = 0
 
     # -- in --------------------------------------------------------------------------------------------------
-    def fit_message_limit(self) -> None:
-        """Let messages be as large as this client may send them from now on."""
-        self._protocol.params.max_message_size = self.max_message_bytes
-
     def note_frame(self) -> float | None:
         """Count a frame of the client; how many seconds not to read on for. 0: until the others had their turn."""
         self._frame_count += 1
@@ -165,6 +167,11 @@ class WebSocketEndpoint(WebSocketHandler):
         """The session of a client that has just connected."""
         raise NotImplementedError
 
+    @property
+    def message_limit(self) -> int:
+        """How large a message may be that is read now."""
+        return self.connection.max_message_bytes
+
     def why_no_upgrade(self) -> NoUpgrade | None:
         """What is wrong with a request that asks for no upgrade, or not as RFC 6455 section 4.2.1 wants it; None if it
         is right. The headers that belong to the answer are set."""
@@ -205,7 +212,6 @@ class WebSocketEndpoint(WebSocketHandler):
         self.connection = self.connection_class(self.connections, self.transport, caller, protocol)
         self._forget_request()
         self.connection.open(self.open_session)
-        self.connection.fit_message_limit()
 
     def _forget_request(self) -> None:
         """Nobody will look at the request again, and it stays as long as the connection."""
@@ -218,7 +224,6 @@ class WebSocketEndpoint(WebSocketHandler):
             self.connection.close(TEXT_ONLY)
         else:
             await self.receive(message)
-            self.connection.fit_message_limit()
 
     async def receive(self, message: str) -> None:
         """Take what a text frame holds."""

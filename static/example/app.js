@@ -144,7 +144,7 @@ function showState({ state, retryInMs }, login) {
 function showCountdown(end) {
   const show = () => {
     const seconds = Math.max(1, Math.ceil((end - performance.now()) / 1000));
-    byId("state-text").textContent = `Offline, next try in ${seconds} s`;
+    byId("state-text").replaceChildren("Offline, ", make("span", { class: "state-more" }, "next try in "), `${seconds} s`);
   };
   show();
   countdown = setInterval(show, 500);

@@ -96,8 +96,8 @@ import { byAge, View } from "./notifications/view.js";
 const MAX_PAGE_SIZE = 100;
 /** So many are read again, or kept, after a break, at most; the others by paging. */
 const MAX_RELOADED = 500;
-/** In dialect 2 the server says something at least every six minutes. */
-const QUIET_MS = 420_000;
+/** So many heartbeats of a server of dialect 2 may pass in silence; a page hears nothing of a WebSocket's pings. */
+const SILENT_HEARTBEATS = 2;
 /** When a server that could not say what has changed is asked again, at most. */
 const SYNC_RETRY_MS = 10_000;
 /** How the server closes a connection whose token has ended: a new one is all it takes. */
@@ -123,10 +123,12 @@ export class Notifications extends EventTarget {
   /** @type {string | null} */ #type = null;
   /** @type {string | null} */ #user = null;
   /** By which to come back. @type {string | null} */ #ticket = null;
+  #quietMs = 0;
   #counts = noCounts();
   /** @type {Changes} */ #changes;
   #wasOnline = false;
   #missed = 0;
+  /** Of the present connection it was said that it waits for the server's store. */ #isDelayed = false;
   #isListStale = false;
 
   /** @param {Options} options */
@@ -140,8 +142,10 @@ export class Notifications extends EventTarget {
       closed: (code, reason) => this.#onClosed(code, reason),
       gone: (why) => this.#onGone(why),
       waiting: (retryInMs) => this.#setState("waiting", retryInMs),
+      // Without an answer the connection is dropped.
+      silent: () => this.#dialect?.ping?.().catch(() => {}),
       doubtful: () => this.#sync(),
-      silentFor: () => (this.#state !== "online" || this.#dialect?.isWaiting ? 0 : this.#version === 2 ? QUIET_MS : null),
+      silentFor: () => (this.#state !== "online" || this.#dialect?.isWaiting ? 0 : this.#version === 2 ? this.#quietMs : null),
     });
     this.#changes = new Changes({
       dialect: () => (this.#state === "online" ? this.#dialect : null),
@@ -281,6 +285,7 @@ export class Notifications extends EventTarget {
   // -- the connection ----------------------------------------------------------------------------------------------
 
   #onOpened() {
+    this.#isDelayed = false;
     this.#dialect = new Dialect2({
       send: (frame) => this.#connection.send(frame),
       joined: (data) => this.#onJoined(data),
@@ -469,8 +474,9 @@ export class Notifications extends EventTarget {
   // -- what comes --------------------------------------------------------------------------------------------------
 
   /** @param {import("./notifications/dialect2.js").Joined} joined */
-  #onJoined({ user, since, counts, floor, ticket }) {
+  #onJoined({ user, since, counts, floor, ticket, heartbeat_s: heartbeatS }) {
     this.#version = 2;
+    this.#quietMs = SILENT_HEARTBEATS * 1000 * heartbeatS;
     if (this.#user !== null && user !== this.#user) {
       // The token is somebody else's now.
       this.#forget("another user signed in");
@@ -510,7 +516,15 @@ export class Notifications extends EventTarget {
     else if (name === "counts") this.#setCounts(data);
     else if (name === "count") this.#setCounts({ ...this.#counts, ...data }, false);
     else if (name === "missed") this.#sync();
+    else if (name === "delayed") this.#onDelayed(data);
     else if (name === "bye") this.#connection.heardBye(data.retry_ms);
+  }
+
+  /** The server keeps the sign-in in mind, and answers it when its store is back. @param {{ code: string, message: string }} why */
+  #onDelayed({ code, message }) {
+    if (this.#isDelayed) return;
+    this.#isDelayed = true;
+    this.#emit("error", { code, message });
   }
 
   /** @param {Notification[]} items @param {boolean} areNew else they are part of the answer to the join */

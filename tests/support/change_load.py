@@ -2,7 +2,7 @@
 it is killed.
 
 `python -m tests.support.change_load <place>`. A line is the user, the verb, the rev (0: nothing changed), and the ids
-that are as the verb says since then. A store that is unavailable for a while is tried again.
+that are as the verb says since then.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import os
 import random
 import sys
 
-from server.errors import StoreUnavailable
 from server.store import Change, Store
 from tests.support.stores import TENANT, place_of, put_many
 
 USERS = [f"user-{number}" for number in range(4)]
 DOCUMENTS = 20
-TIMEOUT_S = 2.0
+TIMEOUT_S = 20.0
+"""What is given up could still be done later, and take back what was acknowledged since. So nothing is."""
 
 VERBS = ("mark_seen", "mark_unseen", "delete", "restore")
 
@@ -34,11 +34,7 @@ async def change_for_ever(store: Store, user_id: str) -> None:
     found = await store.changes(TENANT, user_id, after=(0, ""), limit=2 * DOCUMENTS)
     ids = [each.id for each in found or await put_many(store, DOCUMENTS, user_id)]
     while True:
-        try:
-            verb, changed = await change(store, user_id, ids)
-        except StoreUnavailable:
-            await asyncio.sleep(0.05)
-            continue
+        verb, changed = await change(store, user_id, ids)
         line = f"{user_id} {verb} {changed.rev or 0} {','.join(changed.ids)}\n"
         os.write(1, line.encode())  # short enough for a pipe to take it as a whole
 

@@ -12,8 +12,8 @@ from typing import Any
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
+from server.conformance.model import Fields, InboxModel
 from tests.support.feeds import WAIT_S, user_token
-from tests.support.inbox_model import Fields, InboxModel
 from tests.support.running_server import RunningServer
 
 PATHS = ("/ws/v2", "/notification/websocket")
@@ -34,7 +34,7 @@ class ClientV2:
     async def frame(self) -> Fields:
         """The next frame, which the model has heard of."""
         frame: Fields = json.loads(await asyncio.wait_for(self.socket.recv(), WAIT_S))
-        self.model.apply(frame["name"], frame["data"])
+        self.model.hear(frame["name"], frame["data"])
         self.ticket = frame["data"].get("ticket") or self.ticket
         if "id" not in frame:
             self.pushes.append((frame["name"], frame["data"]))
@@ -87,13 +87,10 @@ class ClientV2:
 
     async def page(self) -> None:
         """Read all there is, if the model has to."""
-        while self.model.is_to_page:
-            self.model.is_to_page = False
-            before, older = None, True
-            while older:
-                page = await self.ask("content", {"before": before, "limit": 100})
-                older = page["older"]
-                before = page["documents"][-1]["_id"] if page["documents"] else None
+        before: str | None = None
+        while self.model.must_page:
+            page = await self.ask("content", {"before": before, "limit": 100})
+            before = page["documents"][-1]["_id"] if page["documents"] else None
 
     async def sync(self) -> None:
         """Catch up."""

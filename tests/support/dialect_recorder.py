@@ -22,7 +22,7 @@ from server.counts import UnseenCounts
 from server.errors import StoreUnavailable
 from server.messages import Document, Notification, Publication, Recipient
 from server.store.sqlite import SQLiteStore
-from server.wire_v2 import InboxFrames
+from server.wire_v2 import InboxFrames, delayed_frame
 from tests.support.core import ALICE, Core, core_on
 from tests.support.recording import Message, RecordingConnection
 from tests.support.stores import whole_inbox
@@ -149,6 +149,11 @@ class Recorder:
     def bye(self) -> dict[str, Any]:
         """What a server says that ends."""
         frame: dict[str, Any] = json.loads(InboxFrames.bye(1500).text)
+        return frame
+
+    def delayed(self) -> dict[str, Any]:
+        """What a join is told that waits for the store."""
+        frame: dict[str, Any] = json.loads(delayed_frame().text)
         return frame
 
     def say_by(self, connection: RecordingConnection, name: str, data: Any) -> None:

@@ -44,6 +44,7 @@ async def first_visit(r: Recorder) -> None:
     )
     await r.ask("Nothing is left to change: no push, and no rev.", "seen", {"ids": [chat]})
     await r.ask("What did arrive.", "ack", {"ids": [chat]})
+    await r.ask("Whether anybody is there.", "ping", {})
     await r.step(
         "Not from this server: frames and fields that a client does not know are passed over.",
         [
@@ -84,6 +85,12 @@ async def wrong_order(r: Recorder) -> None:
     )
     await r.step("A deleted document does not come back by its old push.", [both[1]])
     await r.ask("Nor is it missing in what has changed.", "sync", {"since": r.model.since})
+    await r.change("restore", two)
+    await r.change("mark_unseen", two)
+    _, early = await r.pushes()
+    note = "A change of a tombstone: it was restored before, which has not come yet. It stays as it is."
+    await r.step(note, [early], is_quiet=False)
+    await r.ask("Else what it has become would be passed over.", "sync", {"since": r.model.since})
 
 
 async def all_seen(r: Recorder) -> None:
@@ -270,7 +277,11 @@ async def missed(r: Recorder) -> None:
     await r.step("The server ends, and says when to come back; then it closes the connection.", [r.bye()])
     await r.notify("While it was away")
     r.connect()
-    await r.ask("Back, by a ticket.", "join", {"v": 2, "ticket": r.ticket, "since": r.model.since})
+    note = "Back, while the store is away: the answer to the join takes longer."
+    await r.step(note, [r.delayed()], is_quiet=False)
+    await r.ask(
+        "And here it is. Joined by a ticket.", "join", {"v": 2, "ticket": r.ticket, "since": r.model.since}
+    )
 
 
 SCENARIOS: dict[str, tuple[Scenario, str]] = {

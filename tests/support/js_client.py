@@ -51,8 +51,8 @@ FAKE_SOCKET = """() => {
         push(name, data) { this.onmessage?.({ data: { name, data } }); }
         joined(rest) {
             const counts = { unseen: 0, total: 0, types: {} };
-            const fields = { user: "alice", since: "s1", counts, floor: null, ticket: null, more: false };
-            this.answer("join", { ...fields, ...rest }, "joined");
+            const fields = { user: "alice", since: "s1", counts, floor: null, ticket: null, heartbeat_s: 25 };
+            this.answer("join", { ...fields, more: false, ...rest }, "joined");
         }
         changed(command, documents, rest) {
             this.answer(command, { documents, more: false, upto: "s2", floor: null, reset: false, ...rest }, "sync");

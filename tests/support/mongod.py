@@ -103,7 +103,7 @@ class Mongod:
         data = self.folder / "data"
         data.mkdir(exist_ok=True)
         argv: list[str | Path] = [self._binary, "--dbpath", data, "--port", str(self.port)]
-        argv += ["--bind_ip", "127.0.0.1", "--nounixsocket", "--wiredTigerCacheSizeGB", "0.25"]
+        argv += ["--bind_ip", "127.0.0.1", "--nounixsocket", "--wiredTigerCacheSizeGB", "0.5"]
         # Else it sets aside 300 MB of disk for its journal.
         argv += ["--wiredTigerEngineConfigString", "log=(prealloc=false,file_max=16MB)"]
         argv += ["--setParameter", "diagnosticDataCollectionEnabled=false"]

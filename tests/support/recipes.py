@@ -72,9 +72,9 @@ class Place:
         self._env = env
 
     def fill(self, block: str) -> str:
-        for text, instead in self.replace.items():
-            block = block.replace(text, instead)
-        return block
+        """All in one pass: what is put in may contain what is replaced (a port, 29000, the 9000)."""
+        texts = "|".join(re.escape(text) for text in self.replace)
+        return re.sub(texts, lambda found: self.replace[found[0]], block)
 
     def run(self, block: str) -> str:
         """What the shell prints, to the end of these commands."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
+from pymongo import AsyncMongoClient
 
 from server.grants import SignOut
 from server.ids import new_id
@@ -48,6 +51,9 @@ class Place(Protocol):
     def arguments(self) -> list[str]:
         """For `place_of`, in another process."""
 
+    async def settled(self) -> None:
+        """Return when nothing goes on any more of what a process that was killed had begun there."""
+
 
 @dataclass(frozen=True)
 class SQLitePlace:
@@ -66,6 +72,9 @@ class SQLitePlace:
 
     def arguments(self) -> list[str]:
         return ["sqlite", str(self.path)]
+
+    async def settled(self) -> None:
+        """What was not committed has ended with its process."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +97,20 @@ class MongoPlace:
 
     def arguments(self) -> list[str]:
         return ["mongo", self.url, self.db]
+
+    async def settled(self) -> None:
+        """mongod goes on with what it has been told."""
+        going_on = [
+            {"$currentOp": {"allUsers": True}},
+            {"$match": {"active": True, "ns": {"$regex": f"^{re.escape(self.db)}\\."}}},
+        ]
+        idle = 0
+        async with AsyncMongoClient[dict[str, Any]](self.url) as client:
+            # More than once: it may not have read all that lies in its sockets.
+            while idle < 3:
+                found = await (await client.admin.aggregate(going_on)).to_list()
+                idle = 0 if found else idle + 1
+                await asyncio.sleep(0.02)
 
 
 def place_of(arguments: Sequence[str]) -> Place:

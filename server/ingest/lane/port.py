@@ -80,10 +80,9 @@ class PublishingPort:
                 lane.time_out()
 
     def stop(self) -> None:
-        """End each connection when it has nothing to answer; what comes from now on is not begun."""
+        """End each connection with its next answer, which says so: were one closed that has nothing to answer, a
+        request might just be on its way, and its caller would not know whether it was carried out."""
         self._is_stopping = True
-        for lane in list(self._connections):
-            lane.stop()
 
     async def close(self) -> None:
         """Cut off all that is left. Idempotent."""

@@ -121,11 +121,6 @@ class LaneConnection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
-    def stop(self) -> None:
-        """End as soon as there is nothing to answer."""
-        if not self._waiting and self._transport is not None:
-            self._transport.close()
-
     # -- reading ---------------------------------------------------------------------------------------------
     def data_received(self, data: bytes) -> None:
         if not self._takes_more:

@@ -71,7 +71,6 @@ class SocketIOWebSocket(SocketIORequest, WebSocketEndpoint):
             self.connection.carry(protocol)
             self.connection.send_packet(self.door.handshake(self.connection.sid, upgrades=False))
             self.door.open(self.connection)
-            self.connection.fit_message_limit()
         else:
             self._begin_probe(protocol)
         self._forget_request()
@@ -85,7 +84,6 @@ class SocketIOWebSocket(SocketIORequest, WebSocketEndpoint):
             return
         self.connection = client
         client.is_probed = True
-        protocol.params.max_message_size = STRANGER_MESSAGE_BYTES
         self._deadline = asyncio.get_running_loop().call_later(PROBE_WITHIN_S, protocol.stream.close)
 
     def _probe(self, packet: str) -> None:
@@ -121,8 +119,10 @@ class SocketIOWebSocket(SocketIORequest, WebSocketEndpoint):
             self.connection.last_alive_at = time.monotonic()  # belongs to an event, of which nothing comes
             return
         await self.receive(message)
-        if self._deadline is None:
-            self.connection.fit_message_limit()
+
+    @property
+    def message_limit(self) -> int:
+        return super().message_limit if self._deadline is None else STRANGER_MESSAGE_BYTES
 
     def on_pong(self, data: bytes) -> None:
         """We send no pings of WebSocket."""

@@ -20,8 +20,9 @@ const DOUBTFUL_AFTER_MS = 60_000;
  * @property {(code: number, reason: string) => void} closed by the server, or it could not be opened: call `lost` or `end`
  * @property {(why: string) => void} gone of what was asked nothing will be answered
  * @property {(retryInMs: number) => void} waiting for the next try
- * @property {() => void} doubtful it may be dead: ask something
- * @property {() => number | null} silentFor after how much silence it is in doubt, in ms; 0: an answer is awaited; null: never
+ * @property {() => void} silent nothing has come for that long: ask whether anybody is there
+ * @property {() => void} doubtful it may be dead, and something may have been missed: ask what
+ * @property {() => number | null} silentFor after how much silence to ask, in ms; 0: an answer is awaited; null: never
  */
 
 export class Connection {
@@ -107,7 +108,7 @@ export class Connection {
     if (!this.#socket) return;
     const silentForMs = this.handlers.silentFor();
     if (silentForMs === 0) this.#silenceTimer = setTimeout(() => this.lost("no answer"), ANSWER_TIMEOUT_MS);
-    else if (silentForMs !== null) this.#silenceTimer = setTimeout(() => this.handlers.doubtful(), silentForMs);
+    else if (silentForMs !== null) this.#silenceTimer = setTimeout(() => this.handlers.silent(), silentForMs);
   }
 
   #open() {
@@ -120,6 +121,8 @@ export class Connection {
     socket.onopen = () => this.handlers.opened();
     socket.onmessage = (/** @type {MessageEvent} */ { data }) => this.#receive(data);
     socket.onclose = (/** @type {CloseEvent} */ { code, reason }) => this.handlers.closed(code, reason);
+    // SockJS tells of those; of a WebSocket's pings no page ever hears.
+    socket.onheartbeat = () => this.handlers.silentFor() && this.watch();
     this.#socket = socket;
     this.watch();
   }
@@ -137,7 +140,7 @@ export class Connection {
     this.#socket = null;
     this.handlers.gone(why);
     if (!socket) return;
-    socket.onopen = socket.onmessage = socket.onclose = null;
+    socket.onopen = socket.onmessage = socket.onclose = socket.onheartbeat = null;
     socket.close();
   }
 

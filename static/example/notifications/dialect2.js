@@ -15,6 +15,7 @@ import { Refusal } from "./refusal.js";
  * @property {Counts} counts
  * @property {string | null} floor older ones are kept no longer
  * @property {string | null} ticket by which to come back
+ * @property {number} heartbeat_s how often the server shows by itself that it is there
  *
  * @typedef {object} Chunk Some of what has changed, as it is now, deleted ones too.
  * @property {Notification[]} documents
@@ -68,6 +69,11 @@ export class Dialect2 {
   /** Ask what has changed. @param {string} since */
   async sync(since) {
     await this.#request("sync", { since }, (_, data) => this.host.changed(data));
+  }
+
+  /** Ask whether anybody is there. */
+  async ping() {
+    await this.#request("ping", undefined, () => {});
   }
 
   /** @param {Where} where @param {(page: Page) => void} onPage @returns {Promise<Page>} */
