@@ -6,6 +6,7 @@ receiver is a plain function that does not block; it is held weakly, so its owne
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable
 from functools import lru_cache
@@ -77,8 +78,8 @@ CONNECTION_CLOSED = "connection.closed"
 
 
 def tell(signal: str, sender: object, **what: Any) -> None:
-    """Send a signal to all who listen; each gets what it has parameters for. What a receiver raises is logged: it is no
-    business of the sender, nor of the other receivers."""
+    """Send a signal to all who listen; each gets what it has parameters for (`**` takes all). What a receiver raises is
+    logged: it is no business of the sender, nor of the other receivers."""
     for receiver in dispatcher.liveReceivers(dispatcher.getAllReceivers(sender, signal)):
         try:
             _call(receiver, what)
@@ -89,10 +90,12 @@ def tell(signal: str, sender: object, **what: Any) -> None:
 def _call(receiver: Callable[..., Any], what: dict[str, Any]) -> None:
     # What PyDispatcher's own sending finds out anew each time takes longer than most receivers do.
     names = _parameters(getattr(receiver, "__func__", receiver).__code__)
-    receiver(**{name: what[name] for name in names if name in what})
+    receiver(**(what if names is None else {name: what[name] for name in names if name in what}))
 
 
 @lru_cache(256)
-def _parameters(code: CodeType) -> tuple[str, ...]:
-    """The names of a function's parameters, `self` among them if it has one."""
+def _parameters(code: CodeType) -> tuple[str, ...] | None:
+    """The names of a function's parameters, `self` among them if it has one; None: it takes any."""
+    if code.co_flags & inspect.CO_VARKEYWORDS:
+        return None
     return code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]

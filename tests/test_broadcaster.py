@@ -96,8 +96,7 @@ class Node:
 
     async def broadcast(self, **fields: str) -> Notification:
         notification = parse_broadcast({"title": "T", "message": "M", **fields}, ACME, FieldLimits())
-        await self.broadcaster.broadcast(notification)
-        return notification
+        return (await self.broadcaster.broadcast(notification)).notification
 
     async def is_done(self) -> None:
         """Return when no broadcast is open, and everybody has been told."""
@@ -367,8 +366,7 @@ async def broadcast_to(store: Store, node: Node, tenant: str, users: Iterable[st
     for user in users:
         await put(store, user, tenant)
     notification = parse_broadcast({"title": "T", "message": "M"}, tenant, FieldLimits())
-    await node.broadcaster.broadcast(notification)
-    return notification
+    return (await node.broadcaster.broadcast(notification)).notification
 
 
 async def test_a_huge_one_holds_up_no_other_tenant(

@@ -20,6 +20,18 @@ def test_receivers_get_what_they_ask_for() -> None:
     assert heard == [["a"]]
 
 
+def test_a_receiver_may_ask_for_all() -> None:
+    """Whatever the signal brings."""
+    heard: list[object] = []
+
+    def hear(**what: object) -> None:
+        heard.append(what)
+
+    dispatcher.connect(hear, "test.signal")
+    tell("test.signal", object(), rooms=["a"], more=1)
+    assert heard == [{"rooms": ["a"], "more": 1}]
+
+
 def test_a_receiver_of_one_sender_hears_no_other() -> None:
     """So two servers in one process keep apart."""
     heard: list[object] = []
