@@ -89,7 +89,8 @@ def tell(signal: str, sender: object, **what: Any) -> None:
 
 def _call(receiver: Callable[..., Any], what: dict[str, Any]) -> None:
     # What PyDispatcher's own sending finds out anew each time takes longer than most receivers do.
-    names = _parameters(getattr(receiver, "__func__", receiver).__code__)
+    code: CodeType | None = getattr(getattr(receiver, "__func__", receiver), "__code__", None)
+    names = _parameters(code or type(receiver).__call__.__code__)
     receiver(**(what if names is None else {name: what[name] for name in names if name in what}))
 
 

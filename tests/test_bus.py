@@ -32,6 +32,26 @@ def test_a_receiver_may_ask_for_all() -> None:
     assert heard == [{"rooms": ["a"], "more": 1}]
 
 
+def test_a_receiver_may_be_an_object() -> None:
+    """Or its method."""
+
+    class Ear:
+        def __init__(self) -> None:
+            self.heard: list[object] = []
+
+        def __call__(self, rooms: list[str]) -> None:
+            self.heard.append(rooms)
+
+        def hear(self, more: int) -> None:
+            self.heard.append(more)
+
+    ear = Ear()
+    dispatcher.connect(ear, "test.signal")
+    dispatcher.connect(ear.hear, "test.signal")
+    tell("test.signal", object(), rooms=["a"], more=1)
+    assert ear.heard == [["a"], 1]
+
+
 def test_a_receiver_of_one_sender_hears_no_other() -> None:
     """So two servers in one process keep apart."""
     heard: list[object] = []
