@@ -42,6 +42,7 @@ SAMPLES = (
     "/api/users/is-authenticated/",
     "/api/notifications/",
     "/api/notifications/send/",
+    "/api/v2/notifications",
     "/api/notifications/65f2c0ffee00000000000001/deliveries",
     "/api/realtime/internal/notify",
     "/api/outbox",
