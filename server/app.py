@@ -13,6 +13,7 @@ from pydispatch import dispatcher
 from tornado.httpserver import HTTPServer
 
 from server import __version__
+from server.arrivals import Arrivals
 from server.backplane import LocalBackplane
 from server.broadcaster import Broadcaster
 from server.bus import ACCESS_CHANGED, NOTIFICATION_STORED, USERS_SIGNED_OUT
@@ -106,6 +107,7 @@ class Server:
             self._store, self._tenants, config.retention, lambda: self._notifier.keep_keys_s
         )
         self._sync = Sync(self._store, self._retention)
+        self._arrivals = Arrivals()
         self._consumers = Consumers(config, self._store, self._notifier, self._presence)
         self._metrics = Metrics({"version": __version__, "store": self._store.name.partition(" ")[0]})
         self._checks = self._make_checks()
@@ -166,6 +168,7 @@ class Server:
             max_pending=config.connections.pending_commands,
             max_pending_bytes=config.connections.message_bytes,
             heartbeat_s=config.connections.heartbeat_s,
+            arrivals=self._arrivals,
         )
 
     def _feed_services(self) -> FeedServices:
@@ -181,6 +184,7 @@ class Server:
             sync=self._sync,
             max_queue_bytes=self.config.connections.queue_bytes,
             heartbeat_s=self.config.connections.heartbeat_s,
+            arrivals=self._arrivals,
         )
 
     def _make_checks(self) -> Checks:

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from server.arrivals import Arrivals
 from server.auth import Authenticator, Identity, Proof
 from server.broadcaster import Broadcaster
 from server.dialects import Dialect
@@ -55,6 +56,7 @@ class SessionServices:
     max_pending: int
     max_pending_bytes: int
     heartbeat_s: float
+    arrivals: Arrivals
 
 
 class Line(Protocol):
