@@ -47,14 +47,16 @@ class Honest:
         self._count = 0
 
     async def join(self) -> None:
-        for user in USERS:
-            reader, writer = await self._connect()
-            writer.write(HANDSHAKE)
-            await reader.readuntil(b"\r\n\r\n")
-            writer.write(join(user))
-            await reader.readuntil(b'"count"')
-            self._users.append((reader, writer))
+        self._users = await asyncio.gather(*map(self._join, USERS))
         self._backends = [Backend(await self._connect()) for _ in range(CALLERS)]
+
+    async def _join(self, user: str) -> Connection:
+        reader, writer = await self._connect()
+        writer.write(HANDSHAKE)
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(join(user))
+        await reader.readuntil(b'"count"')
+        return reader, writer
 
     async def _connect(self) -> Connection:
         return await asyncio.open_connection("127.0.0.1", self._port)

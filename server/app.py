@@ -12,6 +12,7 @@ from pydispatch import dispatcher
 from tornado.httpserver import HTTPServer
 
 from server import __version__
+from server.arrivals import Arrivals
 from server.broadcaster import Broadcaster
 from server.bus import ACCESS_CHANGED, BROADCAST_HEARD, NOTIFICATION_STORED, USERS_SIGNED_OUT
 from server.checks import Checks, State, Trouble
@@ -105,6 +106,7 @@ class Server:
             self._store, self._tenants, config.retention, lambda: self._notifier.keep_keys_s
         )
         self._sync = Sync(self._store, self._retention)
+        self._arrivals = Arrivals()
         self._consumers = Consumers(config, self._store, self._notifier, self._presence)
         self._metrics = Metrics({"version": __version__, "store": self._store.name.partition(" ")[0]})
         self._checks = self._make_checks()
@@ -167,6 +169,7 @@ class Server:
             max_pending=config.connections.pending_commands,
             max_pending_bytes=config.connections.message_bytes,
             heartbeat_s=config.connections.heartbeat_s,
+            arrivals=self._arrivals,
         )
 
     def _feed_services(self) -> FeedServices:
@@ -182,6 +185,7 @@ class Server:
             sync=self._sync,
             max_queue_bytes=self.config.connections.queue_bytes,
             heartbeat_s=self.config.connections.heartbeat_s,
+            arrivals=self._arrivals,
         )
 
     def _make_checks(self) -> Checks:

@@ -122,7 +122,7 @@ class Doors:
             internal=config.application.internal,
             public_metrics=config.application.public_metrics,
         )
-        self.connections = Connections(_connection_options(config), limits)
+        self.connections = Connections(_connection_options(config), limits, sessions.arrivals)
         self.sockjs = SockJSDoor(self._open_session, self.identify, self.connections, self._sockjs_options())
         self.feeds = FeedDoors(
             self.connections,

@@ -18,6 +18,7 @@ from datetime import datetime
 from functools import partial
 from typing import TypeVar
 
+from server.arrivals import Arrivals
 from server.auth import Identity
 from server.broadcaster import Broadcaster
 from server.dialects import Dialect, HubDialect, RealtimeDialect, ServiceDialect, StreamDialect, TenantDialect
@@ -72,6 +73,7 @@ class FeedServices:
     sync: Sync
     max_queue_bytes: int
     heartbeat_s: float
+    arrivals: Arrivals
 
 
 def sign_in_of(identity: Identity) -> SignIn:
@@ -207,6 +209,7 @@ class Feed:
     # -- what waited -----------------------------------------------------------------------------------------
     async def _catch_up(self) -> None:
         try:
+            await self._services.arrivals.to_join()
             if self._room[1] != NOBODY:
                 await self._patiently(partial(self._services.broadcaster.catch_up, self._room))
             async for told, last in self._backlog():

@@ -28,7 +28,7 @@ SLICE_S = 0.005
 RESTART_MS = 500
 """Before that nobody need come back after the end of the server."""
 
-RETURNING_PER_S = 1000
+RETURNING_PER_S = 500
 """How many clients are to come back in a second, on average."""
 
 MIN_RETURN_S = 1.0

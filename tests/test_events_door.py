@@ -529,9 +529,9 @@ async def test_who_never_takes_the_goodbye_is_cut_off(tmp_path: Path, user: str)
     """After a while, with all that waits: the process's files and memory are not theirs to hold."""
     with RunningServer(tmp_path, **SETTINGS) as server:
         async with event_stream(server, user, receive_buffer_bytes=4096) as slow:
+            its_end = ServersEnd(server.pid, slow.writer)
             for number in range(40):
                 await asyncio.to_thread(server.must_notify, user, content=f"{number} " + "x" * 20_000)
-            its_end = ServersEnd(server.pid, slow.writer)
             await asyncio.to_thread(wait_until, lambda: not its_end.is_open, "the socket being closed")
 
 

@@ -177,7 +177,7 @@ async def test_killing_who_mails(place: Place, sink: SMTPSink) -> None:
 @pytest.mark.timeout(600)
 async def test_killing_who_mails_again_and_again(place: Place, sink: SMTPSink) -> None:
     """The same over many rounds."""
-    await kill_again_and_again(place, sink, 600, 20)
+    await kill_again_and_again(place, sink, 300, 10)
 
 
 async def test_two_nodes_share_the_work(shared_place: Place, sink: SMTPSink) -> None:

@@ -145,7 +145,7 @@ async def test_killed_and_repeated(place: Place) -> None:
 @pytest.mark.timeout(600)
 async def test_killed_and_repeated_again_and_again(place: Place) -> None:
     """The same over many rounds."""
-    await kill_and_repeat(place, 25)
+    await kill_and_repeat(place, 12)
 
 
 @pytest.mark.parametrize("kind", ["mongo-standalone", "mongo-replica-set"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -569,6 +570,25 @@ async def test_keyboard(pages: Pages, server: RunningServer) -> None:
     await page.keyboard.press("Delete")
     await expect(page.get_by_text("All quiet.")).to_be_visible()
     await expect(page.locator("#inbox")).to_be_focused()
+
+
+async def test_undo_means_what_was_done_last(pages: Pages, server: RunningServer) -> None:
+    """Also if the server has not answered that yet."""
+    for title in ("two", "one"):
+        server.must_notify("alice", title=title)
+    page = await signed_in(pages, server)
+    await row(page, "one").focus()
+    await page.keyboard.press("s")
+    await expect(page.get_by_text("Marked as seen", exact=True)).to_be_visible()
+    server.signal(signal.SIGSTOP)
+    try:
+        await page.keyboard.press("Delete")
+        await page.keyboard.press("u")
+    finally:
+        server.signal(signal.SIGCONT)
+    await expect(page.get_by_text("Restored.")).to_be_attached()
+    await expect(rows(page)).to_have_count(2)
+    await expect(row(page, "one")).to_have_class("item")
 
 
 async def test_focus_at_show_older(pages: Pages, server: RunningServer) -> None:

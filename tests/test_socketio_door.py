@@ -670,9 +670,7 @@ async def test_a_slow_client_over_websocket_is_closed_and_costs_little(
     assert figure(server, 'notification_connections_closed_total{reason="slow",transport="socketio"}') == 1
 
 
-async def test_a_slow_client_over_http_is_closed_and_costs_little(
-    slow_server: RunningServer, user: str
-) -> None:
+async def test_a_slow_client_over_http_is_closed(slow_server: RunningServer, user: str) -> None:
     """One that asks and does not take the answer."""
     server = slow_server
     client = PollingClient(server)

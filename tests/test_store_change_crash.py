@@ -119,4 +119,4 @@ async def test_killing_who_changes(place: Place) -> None:
 @pytest.mark.timeout(600)
 async def test_killing_who_changes_again_and_again(place: Place) -> None:
     """The same over many rounds."""
-    await kill_who_changes(place, 25)
+    await kill_who_changes(place, 12)

@@ -232,7 +232,7 @@ async def test_killing_who_broadcasts(place: Place) -> None:
 @pytest.mark.timeout(600)
 async def test_killing_who_broadcasts_again_and_again(place: Place) -> None:
     """The same over many rounds."""
-    await kill_who_broadcasts(place, 15)
+    await kill_who_broadcasts(place, 8)
 
 
 async def test_killing_who_migrates(request: pytest.FixtureRequest) -> None:
@@ -303,4 +303,4 @@ async def test_killing_the_database(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["standalone", "replica-set"])
 async def test_killing_the_database_again_and_again(kind: str) -> None:
     """The same over many rounds."""
-    await kill_the_database(kind, 4)
+    await kill_the_database(kind, 3)

@@ -464,7 +464,7 @@ async def test_a_disk_that_takes_no_more(store: SQLiteStore) -> None:
 
 async def test_a_locked_file(path: Path) -> None:
     """While another program writes, requests fail in time and are not stored later; afterwards all is well."""
-    store = SQLiteStore(path, timeout_s=0.2)
+    store = SQLiteStore(path, timeout_s=1.0)
     await store.open()
     with another_program(path) as other:
         other.execute("BEGIN IMMEDIATE")

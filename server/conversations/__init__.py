@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
 
+from server.arrivals import Arrivals
 from server.auth import Authenticator, Identity, Proof
 from server.broadcaster import Broadcaster
 from server.dialects import Dialect
@@ -56,6 +57,7 @@ class SessionServices:
     max_pending: int
     max_pending_bytes: int
     heartbeat_s: float
+    arrivals: Arrivals
 
 
 class Line(Protocol):

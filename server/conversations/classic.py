@@ -87,6 +87,7 @@ class ClassicConversation(Conversation):
     async def _join(self, command: Join | JoinByToken) -> None:
         """All unseen documents and their count; when the store is away, as soon as it is back."""
         services = self.line.services
+        await services.arrivals.to_join()
         identity = await services.authenticator.authenticate(command, self.line.connection.caller)
         room = await self.line.become(identity, self)
         if room is None:

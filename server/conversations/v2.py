@@ -136,6 +136,7 @@ class ConversationV2(Conversation):
     # -- joining ---------------------------------------------------------------------------------------------
     async def _enter(self, request: Request, command: Enter) -> None:
         """While the store is away the answer waits for it."""
+        await self.line.services.arrivals.to_join()
         identity = await self._identify(command)
         room = await self.line.become(identity, self)
         if room is None:

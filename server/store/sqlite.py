@@ -92,7 +92,7 @@ class SQLiteStore:
         self._clock = clock
         self._lock = FolderLock(path.parent)
         self._revs = RevClock()
-        self._stored_rev = 0
+        self._stored_rev = self._visible_rev = 0
         self._unheard: deque[Document] = deque(maxlen=MAX_UNHEARD)
         self._turns: Turns[tuple[str, str]] = Turns(timeout_s)
         self._writer: Writer | None = None
@@ -109,7 +109,7 @@ class SQLiteStore:
             is_given_up.set()
             await asyncio.wait([connecting], timeout=self._timeout_s)
             raise
-        self._writer = Writer(writer, self._store_rev, self._busy_timeout_s)
+        self._writer = Writer(writer, self._store_rev, self._busy_timeout_s, self._show_rev)
         adder = Adder(lambda: self._revs.next(), self._clock)
         self._additions = Additions(self._writer, adder, self._unheard.extend)
         self._readers = Readers(readers)
@@ -197,8 +197,12 @@ class SQLiteStore:
         return await self._read(lambda c: reading.find(c, tenant, user_id, ids))
 
     async def position(self) -> int:
-        """See `Store.position`."""
-        return await self._read(reading.position)
+        """See `Store.position`. A read that begins later finds all that has a rev up to this, since revs are issued by
+        the transactions, one after the other, that make them visible; and nobody else changes the inboxes of this
+        file."""
+        if self._readers is None or self._readers.is_closing:
+            raise StoreUnavailable("the store is not open")
+        return self._visible_rev
 
     async def counts(self, tenant: str, user_ids: Collection[str]) -> dict[str, Counts]:
         """See `Store.counts`."""
@@ -292,7 +296,7 @@ class SQLiteStore:
                 raise StoreUnavailable("nobody waits for the store any more")
             undo.pop_all()
         self.epoch = epoch
-        self._stored_rev = last_rev
+        self._stored_rev = self._visible_rev = last_rev
         self._revs = RevClock(self._stored_rev, lambda: to_ms(self._clock()))
         self._leases.free()
         return writer, readers
@@ -302,6 +306,10 @@ class SQLiteStore:
         if self._revs.last != self._stored_rev:
             connection.execute("UPDATE meta SET value = ? WHERE name = 'last_rev'", (self._revs.last,))
             self._stored_rev = self._revs.last
+
+    def _show_rev(self) -> None:
+        """After each commit."""
+        self._visible_rev = self._stored_rev
 
     async def _write_documents(self, work: Work[list[Document]]) -> list[Document]:
         """Users are to hear of the new documents that this returns, also if they come too late for the caller."""

@@ -194,8 +194,7 @@ def find(connection: sqlite3.Connection, tenant: str, user_id: str, ids: Sequenc
 
 
 def position(connection: sqlite3.Connection) -> int:
-    """See `Store.position`. A read that begins later finds all that has a rev up to this, since revs are issued by the
-    transactions, one after the other, that make them visible."""
+    """The last rev that was issued."""
     return int(connection.execute(POSITION).fetchone()[0])
 
 

@@ -109,12 +109,15 @@ class Writer:
         connection: sqlite3.Connection,
         before_commit: Callable[[sqlite3.Connection], None],
         patience_s: float = 0.0,
+        after_commit: Callable[[], None] = lambda: None,
     ) -> None:
-        """Takes over `connection`. `before_commit` is called at the end of each transaction, in the writer's thread.
+        """Takes over `connection`. `before_commit` is called at the end of each transaction, `after_commit` when
+        readers see it, before any answer is given, both in the writer's thread.
         `patience_s`: how long to wait while another process writes. Made, used and closed on one loop."""
         connection.execute("PRAGMA busy_timeout = 0")
         self._connection = connection
         self._before_commit = before_commit
+        self._after_commit = after_commit
         self._patience_s = patience_s
         self._loop = asyncio.get_running_loop()
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
@@ -165,6 +168,7 @@ class Writer:
             if jobs:
                 self._before_commit(self._connection)
                 self._connection.execute("COMMIT")
+                self._after_commit()
         except Exception as exc:
             for job in jobs:
                 job.error = job.error or as_store_error(exc)
@@ -233,7 +237,7 @@ class Readers:
         self._loop = asyncio.get_running_loop()
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._unfinished = 0
-        self._is_closing = False
+        self.is_closing = False
         self._running = len(connections)
         self._ended = asyncio.Event()
         for connection in connections:
@@ -242,7 +246,7 @@ class Readers:
     def submit(self, work: Work[T]) -> asyncio.Future[T]:
         """Queue a work, for the answer that it returns or raises. One whose answer was cancelled before it began is
         left out."""
-        if self._is_closing:
+        if self.is_closing:
             raise StoreUnavailable("the store is closed")
         if self._unfinished >= MAX_WAITING:
             raise StoreUnavailable("the store has too much to do; try again")
@@ -253,8 +257,8 @@ class Readers:
 
     async def close(self) -> None:
         """Return when all that was queued is done and the connections are closed."""
-        if not self._is_closing:
-            self._is_closing = True
+        if not self.is_closing:
+            self.is_closing = True
             for _ in range(self._running):
                 self._jobs.put(None)
         await self._ended.wait()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jwt
@@ -30,11 +32,17 @@ def looks_like_jwt(token: str) -> bool:
     return token.count(".") == 2
 
 
-def read_header(token: str) -> dict[str, Any]:
+def read_header(token: str) -> Mapping[str, Any]:
     """What a token says about its key, which nothing vouches for yet. Raises `PyJWTError`. PyJWT refuses here what it
     does not understand and must (`crit`, RFC 7515 section 4.1.11)."""
     # Alone: PyJWT would decode all parts, and again when it checks them.
-    return jwt.get_unverified_header(f"{token.partition('.')[0]}..")
+    return _read_header(token.partition(".")[0])
+
+
+@functools.lru_cache(maxsize=100)
+def _read_header(part: str) -> Mapping[str, Any]:
+    """All tokens of one key begin with the same."""
+    return MappingProxyType(jwt.get_unverified_header(f"{part}.."))
 
 
 def key_set_client() -> HTTPClient:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from server import bus
+from server.arrivals import Arrivals
 from server.callers import Caller
 from server.rates import TokenBucket
 from server.wire import NOT_JOINED, CloseReason
@@ -58,11 +59,15 @@ class ConnectionOptions:
 
 
 class Connections:
-    """All open connections. To be made on a running loop. `admission` is asked about each."""
+    """All open connections. To be made on a running loop. `admission` is asked about each; `arrivals`: who else comes,
+    if not only by these transports."""
 
-    def __init__(self, options: ConnectionOptions, admission: Admission) -> None:
+    def __init__(
+        self, options: ConnectionOptions, admission: Admission, arrivals: Arrivals | None = None
+    ) -> None:
         self.options = options
         self.admission = admission
+        self.arrivals = arrivals or Arrivals()
         self.backlogged: set[ClientConnection] = set()
         """The connections with something in their queue, and some that had a moment ago."""
         self.on_tick: list[Callable[[float], None]] = []

@@ -7,7 +7,7 @@ import asyncio
 import struct
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tornado.httputil import HTTPServerRequest
 from tornado.iostream import StreamClosedError
@@ -162,6 +162,11 @@ class WebSocketEndpoint(WebSocketHandler):
 
     def identify(self, request: HTTPServerRequest) -> Caller:
         raise NotImplementedError
+
+    async def get(self, *args: Any, **kwargs: Any) -> None:
+        """Become a WebSocket, when it is the client's turn."""
+        await self.connections.arrivals.to_connect()
+        await super().get(*args, **kwargs)
 
     def open_session(self, connection: Connection) -> ClientSession:
         """The session of a client that has just connected."""

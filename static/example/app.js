@@ -19,7 +19,7 @@ const filters = new Filters({ choose: (type) => choose(type === inbox?.type ? nu
 const list = new InboxList({
   seen: (id) => command("seen", id),
   delete: (id) => command("delete", id),
-  undo: () => toast.undo(),
+  undo: () => told.then(() => toast.undo()),
 });
 
 /** @type {Notifications | null} the signed-in user's */
@@ -28,6 +28,8 @@ let inbox = null;
 let demoUsers = [];
 /** @type {ReturnType<typeof setInterval> | undefined} */
 let countdown;
+/** Until all that was asked for is answered: who undoes means the last of it. @type {Promise<void>} */
+let told = Promise.resolve();
 
 // -- signing in and out -----------------------------------------------------------------------------------------------
 
@@ -193,16 +195,16 @@ function welcome(notification) {
 }
 
 /** @param {"seen" | "delete"} name @param {string} id */
-async function command(name, id) {
+function command(name, id) {
   if (!inbox) return;
   if (inbox.state !== "online") announce("Not connected: this will be done as soon as the connection is back.");
-  await tell(name === "seen" ? "Marked as seen" : "Deleted", name, inbox[name]([id]));
+  told = tell(name === "seen" ? "Marked as seen" : "Deleted", name, inbox[name]([id]));
 }
 
-async function seeAll() {
+function seeAll() {
   if (!inbox || !isUsable("see-all")) return;
-  if (inbox.type === null) await tell("Marked as seen", "seen", inbox.seenAll());
-  else await tell("Marked as seen", "seen", inbox.seen(inbox.items.filter(({ seen }) => !seen).map(({ _id }) => _id)));
+  if (inbox.type === null) told = tell("Marked as seen", "seen", inbox.seenAll());
+  else told = tell("Marked as seen", "seen", inbox.seen(inbox.items.filter(({ seen }) => !seen).map(({ _id }) => _id)));
 }
 
 /**

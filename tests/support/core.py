@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from server.arrivals import Arrivals
 from server.auth import Authenticator
 from server.backplane import LocalBackplane
 from server.broadcaster import Broadcaster
@@ -242,6 +243,7 @@ async def core_on(opened: Store, limits: LimitSettings = UNLIMITED) -> AsyncIter
         max_pending=MAX_PENDING,
         max_pending_bytes=MAX_PENDING_BYTES,
         heartbeat_s=25.0,
+        arrivals=Arrivals(),
     )
     feeds = FeedServices(
         tenants=tenants,
@@ -255,6 +257,7 @@ async def core_on(opened: Store, limits: LimitSettings = UNLIMITED) -> AsyncIter
         sync=services.sync,
         max_queue_bytes=MAX_QUEUE_BYTES,
         heartbeat_s=25.0,
+        arrivals=services.arrivals,
     )
     try:
         yield Core(

@@ -57,13 +57,19 @@ def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 30.0
         time.sleep(0.02)
 
 
+def _port(address: str) -> int:
+    """Of an address as the kernel's tables have it."""
+    return int(address.rpartition(":")[2], 16)
+
+
 class ServersEnd:
     """The end of a TCP connection (IPv4, this machine) that process `pid` has, of which we have the other."""
 
     def __init__(self, pid: int, ours: asyncio.StreamWriter) -> None:
-        _, port = ours.get_extra_info("sockname")
+        # Both: another server may have had a client at the same port.
+        ports = [ours.get_extra_info(name)[1] for name in ("peername", "sockname")]
         connections = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-        [inode] = (fields[9] for fields in connections if int(fields[2].rpartition(":")[2], 16) == port)
+        [inode] = (each[9] for each in connections if [_port(each[1]), _port(each[2])] == ports)
         self._link = f"socket:[{inode}]"
         self._files = Path(f"/proc/{pid}/fd")
 
