@@ -44,6 +44,7 @@ from server.session import SessionServices
 from server.sign_in import SignIn
 from server.smtp import SMTPTransport
 from server.streams import open_stream
+from server.sweep import sweep
 from server.sync import Sync
 from server.tasks import Tasks, step
 from server.tenants import Tenants
@@ -60,9 +61,6 @@ SHUTDOWN_DEADLINE_S = 10.0
 LETTING_GO_S = 2.0
 """Of these seconds, those that are kept, however long the work under way took: half of them for cutting off what is
 left, half for closing the store."""
-
-SWEEP_INTERVAL_S = 15.0
-"""Between looks for intents to complete and for what may be forgotten."""
 
 STORE_RETRY_S = 2.0
 """Between tries to open a store that is not there yet."""
@@ -300,27 +298,12 @@ class Server:
         self._loops.start(self._broadcaster.run(), "broadcasts")
         self._loops.start(self._marks.run(), "marks")
         self._loops.start(self._retention.run(), "retention")
-        self._loops.start(self._sweep(), "sweep")
+        self._loops.start(sweep(self._notifier, self._outbox, self._presence), "sweep")
         self._consumers.start(self._loops)
 
     def _wake_outbox(self, duty: EmailDuty | None) -> None:
         if duty is not None:
             self._outbox.wake()
-
-    async def _sweep(self) -> None:
-        while True:
-            try:
-                completed = await self._notifier.complete()
-                if completed:
-                    logger.info("completed %d documents that were left half stored", completed)
-                    self._outbox.wake()  # a mail may be owed with them
-                self._presence.forget()
-            except StoreUnavailable:
-                logger.debug("the sweep waits for the store")
-            except Exception:
-                # A bug met by one round must not end all that follow.
-                logger.exception("the sweep failed")
-            await asyncio.sleep(SWEEP_INTERVAL_S)
 
     # -- changes while running -------------------------------------------------------------------------------
     def _follow_access(self, tenants: Tenants) -> None:

@@ -346,11 +346,11 @@ async def test_who_does_not_go_on_with_a_request_is_disconnected(tmp_path: Path)
 def test_a_sweep_that_fails_is_not_the_last(tmp_path: Path) -> None:
     """What goes wrong is logged each time."""
     fault = """
-from server import app
-app.SWEEP_INTERVAL_S = 0.01
+from server import sweep
+sweep.INTERVAL_S = 0.01
 async def fail(_):
     raise RuntimeError("broken")
-app.Notifier.complete = fail
+sweep.Notifier.complete = fail
 """
     with faulty(tmp_path, fault) as server:
         wait_until(lambda: server.log.count("the sweep failed") > 1, "a second sweep")

@@ -20,7 +20,7 @@ LAYERS = {
     "CORE 1": "credentials passwords guessing auth users rooms sign_outs tenants limits publishers outgoing",
     "CORE 2": "backplane presence cluster cluster.link cluster.codec cluster.outgoing cluster.gaps cluster.asking"
     " cluster.backplane",
-    "CORE 3": "notifier broadcaster retention inbox sync counts marks mailing outbox",
+    "CORE 3": "notifier broadcaster retention inbox sync counts marks mailing outbox sweep",
     "CORE 4": "screen session conversations conversations.* feed inbox_feed",
     "EDGES": "store.sqlite* store.mongo* folder_lock smtp mail_folder ingest ingest.* logins logins.* tokens tokens.*"
     " transports transports.* admin health cluster.redis* cluster.mongodb",
