@@ -2,7 +2,8 @@
 no other: `LocalBackplane` is the whole of it. Several have theirs wrapped by that of `cluster`.
 
 Events go out in the order in which they were published. Fan-out runs after the publisher has been answered,
-in slices that leave the loop to others in between.
+in slices that leave the loop to others in between. What is published for a user while their connections are being told
+waits for the next round, and each connection gets all of that as one write: the more there is to tell, the less it costs.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from datetime import datetime
 
 from server.checks import Probe
@@ -21,8 +22,9 @@ from server.rooms import Room, Rooms
 
 logger = logging.getLogger(__name__)
 
-SLICE_S = 0.005
-"""How long fan-out may hold the loop before others get a turn (a room is never split)."""
+MIN_SLICE_S = 0.0005
+MAX_SLICE_S = 0.005
+"""How long fan-out may hold the loop before others get a turn: as long as they took for theirs, within these bounds."""
 
 MAX_BACKLOG = 100_000
 """Events waiting for fan-out above which new notifications wait before they are stored."""
@@ -91,9 +93,12 @@ class LocalBackplane(Backplane):
         self._rooms = rooms
         self._backlog: dict[Room, list[Event]] = {}
         self._waiting = 0
+        # the room whose sessions are being told, and what is left of that
+        self._current: tuple[Room, Iterator[None]] | None = None
         self._delivered_rooms = 0
         # who is to be told, with what, after how many rooms have been delivered to
         self._handovers: deque[tuple[int, int, Callable[[int], None]]] = deque()
+        self._paused_at = 0.0
         self._has_space = asyncio.Event()
         self._has_space.set()
         self._is_flushed = asyncio.Event()
@@ -112,11 +117,13 @@ class LocalBackplane(Backplane):
                 frames += members
         if frames and handed_over is not None:
             # Rooms are delivered to in the order of the backlog, and ours are among those in it now.
-            self._handovers.append((self._delivered_rooms + len(self._backlog), frames, handed_over))
+            before = self._delivered_rooms + (self._current is not None)
+            self._handovers.append((before + len(self._backlog), frames, handed_over))
         if self._waiting > MAX_BACKLOG:
             self._has_space.clear()
         if self._backlog and self._is_flushed.is_set():
             self._is_flushed.clear()
+            self._paused_at = time.monotonic()
             asyncio.get_running_loop().call_soon(self._deliver_slice)
 
     async def has_space(self) -> None:
@@ -126,32 +133,52 @@ class LocalBackplane(Backplane):
         await self._is_flushed.wait()
 
     async def delivered(self, room: Room) -> None:
-        while room in self._backlog:  # noqa: ASYNC110  # a slice a turn of the loop: no event could come sooner
+        while self._is_to_be_told(room):  # noqa: ASYNC110  # a slice a turn of the loop: no event could come sooner
             await asyncio.sleep(0)
 
     @property
     def waiting(self) -> int:
         return self._waiting
 
+    def _is_to_be_told(self, room: Room) -> bool:
+        return room in self._backlog or (self._current is not None and self._current[0] == room)
+
     def _deliver_slice(self) -> None:
-        end = time.monotonic() + SLICE_S
-        while self._backlog:
-            room = next(iter(self._backlog))
-            events = self._backlog.pop(room)
-            self._waiting -= len(events)
-            self._delivered_rooms += 1
-            try:
-                self._rooms.deliver(room, events)
-            except Exception:
-                logger.exception("could not deliver events to tenant=%s user=%s", *room)
+        began_at = time.monotonic()
+        end = began_at + min(max(began_at - self._paused_at, MIN_SLICE_S), MAX_SLICE_S)
+        while self._deliver_step():
             if time.monotonic() >= end:
                 break
         if self._waiting <= MAX_BACKLOG:
             self._has_space.set()
-        if self._backlog:
+        if self._backlog or self._current is not None:
+            self._paused_at = time.monotonic()
             asyncio.get_running_loop().call_soon(self._deliver_slice)
         else:
             self._is_flushed.set()
         while self._handovers and self._handovers[0][0] <= self._delivered_rooms:
             _, frames, handed_over = self._handovers.popleft()
             handed_over(frames)
+
+    def _deliver_step(self) -> bool:
+        """Tell some sessions of a room; False: there was nothing to do."""
+        if self._current is None:
+            if not self._backlog:
+                return False
+            room = next(iter(self._backlog))
+            events = self._backlog.pop(room)
+            self._waiting -= len(events)
+            self._current = room, self._rooms.deliver(room, events)
+        room, delivery = self._current
+        try:
+            next(delivery)
+        except StopIteration:
+            self._end_room()
+        except Exception:
+            logger.exception("could not deliver events to tenant=%s user=%s", *room)
+            self._end_room()
+        return True
+
+    def _end_room(self) -> None:
+        self._current = None
+        self._delivered_rooms += 1

@@ -25,6 +25,9 @@ REORDER_WINDOW_S = 30.0
 SLICE_S = 0.005
 """How long closing many may hold the loop before others get a turn."""
 
+SESSIONS_PER_STEP = 32
+"""How many are told at a time."""
+
 RESTART_MS = 500
 """Before that nobody need come back after the end of the server."""
 
@@ -243,24 +246,30 @@ class Rooms:
             del self._last_alive[room]
 
     # -- fan-out ---------------------------------------------------------------------------------------------
-    def deliver(self, room: Room, events: Iterable[Event]) -> int:
-        """Hand events to all of the user's local sessions, in this order; how many sessions there are. An `Added` that
-        was overtaken by a later change of its document tells of what it has become, or nothing if it was deleted; of
-        another change that was overtaken nothing is told. Nobody's screen goes back in time, and none misses a
-        document."""
+    def deliver(self, room: Room, events: Iterable[Event]) -> Iterator[None]:
+        """Hand events to all of the user's local sessions, in this order. Yields between any `SESSIONS_PER_STEP` of them
+        and the next: whoever goes on may let others have a turn there. Who joins meanwhile reads the inbox; who leaves is
+        told nothing more. The next delivery to a room must not begin before this one has ended.
+
+        An `Added` that was overtaken by a later change of its document tells of what it has become, or nothing if it was
+        deleted; of another change that was overtaken nothing is told. Nobody's screen goes back in time, and none misses
+        a document."""
         current = [event for each in events if (event := self._brought_up_to_date(each)) is not None]
-        members = self._members.get(room)
-        if not members:
-            return 0
         told: dict[Dialect, list[tuple[list[Push], Frame]]] = {}
         # A copy: a push may find its connection dead, and leave the room.
-        for listener in tuple(members):
-            bursts = told.get(listener.dialect)
-            if bursts is None:
-                bursts = told[listener.dialect] = _bursts(listener.dialect, current)
-            for pushes, burst in bursts:
-                listener.push(pushes, burst)
-        return len(members)
+        listeners = tuple(self._members.get(room, ()))
+        for start in range(0, len(listeners), SESSIONS_PER_STEP):
+            if start:
+                yield
+            # Others had a turn: who was here may have become somebody else.
+            members = self._members.get(room, ())
+            step = [each for each in listeners[start : start + SESSIONS_PER_STEP] if each in members]
+            for listener in step:
+                bursts = told.get(listener.dialect)
+                if bursts is None:
+                    bursts = told[listener.dialect] = _bursts(listener.dialect, current)
+                for pushes, burst in bursts:
+                    listener.push(pushes, burst)
 
     def _brought_up_to_date(self, event: Event) -> Event | None:
         self._note_change(event)

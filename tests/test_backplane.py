@@ -10,6 +10,7 @@ from datetime import timedelta
 import pytest
 
 from server import backplane as module
+from server import rooms as rooms_module
 from server.backplane import LocalBackplane
 from server.dialects import Dialect
 from server.messages import Event, UnseenCount, now
@@ -32,11 +33,13 @@ class Member:
         self.dialect: Dialect = CLASSIC
         self.sign_in: SignIn | None = None
         self.told: list[Event] = []
+        self.pushes = 0
         self.failure: Exception | None = None
 
     def push(self, pushes: Sequence[Push], burst: Frame) -> None:
         if self.failure is not None:
             raise self.failure
+        self.pushes += 1
         self.told.extend(event for event, _ in pushes)
 
 
@@ -95,7 +98,7 @@ async def test_a_long_fan_out_leaves_the_loop_to_others_in_between(
     rooms: Rooms, alice: Member, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After each slice everybody else gets a turn; a user who was told comes behind the others again."""
-    monkeypatch.setattr(module, "SLICE_S", 0.0)
+    monkeypatch.setattr(module, "MAX_SLICE_S", 0.0)
     backplane, bob = LocalBackplane(rooms), Member()
     rooms.join(BOB, bob)
     backplane.publish([(ALICE, UnseenCount(0)), (BOB, UnseenCount(1)), (ALICE, UnseenCount(2))])
@@ -129,7 +132,7 @@ async def test_publishers_wait_while_the_backlog_is_over_its_bound(
 ) -> None:
     """And go on when it is within the bound again, not only when it is empty."""
     monkeypatch.setattr(module, "MAX_BACKLOG", 2)
-    monkeypatch.setattr(module, "SLICE_S", 0.0)
+    monkeypatch.setattr(module, "MAX_SLICE_S", 0.0)
     backplane, bob, carol = LocalBackplane(rooms), Member(), Member()
     rooms.join(BOB, bob)
     rooms.join(CAROL, carol)
@@ -147,7 +150,7 @@ async def test_a_publisher_can_wait_for_one_user_alone(
     rooms: Rooms, alice: Member, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Until this user has been told, whoever else still waits; at once if there is nothing to tell."""
-    monkeypatch.setattr(module, "SLICE_S", 0.0)
+    monkeypatch.setattr(module, "MAX_SLICE_S", 0.0)
     backplane, bob, carol = LocalBackplane(rooms), Member(), Member()
     rooms.join(BOB, bob)
     rooms.join(CAROL, carol)
@@ -156,6 +159,106 @@ async def test_a_publisher_can_wait_for_one_user_alone(
     assert [len(member.told) for member in (alice, bob, carol)] == [1, 1, 0]
     await backplane.delivered(BOB)
     await backplane.flushed()
+
+
+# -- a user with many connections ----------------------------------------------------------------------------
+@pytest.fixture
+def screens(rooms: Rooms, monkeypatch: pytest.MonkeyPatch) -> list[Member]:
+    """Three of alice's, told one a turn of the loop; in no order that is known."""
+    monkeypatch.setattr(module, "MAX_SLICE_S", 0.0)
+    monkeypatch.setattr(rooms_module, "SESSIONS_PER_STEP", 1)
+    screens = [Member() for _ in range(3)]
+    for screen in screens:
+        rooms.join(ALICE, screen)
+    return screens
+
+
+async def test_what_comes_while_a_user_is_told_is_told_together_in_the_next_round(
+    rooms: Rooms, screens: list[Member]
+) -> None:
+    """One push to each connection for all of it, in its order, behind the first on every one."""
+    backplane = LocalBackplane(rooms)
+    backplane.publish([(ALICE, UnseenCount(0))])
+    await asyncio.sleep(0)
+    assert sum(len(screen.told) for screen in screens) == 1
+    for number in (1, 2, 3):
+        backplane.publish([(ALICE, UnseenCount(number))])
+    await backplane.flushed()
+    assert [screen.told for screen in screens] == [[UnseenCount(number) for number in range(4)]] * 3
+    assert [screen.pushes for screen in screens] == [2, 2, 2]
+
+
+async def test_others_wait_for_the_end_of_a_round_and_no_longer(rooms: Rooms, screens: list[Member]) -> None:
+    """What comes for the same user meanwhile is told behind those who waited already."""
+    backplane, bob = LocalBackplane(rooms), Member()
+    rooms.join(BOB, bob)
+    backplane.publish([(ALICE, UnseenCount(0)), (BOB, UnseenCount(1))])
+    await asyncio.sleep(0)
+    backplane.publish([(ALICE, UnseenCount(2))])
+    await backplane.delivered(BOB)
+    assert [len(screen.told) for screen in screens] == [1, 1, 1]
+    await backplane.flushed()
+    assert [len(screen.told) for screen in screens] == [2, 2, 2]
+
+
+async def test_a_user_is_not_told_before_the_last_of_their_connections_is(
+    rooms: Rooms, screens: list[Member]
+) -> None:
+    """Who waits for the user, and who published, hear of it at the end of the round that had their event."""
+    backplane = LocalBackplane(rooms)
+    heard: list[tuple[str, int]] = []
+    backplane.publish([(ALICE, UnseenCount(0))], lambda _: heard.append(("first", _told(screens))))
+    await asyncio.sleep(0)
+    backplane.publish([(ALICE, UnseenCount(1))], lambda _: heard.append(("second", _told(screens))))
+    await asyncio.sleep(0)
+    assert heard == []
+    await backplane.delivered(ALICE)
+    await backplane.flushed()
+    assert heard == [("first", 3), ("second", 6)]
+    backplane.publish([(ALICE, UnseenCount(2))])
+    await asyncio.sleep(0)
+    assert _told(screens) == 7
+    await backplane.delivered(ALICE)
+    assert _told(screens) == 9
+
+
+def _told(screens: list[Member]) -> int:
+    return sum(len(screen.told) for screen in screens)
+
+
+async def test_who_leaves_or_joins_during_a_round_is_not_told_of_it(
+    rooms: Rooms, screens: list[Member]
+) -> None:
+    """Who joins reads the inbox, which has it; the next round tells them, too."""
+    backplane, late = LocalBackplane(rooms), Member()
+    backplane.publish([(ALICE, UnseenCount(0))])
+    await asyncio.sleep(0)
+    gone = next(screen for screen in screens if not screen.told)
+    rooms.leave(ALICE, gone)
+    rooms.join(ALICE, late)
+    backplane.publish([(ALICE, UnseenCount(1))])
+    await backplane.flushed()
+    assert gone.told == []
+    assert late.told == [UnseenCount(1)]
+    assert _told(screens) == 4
+
+
+async def test_a_round_that_fails_ends_and_the_next_is_told(
+    rooms: Rooms, screens: list[Member], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody waits for ever for a user whose connection failed."""
+    backplane = LocalBackplane(rooms)
+    for screen in screens:
+        screen.failure = RuntimeError("broken")
+    with caplog.at_level(logging.ERROR):
+        backplane.publish([(ALICE, UnseenCount(0))])
+        await backplane.delivered(ALICE)
+    assert len(caplog.records) == 1
+    for screen in screens:
+        screen.failure = None
+    backplane.publish([(ALICE, UnseenCount(1))])
+    await backplane.flushed()
+    assert _told(screens) == 3
 
 
 # -- telling of the end of a fan-out -------------------------------------------------------------------------
@@ -190,7 +293,7 @@ async def test_each_publisher_hears_of_its_own_end(
     rooms: Rooms, alice: Member, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In slices: the first does not wait for the second, and what was added to a room's turn does not count twice."""
-    monkeypatch.setattr(module, "SLICE_S", 0.0)
+    monkeypatch.setattr(module, "MAX_SLICE_S", 0.0)
     backplane, bob, carol = LocalBackplane(rooms), Member(), Member()
     rooms.join(BOB, bob)
     rooms.join(CAROL, carol)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -44,6 +44,12 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now_s
+
+
+def deliver(rooms: Rooms, room: Room, events: Iterable[Event]) -> None:
+    """To all of the room, without a pause."""
+    for _ in rooms.deliver(room, events):
+        pass
 
 
 @dataclass(eq=False)
@@ -127,7 +133,7 @@ def test_joining_twice_is_being_there_once(rooms: Rooms) -> None:
     """A push comes once."""
     [alice] = _joined(rooms, ALICE)
     rooms.join(ALICE, alice)
-    assert rooms.deliver(ALICE, [UnseenCount(1)]) == 1
+    deliver(rooms, ALICE, [UnseenCount(1)])
     assert alice.events == [UnseenCount(1)]
 
 
@@ -182,16 +188,53 @@ def test_an_event_reaches_all_of_the_users_connections_and_nobody_elses(rooms: R
     """With one frame for all, made once."""
     first, second, bob, other = _joined(rooms, ALICE, ALICE, BOB, ALICE_OF_ANOTHER_TENANT)
     event = _added()
-    assert rooms.deliver(ALICE, [event]) == 2
+    deliver(rooms, ALICE, [event])
     assert first.events == second.events == [event]
     assert first.bursts[0] is second.bursts[0] is first.told[0][1]
     assert first.messages[0].ids == ["d1"]
     assert bob.events == other.events == []
 
 
+def test_a_delivery_pauses_between_some_sessions_and_the_next(
+    rooms: Rooms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And only there: for few it has no pause."""
+    monkeypatch.setattr(module, "SESSIONS_PER_STEP", 2)
+    members = _joined(rooms, *[ALICE] * 5)
+    told = [sum(bool(member.events) for member in members) for _ in rooms.deliver(ALICE, [UnseenCount(1)])]
+    assert told == [2, 4]
+    assert [member.events for member in members] == [[UnseenCount(1)]] * 5
+    assert list(rooms.deliver(ALICE, [])) == [None, None]
+    _joined(rooms, BOB, BOB)
+    assert list(rooms.deliver(BOB, [UnseenCount(1)])) == []
+
+
+@pytest.mark.parametrize("is_last", [False, True], ids=["others_stay", "nobody_stays"])
+def test_who_becomes_somebody_else_during_a_delivery_is_told_nothing_more(
+    rooms: Rooms, monkeypatch: pytest.MonkeyPatch, is_last: bool
+) -> None:
+    """A connection that joins as another user in a pause is not shown what is the first one's."""
+    monkeypatch.setattr(module, "SESSIONS_PER_STEP", 1)
+    members = _joined(rooms, ALICE, ALICE, ALICE)
+    delivery = rooms.deliver(ALICE, [UnseenCount(1)])
+    next(delivery)
+    untold = [member for member in members if not member.events]
+    changing, staying = (untold, []) if is_last else (untold[:1], untold[1:])
+    for member in changing:
+        rooms.leave(ALICE, member)
+        rooms.join(BOB, member)
+    if is_last:
+        [told] = [member for member in members if member.events]
+        rooms.leave(ALICE, told)
+    for _ in delivery:
+        pass
+    assert [member.events for member in changing] == [[]] * len(changing)
+    assert [member.events for member in staying] == [[UnseenCount(1)]] * len(staying)
+
+
 def test_nobody_there_is_no_error(rooms: Rooms) -> None:
     """The inbox has it."""
-    assert rooms.deliver(ALICE, [_added()]) == 0
+    deliver(rooms, ALICE, [_added()])
 
 
 def test_a_push_may_end_its_connection_and_no_other(rooms: Rooms) -> None:
@@ -204,9 +247,9 @@ def test_a_push_may_end_its_connection_and_no_other(rooms: Rooms) -> None:
     dying, [alive] = [Dying() for _ in range(3)], _joined(rooms, ALICE)
     for member in dying:
         rooms.join(ALICE, member)
-    rooms.deliver(ALICE, [UnseenCount(1)])
+    deliver(rooms, ALICE, [UnseenCount(1)])
     assert alive.events == [UnseenCount(1)]
-    rooms.deliver(ALICE, [UnseenCount(2)])
+    deliver(rooms, ALICE, [UnseenCount(2)])
     assert alive.events == [UnseenCount(1), UnseenCount(2)]
 
 
@@ -214,8 +257,8 @@ def test_an_arrival_overtaken_by_its_deletion_is_dropped(rooms: Rooms) -> None:
     """No screen goes back in time; other documents, and what is newer, go out."""
     [alice] = _joined(rooms, ALICE)
     change, newer, another = Deleted(("d0", "d1"), 20), _added("d1", rev=21), _added("d2", rev=1)
-    rooms.deliver(ALICE, [change])
-    rooms.deliver(ALICE, [_added("d1", rev=19), newer, another])
+    deliver(rooms, ALICE, [change])
+    deliver(rooms, ALICE, [_added("d1", rev=19), newer, another])
     assert alice.events == [change, newer, another]
 
 
@@ -223,8 +266,8 @@ def test_an_arrival_overtaken_by_its_being_seen_arrives_as_seen(rooms: Rooms) ->
     """Marking all as seen may hit what is being stored just then: no screen misses it, and none shows it as new."""
     [alice] = _joined(rooms, ALICE)
     change, late, newer = Seen(("d0", "d1"), 20), _added("d1", rev=19), _added("d1", rev=20)
-    rooms.deliver(ALICE, [change])
-    rooms.deliver(ALICE, [late, newer])
+    deliver(rooms, ALICE, [change])
+    deliver(rooms, ALICE, [late, newer])
     assert alice.events == [change, Added(replace(late.document, seen=True, rev=20)), newer]
     assert alice.messages[1].data[0]["seen"] is True
 
@@ -234,8 +277,8 @@ def test_of_several_changes_the_latest_counts(rooms: Rooms, is_in_order: bool) -
     """By its rev, not by when it was heard of."""
     [alice] = _joined(rooms, ALICE)
     changes: list[Event] = [Seen(("d1",), 20), Deleted(("d1",), 30)]
-    rooms.deliver(ALICE, changes if is_in_order else changes[::-1])
-    rooms.deliver(ALICE, [_added("d1", rev=10)])
+    deliver(rooms, ALICE, changes if is_in_order else changes[::-1])
+    deliver(rooms, ALICE, [_added("d1", rev=10)])
     assert [type(event) for event in alice.events] == ([Seen, Deleted] if is_in_order else [Deleted, Seen])
 
 
@@ -257,8 +300,8 @@ def test_a_change_overtaken_by_a_later_one_is_told_of_the_others_only(
     [alice] = _joined(rooms, ALICE)
     alice.dialect = InboxFrames()
     later = Restored(_added("d1", rev=30).document)
-    rooms.deliver(ALICE, [later])
-    rooms.deliver(ALICE, [late])
+    deliver(rooms, ALICE, [later])
+    deliver(rooms, ALICE, [late])
     assert alice.events == [later] + ([] if told is None else [told])
 
 
@@ -266,37 +309,37 @@ def test_what_was_marked_unseen_and_then_all_seen_stays_seen(rooms: Rooms) -> No
     """Also for a screen that is told late of the first, after the second as a whole."""
     [alice] = _joined(rooms, ALICE)
     alice.dialect = InboxFrames()
-    rooms.deliver(ALICE, [Seen(("d1",), 30, is_part=True), AllSeen(25)])
-    rooms.deliver(ALICE, [Unseen(("d1",), 20)])
+    deliver(rooms, ALICE, [Seen(("d1",), 30, is_part=True), AllSeen(25)])
+    deliver(rooms, ALICE, [Unseen(("d1",), 20)])
     assert alice.events == [AllSeen(25)]
 
 
 def test_a_change_overtakes_also_where_nobody_was_to_hear_of_it(rooms: Rooms) -> None:
     """The user joins between the change and the late push."""
-    rooms.deliver(ALICE, [Deleted(("d1",), 20)])
+    deliver(rooms, ALICE, [Deleted(("d1",), 20)])
     [alice] = _joined(rooms, ALICE)
-    rooms.deliver(ALICE, [_added("d1", rev=19)])
+    deliver(rooms, ALICE, [_added("d1", rev=19)])
     assert alice.events == []
 
 
 def test_changes_are_remembered_only_while_a_push_may_be_late(rooms: Rooms, clock: Clock) -> None:
     """Memory does not grow with the changes ever made; one that is repeated counts from its last time."""
     [alice] = _joined(rooms, ALICE)
-    rooms.deliver(ALICE, [Deleted(("d1", "d2"), 20)])
+    deliver(rooms, ALICE, [Deleted(("d1", "d2"), 20)])
     clock.now_s += REORDER_WINDOW_S
-    rooms.deliver(ALICE, [Deleted(("d2",), 30)])
+    deliver(rooms, ALICE, [Deleted(("d2",), 30)])
     clock.now_s += 1
-    rooms.deliver(ALICE, [Deleted(("d3",), 40)])
+    deliver(rooms, ALICE, [Deleted(("d3",), 40)])
     alice.told.clear()
     for id_ in ("d1", "d2", "d3"):
-        rooms.deliver(ALICE, [_added(id_, rev=15)])
+        deliver(rooms, ALICE, [_added(id_, rev=15)])
     assert [event.document.id for event in alice.events if isinstance(event, Added)] == ["d1"]
 
 
 def test_a_count_is_never_too_late(rooms: Rooms) -> None:
     """It has no rev: the last one told is the one that counts."""
     [alice] = _joined(rooms, ALICE)
-    rooms.deliver(ALICE, [UnseenCount(2), UnseenCount(1)])
+    deliver(rooms, ALICE, [UnseenCount(2), UnseenCount(1)])
     assert alice.events == [UnseenCount(2), UnseenCount(1)]
 
 
@@ -304,7 +347,7 @@ def test_several_events_are_one_burst_in_their_order(rooms: Rooms) -> None:
     """One write for all that the user is told at once, to each connection."""
     first, second = _joined(rooms, ALICE, ALICE)
     events = [_added("d1"), Seen(("d1",), 20), UnseenCount(0), _added("d2", rev=30)]
-    rooms.deliver(ALICE, events)
+    deliver(rooms, ALICE, events)
     assert first.events == second.events == events
     assert first.bursts == second.bursts
     assert [message.name for message in first.messages] == ["notification", "seen", "count", "notification"]
@@ -314,9 +357,9 @@ def test_several_events_are_one_burst_in_their_order(rooms: Rooms) -> None:
 def test_what_is_overtaken_within_one_delivery_is_dropped_too(rooms: Rooms) -> None:
     """A change counts from where it stands in the order; if nothing is left, nothing is pushed."""
     [alice] = _joined(rooms, ALICE)
-    rooms.deliver(ALICE, [_added("d1", rev=10), Deleted(("d1",), 20), _added("d1", rev=10)])
+    deliver(rooms, ALICE, [_added("d1", rev=10), Deleted(("d1",), 20), _added("d1", rev=10)])
     assert [message.name for message in alice.messages] == ["notification", "delete"]
-    assert rooms.deliver(ALICE, [_added("d1", rev=10)]) == 1
+    deliver(rooms, ALICE, [_added("d1", rev=10)])
     assert len(alice.bursts) == 1
 
 
@@ -326,7 +369,7 @@ def test_a_burst_is_no_larger_than_its_bound(rooms: Rooms, monkeypatch: pytest.M
     monkeypatch.setattr(module, "MAX_BURST_CHARS", 2 * size)
     [alice] = _joined(rooms, ALICE)
     large = _added("large")
-    rooms.deliver(ALICE, [UnseenCount(1), UnseenCount(2), UnseenCount(3), large, UnseenCount(4)])
+    deliver(rooms, ALICE, [UnseenCount(1), UnseenCount(2), UnseenCount(3), large, UnseenCount(4)])
     assert [[message.name for message in messages_of(burst)] for burst in alice.bursts] == [
         ["count", "count"],
         ["count"],
@@ -340,8 +383,8 @@ def test_the_same_notification_for_many_users_keeps_their_ids_apart(rooms: Rooms
     """Frames are spliced, never mixed up."""
     alice, bob = _joined(rooms, ALICE, BOB)
     document = _added().document
-    rooms.deliver(ALICE, [Added(document)])
-    rooms.deliver(BOB, [Added(replace(document, id="d2", user_id="bob"))])
+    deliver(rooms, ALICE, [Added(document)])
+    deliver(rooms, BOB, [Added(replace(document, id="d2", user_id="bob"))])
     told = [member.messages[0].data[0] for member in (alice, bob)]
     assert [(fields["_id"], fields["_userId"]) for fields in told] == [("d1", "alice"), ("d2", "bob")]
 
@@ -408,7 +451,7 @@ def test_an_arrival_overtaken_by_another_change_arrives_as_what_it_is(
 ) -> None:
     """With the rev of that change, so that no client takes it for news twice."""
     [alice] = _joined(rooms, ALICE)
-    rooms.deliver(ALICE, [Deleted(("d1",), 18), change, _added("d1", rev=10)])
+    deliver(rooms, ALICE, [Deleted(("d1",), 18), change, _added("d1", rev=10)])
     last = alice.events[-1]
     assert isinstance(last, Added)
     assert (last.document.seen, last.rev) == (seen, 20)
@@ -417,7 +460,7 @@ def test_an_arrival_overtaken_by_another_change_arrives_as_what_it_is(
 def test_what_was_restored_and_deleted_again_is_gone(rooms: Rooms) -> None:
     """Whichever of the two is heard of first."""
     [alice] = _joined(rooms, ALICE)
-    rooms.deliver(ALICE, [Deleted(("d1",), 30), Restored(_added("d1", rev=20).document)])
+    deliver(rooms, ALICE, [Deleted(("d1",), 30), Restored(_added("d1", rev=20).document)])
     assert [type(event) for event, _ in alice.told] == [Deleted]
 
 
@@ -425,7 +468,7 @@ def test_only_what_really_changed_is_remembered(rooms: Rooms) -> None:
     """What had been seen before keeps its rev, and later changes of it may have a lower one than this."""
     [alice] = _joined(rooms, ALICE)
     change, late = Seen(("d1", "d2"), 20, changed=("d2",)), _added("d1", rev=10)
-    rooms.deliver(ALICE, [change, late])
+    deliver(rooms, ALICE, [change, late])
     assert alice.events == [change, late]
 
 
@@ -434,7 +477,7 @@ def test_each_is_told_in_the_dialect_they_speak(rooms: Rooms) -> None:
     classic, new = Member(), Member(dialect=InboxFrames())
     rooms.join(ALICE, classic)
     rooms.join(ALICE, new)
-    rooms.deliver(ALICE, [Unseen(("d1",), 20), AllSeen(30), UnseenCount(1)])
+    deliver(rooms, ALICE, [Unseen(("d1",), 20), AllSeen(30), UnseenCount(1)])
     assert [message.name for message in classic.messages] == ["count"]
     assert [message.name for message in new.messages] == ["unseen", "seen"]
 
