@@ -2,8 +2,9 @@
 no other: `LocalBackplane` is the whole of it. Several have theirs wrapped by that of `cluster`.
 
 Events go out in the order in which they were published. Fan-out runs after the publisher has been answered,
-in slices that leave the loop to others in between. What is published for a user while their connections are being told
-waits for the next round, and each connection gets all of that as one write: the more there is to tell, the less it costs.
+in slices that leave the loop to others in between. What is published for a user while their connections are being
+told waits for the next round, and each connection gets all of that as one write: the more there is to tell, the less
+each event costs.
 """
 
 from __future__ import annotations

@@ -247,13 +247,13 @@ class Rooms:
 
     # -- fan-out ---------------------------------------------------------------------------------------------
     def deliver(self, room: Room, events: Iterable[Event]) -> Iterator[None]:
-        """Hand events to all of the user's local sessions, in this order. Yields between any `SESSIONS_PER_STEP` of them
-        and the next: whoever goes on may let others have a turn there. Who joins meanwhile reads the inbox; who leaves is
-        told nothing more. The next delivery to a room must not begin before this one has ended.
+        """Hand events to all of the user's local sessions, in this order. Yields between any `SESSIONS_PER_STEP` of
+        them and the next: whoever goes on may let others have a turn there. Who joins meanwhile reads the inbox; who
+        leaves is told nothing more. The next delivery to a room must not begin before this one has ended.
 
-        An `Added` that was overtaken by a later change of its document tells of what it has become, or nothing if it was
-        deleted; of another change that was overtaken nothing is told. Nobody's screen goes back in time, and none misses
-        a document."""
+        An `Added` that was overtaken by a later change of its document tells of what it has become, or nothing if it
+        was deleted; of another change that was overtaken nothing is told. Nobody's screen goes back in time, and none
+        misses a document."""
         current = [event for each in events if (event := self._brought_up_to_date(each)) is not None]
         told: dict[Dialect, list[tuple[list[Push], Frame]]] = {}
         # A copy: a push may find its connection dead, and leave the room.
