@@ -1,7 +1,9 @@
-/* publishers PORT PATH TYPE CONNECTIONS REQUESTS USERS BODY [SECONDS]: POSTs over keep-alive connections, each as soon as
- * the one before it on its connection is answered. In BODY (or, as @FILE, in that file) {U} stands for a user, 0 to
- * USERS - 1 in turn. Prints one line of JSON: requests, refused (not 2xx), seconds, and the latency in ms at the median and
- * at the 99th percentile. Ends after SECONDS (120) in any case. */
+/* publishers PORT PATH TYPE CONNECTIONS REQUESTS USERS BODY [SECONDS [RATE]]: POSTs over keep-alive connections, each as
+ * soon as the one before it on its connection is answered; with RATE (a second) each at its time, however long others take,
+ * and its latency counts from then. In BODY (or, as @FILE, in that file) and in PATH {U} stands for a user, 0 to USERS - 1
+ * in turn, and in BODY {T} for the time at which it was to be sent (CLOCK_MONOTONIC, ns). Prints one line of JSON: requests,
+ * refused (not 2xx), seconds, start_ns, and the latency in ms at the median and at the 99th percentile. Ends after SECONDS
+ * (120) in any case. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
@@ -28,7 +30,11 @@ struct caller {
 static const char *path, *type, *body;
 static int port, poll_fd, users;
 static long wanted, begun, answered, refused;
+static double rate;
+static uint64_t start_ns;
 static uint32_t *latencies_us;
+static struct caller **idle;    /* with a rate: who waits for the next request's time */
+static int idle_count;
 
 static void fail(const char *what) {
     fprintf(stderr, "publishers: %s: %s\n", what, strerror(errno));
@@ -50,19 +56,25 @@ static char *read_file(const char *name) {
     return text;
 }
 
-/* The body of the next request, with its user in it; its length. */
-static size_t fill(char *to, long number) {
+/* The body or path of a request, with what is to be in it; its length. */
+static size_t fill(char *to, const char *from, long number, uint64_t due_ns) {
     char *start = to;
-    for (const char *from = body; *from;) {
+    while (*from) {
         if (!strncmp(from, "{U}", 3)) {
             to += sprintf(to, "%ld", number % users);
+            from += 3;
+        } else if (!strncmp(from, "{T}", 3)) {
+            to += sprintf(to, "%llu", (unsigned long long)due_ns);
             from += 3;
         } else {
             *to++ = *from++;
         }
     }
+    *to = 0;
     return to - start;
 }
+
+static uint64_t due_ns(long number) { return start_ns + number * 1e9 / rate; }
 
 static void watch(struct caller *caller, uint32_t events, int operation) {
     struct epoll_event event = {events, {.ptr = caller}};
@@ -83,16 +95,22 @@ static void flush(struct caller *caller) {
 }
 
 static void begin(struct caller *caller) {
-    static char filled[ROOM];
+    static char filled[ROOM], target[4096];
     if (begun == wanted) return;
-    size_t length = fill(filled, begun++);
+    uint64_t now = now_ns(), due = rate ? due_ns(begun) : now;
+    if (due > now) {
+        idle[idle_count++] = caller;
+        return;
+    }
+    fill(target, path, begun, due);
+    size_t length = fill(filled, body, begun++, due);
     int head = sprintf(caller->out,
                        "POST %s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nContent-Type: %s\r\nContent-Length: %zu\r\n\r\n",
-                       path, port, type, length);
+                       target, port, type, length);
     memcpy(caller->out + head, filled, length);
     caller->out_length = head + length;
     caller->sent = caller->in_length = 0;
-    caller->began_ns = now_ns();
+    caller->began_ns = due;
     flush(caller);
 }
 
@@ -135,7 +153,10 @@ static int by_value(const void *one, const void *other) {
 }
 
 int main(int count, char **values) {
-    if (count < 8) return fprintf(stderr, "usage: publishers PORT PATH TYPE CONNECTIONS REQUESTS USERS BODY [SECONDS]\n"), 2;
+    if (count < 8) {
+        fprintf(stderr, "usage: publishers PORT PATH TYPE CONNECTIONS REQUESTS USERS BODY [SECONDS [RATE]]\n");
+        return 2;
+    }
     port = atoi(values[1]);
     path = values[2];
     type = values[3];
@@ -144,15 +165,24 @@ int main(int count, char **values) {
     users = atoi(values[6]);
     body = values[7][0] == '@' ? read_file(values[7] + 1) : values[7];
     alarm(count > 8 ? atoi(values[8]) : 120);
+    rate = count > 9 ? atof(values[9]) : 0;
     latencies_us = calloc(wanted + 1, sizeof *latencies_us);
     poll_fd = epoll_create1(0);
     struct caller *callers = calloc(connections, sizeof *callers);
     for (int each = 0; each < connections; each++) open_caller(&callers[each]);
-    uint64_t start_ns = now_ns();
+    idle = calloc(connections, sizeof *idle);
+    start_ns = now_ns();
     for (int each = 0; each < connections; each++) begin(&callers[each]);
     while (answered < wanted) {
         struct epoll_event events[64];
-        int ready = epoll_wait(poll_fd, events, 64, 1000);
+        while (idle_count && begun < wanted && due_ns(begun) <= now_ns()) begin(idle[--idle_count]);
+        struct timespec wait = {1, 0};
+        if (idle_count && begun < wanted) {
+            uint64_t now = now_ns(), due = due_ns(begun), left = due > now ? due - now : 0;
+            wait.tv_sec = left / 1000000000;
+            wait.tv_nsec = left % 1000000000;
+        }
+        int ready = epoll_pwait2(poll_fd, events, 64, &wait, NULL);
         for (int each = 0; each < ready; each++) {
             if (events[each].events & EPOLLOUT) flush(events[each].data.ptr);
             if (events[each].events & ~EPOLLOUT) receive(events[each].data.ptr);
@@ -160,7 +190,7 @@ int main(int count, char **values) {
     }
     double seconds = (now_ns() - start_ns) / 1e9;
     qsort(latencies_us, answered, sizeof *latencies_us, by_value);
-    printf("{\"requests\": %ld, \"refused\": %ld, \"seconds\": %.6f, \"p50_ms\": %.3f, \"p99_ms\": %.3f}\n", answered, refused,
-           seconds, latencies_us[answered / 2] / 1e3, latencies_us[answered * 99 / 100] / 1e3);
+    printf("{\"requests\": %ld, \"refused\": %ld, \"seconds\": %.6f, \"start_ns\": %llu, \"p50_ms\": %.3f, \"p99_ms\": %.3f}\n", answered, refused,
+           seconds, (unsigned long long)start_ns, latencies_us[answered / 2] / 1e3, latencies_us[answered * 99 / 100] / 1e3);
     return 0;
 }

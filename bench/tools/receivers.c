@@ -1,17 +1,23 @@
 /* receivers: opens many WebSockets, says one thing on each, then counts the messages that hold a marker.
  *
- *   receivers PORT PATH COUNT HELLO READY MARKER EXPECTED SECONDS
+ *   receivers PORT PATH COUNT HELLO READY MARKER EXPECTED SECONDS [ROUNDS]
  *
- * HELLO is sent as text on each connection once it is open ("" for nothing); "%d" in it becomes the connection's
- * number from 0. A connection is ready when a message holds READY ("" for: when it is open). Prints
+ * HELLO is sent as text on each connection once it is open ("" for nothing); "%d" in it, or in PATH, becomes the
+ * connection's number from 0. A connection is ready when a message holds READY ("" for: when it is open). Prints
  * {"ready": n} when all are, then counts messages that hold MARKER until EXPECTED came or SECONDS passed, and prints
  * one line of JSON: received, bytes (of counted messages' payloads), last_ns (CLOCK_MONOTONIC of the last one),
- * closed, cpu_s. Loopback only. One thread, epoll, no dependencies. */
+ * closed, cpu_s. If a number follows the marker and a blank, it is when the message was to be sent (CLOCK_MONOTONIC, ns),
+ * and there are p50_ms, p99_ms and max_ms of how long it took.
+ *
+ * With ROUNDS ("rounds") EXPECTED is read from stdin instead, a line for each round: a number N, or "paced N" for a round
+ * in which the reader sleeps between messages. {"counting": 1} says that it has begun. Loopback only. One thread, epoll, no dependencies.
+ */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/tcp.h>
+#include <poll.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -35,12 +41,31 @@ static const char *path, *hello, *ready_text, *marker;
 static int port, count, epoll_fd, started, opening, ready, closed;
 static long long received, received_bytes, last_ns;
 
+/* latencies: 64 buckets for each power of two, so that a bucket is at most 1.6 % wide */
+enum { BUCKETS = 64 };
+static long long latencies[64 * BUCKETS * 2], latency_count, latency_max;
+
 static void die(const char *what) { perror(what); exit(2); }
 
 static long long now_ns(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return t.tv_sec * 1000000000LL + t.tv_nsec;
+}
+
+static void note_latency(long long ns) {
+    unsigned long long v = ns > 0 ? ns : 0;
+    int shift = v < 2 * BUCKETS ? 0 : 57 - __builtin_clzll(v);
+    latencies[shift * 2 * BUCKETS + (v >> shift)]++;
+    latency_count++;
+    if (ns > latency_max) latency_max = ns;
+}
+
+static double latency_ms(double quantile) {
+    long long below = 0, wanted = latency_count * quantile;
+    for (int i = 0; i < 64 * BUCKETS * 2; i++)
+        if ((below += latencies[i]) > wanted) return ((long long)(i % (2 * BUCKETS)) << (i / (2 * BUCKETS))) / 1e6;
+    return latency_max / 1e6;
 }
 
 static void send_all(int fd, const void *data, size_t size) {
@@ -51,8 +76,9 @@ static void start_connection(int number) {
     struct connection *c = &connections[number];
     struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons(port)};
     struct epoll_event event = {.events = EPOLLIN, .data.u32 = number};
-    char request[512];
+    char request[1024], target[512];
     int one = 1;
+    snprintf(target, sizeof target, path, number);
     address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     if ((c->fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)) < 0) die("socket");
     if (connect(c->fd, (struct sockaddr *)&address, sizeof address) < 0) die("connect");
@@ -61,7 +87,7 @@ static void start_connection(int number) {
     epoll_ctl(epoll_fd, EPOLL_CTL_ADD, c->fd, &event);
     send_all(c->fd, request, snprintf(request, sizeof request,
         "GET %s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n", path, port));
+        "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n", target, port));
     opening++;
 }
 
@@ -89,7 +115,14 @@ static void become_ready(struct connection *c) {
 static void on_message(struct connection *c, int opcode, const char *data, size_t size) {
     if (opcode == 9) { send_frame(c->fd, 10, data, size); return; }
     if (!c->is_ready && memmem(data, size, ready_text, strlen(ready_text))) become_ready(c);
-    if (memmem(data, size, marker, strlen(marker))) { received++; received_bytes += size; last_ns = now_ns(); }
+    const char *found = memmem(data, size, marker, strlen(marker));
+    if (!found) return;
+    received++; received_bytes += size; last_ns = now_ns();
+    const char *at = found + strlen(marker), *end = data + size;
+    long long planned = 0;
+    if (at < end && *at == ' ')
+        for (at++; at < end && *at >= '0' && *at <= '9'; at++) planned = planned * 10 + *at - '0';
+    if (planned) note_latency(last_ns - planned);
 }
 
 /* handles whole frames; how many bytes they took */
@@ -144,10 +177,44 @@ static void poll_once(int timeout_ms) {
     for (int i = 0; i < n; i++) on_readable(events[i].data.u32);
 }
 
+static double cpu_s(void) {
+    struct rusage usage;
+    getrusage(RUSAGE_SELF, &usage);
+    return usage.ru_utime.tv_sec + usage.ru_stime.tv_sec + (usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) / 1e6;
+}
+
+static void count_messages(long long expected, long long seconds, int wait_ms) {
+    long long end = now_ns() + seconds * 1000000000LL;
+    double cpu = cpu_s();
+    /* Handling what comes between two rounds would count it: there is nothing by then. */
+    received = received_bytes = last_ns = latency_count = latency_max = 0;
+    memset(latencies, 0, sizeof latencies);
+    while (received < expected && closed < count && now_ns() < end) poll_once(wait_ms);
+    printf("{\"received\": %lld, \"bytes\": %lld, \"last_ns\": %lld, \"closed\": %d, \"cpu_s\": %.3f", received,
+        received_bytes, last_ns, closed, cpu_s() - cpu);
+    if (latency_count)
+        printf(", \"p50_ms\": %.3f, \"p99_ms\": %.3f, \"max_ms\": %.3f", latency_ms(.5), latency_ms(.99), latency_max / 1e6);
+    puts("}");
+    fflush(stdout);
+}
+
+/* While there is no line yet, what comes (counts, pings) is handled and forgotten. */
+static int next_line(char *line, int size) {
+    struct pollfd in = {.fd = 0, .events = POLLIN};
+    while (poll(&in, 1, 0) == 0) poll_once(20);
+    ssize_t got = read(0, line, size - 1);
+    if (got <= 0) return 0;
+    line[got] = 0;
+    return 1;
+}
+
 int main(int argc, char **argv) {
     struct rlimit files;
-    struct rusage usage;
-    if (argc != 9) { fprintf(stderr, "usage: receivers PORT PATH COUNT HELLO READY MARKER EXPECTED SECONDS\n"); return 2; }
+    char line[64];
+    if (argc != 9 && argc != 10) {
+        fprintf(stderr, "usage: receivers PORT PATH COUNT HELLO READY MARKER EXPECTED SECONDS [ROUNDS]\n");
+        return 2;
+    }
     port = atoi(argv[1]); path = argv[2]; count = atoi(argv[3]); hello = argv[4]; ready_text = argv[5]; marker = argv[6];
     long long expected = atoll(argv[7]), seconds = atoll(argv[8]), end = now_ns() + 300 * 1000000000LL;
     getrlimit(RLIMIT_NOFILE, &files); files.rlim_cur = files.rlim_max; setrlimit(RLIMIT_NOFILE, &files);
@@ -158,12 +225,13 @@ int main(int argc, char **argv) {
         poll_once(100);
     }
     printf("{\"ready\": %d}\n", ready); fflush(stdout);
-    end = now_ns() + seconds * 1000000000LL;
-    /* Never sleeps: waking a sleeping reader would be billed to the sender, and in life readers are on other machines. */
-    while (received < expected && closed < count && now_ns() < end) poll_once(0);
-    getrusage(RUSAGE_SELF, &usage);
-    printf("{\"received\": %lld, \"bytes\": %lld, \"last_ns\": %lld, \"closed\": %d, \"cpu_s\": %.3f}\n", received,
-        received_bytes, last_ns, closed, usage.ru_utime.tv_sec + usage.ru_stime.tv_sec
-        + (usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) / 1e6);
+    /* Never sleeps: waking a sleeping reader would be billed to the sender, and in life readers are on other machines. In
+       a paced round it does: it must not keep the publisher from its core. */
+    if (argc == 9) { count_messages(expected, seconds, 0); return 0; }
+    while (next_line(line, sizeof line)) {
+        puts("{\"counting\": 1}"); fflush(stdout);
+        int is_paced = !strncmp(line, "paced ", 6);
+        count_messages(atoll(line + (is_paced ? 6 : 0)), seconds, is_paced ? 50 : 0);
+    }
     return 0;
 }
