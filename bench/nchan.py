@@ -1,5 +1,5 @@
-"""Nchan as a yardstick: nginx, and with it Redis, on the server's core, each message synced to disk before its answer; or
-nginx alone, which keeps messages in memory.
+"""Nchan as a yardstick: nginx, and with it Redis, on the server's core, each message synced to disk before its answer;
+or nginx alone, which keeps messages in memory.
 
 Needs the Debian packages nginx, libnginx-mod-nchan and redis-server.
 """
@@ -31,8 +31,8 @@ http {{
   server {{
     listen 127.0.0.1:{port} backlog=4096;
     location ~ ^/pub/(\\w+)$ {{
-      nchan_publisher http; nchan_channel_id $1; nchan_message_buffer_length 100; nchan_message_timeout 60s;
-      client_body_buffer_size 16k; client_body_in_single_buffer on; {passed}
+      nchan_publisher http; nchan_channel_id $1; nchan_message_buffer_length 100;
+      nchan_message_timeout 60s; client_body_buffer_size 16k; client_body_in_single_buffer on; {passed}
     }}
     location ~ ^/sub/(\\w+)$ {{
       nchan_subscriber websocket; nchan_channel_id $1; nchan_subscriber_first_message newest; {passed}
@@ -66,6 +66,7 @@ def nchan(*, is_stored: bool = True) -> Iterator[tuple[int, list[int]]]:
             pids = [stack.enter_context(_redis(redis, folder, log)).pid] if is_stored else []
             master = stack.enter_context(running(front, SERVER_CORE, stdout=log, stderr=log))
             _wait_for(port)
+            time.sleep(0.5)  # it says 503 until it has connected to Redis
             yield port, [*pids, *_children(master)]
 
 
