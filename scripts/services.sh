@@ -131,7 +131,7 @@ has_go() {
     command -v go >/dev/null && [ -d /usr/share/gocode/src/github.com/gomodule/redigo/redis ]
 }
 
-# MariaDB, PostgreSQL, Redis, RabbitMQ and nginx, PHP and Go, by one call of apt-get. The tests start servers of their
+# MariaDB, PostgreSQL, Redis, RabbitMQ, nginx, HAProxy, PHP and Go, by one call of apt-get. The tests start servers of their
 # own from them. Caddy and what looks at systemd's units are not in every release, so that they get calls of their own,
 # which may fail.
 ensure_servers() {
@@ -141,6 +141,7 @@ ensure_servers() {
     find_servers redis-server redis-cli || set -- "$@" redis-server
     find_servers rabbitmq-server rabbitmqctl epmd || set -- "$@" rabbitmq-server
     find_servers nginx || set -- "$@" nginx
+    find_servers haproxy || set -- "$@" haproxy
     has_php || set -- "$@" php-cli php-redis php-predis
     has_go || set -- "$@" golang-go golang-github-gomodule-redigo-dev
     if [ $# -gt 0 ]; then apt_install "$@" || :; fi
@@ -153,6 +154,8 @@ ensure_servers() {
     find_servers rabbitmq-server rabbitmqctl epmd ||
         lacks rabbitmq "there is no RabbitMQ; install it (Debian: apt install rabbitmq-server) or put it in the PATH."
     find_servers nginx || lacks nginx "there is no nginx; install it (Debian: apt install nginx) or put it in the PATH."
+    find_servers haproxy ||
+        lacks haproxy "there is no HAProxy; install it (Debian: apt install haproxy) or put it in the PATH."
     has_php || lacks php "there is no PHP with phpredis and Predis; install them (Debian: apt install php-cli\
  php-redis php-predis)."
     has_go || lacks go "there is no Go with redigo; install them (Debian: apt install golang-go\

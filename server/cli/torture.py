@@ -10,6 +10,7 @@ import random
 from server.cli.common import BadInput, with_json
 
 MAX_ROUNDS = 100_000
+MAX_NODES = 10
 
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -26,7 +27,19 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--seed", type=int, metavar="N", help="of an earlier run, whose faults are to come again"
     )
     torture.add_argument(
-        "--store", choices=("embedded", "mongodb"), default="embedded", help="(default: embedded)"
+        "--store", choices=("embedded", "mongodb"), help="(default: embedded; of several nodes mongodb)"
+    )
+    torture.add_argument(
+        "--nodes",
+        type=int,
+        default=1,
+        metavar="N",
+        help="so many servers, over a replica set of three members",
+    )
+    torture.add_argument(
+        "--backplane",
+        choices=("redis", "mongodb"),
+        help="by which several nodes tell each other (default: redis)",
     )
     torture.add_argument(
         "--mongodb-url",
@@ -54,15 +67,24 @@ def _torture(arguments: argparse.Namespace) -> int:
     rounds, seed = arguments.rounds, arguments.seed
     if rounds is not None and not 0 <= rounds <= MAX_ROUNDS:
         raise BadInput(f"--rounds: not from 0 to {MAX_ROUNDS}")
-    if arguments.mongodb_url is not None and arguments.store != "mongodb":
+    if not 1 <= arguments.nodes <= MAX_NODES:
+        raise BadInput(f"--nodes: not from 1 to {MAX_NODES}")
+    store = arguments.store or ("embedded" if arguments.nodes == 1 else "mongodb")
+    if arguments.mongodb_url is not None and store != "mongodb":
         raise BadInput("--mongodb-url needs --store mongodb")
+    if arguments.nodes > 1 and store == "embedded":
+        raise BadInput("--nodes: the embedded store is for one; several need --store mongodb")
+    if arguments.backplane is not None and arguments.nodes == 1:
+        raise BadInput("--backplane needs --nodes of more than 1")
     options = Options(
         random.SystemRandom().randrange(10**6) if seed is None else seed,
-        arguments.store,
+        store,
         arguments.plan,
         rounds,
         arguments.mongodb_url,
         tuple(arguments.only),
+        arguments.nodes,
+        arguments.backplane or "redis",
     )
     try:
         result = asyncio.run(torture(options, Progress()))

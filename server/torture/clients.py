@@ -20,7 +20,8 @@ from typing import Any
 from server.conformance.model import InboxModel
 from server.torture.judging import View
 from server.torture.lines import Line, LineEnded
-from server.torture.node import JWT_SECRET, Node
+from server.torture.node import JWT_SECRET
+from server.torture.nodes import Entrance
 
 GREETED_WITHIN_S = 20.0
 """A join waits for a store that is away."""
@@ -223,10 +224,10 @@ class ClientV2(Client):
         return View(self.name, self.user, states=self.model.inbox, count=count)
 
 
-async def read_pages(node: Node, user: str) -> list[dict[str, Any]]:
+async def read_pages(nodes: Entrance, user: str) -> list[dict[str, Any]]:
     """All documents of a user's inbox, newest first, over REST. Raises OSError, ValueError."""
     documents: list[dict[str, Any]] = []
-    before, is_more = "", True
+    node, before, is_more = nodes.any(), "", True
     while is_more:
         path = f"/api/v2/inbox?limit={PAGE}" + (f"&before={before}" if before else "")
         reply = await node.get(path, token_of(user))

@@ -15,7 +15,7 @@ from typing import Any
 from server.torture.clients import Client, token_of
 from server.torture.judging import View
 from server.torture.lines import Line, LineEnded, SocketLine
-from server.torture.node import Node
+from server.torture.nodes import Entrance
 from server.wire import instant
 
 ACKNOWLEDGED = 0.7
@@ -23,9 +23,9 @@ ACKNOWLEDGED = 0.7
 
 
 class _Feed(Client):
-    def __init__(self, name: str, user: str, node: Node, seed: str) -> None:
+    def __init__(self, name: str, user: str, nodes: Entrance, seed: str) -> None:
         super().__init__(name, user, self._open, seed)
-        self._node = node
+        self._nodes = nodes
         self._keys: set[str] = set()
 
     async def _open(self) -> Line:
@@ -44,7 +44,7 @@ class HubFeed(_Feed):
     may_be_cut = False
 
     async def _open(self) -> Line:
-        return await SocketLine.open(self._node, f"/ws?token={token_of(self.user)}")
+        return await SocketLine.open(self._nodes, f"/ws?token={token_of(self.user)}")
 
     def hear(self, message: Any) -> None:
         self._note(message["payload"])
@@ -54,8 +54,8 @@ class ServiceFeed(_Feed):
     """CONTRACT C3: nothing from before its user first used it; what is stored while the clock is back by more than that
     counts as such."""
 
-    def __init__(self, name: str, user: str, node: Node, seed: str) -> None:
-        super().__init__(name, user, node, seed)
+    def __init__(self, name: str, user: str, nodes: Entrance, seed: str) -> None:
+        super().__init__(name, user, nodes, seed)
         self._since = ""
 
     def view(self) -> View:
@@ -63,7 +63,7 @@ class ServiceFeed(_Feed):
 
     async def _open(self) -> Line:
         path = f"/ws/notifications/{self.user}/?token={token_of(self.user)}"
-        line = await SocketLine.open(self._node, path)
+        line = await SocketLine.open(self._nodes, path)
         self._since = self._since or instant(datetime.now(UTC)) or ""
         return line
 
@@ -111,7 +111,7 @@ class RealtimeFeed(_Feed):
     may_be_cut = False
 
     async def _open(self) -> Line:
-        line = await _PacketLine.open(self._node, "/socket.io/?EIO=4&transport=websocket")
+        line = await _PacketLine.open(self._nodes, "/socket.io/?EIO=4&transport=websocket")
         try:
             async with asyncio.timeout(5.0):
                 await line.join(token_of(self.user))

@@ -22,8 +22,9 @@ from server.torture.feeds import HubFeed, RealtimeFeed, ServiceFeed
 from server.torture.hands import VERBS, Hand
 from server.torture.ledger import Changes, Ledger
 from server.torture.lines import PollingLine, SocketLine, SockJSLine
-from server.torture.mongod import Mongod, drop_database
+from server.torture.mongod import SET, Mongod, ReplicaSet, drop_database
 from server.torture.node import Node
+from server.torture.nodes import Nodes
 from server.torture.publishers import (
     Audience,
     BroadcastDoor,
@@ -36,6 +37,10 @@ from server.torture.publishers import (
 )
 from server.torture.services import MailServer, RabbitMQ, Redis, Service
 from server.torture.streams import ClassicStream, StreamV2
+from server.torture.ways import Ways
+
+MEMBERS = 3
+"""Of the replica set of several nodes."""
 
 PESTERING, PESTERING_CHARS = 40, 48_000
 """Notifications, and their size, for a user whose clients do not read: more than the queue of a connection."""
@@ -62,7 +67,8 @@ PLANS = {
 @dataclass(frozen=True, slots=True)
 class Options:
     """What the person at the terminal wants. `rounds`: None: as the plan has it; `mongodb_url`: of one that is there,
-    which nobody kills; None: one is started; `only`: these kinds of faults, () for all."""
+    which nobody kills; None: one is started, of three members if there are several nodes; `only`: these kinds of
+    faults, () for all; `backplane`: of several nodes."""
 
     seed: int
     store: str = "embedded"
@@ -70,6 +76,8 @@ class Options:
     rounds: int | None = None
     mongodb_url: str | None = None
     only: tuple[str, ...] = ()
+    nodes: int = 1
+    backplane: str = "redis"
 
 
 class House:
@@ -91,8 +99,8 @@ class House:
         self.redis = self._if_found(Redis, reaper, folder)
         self.rabbitmq = self._if_found(RabbitMQ, reaper, folder)
         self.store, self._database = self._store(options, reaper, folder)
-        self.node = Node(reaper, folder, self._settings(options))
-        self.node.store_port = self.store.port if self.store else None
+        self.ways: list[Ways] = []
+        self.nodes = Nodes(self._make_nodes(options, reaper, folder), self.seed)
         self.rabbit_publisher = (
             None if self.rabbitmq is None else RabbitPublisher(self.rabbitmq, self.ledger, self.audience)
         )
@@ -112,7 +120,9 @@ class House:
             return None
         return kind(reaper, folder)
 
-    def _store(self, options: Options, reaper: Reaper, folder: Path) -> tuple[Mongod | None, str]:
+    def _store(
+        self, options: Options, reaper: Reaper, folder: Path
+    ) -> tuple[Mongod | ReplicaSet | None, str]:
         if options.store == "embedded":
             return None, ""
         database = f"torture_{uuid.uuid4().hex[:12]}"
@@ -123,7 +133,41 @@ class House:
             raise StartupError(
                 "there is no mongod: name one by MONGODB_BIN, put it into the PATH, or give --mongodb-url"
             )
+        if options.nodes > 1:
+            return ReplicaSet(reaper, folder, MEMBERS), database
         return Mongod(reaper, folder), database
+
+    def _make_nodes(self, options: Options, reaper: Reaper, folder: Path) -> list[Node]:
+        common = self._settings(options)
+        if options.nodes == 1:
+            node = Node(reaper, folder, common)
+            node.store_ports = self.store.ports if self.store else ()
+            return [node]
+        if options.backplane == "redis" and self.redis is None:
+            raise StartupError(
+                "there is no Redis for the backplane: install one, or give --backplane mongodb"
+            )
+        return [
+            self._make_one_of_several(number, common, options, reaper, folder)
+            for number in range(1, options.nodes + 1)
+        ]
+
+    def _make_one_of_several(
+        self, number: int, settings: dict[str, str], options: Options, reaper: Reaper, folder: Path
+    ) -> Node:
+        """With ways of its own to what it shares with the others."""
+        ways = Ways(self.redis.port if self.redis else None, self.store.ports if self.store else (), SET)
+        settings = settings | {"NOTIFY_CLUSTER_BACKPLANE": options.backplane}
+        if self.redis is not None:
+            settings["NOTIFY_REDIS_HUB_URL"] = ways.redis_url
+        if options.backplane == "redis":
+            settings["NOTIFY_CLUSTER_REDIS_URL"] = ways.redis_url
+        if self.store is not None:
+            settings["NOTIFY_MONGODB_URL"] = ways.mongodb_url
+        node = Node(reaper, folder, settings, f"server-{number}")
+        node.store_ports = ways.mongodb_ports
+        self.ways.append(ways)
+        return node
 
     def _settings(self, options: Options) -> dict[str, str]:
         settings = {"NOTIFY_EMAIL_HOST": "127.0.0.1", "NOTIFY_EMAIL_PORT": str(self.mail.port)}
@@ -137,21 +181,26 @@ class House:
         return settings
 
     @property
+    def node(self) -> Node:
+        """The first."""
+        return self.nodes.all[0]
+
+    @property
     def neighbours(self) -> list[Service]:
         return [each for each in (self.mail, self.redis, self.rabbitmq) if each is not None]
 
     # -- who listens -----------------------------------------------------------------------------------------
     def _make_clients(self, names: dict[str, list[str]]) -> None:
-        node, seed = self.node, self.seed
-        raw = partial(SocketLine.open, node, "/notification/websocket")
-        framed, polling = partial(SockJSLine.open, node), partial(PollingLine.open, node)
+        nodes, seed = self.nodes, self.seed
+        raw = partial(SocketLine.open, nodes, "/notification/websocket")
+        framed, polling = partial(SockJSLine.open, nodes), partial(PollingLine.open, nodes)
         for user in names["new"]:
             self._add_changing(user, tuple(VERBS))
             self.clients += [
                 ClientV2("dialect 2 over SockJS", user, framed, seed),
                 ClientV2("dialect 2 over raw WebSocket", user, raw, seed),
                 ClientV2("dialect 2 over polling", user, polling, seed),
-                StreamV2("dialect 2 over SSE", user, node, seed),
+                StreamV2("dialect 2 over SSE", user, nodes, seed),
             ]
         for user in names["mixed"]:
             # Classic clients are not told when something becomes unseen again.
@@ -160,17 +209,17 @@ class House:
                 ClassicClient("classic over SockJS", user, framed, seed),
                 ClassicClient("classic over raw WebSocket", user, raw, seed),
                 ClassicClient("classic over polling", user, polling, seed),
-                ClassicStream("classic over SSE", user, node, seed),
+                ClassicStream("classic over SSE", user, nodes, seed),
             ]
         for user in names["feed"]:
             self.clients += [
-                HubFeed("C2", user, node, seed),
-                ServiceFeed("C3", user, node, seed),
-                RealtimeFeed("C4 (Socket.IO)", user, node, seed),
+                HubFeed("C2", user, nodes, seed),
+                ServiceFeed("C3", user, nodes, seed),
+                RealtimeFeed("C4 (Socket.IO)", user, nodes, seed),
             ]
 
     def _add_changing(self, user: str, verbs: Sequence[str]) -> None:
-        open_line = partial(SocketLine.open, self.node, "/ws/v2")
+        open_line = partial(SocketLine.open, self.nodes, "/ws/v2")
         client = ClientV2("dialect 2 over /ws/v2", user, open_line, self.seed)
         self.clients.append(client)
         self.hands.append(Hand(client, self.changes, verbs, self.seed))
@@ -178,7 +227,7 @@ class House:
     # -- who publishes ---------------------------------------------------------------------------------------
     def _make_publishers(self) -> list[tuple[Publishers, int]]:
         """With how many of each there are."""
-        given = self.node, self.ledger, self.audience
+        given = self.nodes, self.ledger, self.audience
         doors: list[tuple[Door, int]] = [
             (NotifyDoor(*given), 6),
             (ServiceDoor(*given), 3),
@@ -198,7 +247,7 @@ class House:
 
     async def pester(self, user: str) -> None:
         """Publish much to one user."""
-        door = NotifyDoor(self.node, self.ledger, self.audience)
+        door = NotifyDoor(self.nodes, self.ledger, self.audience)
         for _ in range(PESTERING):
             request = self.ledger.open(door.name, [user], size=PESTERING_CHARS)
             await publish_until_acknowledged(door, request, self.ledger, self._pestering)
@@ -206,16 +255,17 @@ class House:
     # -- life ------------------------------------------------------------------------------------------------
     async def open(self) -> None:
         """Start the processes, in order. Raises `StartupError`."""
-        services = [*([self.store] if self.store else []), *self.neighbours, self.node]
+        services: list[Service | ReplicaSet] = [*([self.store] if self.store else []), *self.neighbours]
         if self._url is not None and self.store is None:
             # The first to be pushed is the last to be done: a server that still runs would make it anew.
             self._stack.push_async_callback(drop_database, self._url, self._database)
-        for service in services:
+        for service in (*services, *self.ways, *self.nodes.all):
             self._stack.push_async_callback(service.close)
-        await asyncio.gather(*(service.start() for service in services[:-1]))
-        await self.node.start()
-        if not await self.node.serves(30.0):
-            raise StartupError(f"the server does not become ready; what it says is in {self.node.log}")
+        await asyncio.gather(*(service.start() for service in services), *(ways.open() for ways in self.ways))
+        for node in self.nodes.all:
+            await node.start()
+            if not await node.serves(30.0):
+                raise StartupError(f"the server does not become ready; what it says is in {node.log}")
 
     def listen(self) -> None:
         """Let all clients come, and stay."""

@@ -20,6 +20,7 @@ from tornado.websocket import WebSocketClientConnection, WebSocketClosedError, w
 
 from server.outgoing import NoReply
 from server.torture.node import Node
+from server.torture.nodes import Entrance
 
 CONNECT_WITHIN_S = 5.0
 
@@ -61,9 +62,9 @@ class SocketLine(Line):
         self._socket = socket_
 
     @classmethod
-    async def open(cls, node: Node, path: str) -> Self:
+    async def open(cls, nodes: Entrance, path: str) -> Self:
         """Raises `LineEnded`."""
-        url = f"ws://127.0.0.1:{node.port}{path}"
+        url = f"ws://127.0.0.1:{nodes.any().port}{path}"
         request = HTTPRequest(url, headers=HTTPHeaders(), connect_timeout=CONNECT_WITHIN_S, request_timeout=0)
         connecting = asyncio.ensure_future(websocket_connect(request, max_message_size=2**26))
         line = None
@@ -121,8 +122,8 @@ class SockJSLine(SocketLine):
         self._messages: deque[str] = deque()
 
     @classmethod
-    async def open(cls, node: Node, path: str = "/notification") -> Self:
-        return await super().open(node, f"{path}/000/{uuid.uuid4().hex}/websocket")
+    async def open(cls, nodes: Entrance, path: str = "/notification") -> Self:
+        return await super().open(nodes, f"{path}/000/{uuid.uuid4().hex}/websocket")
 
     async def receive(self) -> str:
         while not self._messages:
@@ -143,8 +144,8 @@ class PollingLine(Line):
         self._is_open = self._has_ended = False
 
     @classmethod
-    async def open(cls, node: Node) -> Self:
-        line = cls(node)
+    async def open(cls, nodes: Entrance) -> Self:
+        line = cls(nodes.any())
         await line._poll()
         return line
 
@@ -203,14 +204,15 @@ class StreamLine(Line):
         self._text = b""
 
     @classmethod
-    async def open(cls, node: Node, path: str, token: str, last_id: str | None = None) -> Self:
+    async def open(cls, nodes: Entrance, path: str, token: str, last_id: str | None = None) -> Self:
         """Raises `LineEnded`."""
+        port = nodes.any().port
         lines = [f"GET {path} HTTP/1.1", "Host: 127.0.0.1", f"Authorization: Bearer {token}"]
         lines += [f"Last-Event-ID: {last_id}"] if last_id else []
         line = None
         try:
             async with asyncio.timeout(CONNECT_WITHIN_S):
-                reader, writer = await asyncio.open_connection("127.0.0.1", node.port, limit=2**20)
+                reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**20)
                 line = cls(reader, writer)
                 writer.write("\r\n".join([*lines, "", ""]).encode())
                 first, _, _ = (await reader.readuntil(b"\r\n\r\n")).partition(b"\r\n")

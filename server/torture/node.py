@@ -10,7 +10,7 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from server.outgoing import HTTPClient, NoReply, Reply
@@ -48,14 +48,18 @@ MAX_ANSWER_BYTES = 16 * 2**20
 
 
 class Node(Service):
-    """One process of the server, in `folder`. `settings`: more of them, as environment variables."""
+    """One process of the server, in a folder `name` of `folder`. `settings`: more of them, as environment variables."""
 
-    name = "server"
+    launcher = "server.torture.observed"
+    """The module by which it is started."""
 
-    store_port: int | None = None
-    """Of a store that listens on one."""
+    store_ports: Sequence[int] = ()
+    """Of a store that listens on some, as this node knows them."""
 
-    def __init__(self, reaper: Reaper, folder: Path, settings: Mapping[str, str]) -> None:
+    def __init__(
+        self, reaper: Reaper, folder: Path, settings: Mapping[str, str], name: str = "server"
+    ) -> None:
+        self.name = name
         self._settings = {**SETTINGS, **settings}
         super().__init__(reaper, folder)
         write_shift(self.folder, 0.0)
@@ -68,12 +72,16 @@ class Node(Service):
             "NOTIFY_APPLICATION_DATA": str(self.folder / "data"),
             **self._settings,
         }
-        argv: list[str | Path] = [sys.executable, "-P", "-m", "server.torture.observed", self.folder, "serve"]
+        argv: list[str | Path] = [sys.executable, "-P", "-m", self.launcher, self.folder, "serve"]
         return Child(self._reaper, argv, log=self.log, cwd=self.folder, env=settings)
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
+
+    def any(self) -> Node:
+        """As `Nodes.any`."""
+        return self
 
     async def is_ready(self) -> bool:
         """Whether it has its routes open; the store may be away again by now."""
@@ -140,7 +148,7 @@ class Node(Service):
     def open_files(self) -> dict[str, int]:
         """How many descriptors it has, by their kind; connections to the store, of which there is a pool, apart."""
         counts: dict[str, int] = {}
-        pooled = self._sockets_to(self.store_port) if self.store_port else set()
+        pooled = {each for port in self.store_ports for each in self._sockets_to(port)}
         folder = Path(f"/proc/{self.child.pid}/fd")
         for entry in os.scandir(folder):
             with contextlib.suppress(OSError):

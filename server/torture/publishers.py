@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from server.outgoing import NoReply, Reply
 from server.torture.ledger import Ledger, Request
-from server.torture.node import Node
+from server.torture.nodes import Entrance
 
 ANSWER_WITHIN_S = 8.0
 """Longer than the server waits for its store."""
@@ -63,8 +63,8 @@ class HTTPDoor:
     name = ""
     path = ""
 
-    def __init__(self, node: Node, ledger: Ledger, audience: Audience) -> None:
-        self._node = node
+    def __init__(self, nodes: Entrance, ledger: Ledger, audience: Audience) -> None:
+        self._nodes = nodes
         self._ledger = ledger
         self._audience = audience
 
@@ -90,9 +90,10 @@ class HTTPDoor:
         return any([self._is_acknowledged(request, reply) for reply in replies])
 
     async def _post(self, headers: dict[str, str], body: bytes) -> Reply | None:
+        node = self._nodes.any()
         try:
-            return await self._node.http.post(
-                f"{self._node.url}{self.path}", ANSWER_WITHIN_S, {**headers, "Connection": "close"}, body
+            return await node.http.post(
+                f"{node.url}{self.path}", ANSWER_WITHIN_S, {**headers, "Connection": "close"}, body
             )
         except NoReply:
             return None
@@ -115,7 +116,7 @@ class HTTPDoor:
         sent = "\r\n".join(lines).encode() + body
         with contextlib.suppress(OSError):  # a TimeoutError, too
             async with asyncio.timeout(ANSWER_WITHIN_S):
-                _, writer = await asyncio.open_connection("127.0.0.1", self._node.port)
+                _, writer = await asyncio.open_connection("127.0.0.1", self._nodes.any().port)
                 try:
                     writer.write(sent if is_whole else sent[: rng.randrange(len(sent))])
                     await writer.drain()

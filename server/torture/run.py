@@ -65,13 +65,14 @@ class Torture:
         self.options = options
         self.house = House(options, folder, reaper)
         self.rounds = self.house.plan.rounds if options.rounds is None else options.rounds
-        self.result = Result(options.seed, options.plan, options.store, left_out=self.house.left_out)
+        self.result = Result(options.seed, options.plan, described(options), left_out=self.house.left_out)
         self._folder = folder
         self._progress = progress
         self._findings: list[Finding] = []
         house = self.house
         scene = Scene(
-            house.node,
+            house.nodes.all,
+            house.ways,
             house.store,
             house.neighbours,
             house.clients,
@@ -89,7 +90,7 @@ class Torture:
         house = self.house
         house.listen()
         await all_here(house.clients)
-        door = NotifyDoor(house.node, house.ledger, house.audience)
+        door = NotifyDoor(house.nodes, house.ledger, house.audience)
         request = house.ledger.open(door.name, house.audience.everybody)
         await publish_until_acknowledged(door, request, house.ledger, random.Random(0))  # noqa: S311  # no secret
 
@@ -113,6 +114,11 @@ class Torture:
                 self._broken(f"nothing went through within {RECOVERED_WITHIN_S:g} s after: {fault.kind}")
                 return
             await asyncio.sleep(0.1)
+        if len(self.house.nodes.all) > 1:
+            for node in self.house.nodes.all:
+                if not await node.serves(RECOVERED_WITHIN_S):
+                    self._broken(f"the {node.name} does not serve {RECOVERED_WITHIN_S:g} s after: {fault.kind}")
+            at = max(at, time.monotonic())
         fault.recovered_s = round(max(0.0, at - fault.end), 3)
 
     def _recovered_at(self, fault: Fault) -> float | None:
@@ -126,10 +132,10 @@ class Torture:
         return self.house.ledger.first_acknowledged_after(fault.end, doors)
 
     async def _see_that_it_lives(self) -> None:
-        child = self.house.node.child
-        if not child.is_running:
-            self._broken(f"the server ended by itself, with {child.returncode}")
-            await self.house.node.start()
+        for node in self.house.nodes.all:
+            if not node.child.is_running:
+                self._broken(f"the {node.name} ended by itself, with {node.child.returncode}")
+                await node.start()
 
     def _broken(self, what: str) -> None:
         self._findings.append(Finding("broken", what))
@@ -170,7 +176,7 @@ class Torture:
         """What is not done yet; "": nothing."""
         house = self.house
         try:
-            figures = await house.node.figures()
+            figures = await house.nodes.any().figures()
             inboxes = await self._read_inboxes()
         except (OSError, ValueError) as error:
             return str(error)
@@ -186,7 +192,7 @@ class Torture:
 
     async def _read_inboxes(self) -> dict[str, Inbox]:
         users = self.house.audience.everybody
-        return {user: Inbox(user, await read_pages(self.house.node, user)) for user in users}
+        return {user: Inbox(user, await read_pages(self.house.nodes, user)) for user in users}
 
     # -- judging ---------------------------------------------------------------------------------------------
     async def judge(self) -> Result:
@@ -265,29 +271,39 @@ class Torture:
         await house.leave()
         if sys.platform != "linux":
             return
-        try:
-            used = await when_quiet(house.node)
-            if not await house.node.restart():
-                self._broken("the server did not end at SIGTERM by itself")
-            await house.node.serves(30.0)
-            fresh = await when_quiet(house.node)
-        except OSError as error:
-            self._broken(f"the server does not say what it holds: {error}")
-            return
-        self._findings += leaked(used, fresh)
-        self.result.holdings = {
-            "memory, of a fresh one": f"{used.memory_mib:.0f} MiB, {fresh.memory_mib:.0f} MiB",
-            "files, of a fresh one": f"{sum(used.files.values())}, {sum(fresh.files.values())}",
-            "tasks, of a fresh one": f"{len(used.tasks)}, {len(fresh.tasks)}",
-        }
+        for node in house.nodes.all:
+            try:
+                used = await when_quiet(node)
+                if not await node.restart():
+                    self._broken(f"the {node.name} did not end at SIGTERM by itself")
+                await node.serves(30.0)
+                fresh = await when_quiet(node)
+            except OSError as error:
+                self._broken(f"the {node.name} does not say what it holds: {error}")
+                continue
+            self._findings += leaked(used, fresh)
+            name = f"{node.name}: " if len(house.nodes.all) > 1 else ""
+            self.result.holdings |= {
+                f"{name}memory, of a fresh one": f"{used.memory_mib:.0f} MiB, {fresh.memory_mib:.0f} MiB",
+                f"{name}files, of a fresh one": f"{sum(used.files.values())}, {sum(fresh.files.values())}",
+                f"{name}tasks, of a fresh one": f"{len(used.tasks)}, {len(fresh.tasks)}",
+            }
 
     def _read_log(self) -> None:
         """What nobody foresaw ends with a traceback there."""
-        for error in sorted(set(tracebacks(self.house.node.child.output()))):
-            self._broken(f"the server logged: {error}")
+        for node in self.house.nodes.all:
+            for error in sorted(set(tracebacks(node.child.output()))):
+                self._broken(f"the {node.name} logged: {error}")
 
     async def close(self) -> None:
         await self.house.close()
+
+
+def described(options: Options) -> str:
+    """What is tortured."""
+    if options.nodes == 1:
+        return options.store
+    return f"{options.store}, {options.nodes} nodes over {options.backplane}"
 
 
 def tracebacks(log: str) -> list[str]:

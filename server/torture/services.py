@@ -72,7 +72,7 @@ class Service(ABC):
     async def kill(self) -> None:
         await self.child.kill()
 
-    def freeze(self) -> None:
+    async def freeze(self) -> None:
         """Alive and connected, but silent."""
         self.child.signal(signal.SIGSTOP)
 

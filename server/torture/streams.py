@@ -9,22 +9,22 @@ from server.conformance.model import InboxModel
 from server.torture.clients import GREETED_WITHIN_S, Client, read_pages, token_of
 from server.torture.judging import View
 from server.torture.lines import Line, LineEnded, StreamLine
-from server.torture.node import Node
+from server.torture.nodes import Entrance
 
 
 class StreamV2(Client):
     """Of dialect 2, over Server-Sent Events: it cannot ask, and where it is told to read anew it begins anew."""
 
-    def __init__(self, name: str, user: str, node: Node, seed: str) -> None:
+    def __init__(self, name: str, user: str, nodes: Entrance, seed: str) -> None:
         super().__init__(name, user, self._open, seed)
-        self._node = node
+        self._nodes = nodes
         self.model = InboxModel()
         self._is_told = asyncio.Event()
 
     async def _open(self) -> Line:
         self._is_told.clear()
         since = None if self.model.must_page else self.model.since
-        return await StreamLine.open(self._node, "/events?v=2", token_of(self.user), since)
+        return await StreamLine.open(self._nodes, "/events?v=2", token_of(self.user), since)
 
     async def greet(self, line: Line) -> None:
         await self._is_told.wait()
@@ -33,7 +33,7 @@ class StreamV2(Client):
 
     async def _page(self) -> None:
         try:
-            documents = await read_pages(self._node, self.user)
+            documents = await read_pages(self._nodes, self.user)
         except (OSError, ValueError) as error:
             raise LineEnded(str(error)) from error
         self.model.hear("content", {"documents": documents, "older": False})
@@ -62,9 +62,9 @@ class StreamV2(Client):
 class ClassicStream(Client):
     """Server-Sent Events in the classic dialect, which go on from the last id."""
 
-    def __init__(self, name: str, user: str, node: Node, seed: str) -> None:
+    def __init__(self, name: str, user: str, nodes: Entrance, seed: str) -> None:
         super().__init__(name, user, self._open, seed)
-        self._node = node
+        self._nodes = nodes
         self._last_id: str | None = None
         self._unseen: set[str] = set()
         self._count: int | None = None
@@ -74,7 +74,7 @@ class ClassicStream(Client):
         self._is_told.clear()
         if self._last_id is None:
             self._unseen.clear()
-        return await StreamLine.open(self._node, "/events", token_of(self.user), self._last_id)
+        return await StreamLine.open(self._nodes, "/events", token_of(self.user), self._last_id)
 
     async def greet(self, line: Line) -> None:
         await self._is_told.wait()
