@@ -120,9 +120,10 @@ async def together(*parts: Coroutine[Any, Any, None]) -> None:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
         await _end(tasks)
-    for task in tasks:
-        if not task.cancelled() and (error := task.exception()) is not None:
-            raise error
+    # Of all of them: what nobody asks for is logged as a mistake.
+    errors = [error for task in tasks if not task.cancelled() and (error := task.exception()) is not None]
+    if errors:
+        raise errors[0]
 
 
 async def _end(tasks: Sequence[asyncio.Future[None]]) -> None:

@@ -260,6 +260,11 @@ async def _make_indexes(collection: Collection, indexes: Sequence[IndexModel]) -
 def _means_unavailable(exc: PyMongoError) -> bool:
     if isinstance(exc, ConfigurationError):
         return False
+    if isinstance(exc, BulkWriteError):
+        failed = exc.details.get("writeErrors", ())
+        return bool(exc.details.get("writeConcernErrors")) or any(
+            each["code"] in _UNAVAILABLE_CODES for each in failed
+        )
     return (
         exc.timeout
         or isinstance(exc, ConnectionFailure | WriteConcernError)

@@ -200,7 +200,7 @@ def read_document(found: Raw) -> Document:
         notification=read_notification(found),
         created_at=created_at,
         updated_at=found.get("updatedAt") or created_at,
-        rev=found.get("rev", 0),
+        rev=int(found.get("rev", 0)),  # BSON's is of a type that not everything can write
         seen=found["seen"],
         deleted=found["delete"],
         deleted_at=found.get("deletedAt"),
