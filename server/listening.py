@@ -90,20 +90,22 @@ def _do_nothing() -> None:
 class TCPListener:
     """All addresses that a host name and a port stand for."""
 
-    def __init__(self, host: str, port: int, peers: Peers, also: Iterable[int] = ()) -> None:
-        """Bind; clients are still refused. Port 0 is any free one; `also`: further ports. Raises `StartupError`."""
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        peers: Peers,
+        also: Iterable[int] = (),
+        bound: Iterable[socket.socket] | None = None,
+    ) -> None:
+        """Bind; clients are still refused. Port 0 is any free one; `also`: further ports; `bound`: sockets that are bound
+        already, as by `bind_shared`, in place of all these. Raises `StartupError`."""
         self._peers = peers
         self._tasks = Tasks()
         self._reported_at = -REPORT_EVERY_S
         self._turned_away = 0
         self._turned_away_told_at = -REPORT_EVERY_S
-        self._sockets: list[socket.socket] = []
-        with contextlib.ExitStack() as undo:
-            for each in dict.fromkeys((port, *also)):
-                with _explained(f"port {each} on {host}"):
-                    self._sockets += _bind(host, each)
-                undo.callback(self._close)
-            undo.pop_all()
+        self._sockets = bind(host, (port, *also)) if bound is None else list(bound)
 
     @property
     def port(self) -> int:
@@ -211,6 +213,36 @@ def allow_many_files() -> None:
 # -- binding -------------------------------------------------------------------------------------------------
 
 
+def bind(host: str, ports: Iterable[int]) -> list[socket.socket]:
+    """One socket for each address of the host ("": of all interfaces) and each of these ports. Raises
+    `StartupError`."""
+    sockets: list[socket.socket] = []
+    with contextlib.ExitStack() as undo:
+        for port in dict.fromkeys(ports):
+            with _explained(f"port {port} on {host}"):
+                for bound in _bind(host, port):
+                    undo.callback(bound.close)
+                    sockets.append(bound)
+        undo.pop_all()
+    return sockets
+
+
+def bind_shared(addresses: Iterable[tuple[int, Any]]) -> list[socket.socket]:
+    """One socket for each (family, address), which others of this user may have one for, too (SO_REUSEPORT): connections
+    are spread over those that listen. Raises `StartupError`."""
+    sockets: list[socket.socket] = []
+    with contextlib.ExitStack() as undo:
+        for family, address in addresses:
+            with _explained(f"port {address[1]} on {address[0]}"):
+                shared = _make_socket(family)
+                undo.callback(shared.close)
+                shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+                shared.bind(address)
+                sockets.append(shared)
+        undo.pop_all()
+    return sockets
+
+
 @contextlib.contextmanager
 def _explained(where: str) -> Iterator[None]:
     try:
@@ -242,6 +274,15 @@ def _bind(host: str, port: int) -> list[socket.socket]:
     return sockets
 
 
+def _make_socket(family: int) -> socket.socket:
+    made = socket.socket(family, socket.SOCK_STREAM)
+    made.setblocking(False)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # not to wait for connections of the last run
+    if family == socket.AF_INET6:
+        made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # IPv4 has a socket of its own
+    return made
+
+
 def _bind_one(host: str, family: int, address: tuple[Any, ...]) -> socket.socket | None:
     """None for an address that the resolver knows and this machine does not have."""
     is_local_v6 = host == "localhost" and family == socket.AF_INET6
@@ -249,13 +290,7 @@ def _bind_one(host: str, family: int, address: tuple[Any, ...]) -> socket.socket
         return None
     bound = None
     try:
-        bound = socket.socket(family, socket.SOCK_STREAM)
-        bound.setblocking(False)
-        bound.setsockopt(
-            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
-        )  # not to wait for connections of the last run
-        if family == socket.AF_INET6:
-            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # IPv4 has a socket of its own
+        bound = _make_socket(family)
         bound.bind(address)
     except OSError as exc:
         if bound is not None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import socket
+from collections.abc import Iterable
+
 from server.config.schema import Application
 from server.doors import Doors
 from server.ingest.lane.port import PublishingPort
@@ -33,11 +36,13 @@ class PublishPort:
         """The one that it got."""
         return None if self._listener is None else self._listener.port
 
-    def bind(self) -> None:
-        """Callers are still refused. Raises `StartupError`."""
-        application = self._application
-        if application.publish_port is not None:
-            self._listener = TCPListener(application.publish_address, application.publish_port, self._peers)
+    def bind(self, bound: Iterable[socket.socket] | None = None) -> None:
+        """Callers are still refused. `bound`: sockets that are bound already, none if there is no such port; None: bind
+        as the configuration says. Raises `StartupError`."""
+        address, port = self._application.publish_address, self._application.publish_port
+        given = None if bound is None else list(bound)
+        if given or (given is None and port is not None):
+            self._listener = TCPListener(address, port or 0, self._peers, bound=given)
 
     def start(self, tasks: Tasks) -> None:
         """Serve from now on; `tasks`: by whom its loop is owned. Raises `StartupError`."""

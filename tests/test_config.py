@@ -789,6 +789,7 @@ def test_defaults_that_are_shown_are_those_in_force() -> None:
     """A default that does not depend on anything reads back as the default of its field."""
     config = load(None, {})
     notes = {"data", "publish_without_key", "sender", "url", "port", "tls", "methods", "algorithms", "check"}
+    notes.add("backplane")
     unset = {"JWT": JWTRules(), "SERVICE_JWT": JWTRules(), "SQL": SQLLogin(), "HOOK": HTTPHook()}
     unset |= {"REDIS_HUB": RedisHub(), "RABBITMQ": RabbitMQ()}
     for section, key in all_keys():

@@ -65,7 +65,13 @@ def config_file(arguments: argparse.Namespace) -> Path | None:
 
 def load_config(arguments: argparse.Namespace) -> Config:
     """Raises `InvalidConfig`."""
-    return load(config_file(arguments), os.environ)
+    return load(config_file(arguments), os.environ, options(arguments))
+
+
+def options(arguments: argparse.Namespace) -> dict[str, str]:
+    """Keys of [APPLICATION] that the command line sets."""
+    workers = getattr(arguments, "workers", None)  # an option of `serve` only
+    return {} if workers is None else {"workers": workers}
 
 
 def in_directory(arguments: argparse.Namespace, work: Callable[[Directory], Awaitable[T]]) -> T:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from server.config.access import TLS, CertificateGrant, HTTPHook, JWTRules, SignIn, SQLLogin
 from server.config.cluster import Cluster
@@ -48,14 +49,16 @@ __all__ = [
 ]
 
 
-def load(path: Path | None, environ: Mapping[str, str]) -> Config:
+def load(
+    path: Path | None, environ: Mapping[str, str], options: Mapping[str, str] = MappingProxyType({})
+) -> Config:
     """The settings of the file at `path` (None: no file, all defaults), overridden by the `NOTIFY_…` of
-    `environ`.
+    `environ`, and those by `options`: keys of [APPLICATION] from the command line.
 
     Relative paths in them are taken from the folder of the file, without a file from the current one. Raises
     InvalidConfig with all problems at once; none of them repeats a secret.
     """
-    reading = Reading(path, environ)
+    reading = Reading(path, environ, options)
     reading.read()
     config = make_config(reading)
     if reading.problems:

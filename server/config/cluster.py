@@ -17,14 +17,17 @@ _PREFIX = values.matching(r"[A-Za-z0-9_.:-]{1,100}", "is not a prefix of up to 1
 class Cluster:
     """How nodes that share a store tell each other what is new.
 
-    `backplane`: "local" for one node; else all of them have the same. `redis_url`: with the number of the database;
+    `backplane`: "local" for one node; else all of them have the same; "mongodb" for several workers if nothing is
+    written. `redis_url`: with the number of the database;
     user and password may stand in it. `redis_ca`: a PEM file of the only authorities to trust; None: the system's.
     `prefix`: of channels, keys and collections; those of another store are kept apart in any case. `timeout_s`: for
     connecting, and for each answer.
     """
 
     backplane: Literal["local", "redis", "mongodb"] = setting(
-        "local", values.choice({"local": "local", "redis": "redis", "mongodb": "mongodb"})
+        "local",
+        values.choice({"local": "local", "redis": "redis", "mongodb": "mongodb"}),
+        default_note="mongodb with several workers, else local",
     )
     redis_url: str = setting("", REDIS_URL, secret=True)
     redis_password: str = setting("", values.TEXT, secret=True)

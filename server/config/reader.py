@@ -26,7 +26,7 @@ _RESERVED = ("NOTIFY_SOCKET",)
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A value as somebody wrote it. `where` names file, section and key, or the variable."""
+    """A value as somebody wrote it. `where` names file, section and key, or the variable, or the option."""
 
     where: str
     key: Key
@@ -36,10 +36,12 @@ class Entry:
 
 @dataclass(slots=True)
 class Reading:
-    """What was read so far, and everything said about it."""
+    """What was read so far, and everything said about it. `options`: keys of [APPLICATION] that the command line
+    sets."""
 
     path: Path | None
     environ: Mapping[str, str]
+    options: Mapping[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     release: bool = False
@@ -96,7 +98,8 @@ class Reading:
         """Read file and environment. Afterwards `release` is known and `values()` answers."""
         self._file = read_file(self.path) if self.path else {}
         variables = self._read_environ()
-        self._entries = {"APPLICATION": self._from_file("APPLICATION") | variables["APPLICATION"]}
+        plain, options = self._from_file("APPLICATION"), self._from_options()
+        self._entries = {"APPLICATION": plain | variables["APPLICATION"] | options}
         self.release = self._read_form()
         for name in SECTIONS:
             if name != "APPLICATION":
@@ -145,6 +148,10 @@ class Reading:
                     section, name, key = found
                     entries[section][name] = Entry(variable, key, name, text.strip())
         return entries
+
+    def _from_options(self) -> dict[str, Entry]:
+        keys = SECTIONS["APPLICATION"].keys
+        return {name: Entry(f"--{name}", keys[name], name, text) for name, text in self.options.items()}
 
     def _check_other_form(self) -> None:
         """What is wrong with the form not in use is better known before it is."""

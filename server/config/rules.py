@@ -50,10 +50,11 @@ def make_config(reading: Reading) -> Config:
         redis_hub=rules_doors.redis_hub(reading),
         rabbitmq=rules_doors.rabbitmq(reading),
     )
+    is_embedded = config.mongodb.url is None
     config = replace(
         config,
         auth=rules_access.sign_in(reading, config),
-        cluster=rules_cluster.cluster(reading, is_embedded=config.mongodb.url is None),
+        cluster=rules_cluster.cluster(reading, config.application.workers, is_embedded=is_embedded),
     )
     rules_access.warn_together(reading, config)
     return replace(config, warnings=tuple(reading.warnings))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from urllib.parse import urlsplit
 
 from server.config.cluster import Cluster
@@ -9,9 +10,12 @@ from server.config.reader import Reading
 from server.config.rules_doors import check_address
 
 
-def cluster(reading: Reading, *, is_embedded: bool) -> Cluster:
-    """`is_embedded`: whether the store is a file of this process alone."""
+def cluster(reading: Reading, workers: int, *, is_embedded: bool) -> Cluster:
+    """`workers`: each is a node, even where they share a machine. `is_embedded`: whether the store is a file of this
+    process alone."""
     record = Cluster(**reading.fields("CLUSTER", reading.values("CLUSTER")))
+    if workers > 1:
+        record = _of_several(reading, record, workers, is_embedded)
     if record.backplane != "local" and is_embedded:
         reason = (
             f"{record.backplane} is for nodes that share a store, and the embedded store is for one process;"
@@ -20,6 +24,25 @@ def cluster(reading: Reading, *, is_embedded: bool) -> Cluster:
         reading.problem("CLUSTER", "backplane", reason)
     if record.backplane == "redis":
         _check_redis(reading, record)
+    return record
+
+
+def _of_several(reading: Reading, record: Cluster, workers: int, is_embedded: bool) -> Cluster:
+    """Workers that did not tell each other what is new would push to a part of a user's connections only."""
+    if is_embedded:
+        reason = (
+            f"{workers} workers need a store that they can share, and the embedded store is for one process;"
+            " set url of [MONGODB], or workers=1"
+        )
+        reading.problem("APPLICATION", "workers", reason)
+    elif not reading.is_written("CLUSTER", "backplane"):
+        return replace(record, backplane="mongodb")  # which they share anyway
+    elif record.backplane == "local":
+        reason = (
+            f"local is for one process, and there are {workers} workers;"
+            " set backplane=redis or backplane=mongodb, or workers=1"
+        )
+        reading.problem("CLUSTER", "backplane", reason)
     return record
 
 

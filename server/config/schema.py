@@ -34,7 +34,8 @@ class Application:
     none. `data`: absolute, as `load()` makes it. `publish_without_key`: whether callers on this machine may publish
     while no apikey is set. `origins`: of the pages that may connect, lower-case, ("*",) for all. `hosts`,
     `trusted_proxies`: see `callers.CallerPolicy`. `internal`: networks whose callers see every figure of `/metrics`.
-    `default_tenant`: whose users they are that come without a tenant; None: those are refused.
+    `default_tenant`: whose users they are that come without a tenant; None: those are refused. `workers`: processes
+    that serve together; 1: one, and nobody over it.
     """
 
     port: int = setting(8587, values.LISTENING_PORT)
@@ -44,6 +45,8 @@ class Application:
     # A port of its own, for publishing only: off unless it is named. Plain HTTP, so loopback unless set.
     publish_port: int | None = setting(None, values.or_none("off", values.LISTENING_PORT))
     publish_address: str = setting("127.0.0.1", values.ADDRESS)
+    # One for each core, where there is a MongoDB. More than any machine has cores for would only wait for each other.
+    workers: int = setting(1, values.integer(1, 64))
     # uvloop is an extra, and what it wins is for who publishes a lot.
     event_loop: Literal["asyncio", "uvloop"] = setting(
         "asyncio", values.choice({"asyncio": "asyncio", "uvloop": "uvloop"})
