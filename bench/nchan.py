@@ -50,7 +50,8 @@ def is_here(*, is_stored: bool = True) -> bool:
 
 @contextlib.contextmanager
 def nchan(*, is_stored: bool = True) -> Iterator[tuple[int, list[int]]]:
-    """Running, with Redis if messages are to be stored: its port, and the processes whose CPU time counts. A message for a user is posted to `/pub/USER`, and
+    """Running, with Redis if messages are to be stored: its port, and the processes whose CPU time counts. A message
+    for a user is posted to `/pub/USER`, and
     comes on a WebSocket at `/sub/USER`."""
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         folder, port, redis = Path(name), free_port(), free_port()
@@ -65,7 +66,7 @@ def nchan(*, is_stored: bool = True) -> Iterator[tuple[int, list[int]]]:
             log = stack.enter_context(open(folder / "log", "w"))
             pids = [stack.enter_context(_redis(redis, folder, log)).pid] if is_stored else []
             master = stack.enter_context(running(front, SERVER_CORE, stdout=log, stderr=log))
-            _wait_for(port)
+            wait_for(port)
             time.sleep(0.5)  # it says 503 until it has connected to Redis
             yield port, [*pids, *_children(master)]
 
@@ -75,7 +76,7 @@ def _redis(port: int, folder: Path, log: IO[str]) -> Iterator[subprocess.Popen[s
     argv = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", ""]
     argv += ["--appendonly", "yes", "--appendfsync", "always"]
     with running(argv, SERVER_CORE, stdout=log, stderr=log) as child:
-        _wait_for(port)
+        wait_for(port)
         yield child
 
 
@@ -84,7 +85,7 @@ def _children(parent: subprocess.Popen[str]) -> list[int]:
     return [int(each) for each in path.read_text().split()]
 
 
-def _wait_for(port: int) -> None:
+def wait_for(port: int) -> None:
     for _ in range(200):
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
             return
