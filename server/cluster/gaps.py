@@ -8,6 +8,7 @@ import logging
 from collections.abc import Iterable
 from datetime import datetime
 
+from server.bus import INBOX_CHANGED, tell
 from server.rooms import Room, Rooms
 
 logger = logging.getLogger(__name__)
@@ -49,8 +50,11 @@ class Gaps:
             await self._wake.wait()
             self._wake.clear()
             while self._due:
-                for room in list(self._due)[:PORTION]:
+                rooms = list(self._due)[:PORTION]
+                for room in rooms:
                     self._bring_up_to_date(room, self._due.pop(room))
+                # How many there are, not all are told with what they missed.
+                tell(INBOX_CHANGED, self, rooms=rooms)
                 await asyncio.sleep(PAUSE_S)
 
     def _bring_up_to_date(self, room: Room, since: datetime) -> None:

@@ -1,4 +1,4 @@
-"""A real mongod for the tests: in a fresh folder, on a free port, alone or as a replica set of one member.
+"""A real mongod for the tests: in a fresh folder, on a free port, alone or as a replica set of one member, or of three.
 
 Tests may stop, kill, freeze and restart it; it keeps its port and its data until close().
 """
@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,10 +38,11 @@ def mongod_binary() -> Path:
 class Mongod:
     """One mongod process and its folder."""
 
-    def __init__(self, *, replica_set: str | None = None) -> None:
+    def __init__(self, *, replica_set: str | None = None, is_one_of_several: bool = False) -> None:
         """`replica_set`: the name of the set of which this becomes the only member; None: a standalone
-        server."""
+        server. `is_one_of_several`: somebody else makes the set."""
         self.replica_set = replica_set
+        self._is_one_of_several = is_one_of_several
         self.folder = Path(tempfile.mkdtemp(prefix="test-mongod-"))
         self._binary = mongod_binary()
         self._choose_port()
@@ -58,7 +61,8 @@ class Mongod:
             while not self._wait_for_answer():
                 self._choose_port()
                 self._process.start()
-            self._wait_for_writes()
+            if not self._is_one_of_several:
+                self._wait_for_writes()
         except BaseException:
             self.kill()
             raise
@@ -70,6 +74,10 @@ class Mongod:
     def kill(self) -> None:
         """SIGKILL."""
         self._process.kill()
+
+    @property
+    def is_running(self) -> bool:
+        return self._process.is_running
 
     def restart(self) -> None:
         self.stop()
@@ -148,6 +156,86 @@ class Mongod:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class ReplicaSet:
+    """Three members, of which any may be killed, frozen and started again. They elect a primary within seconds."""
+
+    def __init__(self, name: str = "rs3") -> None:
+        self._name = name
+        self.members = [Mongod(replica_set=name, is_one_of_several=True) for _ in range(3)]
+
+    @property
+    def url(self) -> str:
+        return f"mongodb://{','.join(f'127.0.0.1:{port}' for port in self.ports)}/?replicaSet={self._name}"
+
+    @property
+    def ports(self) -> list[int]:
+        return [member.port for member in self.members]
+
+    def start(self) -> None:
+        """Those that do not run; return when all are well."""
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(Mongod.start, [member for member in self.members if not member.is_running]))
+        with self.members[0].client() as client:
+            if not client.admin.command("hello").get("setName"):
+                hosts = [{"_id": place, "host": f"127.0.0.1:{port}"} for place, port in enumerate(self.ports)]
+                # By default they miss a primary after 10 s.
+                settings = {"electionTimeoutMillis": 2000, "heartbeatIntervalMillis": 500}
+                wanted = {"_id": self._name, "members": hosts, "settings": settings}
+                client.admin.command("replSetInitiate", wanted)
+        self._wait_for_primary(self.members)
+
+    def kill_primary(self) -> None:
+        """SIGKILL; return when the others have another one."""
+        primary = self.primary()
+        primary.kill()
+        self._wait_for_primary([member for member in self.members if member is not primary])
+
+    def step_down(self) -> None:
+        """An orderly change of the primary."""
+        with self.primary().client() as client:
+            client.admin.command("replSetStepDown", 10, secondaryCatchUpPeriodSecs=5)
+        self._wait_for_primary(self.members)
+
+    def primary(self) -> Mongod:
+        return self._wait_for_primary(self.members, of_all=False)
+
+    def close(self) -> None:
+        for member in self.members:
+            member.close()
+
+    def _wait_for_primary(self, members: Sequence[Mongod], *, of_all: bool = True) -> Mongod:
+        """`of_all`: until the others follow it."""
+        found: list[Mongod] = []
+
+        def agree() -> bool:
+            roles = [_role(member) for member in members]
+            found[:] = [member for member, role in zip(members, roles, strict=True) if role == "primary"]
+            return len(found) == 1 and (not of_all or None not in roles)
+
+        wait_until(agree, "the replica set having a primary")
+        return found[0]
+
+    def __enter__(self) -> ReplicaSet:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _role(member: Mongod) -> str | None:
+    try:
+        with member.client(timeout_ms=500) as client:
+            said = client.admin.command("hello")
+    except PyMongoError:
+        return None
+    return "primary" if said.get("isWritablePrimary") else "secondary" if said.get("secondary") else None
 
 
 @dataclass(frozen=True)
