@@ -51,16 +51,21 @@ class _Place:
 
     async def connect(self) -> None:
         """Raises `RedisError`, OSError, TimeoutError."""
-        self._connection = connection = self._make()
-        async with asyncio.timeout(self._settings.timeout_s):
-            await connection.connect()  # type: ignore[no-untyped-call]  # of redis-py
+        connection = self._make()
+        try:
+            async with asyncio.timeout(self._settings.timeout_s):
+                await connection.connect()  # type: ignore[no-untyped-call]  # of redis-py
+        except BaseException:
+            await _hang_up(connection)
+            raise
+        # Not before: while it is introduced, whoever else uses it would read the answers to that.
+        self._connection = connection
 
     async def disconnect(self) -> None:
         """Idempotent; does not raise."""
         connection, self._connection = self._connection, None
         if connection is not None:
-            with suppress(RedisError, OSError):
-                await connection.disconnect(nowait=True)
+            await _hang_up(connection)
 
     def _make(self) -> Connection:
         settings, url = self._settings, urlsplit(self._settings.redis_url)
@@ -105,17 +110,12 @@ class Commands(_Place):
             await connection.send_packed_command(packed, check_health=False)
             return [await connection.read_response(disable_decoding=True) for _ in commands]
         except (RedisError, OSError) as error:
-            await self._break(connection)
+            await _hang_up(connection)
             raise LinkDown(reason_of(error) or "failed") from error
         except BaseException:
             # Cut off in the middle: the next command would get the answers to this one.
-            await self._break(connection)
+            await _hang_up(connection)
             raise
-
-    @staticmethod
-    async def _break(connection: Connection) -> None:
-        with suppress(RedisError, OSError):
-            await connection.disconnect(nowait=True)
 
 
 class Subscription(_Place):
@@ -157,6 +157,11 @@ class Subscription(_Place):
             else:
                 is_asked = True
                 await self._say("PING")
+
+
+async def _hang_up(connection: Connection) -> None:
+    with suppress(RedisError, OSError):
+        await connection.disconnect(nowait=True)
 
 
 def reason_of(error: Exception) -> str | None:

@@ -29,6 +29,11 @@ class Relay:
         self._may_pass.set()
         self._ends: set[asyncio.StreamWriter] = set()
 
+    @property
+    def connections(self) -> int:
+        """How many there are."""
+        return len(self._ends)
+
     async def open(self) -> None:
         self._server = await asyncio.start_server(self._connect, "127.0.0.1", self.port)
 
