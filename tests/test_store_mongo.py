@@ -650,7 +650,9 @@ async def test_counts_of_few_types_and_of_many(
         ("a ", TypeCounts(0, 1)),
         ("b", TypeCounts(0, 1)),
     ]
-    monkeypatch.setattr(mongo_reading, "FEW_TYPES", 5)
+    monkeypatch.setattr(mongo_reading, "FEW_DOCUMENTS", 12)
+    assert (await store.counts(TENANT, [USER]))[USER] == quick
+    monkeypatch.setattr(mongo_reading, "FEW_TYPES", 4)
     grouped = (await store.counts(TENANT, [USER]))[USER]
     assert (grouped.unseen, grouped.total, dict(grouped.types)) == (8, 13, dict(quick.types))
     assert await store.count_unseen(TENANT, [USER]) == {USER: 8}

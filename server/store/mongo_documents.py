@@ -164,13 +164,20 @@ def encode(fields: Raw) -> RawBSONDocument:
 
 def read_notification(found: Raw) -> Notification:
     """The notification in a document or an intent."""
-    data = found.get("data")
+    get = found.get
+    data = get("data")
+    # By their places, which takes half as long as by their names: a page of an inbox has many.
     return Notification(
-        nid=str(found["nid"]),
-        tenant=found["tenant"],
-        created_at=found["createdAt"],
-        data=None if data is None else json.loads(data),
-        **{name: found.get(name) or "" for name in _TEXTS},
+        found["nid"].binary.hex(),
+        found["tenant"],
+        found["createdAt"],
+        get("content") or "",
+        get("type") or "",
+        get("title") or "",
+        get("url") or "",
+        get("icon") or "",
+        get("image") or "",
+        None if data is None else json.loads(data),
     )
 
 
@@ -193,17 +200,17 @@ def read_recipient(found: Raw) -> MailRecipient:
 
 def read_document(found: Raw) -> Document:
     """The document in `found`, which has the fields of `WHOLE`."""
-    created_at = found["createdAt"]
+    get, created_at = found.get, found["createdAt"]
     return Document(
-        id=str(found["_id"]),
-        user_id=found["_userId"],
-        notification=read_notification(found),
-        created_at=created_at,
-        updated_at=found.get("updatedAt") or created_at,
-        rev=int(found.get("rev", 0)),  # BSON's is of a type that not everything can write
-        seen=found["seen"],
-        deleted=found["delete"],
-        deleted_at=found.get("deletedAt"),
+        found["_id"].binary.hex(),
+        found["_userId"],
+        read_notification(found),
+        created_at,
+        get("updatedAt") or created_at,
+        int(get("rev", 0)),  # BSON's is of a type that not everything can write
+        found["seen"],
+        found["delete"],
+        get("deletedAt"),
     )
 
 

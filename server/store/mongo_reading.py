@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 
 from bson import ObjectId
@@ -24,6 +24,9 @@ MAX_REV = (1 << 63) - 1
 
 FEW_TYPES = 16
 """Of one user: each takes two questions to count."""
+
+FEW_DOCUMENTS = 1000
+"""Of one user: to group them takes less than a question more."""
 
 NOT_DELETED: Raw = {"delete": False}
 
@@ -115,7 +118,8 @@ class Reading:
         """As `Store.counts`."""
         if len(user_ids) == 1:
             [user_id] = user_ids
-            counts = await self._counts_of_few_types(tenant, user_id)
+            counts = await self._counts_of_few(tenant, user_id)
+            counts = counts or await self._counts_of_few_types(tenant, user_id)
             if counts is not None:
                 return {user_id: counts}
         sums = dict.fromkeys(user_ids, (0, 0))
@@ -126,6 +130,22 @@ class Reading:
             sums[user_id] = found["allUnseen"], found["allTotal"]
             types[user_id][type_] = TypeCounts(found["unseen"], found["total"])
         return {user_id: Counts(*sums[user_id], types[user_id]) for user_id in sums}
+
+    async def _counts_of_few(self, tenant: str, user_id: str) -> Counts | None:
+        """By one question; None if the user has more than a few documents."""
+        groups = {"$group": {"_id": {"type": "$type", "seen": "$seen"}, "count": {"$sum": 1}}}
+        pipeline: list[Raw] = [
+            {"$match": {"tenant": tenant, "_userId": user_id, **NOT_DELETED}},
+            {"$limit": FEW_DOCUMENTS + 1},
+            groups,
+        ]
+        found = await (await self._connection.documents.aggregate(pipeline, hint="types")).to_list()
+        if sum(each["count"] for each in found) > FEW_DOCUMENTS:
+            return None
+        types: dict[str, TypeCounts] = {}
+        for each in found:
+            _add(types, each["_id"].get("type"), each["count"], seen=each["_id"]["seen"])
+        return _counts(types)
 
     async def _counts_of_few_types(self, tenant: str, user_id: str) -> Counts | None:
         """None if the user has documents of more than a few types. To count the entries of an index between two places
@@ -138,18 +158,9 @@ class Reading:
         types: dict[str, TypeCounts] = {}
         for each in found:
             of_type: Raw = {**of_user, "type": each["_id"]}
-            unseen = await self._count({**of_type, "seen": False}, "types")
-            total = unseen + await self._count({**of_type, "seen": True}, "types")
-            # What is no text in a document of the original is read as an empty one.
-            name = each["_id"] if isinstance(each["_id"], str) else ""
-            known = types.get(name, TypeCounts(0, 0))
-            types[name] = TypeCounts(known.unseen + unseen, known.total + total)
-        ordered = sorted(types.items(), key=lambda item: (-item[1].total, item[0]))
-        return Counts(
-            sum(each.unseen for each in types.values()),
-            sum(each.total for each in types.values()),
-            {name: each for name, each in ordered if each.total},
-        )
+            for seen in (False, True):
+                _add(types, each["_id"], await self._count({**of_type, "seen": seen}, "types"), seen=seen)
+        return _counts(types)
 
     async def count_unseen(self, tenant: str, user_ids: Collection[str]) -> dict[str, int]:
         """As `Store.count_unseen`."""
@@ -224,6 +235,24 @@ class Reading:
         found = await self._connection.documents.find(query, fields, hint="_id_").to_list()
         by_id = {each["_id"]: each for each in found}
         return [by_id[id_] for id_ in ids if id_ in by_id]
+
+
+def _add(types: dict[str, TypeCounts], value: object, count: int, *, seen: bool) -> None:
+    """To the type that stands in documents as `value`."""
+    # What is no text in a document of the original is read as an empty one.
+    name = value if isinstance(value, str) else ""
+    known = types.get(name, TypeCounts(0, 0))
+    types[name] = TypeCounts(known.unseen + (0 if seen else count), known.total + count)
+
+
+def _counts(types: Mapping[str, TypeCounts]) -> Counts:
+    """All of a user's, those with the most documents first."""
+    ordered = sorted(types.items(), key=lambda item: (-item[1].total, item[0]))
+    return Counts(
+        sum(each.unseen for each in types.values()),
+        sum(each.total for each in types.values()),
+        {name: each for name, each in ordered[:MAX_TYPES] if each.total},
+    )
 
 
 def id_list(ids: Sequence[str]) -> list[ObjectId]:

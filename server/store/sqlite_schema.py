@@ -194,7 +194,7 @@ def to_ms(instant: datetime) -> int:
 
 def from_ms(ms: int) -> datetime:
     """A stored instant: aware UTC."""
-    return _EPOCH + timedelta(milliseconds=ms)
+    return _EPOCH + timedelta(0, 0, 1000 * ms)  # by names it takes twice as long
 
 
 def mark_of(way: str) -> int:
