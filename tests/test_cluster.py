@@ -121,8 +121,7 @@ async def on_v2(place: Place, user: str) -> AsyncIterator[Any]:
     async with client_v2(place.server, user) as client:
 
         async def receive() -> Any:
-            [document] = (await client.push("notification"))["documents"]
-            return document
+            return await client.push("notification")
 
         yield receive
 
@@ -176,7 +175,7 @@ async def test_what_is_done_on_one_node_is_done_on_all_screens(cluster: Cluster,
         classic = await stack.enter_async_context(SocketClient(cluster.nodes[2]))
         await classic.join_by_token(user_token(user))
         cluster.nodes[0].must_notify(user, content="one")
-        ids = [(await client.push("notification"))["documents"][0]["_id"] for client in clients]
+        ids = [(await client.push("notification"))["_id"] for client in clients]
         assert len(set(ids)) == 1
         steps: list[tuple[str, dict[str, bool], int]] = [
             ("seen", {"seen": True}, 0),
@@ -300,13 +299,20 @@ async def test_the_primary_of_the_store_goes_away(cluster: Cluster, fault: str, 
 
 
 async def told(screen: ClientV2, wanted: list[str]) -> None:
-    """Return when this client has been told of all of these, and how many they are, without asking."""
+    """Return when this client has been told of all of these, and how many they are, without asking unasked."""
     async with asyncio.timeout(60):
         while (
             not {each["content"] for each in screen.model.documents.values()} >= set(wanted)
             or (screen.model.counts or {}).get("unseen", 0) < len(wanted)
         ):  # fmt: skip
-            await screen.frame()
+            await next_frame(screen)
+
+
+async def next_frame(screen: ClientV2) -> None:
+    """And what there is to do about it."""
+    await screen.frame()
+    if screen.model.must_sync:
+        await screen.sync()
 
 
 async def test_redis_goes_away(cluster: Cluster, user: str) -> None:
@@ -381,7 +387,7 @@ class Returning:
                     self.client, model = client, client.model
                     self.connected += 1
                     while True:
-                        await client.frame()
+                        await next_frame(client)
             except (OSError, EOFError, ConnectionClosed, InvalidStatus, RuntimeError):  # a TimeoutError, too
                 await asyncio.sleep(0.1)
 
