@@ -13,7 +13,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Iterable
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 
@@ -27,7 +26,7 @@ from server.bus import (
     tell,
 )
 from server.errors import Busy, StoreUnavailable
-from server.messages import Added, Broadcasted, Document, Notification, Publication
+from server.messages import Added, Broadcasted, Document, Notification, Publication, altered
 from server.notifier import KEEP_KEYS_S, once_of
 from server.revs import COUNTER_BITS
 from server.rooms import NOBODY, Room, Rooms
@@ -145,7 +144,7 @@ class Broadcaster:
         """By a clock that never goes back: else who is known already would look as if they came later."""
         position = await self._store.position()
         not_before = _EPOCH + timedelta(milliseconds=position >> COUNTER_BITS)
-        return replace(notification, created_at=max(notification.created_at, not_before))
+        return altered(notification, created_at=max(notification.created_at, not_before))
 
     def _put_first(self, notification: Notification, connected: list[str]) -> None:
         if sum(map(len, self._first.values())) + len(connected) <= MAX_FIRST:

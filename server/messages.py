@@ -10,7 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+R = TypeVar("R", bound=Struct)
 
 
 def now() -> datetime:
@@ -25,8 +30,17 @@ def to_milliseconds(instant: datetime) -> datetime:
     return instant - timedelta(microseconds=instant.microsecond % 1000)
 
 
-@dataclass(frozen=True, slots=True)
-class Notification:
+class Record(Struct, frozen=True, gc=False):
+    """What there are many of. One is made in a tenth of the time of a frozen dataclass; nothing in it refers back to it,
+    so the garbage collector need not look."""
+
+
+def altered(record: R, **fields: Any) -> R:
+    """A copy with other values in these fields."""
+    return replace(record, **fields)
+
+
+class Notification(Record, frozen=True, gc=False):
     """What a backend published, once for all of its recipients.
 
     `nid` is its id, shared by its documents. All texts may be empty. `data` is any JSON value, None if there
@@ -45,8 +59,7 @@ class Notification:
     data: Any = None
 
 
-@dataclass(frozen=True, slots=True)
-class Recipient:
+class Recipient(Record, frozen=True, gc=False):
     """One user of a notification. `email` is None where none was given: stored and pushed, never mailed."""
 
     user_id: str
@@ -92,8 +105,7 @@ class EmailDuty:
     recipients: tuple[MailRecipient, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Publication:
+class Publication(Record, frozen=True, gc=False):
     """What a publishing door read: a notification, its distinct recipients (possibly none), and the mail to
     those who are away (None: nobody is to be mailed). `idempotency_key`: that of its tenant by which the same request
     is known when it comes again (None: each time it comes is another). For figures: `door`, the name of the
@@ -107,8 +119,7 @@ class Publication:
     idempotency_key: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Document:
+class Document(Record, frozen=True, gc=False):
     """A notification in one user's inbox.
 
     All documents of a notification share the `notification` record. `rev` orders the changes of this document
@@ -153,8 +164,7 @@ class Counts:
 # -- events: what connections are told -----------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Added:
+class Added(Record, frozen=True, gc=False):
     """A document came into a user's inbox."""
 
     document: Document
@@ -164,8 +174,7 @@ class Added:
         return self.document.rev
 
 
-@dataclass(frozen=True, slots=True)
-class Restored:
+class Restored(Record, frozen=True, gc=False):
     """A tombstone became this document again."""
 
     document: Document

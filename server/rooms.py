@@ -16,7 +16,7 @@ from typing import Protocol
 
 from server.callers import Caller
 from server.dialects import Counting, Dialect, Farewell
-from server.messages import Added, Deleted, Event, Restored, Seen, Unseen, now
+from server.messages import Added, Deleted, Event, Restored, Seen, Unseen, altered, now
 from server.wire import TOKEN_EXPIRED, Burst, CloseReason, Frame
 
 REORDER_WINDOW_S = 30.0
@@ -282,7 +282,8 @@ class Rooms:
             return event
         if state.deleted:
             return None
-        return replace(event, document=replace(event.document, seen=state.seen, rev=state.rev))
+        document = altered(event.document, seen=state.seen, rev=state.rev)
+        return altered(event, document=document)
 
     def _without_overtaken(self, event: Seen | Unseen | Deleted) -> Event | None:
         """The same of those documents of which nothing later was told; None: of all it was. Two connections, or two

@@ -16,7 +16,7 @@ LAYERS = {
     " commands commands_v2 since wire wire_v2 dialects requests_v2 requests_batch openapi openapi.* accept callers"
     " bus tasks flights arrivals assets mail_message request_id methods config config.*",
     "PORTS": "store store.broadcasts store.deliveries store.backup store.directory store.fsck store.mail"
-    " store.retention mail_transport metrics exposition checks",
+    " store.retention mail_transport metrics exposition figures checks",
     "CORE 1": "credentials passwords guessing auth users rooms sign_outs tenants limits publishers outgoing",
     "CORE 2": "backplane presence cluster cluster.link cluster.codec cluster.outgoing cluster.gaps cluster.asking"
     " cluster.backplane",
@@ -25,7 +25,8 @@ LAYERS = {
     "EDGES": "store.sqlite* store.mongo* folder_lock smtp mail_folder ingest ingest.* logins logins.* tokens tokens.*"
     " transports transports.* admin health cluster.redis* cluster.mongodb",
     "ROOT": "__init__ __main__ app wiring consumers doors publish_port entrance reloading sign_in process greeting"
-    " listening streams tls security_headers cli cli.* logs conformance conformance.* torture torture.*",
+    " listening streams tls security_headers service_manager workers workers.*"
+    " cli cli.* logs conformance conformance.* torture torture.*",
 }
 """A module imports its own layer and those above it in this list."""
 
@@ -55,12 +56,12 @@ HOMES = {
     "cryptography": "tokens.keys",
     "httptools": "ingest.lane.protocol",
     "jwt": "tokens.*",
-    "msgspec": "requests requests_v2 requests_batch openapi openapi.* cluster.codec",
+    "msgspec": "messages requests requests_v2 requests_batch openapi openapi.* cluster.codec",
     "pymongo": "store.mongo* cluster.mongodb torture.mongod",
     "aiosmtpd": "torture.sink",
     "aiosmtplib": "smtp",
     "redis": "ingest.redis cluster.redis*",
-    "prometheus_client": "metrics exposition",
+    "prometheus_client": "metrics exposition figures",
     "sockjs": "transports.sockjs*",
     "sqlalchemy": "logins.sql*",
     "tornado": "ingest.* transports.* admin health methods outgoing app doors entrance streams security_headers"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
@@ -31,7 +30,17 @@ from server.errors import (
     TooLarge,
 )
 from server.limits import TooManyConnections
-from server.messages import Added, Broadcasted, Deleted, Document, Event, Notification, Seen, UnseenCount
+from server.messages import (
+    Added,
+    Broadcasted,
+    Deleted,
+    Document,
+    Event,
+    Notification,
+    Seen,
+    UnseenCount,
+    altered,
+)
 from server.parsers import FieldLimits, parse_hub, parse_service
 from server.transports.socketio import connection as socketio_connection
 from server.transports.socketio import session as socketio_session
@@ -187,16 +196,16 @@ DATA: list[Any] = [None, {}, {"type": "booking", "title": "x"}, [], [1], "text",
 
 
 def _with_data(data: Any) -> Document:
-    return replace(
-        DOCUMENT_OF_ALICE, notification=replace(NOTIFICATION, data=data, nid=f"{DATA.index(data):024x}")
+    return altered(
+        DOCUMENT_OF_ALICE, notification=altered(NOTIFICATION, data=data, nid=f"{DATA.index(data):024x}")
     )
 
 
 EVENTS: list[Event] = [
     *(Added(_with_data(data)) for data in DATA),
-    Added(replace(DOCUMENT_OF_ALICE, notification=replace(NOTIFICATION, type="", title="", content=""))),
-    Added(replace(DOCUMENT_OF_ALICE, seen=True, rev=8)),
-    Added(replace(DOCUMENT_OF_ALICE, deleted=True, deleted_at=AT, rev=9)),
+    Added(altered(DOCUMENT_OF_ALICE, notification=altered(NOTIFICATION, type="", title="", content=""))),
+    Added(altered(DOCUMENT_OF_ALICE, seen=True, rev=8)),
+    Added(altered(DOCUMENT_OF_ALICE, deleted=True, deleted_at=AT, rev=9)),
     Seen((ID,), 8),
     Seen((), 8),
     Deleted((ID,), 9),

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 
 from server.errors import KeyReused, StoreUnavailable, TooLarge
-from server.messages import EmailDuty, Mail, MailRecipient, Notification, Recipient, now
+from server.messages import EmailDuty, Mail, MailRecipient, Notification, Recipient, altered, now
 from server.store import Addition, MailCounts, Once, Store, Stored
 from tests.support.stores import TENANT, Place, make_notification, whole_inbox
 
@@ -78,7 +77,7 @@ async def test_a_mail_is_owed_for_each_that_owes_one(store: Store) -> None:
 async def test_keys_within_one_call(store: Store) -> None:
     """The same request the second time is a repeat; another one by the same key is refused; the rest is stored."""
     first = addition("alice", once=once("k"), content="1")
-    again = replace(first, notification=make_notification(content="1"))
+    again = altered(first, notification=make_notification(content="1"))
     other = addition("bob", once=once("k", b"g" * 32))
     last = addition("bob", content="2")
     outcomes = await store.add_many([first, again, other, last])
@@ -99,7 +98,7 @@ async def test_keys_from_one_call_to_the_next(store: Store) -> None:
     given = [addition("alice", once=once(f"k{number}"), content="c") for number in range(3)]
     outcomes = stored(await store.add_many(given))
     repeats = stored(
-        await store.add_many([replace(each, notification=make_notification()) for each in given])
+        await store.add_many([altered(each, notification=make_notification()) for each in given])
     )
     assert [each.notification.nid for each in repeats] == [each.notification.nid for each in outcomes]
     assert all(each.is_repeat for each in repeats)

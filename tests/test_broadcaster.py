@@ -19,7 +19,7 @@ from server.bus import NOTIFICATION_FAILED, NOTIFICATION_PUSHED, NOTIFICATION_ST
 from server.dialects import Dialect
 from server.errors import StoreUnavailable
 from server.grants import DEFAULT_TENANT
-from server.messages import Added, Broadcasted, Document, Notification, Publication, now
+from server.messages import Added, Broadcasted, Document, Notification, Publication, altered, now
 from server.parsers import FieldLimits, parse_broadcast
 from server.rooms import NOBODY, Rooms
 from server.store import Accepted, Broadcast, Store
@@ -190,7 +190,7 @@ async def test_a_clock_that_has_gone_back(store: Store, node: Node) -> None:
     await put(store, "alice", ACME)
     node.runs()
     notification = parse_broadcast({"title": "T", "message": "M"}, ACME, FieldLimits())
-    notification = dataclasses.replace(notification, created_at=now() - timedelta(hours=1))
+    notification = altered(notification, created_at=now() - timedelta(hours=1))
     await node.broadcaster.broadcast(notification)
     await node.is_done()
     assert await node.having(notification, "alice") == [1]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -15,7 +14,7 @@ import pytest
 from server.errors import NotFound, StoreUnavailable
 from server.grants import ALL_SCOPES, ApiKey, Tenant
 from server.ids import is_id, new_id
-from server.messages import Document, Notification, Recipient, now
+from server.messages import Document, Notification, Recipient, altered, now
 from server.store import HUB, Broadcast, Broadcasts, Delivery, Store
 from tests.support.stores import TENANT, Place, make_notification, put, whole_inbox
 
@@ -250,7 +249,7 @@ async def test_everybody_gets_an_ordinary_document(store: Store) -> None:
     zoes = documents[0]
     assert (await store.mark_seen(TENANT, "zoe", [zoes.id])).changed == 1
     [seen] = await whole_inbox(store, "zoe")
-    assert seen == replace(zoes, seen=True, rev=seen.rev, updated_at=seen.updated_at)
+    assert seen == altered(zoes, seen=True, rev=seen.rev, updated_at=seen.updated_at)
     assert (await store.delete(TENANT, "zoe", [zoes.id])).changed == 1
     assert await whole_inbox(store, "zoe") == []
 
@@ -344,7 +343,7 @@ async def test_how_far_it_got(store: Store) -> None:
     notification = await add(store)
     assert await of(store, notification) == []
     with pytest.raises(NotFound):
-        await of(store, replace(notification, tenant="other"))
+        await of(store, altered(notification, tenant="other"))
     assert await store.broadcasts.finish(await claim(store))
     with pytest.raises(NotFound):
         await of(store, notification)

@@ -4,7 +4,6 @@ store."""
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -12,7 +11,7 @@ import pytest
 from server.errors import NotFound, StoreUnavailable
 from server.grants import ALL_SCOPES, ApiKey, Tenant
 from server.ids import new_id
-from server.messages import Document, MailRecipient, Recipient, now
+from server.messages import Document, MailRecipient, Recipient, altered, now
 from server.store import (
     ACKNOWLEDGED,
     EVENTS,
@@ -220,7 +219,7 @@ async def test_a_mark_changes_nothing_in_the_inbox(way: str, store: Store) -> No
     assert await store.changes(TENANT, USER, after=(0, ""), limit=10) == [document, other]
     change = await store.mark_seen(TENANT, USER, [document.id])
     [_, seen] = await whole_inbox(store)
-    assert seen == replace(document, seen=True, rev=change.rev, updated_at=seen.updated_at)
+    assert seen == altered(document, seen=True, rev=change.rev, updated_at=seen.updated_at)
 
 
 async def test_only_the_users_own_are_marked(store: Store) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ from hypothesis import strategies as st
 from server.errors import InvalidNotification
 from server.idempotency import MAX_KEY_CHARS, fingerprint_of, key_of
 from server.ids import new_id
-from server.messages import Mail, Notification, Publication, Recipient, now
+from server.messages import Mail, Notification, Publication, Recipient, altered, now
 
 UUID = "8e03978e-40d5-43dd-bc93-6894a57f9324"
 
@@ -102,7 +101,7 @@ BASE = Publication(
 
 def test_what_makes_no_difference() -> None:
     """The nid, the instant, the door, the key itself; the order of recipients and of the fields of an object."""
-    notification = replace(BASE.notification, nid=new_id(), created_at=now(), data={"b": [1, 2], "a": 1})
+    notification = altered(BASE.notification, nid=new_id(), created_at=now(), data={"b": [1, 2], "a": 1})
     other = Publication(
         notification, BASE.recipients[::-1], BASE.mail, door="x", received_at=1.0, idempotency_key="k"
     )
@@ -111,7 +110,7 @@ def test_what_makes_no_difference() -> None:
 
 
 def of(**fields: Any) -> Publication:
-    return replace(BASE, notification=replace(BASE.notification, **fields))
+    return altered(BASE, notification=altered(BASE.notification, **fields))
 
 
 OTHERS = {
@@ -124,15 +123,15 @@ OTHERS = {
     "data-text": of(data=json.dumps(BASE.notification.data)),
     "data-order-of-a-list": of(data={"a": 1, "b": [2, 1]}),
     "data-true": of(data={"a": True, "b": [1, 2]}),
-    "fewer-recipients": replace(BASE, recipients=BASE.recipients[:1]),
-    "nobody": replace(BASE, recipients=()),
-    "another-address": replace(BASE, recipients=(Recipient("alice", "b@x.test"), Recipient("bob"))),
-    "no-address": replace(BASE, recipients=(Recipient("alice"), Recipient("bob"))),
-    "no-mail": replace(BASE, mail=None),
-    "mail-subject": replace(BASE, mail=Mail("S", "c", "html", False)),
-    "mail-content": replace(BASE, mail=Mail("s", "C", "html", False)),
-    "mail-type": replace(BASE, mail=Mail("s", "c", "plain", False)),
-    "mail-forced": replace(BASE, mail=Mail("s", "c", "html", True)),
+    "fewer-recipients": altered(BASE, recipients=BASE.recipients[:1]),
+    "nobody": altered(BASE, recipients=()),
+    "another-address": altered(BASE, recipients=(Recipient("alice", "b@x.test"), Recipient("bob"))),
+    "no-address": altered(BASE, recipients=(Recipient("alice"), Recipient("bob"))),
+    "no-mail": altered(BASE, mail=None),
+    "mail-subject": altered(BASE, mail=Mail("S", "c", "html", False)),
+    "mail-content": altered(BASE, mail=Mail("s", "C", "html", False)),
+    "mail-type": altered(BASE, mail=Mail("s", "c", "plain", False)),
+    "mail-forced": altered(BASE, mail=Mail("s", "c", "html", True)),
 }
 
 

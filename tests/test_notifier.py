@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from server.messages import (
     Publication,
     Recipient,
     UnseenCount,
+    altered,
 )
 from server.rooms import Room
 from tests.support.core import ALICE, BOB, Core, notification, open_core, publication
@@ -135,7 +135,7 @@ async def test_the_bus_is_told_when_all_connections_have_it(core: Core, ear: Ear
         await core.join(user)
     came_in = time.monotonic() - 1000
     for_all = publication("bob", "alice", "nobody here")
-    timed = replace(publication("bob"), received_at=came_in)
+    timed = altered(publication("bob"), received_at=came_in)
     for each in (for_all, timed, publication("nobody here")):
         await core.notifier.notify(each)
     await core.backplane.flushed()
@@ -183,7 +183,7 @@ async def test_new_notifications_wait_while_fan_out_is_behind(
 def again(first: Publication) -> Publication:
     """The same, as a door reads it when it comes again."""
     fresh = notification(first.notification.content)
-    return replace(first, notification=fresh)
+    return altered(first, notification=fresh)
 
 
 async def test_a_repeat_is_answered_and_told_to_nobody(core: Core, ear: Ear) -> None:
@@ -207,7 +207,7 @@ async def test_a_repeat_is_answered_and_told_to_nobody(core: Core, ear: Ear) -> 
 
 async def test_after_a_failure_the_same_request_is_carried_out(core: Core, ear: Ear) -> None:
     """It was no repeat, since nothing had been stored."""
-    first = replace(publication("alice"), idempotency_key="key")
+    first = altered(publication("alice"), idempotency_key="key")
     core.store.goes_away()
     with pytest.raises(StoreUnavailable):
         await core.notifier.notify(first)
@@ -218,7 +218,7 @@ async def test_after_a_failure_the_same_request_is_carried_out(core: Core, ear: 
 
 async def test_keys_are_remembered_for_as_long_as_is_said(core: Core) -> None:
     """Which may change while the server runs."""
-    first = replace(publication("alice"), idempotency_key="key")
+    first = altered(publication("alice"), idempotency_key="key")
     core.notifier.keep_keys_s = 0.001
     await core.notifier.notify(first)
     await asyncio.sleep(0.01)
@@ -226,7 +226,7 @@ async def test_keys_are_remembered_for_as_long_as_is_said(core: Core) -> None:
     assert not (await core.notifier.notify(again(first))).is_repeat
     assert (await core.notifier.notify(again(first))).is_repeat
     with pytest.raises(KeyReused):
-        await core.notifier.notify(replace(publication("bob"), idempotency_key="key"))
+        await core.notifier.notify(altered(publication("bob"), idempotency_key="key"))
 
 
 # -- the duty to mail ----------------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ import sqlite3
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, closing
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from pymongo.errors import OperationFailure
 
 from server.errors import InProgress, KeyReused, StoreUnavailable, TooLarge
 from server.grants import ApiKey, Scope, Tenant
-from server.messages import Document, EmailDuty, Mail, MailRecipient, Notification, Recipient, now
+from server.messages import Document, EmailDuty, Mail, MailRecipient, Notification, Recipient, altered, now
 from server.store import Accepted, MailCounts, MailOutcome, Once, RefusedMail, Store, Stored, sqlite_once
 from server.store.mongo import MongoStore
 from server.store.sqlite import SQLiteStore
@@ -161,7 +160,7 @@ async def test_keys_are_remembered_by_whoever_opens_the_store_next(place: Place)
     async with opened(place) as store:
         first = await add(store, once())
     async with opened(place) as store:
-        assert await add(store, once()) == replace(first, new=[], is_repeat=True)
+        assert await add(store, once()) == altered(first, new=[], is_repeat=True)
 
 
 @COUNTS

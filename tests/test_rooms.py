@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import pytest
 
@@ -21,6 +21,7 @@ from server.messages import (
     Seen,
     Unseen,
     UnseenCount,
+    altered,
     now,
 )
 from server.rooms import REORDER_WINDOW_S, Push, Room, Rooms, SignIn
@@ -268,7 +269,7 @@ def test_an_arrival_overtaken_by_its_being_seen_arrives_as_seen(rooms: Rooms) ->
     change, late, newer = Seen(("d0", "d1"), 20), _added("d1", rev=19), _added("d1", rev=20)
     deliver(rooms, ALICE, [change])
     deliver(rooms, ALICE, [late, newer])
-    assert alice.events == [change, Added(replace(late.document, seen=True, rev=20)), newer]
+    assert alice.events == [change, Added(altered(late.document, seen=True, rev=20)), newer]
     assert alice.messages[1].data[0]["seen"] is True
 
 
@@ -384,7 +385,7 @@ def test_the_same_notification_for_many_users_keeps_their_ids_apart(rooms: Rooms
     alice, bob = _joined(rooms, ALICE, BOB)
     document = _added().document
     deliver(rooms, ALICE, [Added(document)])
-    deliver(rooms, BOB, [Added(replace(document, id="d2", user_id="bob"))])
+    deliver(rooms, BOB, [Added(altered(document, id="d2", user_id="bob"))])
     told = [member.messages[0].data[0] for member in (alice, bob)]
     assert [(fields["_id"], fields["_userId"]) for fields in told] == [("d1", "alice"), ("d2", "bob")]
 
@@ -443,7 +444,7 @@ async def test_closing_very_many_leaves_the_loop_to_others(
 
 @pytest.mark.parametrize(
     ("change", "seen"),
-    [(Unseen(("d1",), 20), False), (Restored(replace(_added("d1", rev=20).document, seen=True)), True)],
+    [(Unseen(("d1",), 20), False), (Restored(altered(_added("d1", rev=20).document, seen=True)), True)],
     ids=["unseen", "restored"],
 )
 def test_an_arrival_overtaken_by_another_change_arrives_as_what_it_is(

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from server.conversations import classic as module
-from server.messages import Added, Deleted, Document, Event, Seen, UnseenCount
+from server.messages import Added, Deleted, Document, Event, Seen, UnseenCount, altered
 from server.rooms import REORDER_WINDOW_S
 from server.session import Session
 from server.wire import FAILED, SLOW, EventFrames
@@ -612,7 +612,7 @@ async def test_a_push_older_than_what_was_answered_is_dropped_and_a_newer_one_is
         Seen((document.id, other.id), other.rev),
     ]
     fresh: list[Event] = [
-        Added(replace(document, rev=change.rev + 1)),
+        Added(altered(document, rev=change.rev + 1)),
         Seen((document.id, other.id), change.rev),
         Seen((document.id,), change.rev + 1),
         Deleted((document.id, NOBODYS), change.rev),
@@ -631,7 +631,7 @@ async def test_what_was_answered_is_remembered_while_a_push_could_be_under_way(
     [first], [second] = await core.fill("alice", 1), await core.fill("alice", 1)
     ages = {first.id: 0.6 * REORDER_WINDOW_S, second.id: 0.0}
     answer_at = time.time()
-    documents = [replace(each, rev=int((answer_at - ages[each.id]) * 1000) << 16) for each in (first, second)]
+    documents = [altered(each, rev=int((answer_at - ages[each.id]) * 1000) << 16) for each in (first, second)]
 
     async def answered(*_: Any, **__: Any) -> list[Document]:
         return documents

@@ -6,7 +6,6 @@ import asyncio
 import inspect
 import json
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import pytest
 
 from server.conversations import v2 as module
 from server.errors import StoreUnavailable
-from server.messages import Added, Counted, Counts, Seen, now
+from server.messages import Added, Counted, Counts, Seen, altered, now
 from server.revs import to_wire
 from server.session import Session
 from tests.support.core import ALICE, MAX_PENDING, PAGE_LIMIT, Core, open_core
@@ -610,7 +609,7 @@ async def test_a_push_below_what_was_answered_is_dropped(core: Core) -> None:
     frames = core.services.dialect_v2
     session = connection.session
     assert session is not None
-    fresh = replace(document, rev=document.rev + 1)
+    fresh = altered(document, rev=document.rev + 1)
     for event in (Added(document), Seen((document.id,), document.rev), Added(fresh)):
         frame = frames.frame(event)
         assert frame is not None

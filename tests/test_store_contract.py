@@ -6,7 +6,6 @@ Mail is tested in test_store_mail_contract.py.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -14,7 +13,7 @@ import pytest
 
 from server.errors import StoreUnavailable
 from server.ids import new_id
-from server.messages import Document, EmailDuty, Mail, MailRecipient, Recipient, now
+from server.messages import Document, EmailDuty, Mail, MailRecipient, Recipient, altered, now
 from server.revs import COUNTER_BITS
 from server.store import HUB, Broadcast, Change, MailJob, MailOutcome, Store
 from tests.support.stores import (
@@ -472,7 +471,7 @@ async def test_marking_as_seen(store: Store) -> None:
     for before, after in zip((third, second, first), inbox, strict=True):
         if after.seen:
             assert after.updated_at >= before.updated_at
-            assert after == replace(before, seen=True, rev=change.rev, updated_at=after.updated_at)
+            assert after == altered(before, seen=True, rev=change.rev, updated_at=after.updated_at)
         else:
             assert after == before
 
@@ -625,9 +624,9 @@ async def test_changes_come_in_their_order(store: Store) -> None:
     deleted = await store.delete(TENANT, USER, [second.id])
     unchanged, now_seen, tombstone = await all_changes(store)
     assert unchanged == third
-    assert now_seen == replace(first, seen=True, rev=seen.rev, updated_at=now_seen.updated_at)
+    assert now_seen == altered(first, seen=True, rev=seen.rev, updated_at=now_seen.updated_at)
     at = tombstone.updated_at
-    assert tombstone == replace(second, deleted=True, deleted_at=at, rev=deleted.rev, updated_at=at)
+    assert tombstone == altered(second, deleted=True, deleted_at=at, rev=deleted.rev, updated_at=at)
     assert await all_changes(store, user_id="nobody") == []
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from datetime import datetime, timedelta
 
 import pytest
 
 from server.errors import StoreUnavailable
 from server.ids import new_id
-from server.messages import Document, EmailDuty, Mail, MailRecipient, Recipient, now
+from server.messages import Document, EmailDuty, Mail, MailRecipient, Recipient, altered, now
 from server.store import (
     ACKNOWLEDGED,
     MAX_TYPES,
@@ -339,7 +338,7 @@ async def test_marking_as_unseen(store: Store) -> None:
         before = seen[document.id]
         if before.seen:
             assert document.updated_at >= before.updated_at
-            before = replace(before, seen=False, rev=change.rev, updated_at=document.updated_at)
+            before = altered(before, seen=False, rev=change.rev, updated_at=document.updated_at)
         assert document == before
     assert await store.unseen(TENANT, USER, after=None, limit=9) == [*(await newest(store))[::-1]]
     assert await store.mark_unseen(TENANT, USER, ids([first])) == Change((first.id,), 0, None)
@@ -358,7 +357,7 @@ async def test_restoring(store: Store) -> None:
     assert ids(inbox) == ids([documents[3], documents[1], documents[0]])
     for document, was in zip(inbox[1:], [before[2], before[3]], strict=True):
         assert document.updated_at >= was.updated_at
-        assert document == replace(was, rev=change.rev, updated_at=document.updated_at)
+        assert document == altered(was, rev=change.rev, updated_at=document.updated_at)
     assert inbox[0] == documents[3]
     assert await store.restore(TENANT, USER, ids(documents[:2])) == NOTHING
     found = await store.changes(TENANT, USER, after=(deleted.rev, "f" * 24), limit=9)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, cast
 
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 from server.ids import new_id
-from server.messages import Document, EmailDuty, Mail, MailRecipient, Recipient, now
+from server.messages import Document, EmailDuty, Mail, MailRecipient, Recipient, altered, now
 from server.revs import COUNTER_BITS
 from server.store import (
     ACKNOWLEDGED,
@@ -115,7 +115,7 @@ class InboxMachine(RuleBasedStateMachine):
                 if document.id in stored:  # the store's clock
                     assert stored[document.id].updated_at >= document.updated_at
                     fields["updated_at"] = stored[document.id].updated_at
-                self.documents[number] = replace(document, **fields)
+                self.documents[number] = altered(document, **fields)
                 self.push(self.documents[number])
 
     def push(self, document: Document) -> None:

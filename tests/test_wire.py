@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -27,7 +26,16 @@ from server.commands import (
     parse_command,
 )
 from server.errors import BadCredentials, InvalidCommand, StoreUnavailable
-from server.messages import Added, Deleted, Document, Notification, Seen, UnseenCount, to_milliseconds
+from server.messages import (
+    Added,
+    Deleted,
+    Document,
+    Notification,
+    Seen,
+    UnseenCount,
+    altered,
+    to_milliseconds,
+)
 from server.wire import (
     FAILED,
     GOING_AWAY,
@@ -389,17 +397,17 @@ def test_notifications_that_go_out_at_the_same_time_are_each_encoded_once(
 
     monkeypatch.setattr(wire, "shared_fields", counted)
     frames = EventFrames()
-    some = [replace(NOTIFICATION, nid=f"{number:024x}") for number in range(wire.REMEMBERED_NOTIFICATIONS)]
+    some = [altered(NOTIFICATION, nid=f"{number:024x}") for number in range(wire.REMEMBERED_NOTIFICATIONS)]
     for number in range(100):
         for notification in some:
             frames.frame(Added(_fresh(notification, f"user {number}")))
     assert calls == len(some)
-    frames.frame(Added(_fresh(replace(NOTIFICATION, nid="f" * 24), "another")))
+    frames.frame(Added(_fresh(altered(NOTIFICATION, nid="f" * 24), "another")))
     assert len(frames._rests) == wire.REMEMBERED_NOTIFICATIONS
 
 
 def _portion_sizes(*contents: int) -> list[int]:
-    documents = [_fresh(replace(NOTIFICATION, content="x" * size), "alice") for size in contents]
+    documents = [_fresh(altered(NOTIFICATION, content="x" * size), "alice") for size in contents]
     return [len(some) for some in portions(documents)]
 
 

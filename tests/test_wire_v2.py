@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -29,6 +28,7 @@ from server.messages import (
     TypeCounts,
     Unseen,
     UnseenCount,
+    altered,
 )
 from server.wire import document_fields
 from server.wire_v2 import InboxFrames, InboxStream, answer_frame, error_frame
@@ -48,7 +48,7 @@ def told(event: Event) -> Any:
     ("event", "name", "data"),
     [
         (Added(DOCUMENT), "notification", document_fields(DOCUMENT)),
-        (Restored(replace(DOCUMENT, seen=True)), "restored", document_fields(replace(DOCUMENT, seen=True))),
+        (Restored(altered(DOCUMENT, seen=True)), "restored", document_fields(altered(DOCUMENT, seen=True))),
         (Seen((ID,), 8), "seen", {"ids": [ID], "rev": "0000000000000008"}),
         (Seen((ID, "other"), 8, changed=(ID,)), "seen", {"ids": [ID], "rev": "0000000000000008"}),
         (AllSeen(9), "seen", {"all": True, "upto": "0000000000000009"}),
@@ -86,10 +86,10 @@ def test_a_document_is_the_same_however_it_is_encoded(
     user: str, content: str, type_: str, data: Any, seen: bool
 ) -> None:
     """Spliced or whole, with whatever is in its texts; in ASCII."""
-    notification = replace(NOTIFICATION, content=content, type=type_, data=data)
-    document = replace(DOCUMENT, user_id=user, notification=notification, seen=seen)
+    notification = altered(NOTIFICATION, content=content, type=type_, data=data)
+    document = altered(DOCUMENT, user_id=user, notification=notification, seen=seen)
     frames = InboxFrames()
-    for each in (document, replace(document, id="0" * 24, user_id="another")):
+    for each in (document, altered(document, id="0" * 24, user_id="another")):
         frame = frames.frame(Added(each))
         assert frame is not None and frame.text.isascii()
         assert json.loads(frame.text) == {"name": "notification", "data": document_fields(each)}
@@ -108,11 +108,11 @@ def test_for_many_users_the_shared_fields_are_encoded_once(monkeypatch: pytest.M
     monkeypatch.setattr(wire_v2, "shared_fields", counted)
     frames = InboxFrames()
     for number in range(1000):
-        frames.frame(Added(replace(DOCUMENT, id=f"{number:024x}", user_id=f"user-{number}")))
+        frames.frame(Added(altered(DOCUMENT, id=f"{number:024x}", user_id=f"user-{number}")))
     assert calls == 1
     for number in range(100):
-        notification = replace(NOTIFICATION, nid=f"{number:024x}")
-        frames.frame(Added(replace(DOCUMENT, notification=notification)))
+        notification = altered(NOTIFICATION, nid=f"{number:024x}")
+        frames.frame(Added(altered(DOCUMENT, notification=notification)))
     assert len(frames._rests) == wire_v2.REMEMBERED_NOTIFICATIONS
 
 

@@ -6,7 +6,6 @@ Keys are refused with C1's 400 and HTML body; everything else that is wrong is a
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from tornado.httputil import HTTPHeaders, HTTPInputError, parse_body_arguments
@@ -14,6 +13,7 @@ from tornado.httputil import HTTPHeaders, HTTPInputError, parse_body_arguments
 from server.errors import BadCredentials, InvalidNotification, NoCredentials, ServerError
 from server.ingest.door import Door
 from server.ingest.visits import Answer, Visit, json_object
+from server.messages import altered
 from server.parsers import parse_notify
 
 KEY_REFUSED = b"<html><body>API Key refused</body></html>"
@@ -46,7 +46,7 @@ class NotifyDoor(Door):
         publication = parse_notify(fields, visit.tenant or "", self._publishing.limits)
         received_at = visit.incoming.received_at
         stored = await self._publishing.notifier.notify(
-            replace(publication, door=self.name, received_at=received_at, idempotency_key=key)
+            altered(publication, door=self.name, received_at=received_at, idempotency_key=key)
         )
         visit.note_repeat(stored.is_repeat)
         return Answer(200)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from server.errors import BadCredentials, InvalidInput, InvalidNotification, NoCredentials, ServerError
 from server.ingest.door import Door
 from server.ingest.visits import Answer, Visit, json_answer, json_object
-from server.messages import Publication
+from server.messages import Publication, altered
 from server.parsers import parse_broadcast, parse_internal, parse_service
 from server.store import Stored
 
@@ -18,7 +17,7 @@ class _JsonDoor(Door):
         """See `Notifier.notify`."""
         received_at = visit.incoming.received_at
         stored = await self._publishing.notifier.notify(
-            replace(publication, door=self.name, received_at=received_at, idempotency_key=key)
+            altered(publication, door=self.name, received_at=received_at, idempotency_key=key)
         )
         visit.note_repeat(stored.is_repeat)
         return stored

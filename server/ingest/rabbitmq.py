@@ -13,7 +13,7 @@ import json
 import logging
 import time
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -35,7 +35,7 @@ from server.ingest.consumer import (
     reason_of,
 )
 from server.ingest.rabbitmq_link import GOODBYE_S, End, Link, bind_again, open_link
-from server.messages import Publication
+from server.messages import Publication, altered
 from server.notifier import Notifier
 from server.parsers import FieldLimits, parse_service
 from server.store import Store
@@ -151,7 +151,7 @@ class RabbitDoor(Consumer):
             logger.exception("rabbitmq: a message could not be read")
             self.note_failure()
             return _Task(message, None, INTERNAL)
-        publication = replace(publication, door=self.door, received_at=received_at, idempotency_key=key)
+        publication = altered(publication, door=self.door, received_at=received_at, idempotency_key=key)
         return _Task(message, publication, {name: fields[name] for name in ("user_id", "payload")})
 
     def refusal(self, error: ServerError) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from urllib.parse import unquote, urlsplit
 
@@ -49,7 +49,7 @@ from server.ingest.consumer import (
     json_of,
     reason_of,
 )
-from server.messages import Publication
+from server.messages import Publication, altered
 from server.notifier import Notifier
 from server.parsers import FieldLimits, parse_hub
 from server.rooms import Room
@@ -253,7 +253,7 @@ class RedisDoor(Consumer):
     def _parse(self, message: _Message) -> Publication:
         value = json_of(message.body, self.max_message_bytes)
         publication = parse_hub(message.user_id, value, self._settings.tenant, self.limits)
-        return replace(
+        return altered(
             publication,
             door=self.door,
             received_at=message.received_at,

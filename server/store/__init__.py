@@ -20,6 +20,7 @@ from server.messages import (
     EmailDuty,
     Notification,
     Recipient,
+    Record,
     TypeCounts,
 )
 from server.store.broadcasts import Accepted, Broadcast, BroadcastRefused, Broadcasts, Leases, Once
@@ -96,8 +97,7 @@ class Change:
     rev: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
+class Stored(Record, frozen=True, gc=False):
     """What `Store.add` made, now or (`is_repeat`) when the same request came first: the notification with the `nid` and
     `created_at` that it has, and its documents in the order of the recipients (of a repeat: as they are now, tombstones
     too; those that are kept no longer are missing). `new`: the documents of which nobody has been told yet."""
@@ -108,8 +108,7 @@ class Stored:
     is_repeat: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Addition:
+class Addition(Record, frozen=True, gc=False):
     """What `Store.add` is given."""
 
     notification: Notification

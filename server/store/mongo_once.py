@@ -32,7 +32,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from bson import ObjectId
 from bson.raw_bson import RawBSONDocument
@@ -40,7 +40,7 @@ from pymongo import UpdateOne
 from pymongo.errors import BulkWriteError
 
 from server.errors import KeyReused, StoreUnavailable
-from server.messages import Document, Notification
+from server.messages import Document, Notification, altered
 from server.store import Once
 from server.store.mongo_batches import Batches
 from server.store.mongo_connection import Connection, raise_but_for_duplicates
@@ -81,7 +81,7 @@ class OnceRecords:
             raise KeyReused
         nid = str(record["nid"])
         return Claimed(
-            replace(notification, nid=nid, created_at=record["createdAt"]),
+            altered(notification, nid=nid, created_at=record["createdAt"]),
             is_new=nid == notification.nid,
             done_by=record.get("doneBy"),
         )

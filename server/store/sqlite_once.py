@@ -6,11 +6,10 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import datetime, timedelta
 
 from server.errors import KeyReused
-from server.messages import Document, Notification
+from server.messages import Document, Notification, altered
 from server.store import Once
 from server.store import sqlite_reading as reading
 from server.store.sqlite_schema import from_ms, to_ms
@@ -56,7 +55,7 @@ def repeated(
     fingerprint, nid, created_at = found
     if fingerprint != once.fingerprint:
         raise KeyReused
-    return replace(notification, nid=nid.hex(), created_at=from_ms(created_at))
+    return altered(notification, nid=nid.hex(), created_at=from_ms(created_at))
 
 
 def documents(

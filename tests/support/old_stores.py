@@ -15,6 +15,7 @@ from typing import Any
 from bson import json_util
 from pymongo import IndexModel, MongoClient
 
+from server.messages import Record
 from tests.support.stores import MongoPlace, Place, SQLitePlace
 
 FOLDER = Path(__file__).resolve().parents[1] / "data" / "store-3"
@@ -71,6 +72,8 @@ def _index(fields: Mapping[str, Any]) -> IndexModel:
 
 def as_written(value: Any) -> Any:
     """As the JSON of `FOLDER` has it."""
+    if isinstance(value, Record):
+        return {name: as_written(getattr(value, name)) for name in value.__struct_fields__}
     if dataclasses.is_dataclass(value):
         return {field.name: as_written(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, datetime):
