@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from server.torture.children import free_port
 from server.torture.relay import Relay
@@ -10,14 +10,20 @@ from server.torture.relay import Relay
 
 class Ways:
     """Of one node. `redis`: the port of Redis; `members`: those of the members of the replica set `set_name`. None and
-    (): nothing stands between."""
+    (): nothing stands between. `new_port`: one that is free."""
 
-    def __init__(self, redis: int | None, members: Sequence[int], set_name: str) -> None:
+    def __init__(
+        self,
+        redis: int | None,
+        members: Sequence[int],
+        set_name: str,
+        new_port: Callable[[], int] = free_port,
+    ) -> None:
         self._set_name = set_name
-        ports = {port: free_port() for port in members}
+        ports = {port: new_port() for port in members}
         names = {_address(port): _address(near) for port, near in ports.items()}
         self._relays = {
-            "redis": [Relay(redis)] if redis is not None else [],
+            "redis": [Relay(redis, port=new_port())] if redis is not None else [],
             "mongod": [Relay(port, names, near) for port, near in ports.items()],
         }
 

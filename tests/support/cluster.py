@@ -108,7 +108,7 @@ class Cluster:
         self.backplane = backplane
         self.mongod = mongod
         self.redis = redis
-        self._ways = [Ways(redis.port, mongod.ports, "rs3") for _ in NAMES]
+        self._ways = [Ways(redis.port, mongod.ports, "rs3", free_port) for _ in NAMES]
         self.network = Network(self._ways)
         common = {
             **SETTINGS,
