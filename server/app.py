@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from pydispatch import dispatcher
-from tornado.httpserver import HTTPServer
 
 from server import __version__
 from server.arrivals import Arrivals
@@ -20,10 +19,10 @@ from server.config import Config
 from server.consumers import Consumers
 from server.counts import UnseenCounts
 from server.doors import Doors
+from server.entrance import make_http_server
 from server.errors import StoreUnavailable
 from server.feed import FeedServices
 from server.grants import SignOut
-from server.greeting import announce
 from server.inbox import Inbox
 from server.limits import Limits
 from server.listening import Peers, TCPListener
@@ -52,6 +51,7 @@ from server.tokens.resume import ResumeTickets
 from server.wire import CloseReason, EventFrames
 from server.wire_v2 import InboxFrames
 from server.wiring import make_backplane, make_store, publisher_rules
+from server.workers.seat import Seat
 
 logger = logging.getLogger(__name__)
 
@@ -65,22 +65,13 @@ left, half for closing the store."""
 STORE_RETRY_S = 2.0
 """Between tries to open a store that is not there yet."""
 
-MAX_BODY_BYTES = 64 * 1024
-"""Of requests that need none; the doors that read bodies have limits of their own, and keep them as they read."""
-
-BODY_TIMEOUT_S = 60.0
-"""For one request's body: 4 MiB over a line of 1 Mbit/s take 34 s. Who sends no more holds up to that much memory."""
-
-IDLE_TIMEOUT_S = 75.0
-"""For the headers of a request, and so between two on one connection: above the 60 s for which common proxies keep
-theirs, so that it is they who close it. Neither time runs during an answer or on a WebSocket."""
-
 
 class Server:
     """One node; to be made where a loop runs. Raises `StartupError`."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, seat: Seat | None = None) -> None:
         self.config = config
+        self._seat = seat or Seat()
         self._loops = Tasks()
         self._sessions = Tasks()
         secured = tls_context(config)
@@ -105,8 +96,11 @@ class Server:
         )
         self._sync = Sync(self._store, self._retention)
         self._arrivals = Arrivals()
-        self._consumers = Consumers(config, self._store, self._notifier, self._presence)
+        self._consumers = Consumers(
+            config, self._store, self._notifier, self._presence, self._seat.lease_holder
+        )
         self._metrics = Metrics({"version": __version__, "store": self._store.name.partition(" ")[0]})
+        self._seat.watch(self._metrics)
         self._checks = self._make_checks()
         self._peers = Peers(lambda: self._limits.sockets_per_address, self._is_exempt)
         self._doors = Doors(
@@ -125,12 +119,7 @@ class Server:
         )
         self._publish_port = PublishPort(config.application, self._doors, self._metrics, self._peers)
         self._entrance = self._doors.entrance()
-        self._http = HTTPServer(
-            self._entrance,
-            max_body_size=MAX_BODY_BYTES,
-            body_timeout=BODY_TIMEOUT_S,
-            idle_connection_timeout=IDLE_TIMEOUT_S,
-        )
+        self._http = make_http_server(self._entrance)
         self._reloads = Reloads(
             config,
             secured,
@@ -206,11 +195,16 @@ class Server:
     # -- life ------------------------------------------------------------------------------------------------
     async def run(self, stop: asyncio.Event, started: Callable[[], None] = lambda: None) -> None:
         """Serve until `stop` is set, then end in order; `started` is called when all is up. Raises `StartupError`."""
-        application = self.config.application
-        listener = TCPListener(application.address, application.port, self._peers, application.also_listen)
+        application, seat = self.config.application, self._seat
+        listener = TCPListener(
+            application.address, application.port, self._peers, application.also_listen, seat.main
+        )
         try:
-            self._publish_port.bind()
-            listener.start(self._serve_connection)  # whoever watches over this process hears that it lives
+            self._publish_port.bind(seat.publishing)
+            if seat.listens_early:
+                listener.start(
+                    self._serve_connection
+                )  # whoever watches over this process hears that it lives
             if not await self._open_store(stop):
                 return
             self._start_instruments(listener)
@@ -218,7 +212,10 @@ class Server:
             self._publish_port.start(self._loops)
             self._entrance.open()
             self._checks.state = State.SERVING
-            announce(self.config, listener.port, self._store.name, self._mail.name, self._publish_port.port)
+            if not seat.listens_early:
+                listener.start(self._serve_connection)
+            names = self._store.name, self._mail.name
+            seat.announce(self.config, listener.port, *names, self._publish_port.port)
             started()
             await stop.wait()
             await self._drain()
@@ -226,6 +223,12 @@ class Server:
             await self._shut_down(listener)
 
     def _serve_connection(self, connection: socket.socket, address: Any, left: Callable[[], None]) -> None:
+        if self._reloads.tls is None and self._checks.state is State.SERVING:
+            self._doors.upgrades.take(connection, address, left, self._serve_requests)
+        else:
+            self._serve_requests(connection, address, left)
+
+    def _serve_requests(self, connection: socket.socket, address: Any, left: Callable[[], None]) -> None:
         stream = open_stream(connection, left, self._reloads.tls)
         if stream is not None:
             self._http.handle_stream(stream, address)
@@ -333,7 +336,7 @@ class Server:
     async def _drain(self) -> None:
         """Serve on, for as long as those who ask at /readyz take to notice that nobody should be sent here."""
         self._checks.state = State.STOPPING
-        if self.config.application.drain_s:
+        if self.config.application.drain_s and self._seat.drains:
             logger.info("the end begins in %g s; /readyz says so already", self.config.application.drain_s)
             await asyncio.sleep(self.config.application.drain_s)
 
@@ -345,6 +348,7 @@ class Server:
         cut_at, work_ends_at = ends_at - LETTING_GO_S / 2, ends_at - LETTING_GO_S
         self._checks.state = State.STOPPING
         await step("listening", listener.close, cut_at)
+        self._doors.upgrades.close()
         # Who has a connection is answered on it once more, and then knows that it is over: a request that met one just
         # being closed would leave its caller in doubt whether it was carried out.
         self._http.conn_params.no_keep_alive = True

@@ -26,16 +26,23 @@ if TYPE_CHECKING:
 class Consumers:
     """All of a node; none are imported that are not configured."""
 
-    def __init__(self, config: Config, store: Store, notifier: Notifier, presence: Presence) -> None:
+    def __init__(
+        self,
+        config: Config,
+        store: Store,
+        notifier: Notifier,
+        presence: Presence,
+        lease_holder: str | None = None,
+    ) -> None:
+        """`lease_holder`: by which name to hold leases; None: one that nobody has had."""
         self.doors: list[RedisDoor | RabbitDoor] = []
         limits, size = field_limits(config), config.limits.body_bytes
         if config.redis_hub is not None:
             from server.ingest.consumer import Lease
             from server.ingest.redis import RedisDoor
 
-            lease = Lease(
-                store.leases, "redis", f"{socket.gethostname()} {os.getpid()} {secrets.token_hex(4)}"
-            )
+            holder = lease_holder or f"{socket.gethostname()} {os.getpid()} {secrets.token_hex(4)}"
+            lease = Lease(store.leases, "redis", holder)
             self.doors.append(
                 RedisDoor(
                     config.redis_hub,

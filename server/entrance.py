@@ -8,6 +8,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from tornado.httpserver import HTTPServer
 from tornado.httputil import (
     HTTPConnection,
     HTTPHeaders,
@@ -24,6 +25,17 @@ RETRY_AFTER_S = 5
 
 MAX_BODY_BYTES = 16 * 1024 * 1024
 """Of a request that is asked to come again: read, so that the answer arrives, and dropped."""
+
+
+BODY_BYTES = 64 * 1024
+"""Of requests that need none; the doors that read bodies have limits of their own, and keep them as they read."""
+
+BODY_TIMEOUT_S = 60.0
+"""For one request's body: 4 MiB over a line of 1 Mbit/s take 34 s. Who sends no more holds up to that much memory."""
+
+IDLE_TIMEOUT_S = 75.0
+"""For the headers of a request, and so between two on one connection: above the 60 s for which common proxies keep
+theirs, so that it is they who close it. Neither time runs during an answer or on a WebSocket."""
 
 
 class Entrance(HTTPServerConnectionDelegate):
@@ -104,3 +116,13 @@ class _NotYetHandler(RequestHandler):
         self.finish(json.dumps(problem))
 
     get = head = post = put = patch = delete = options = _refuse
+
+
+def make_http_server(entrance: Entrance) -> HTTPServer:
+    """What speaks HTTP on the connections that it is handed, and knows when who has been silent for too long."""
+    return HTTPServer(
+        entrance,
+        max_body_size=BODY_BYTES,
+        body_timeout=BODY_TIMEOUT_S,
+        idle_connection_timeout=IDLE_TIMEOUT_S,
+    )

@@ -107,8 +107,9 @@ class Exposition:
 
     async def _current(self) -> list[Metric]:
         if self._clock() - self._collected_at >= self._kept_s:
-            await self._metrics.refresh()
-            self._families = await asyncio.to_thread(lambda: list(self._metrics.registry.collect()))
+            own = await self._metrics.collected()
+            others = self._metrics.others
+            self._families = own if others is None else await others(own)
             self._collected_at = self._clock()
             self._texts.clear()
         return self._families

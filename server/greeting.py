@@ -10,9 +10,11 @@ from server.config import Config
 logger = logging.getLogger(__name__)
 
 
-def announce(config: Config, port: int, store: str, mail: str, publish_port: int | None = None) -> None:
+def announce(
+    config: Config, port: int, store: str, mail: str, publish_port: int | None = None, workers: int = 1
+) -> None:
     """On standard output, and the warnings of the configuration in the log. `port`, `publish_port`: those that it got;
-    `store`, `mail`: their names."""
+    `store`, `mail`: their names; `workers`: how many processes serve."""
     scheme = "http" if config.tls is None else "https"
     address = f"{scheme}://{_url_host(config.application.address)}:{port}/"
     lines = [
@@ -24,6 +26,8 @@ def announce(config: Config, port: int, store: str, mail: str, publish_port: int
     ]
     if publish_port is not None:
         lines.append(f"  publish  http://{_url_host(config.application.publish_address)}:{publish_port}/")
+    if workers > 1:
+        lines.append(f"  workers  {workers}")
     print("\n".join(lines), flush=True)
     for warning in config.warnings:
         logger.warning("%s", warning)

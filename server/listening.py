@@ -98,8 +98,8 @@ class TCPListener:
         also: Iterable[int] = (),
         bound: Iterable[socket.socket] | None = None,
     ) -> None:
-        """Bind; clients are still refused. Port 0 is any free one; `also`: further ports; `bound`: sockets that are bound
-        already, as by `bind_shared`, in place of all these. Raises `StartupError`."""
+        """Bind; clients are still refused. Port 0 is any free one; `also`: further ports; `bound`: in place of all
+        these, sockets that are bound already. Raises `StartupError`."""
         self._peers = peers
         self._tasks = Tasks()
         self._reported_at = -REPORT_EVERY_S
@@ -228,8 +228,8 @@ def bind(host: str, ports: Iterable[int]) -> list[socket.socket]:
 
 
 def bind_shared(addresses: Iterable[tuple[int, Any]]) -> list[socket.socket]:
-    """One socket for each (family, address), which others of this user may have one for, too (SO_REUSEPORT): connections
-    are spread over those that listen. Raises `StartupError`."""
+    """One socket for each (family, address), for which other processes of this user may have one, too (SO_REUSEPORT):
+    connections are spread over those that listen. Raises `StartupError`."""
     sockets: list[socket.socket] = []
     with contextlib.ExitStack() as undo:
         for family, address in addresses:

@@ -39,6 +39,16 @@ SHARED_BUCKETS = 16
 _QUERY = re.compile(r"\?\S+")
 
 
+_worker: int | None = None
+"""Which one this process is, of several."""
+
+
+def name_worker(number: int) -> None:
+    """Each line says from the next `setup` on that it is of this worker."""
+    global _worker
+    _worker = number
+
+
 def setup(log: Log) -> None:
     """Send all logging of this process where `log` says, in place of where it went before.
 
@@ -92,14 +102,15 @@ def _open_file(path: Path) -> logging.Handler:
 
 
 class LineFormatter(logging.Formatter):
-    """`2026-11-21 06:14:58.123Z WARNING server.app: text (request 5f0c…)`; the lines of a traceback follow behind a
-    tab."""
+    """`2026-11-21 06:14:58.123Z WARNING server.app: text (request 5f0c…)`, of several workers `WARNING [worker 2]
+    server.app: …`; the lines of a traceback follow behind a tab."""
 
     default_time_format = "%Y-%m-%d %H:%M:%S"
     default_msec_format = "%s.%03dZ"
 
     def __init__(self) -> None:
-        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
+        worker = "" if _worker is None else f"[worker {_worker}] "
+        super().__init__(f"%(asctime)s %(levelname)s {worker}%(name)s: %(message)s")
         self.converter = time.gmtime
 
     def formatMessage(self, record: logging.LogRecord) -> str:
@@ -115,9 +126,9 @@ class LineFormatter(logging.Formatter):
 
 
 class JSONFormatter(logging.Formatter):
-    """An object a line: `time` (RFC 3339), `level`, `logger`, `message`, and where there are: `left_out` (how many like
-    this were not written since the last one), `request_id`, `traceback`. All ASCII, so that a line is a line for
-    everybody."""
+    """An object a line: `time` (RFC 3339), `level`, `logger`, `message`, and where there are: `worker` (its number),
+    `left_out` (how many like this were not written since the last one), `request_id`, `traceback`. All ASCII, so that
+    a line is a line for everybody."""
 
     def format(self, record: logging.LogRecord) -> str:
         at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
@@ -127,6 +138,8 @@ class JSONFormatter(logging.Formatter):
             "logger": record.name,
             "message": _without_query(record, record.getMessage()),
         }
+        if _worker is not None:
+            fields["worker"] = _worker
         if left_out := getattr(record, "left_out", 0):
             fields["left_out"] = left_out
         if id_ := request_id.current():

@@ -55,6 +55,9 @@ FAST = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5,
 SLOW = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 1, 2.5, 5, 10, 30)
 
 
+Others = Callable[[list[Metric]], Awaitable[list[Metric]]]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sources:
     """Who is asked for what cannot be heard. `connections`: those open, by transport; `joined`: those that have a user,
@@ -89,6 +92,8 @@ class Metrics(Collector):
 
     def __init__(self, labels: Mapping[str, str], clock: Callable[[], float] = time.monotonic) -> None:
         self.registry = CollectorRegistry()
+        self.others: Others | None = None
+        """Where several processes are one node: makes their figures of those of this one. Does not raise."""
         self._build = dict(labels)
         self._clock = clock
         self._began_at = clock()
@@ -103,6 +108,7 @@ class Metrics(Collector):
         self._limit, self._dependency, self._status = _Values(), _Values(), _Values()
         # At tens of thousands a second, finding them anew each time would be half of the cost of counting.
         self._stored_by = lru_cache(MAX_TENANTS)(self._counters_of)
+        self._answered_by = lru_cache(MAX_VALUES)(self._duration_of)
         self._make_counters()
         self._make_histograms()
         ProcessCollector(registry=self.registry)
@@ -194,13 +200,13 @@ class Metrics(Collector):
         return self._door(publication.door), self._tenant(publication.notification.tenant)
 
     def _note_stored(self, publication: Publication, documents: list[Document], store_s: float) -> None:
-        published, stored = self._stored_by(*self._whose(publication))
+        published, stored, _ = self._stored_by(*self._whose(publication))
         published.inc()
         stored.inc(len(documents))
         self._store_s.observe(store_s)
 
-    def _counters_of(self, door: str, tenant: str) -> tuple[Counter, Counter]:
-        return self._published.labels(door, tenant), self._documents.labels(door, tenant)
+    def _counters_of(self, *whose: str) -> tuple[Counter, Counter, Counter]:
+        return self._published.labels(*whose), self._documents.labels(*whose), self._pushed.labels(*whose)
 
     def _note_replayed(self, publication: Publication) -> None:
         self._replayed.labels(*self._whose(publication)).inc()
@@ -211,7 +217,7 @@ class Metrics(Collector):
     def _note_pushed(
         self, publication: Publication, connections: int, push_s: float, total_s: float | None
     ) -> None:
-        self._pushed.labels(*self._whose(publication)).inc(connections)
+        self._stored_by(*self._whose(publication))[2].inc(connections)
         self._push_s.observe(push_s)
         if total_s is not None:
             self._delivery_s.observe(total_s)
@@ -250,8 +256,10 @@ class Metrics(Collector):
 
     def note_request(self, door: str, status: int, took_s: float) -> None:
         """An HTTP request has been answered."""
-        labels = self._door(door), f"{status // 100}xx"
-        self._request_s.labels(*labels).observe(max(0.0, took_s))
+        self._answered_by(self._door(door), status // 100).observe(max(0.0, took_s))
+
+    def _duration_of(self, door: str, hundreds: int) -> Histogram:
+        return self._request_s.labels(door, f"{hundreds}xx")
 
     def _note_received(self, door: str) -> None:
         self._received.labels(self._door(door)).inc()
@@ -314,6 +322,11 @@ class Metrics(Collector):
                 self._mail_counts = await ask()
         except (StoreUnavailable, TimeoutError):
             self._mail_counts = None
+
+    async def collected(self) -> list[Metric]:
+        """Of this process, and as they are now; does not raise. The work is done in a thread."""
+        await self.refresh()
+        return await asyncio.to_thread(lambda: list(self.registry.collect()))
 
     @property
     def uptime_s(self) -> float:

@@ -8,7 +8,6 @@ import gc
 import logging
 import os
 import signal
-import socket
 import sys
 import threading
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from server.app import SHUTDOWN_DEADLINE_S, Server
 from server.config import Config
 from server.errors import StartupError
 from server.listening import allow_many_files
+from server.workers.seat import Orders, Seat
 
 logger = logging.getLogger(__name__)
 
@@ -31,12 +31,12 @@ GC_THRESHOLDS = (20_000, 20, 50)
 and again."""
 
 
-def serve(config: Config, reread: Callable[[], Config]) -> int:
+def serve(config: Config, reread: Callable[[], Config], seat: Seat | None = None) -> int:
     """Run a node until SIGTERM or SIGINT; the exit code. `reread`: reads the configuration anew, at SIGHUP;
-    that signal may be blocked until here. Raises `StartupError`."""
+    that signal may be blocked until here. `seat`: None: it serves alone. Raises `StartupError`."""
     allow_many_files()
     with asyncio.Runner(loop_factory=_loop_factory(config.application.event_loop)) as runner:
-        runner.run(_serve(config, reread))
+        runner.run(_serve(config, reread, seat or Seat()))
     return 0
 
 
@@ -53,57 +53,48 @@ def _loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop] | None:
     return uvloop.new_event_loop
 
 
-async def _serve(config: Config, reread: Callable[[], Config]) -> None:
+async def _serve(config: Config, reread: Callable[[], Config], seat: Seat) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    server = Server(config)
+    server = Server(config, seat)
     last_resort_s = config.application.drain_s + LAST_RESORT_S
 
-    def end() -> None:
-        stop.set()
+    def end_by_signal() -> None:
         for number in STOP_SIGNALS:
             loop.remove_signal_handler(number)
             # Not by the loop, which may be what hangs.
             signal.signal(number, lambda *_: _leave("a second signal"))
+        end()
+
+    def end() -> None:
+        if stop.is_set():
+            return
+        stop.set()
         last_resort = threading.Timer(last_resort_s, _leave, ["something hangs"])
         last_resort.daemon = True
         last_resort.start()
 
     for number in STOP_SIGNALS:
-        loop.add_signal_handler(number, end)
+        loop.add_signal_handler(number, end_by_signal)
     # The handler is called in the midst of any task, whose request is none of the reload's business.
     context = contextvars.copy_context()
 
-    def hang_up(*_: object) -> None:
+    def reload() -> None:
         loop.call_soon_threadsafe(server.reload_soon, reread, context=context)
 
+    def started() -> None:
+        tune_gc()
+        seat.ready()
+
     # Not the loop's handler: removing that, as the loop does at its end, would let the next SIGHUP kill the process.
-    signal.signal(signal.SIGHUP, hang_up)
+    signal.signal(signal.SIGHUP, lambda *_: reload())
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
     try:
-        await server.run(stop, _started)
+        await seat.take(Orders(end=end, leave=_leave, reload=reload, last_resort_s=last_resort_s))
+        await server.run(stop, started)
     finally:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-
-
-def _started() -> None:
-    tune_gc()
-    tell_manager("READY=1")
-
-
-def tell_manager(state: str) -> None:
-    """Tell the service manager that started this process, if it wants to know: sd_notify(3), in a unit of
-    `Type=notify`."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if not address:
-        return
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-            # An @ stands for the zero byte of an abstract address (unix(7)).
-            manager.connect(f"\0{address[1:]}" if address.startswith("@") else address)
-            manager.sendall(state.encode())
-    except OSError as exc:
-        logger.warning("the service manager could not be told %s: %s", state, exc.strerror or exc)
+        await seat.leave()
 
 
 def _leave(why: str) -> None:

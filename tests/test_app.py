@@ -319,7 +319,7 @@ def test_more_connections_than_files(tmp_path: Path) -> None:
 
 async def test_who_does_not_go_on_with_a_request_is_disconnected(tmp_path: Path) -> None:
     """Whose body stalls, and who sends nothing. A WebSocket, and an answer that streams, live on."""
-    short_times = "from server import app; app.BODY_TIMEOUT_S = app.IDLE_TIMEOUT_S = 0.3"
+    short_times = "from server import entrance as e; e.BODY_TIMEOUT_S = e.IDLE_TIMEOUT_S = 0.3"
     with faulty(tmp_path, short_times) as server:
         async with SocketClient(server) as client:
             await client.join("alice")

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 LAYERS = {
     "PURE": "errors ids revs rates grants claims certificates messages payloads requests parsers idempotency"
-    " commands commands_v2 since wire wire_v2 dialects requests_v2 requests_batch openapi openapi.* accept callers"
+    " commands commands_v2 since wire wire_v2 dialects requests_v2 requests_batch requests_plain openapi openapi.* accept callers"
     " bus tasks flights arrivals assets mail_message request_id methods config config.*",
     "PORTS": "store store.broadcasts store.deliveries store.backup store.directory store.fsck store.mail"
     " store.retention mail_transport metrics exposition figures checks",
@@ -56,7 +56,7 @@ HOMES = {
     "cryptography": "tokens.keys",
     "httptools": "ingest.lane.protocol",
     "jwt": "tokens.*",
-    "msgspec": "messages requests requests_v2 requests_batch openapi openapi.* cluster.codec",
+    "msgspec": "messages requests requests_v2 requests_batch requests_plain openapi openapi.* cluster.codec",
     "pymongo": "store.mongo* cluster.mongodb torture.mongod",
     "aiosmtpd": "torture.sink",
     "aiosmtplib": "smtp",

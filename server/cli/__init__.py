@@ -13,15 +13,16 @@ import argparse
 import logging
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from server import __version__, logs
 from server.cli import access, backup, conformance, fsck, outbox, torture, users
-from server.cli.common import PROGRAM, BadInput, load_config, say, with_config
+from server.cli.common import PROGRAM, BadInput, load_config, options, say, with_config
 from server.config import Config, load
 from server.config.shown import shown
 from server.errors import InvalidConfig, ServerError, StartupError
+from server.workers.channel import Given
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +54,13 @@ def _parser() -> argparse.ArgumentParser:
         "serve",
         parents=[with_config()],
         help="run the server until SIGTERM or Ctrl-C; SIGHUP rereads the configuration",
+        description="SIGTERM or Ctrl-C ends it in order, a second one at once. SIGHUP rereads the configuration. With"
+        " several workers, SIGUSR2 replaces them one by one.",
+    )
+    serve.add_argument(
+        "--workers",
+        metavar="N",
+        help="so many processes on the same ports (default: workers of the configuration)",
     )
     serve.set_defaults(run=_serve)
     check = commands.add_parser(
@@ -76,19 +84,44 @@ def _parser() -> argparse.ArgumentParser:
 def _serve(arguments: argparse.Namespace) -> int:
     # By itself it would end the process: it waits until `serve` can take it.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    given = Given.take()
+    if given is not None:
+        return _work(arguments, given)
     config = load_config(arguments)
     logs.setup(config.log)
     if config.file is None:
         logger.info("no config.ini in %s: the defaults are in force", Path.cwd())
     else:
         logger.info("configuration: %s", config.file.absolute())
+    if config.application.workers > 1:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
+        from server.workers.supervisor import supervise  # takes a moment, as below
+
+        return supervise(config, _reread(arguments, config))
     from server.process import serve  # takes a moment, which the other commands need not wait for
 
+    return serve(config, _reread(arguments, config))
+
+
+def _work(arguments: argparse.Namespace, given: Given) -> int:
+    """Serve as one of several."""
+    from server.process import serve
+    from server.workers.worker import WorkerSeat
+
+    seat = WorkerSeat(given)
+    logs.name_worker(given.number)
+    config = load_config(arguments)
+    logs.setup(config.log)
+    return serve(config, _reread(arguments, config), seat)
+
+
+def _reread(arguments: argparse.Namespace, config: Config) -> Callable[[], Config]:
     def reread() -> Config:
         # A file that was there and is gone is a mistake, and not a wish for the defaults.
-        return load_config(arguments) if config.file is None else load(config.file, os.environ)
+        is_without = config.file is None
+        return load_config(arguments) if is_without else load(config.file, os.environ, options(arguments))
 
-    return serve(config, reread)
+    return reread
 
 
 def _check_config(arguments: argparse.Namespace) -> int:
