@@ -247,7 +247,7 @@ class Publishing:
         for number in itertools.count():
             if self._is_ending:
                 return
-            await self._publish(f"{self._user} {number}")
+            await self._publish(f"{self._user}-{number}")
 
     async def _publish(self, key: str) -> None:
         ends_at = time.monotonic() + ACKNOWLEDGED_WITHIN_S

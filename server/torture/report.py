@@ -99,7 +99,7 @@ def table(result: Result) -> str:
         "duplicated": counts["duplicated"],
         "else wrong": len(result.findings) - counts["lost"] - counts["duplicated"],
     }
-    lines += [f"{name:<24}{value}" for name, value in figures.items()]
+    lines += [f"{name:<24} {value}" for name, value in figures.items()]
     lines += ["", f"seed {result.seed}, {result.rounds} rounds, {result.store}, {result.duration_s:.0f} s"]
     lines += [f"left out: {each}" for each in result.left_out]
     lines += [f"{each.kind.upper()}: {each.what}" for each in result.findings[:SHOWN]]
@@ -112,7 +112,7 @@ def table(result: Result) -> str:
 
 
 def _row(kind: object, times: object, worst: object) -> str:
-    return f"{kind:<24}{times:>8}{worst:>18}"
+    return f"{kind:<30}{times:>8}{worst:>18}"
 
 
 class Progress:
