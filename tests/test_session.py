@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from server import backplane as backplane_module
+from server import rooms as rooms_module
 from server.conversations import classic as module
 from server.messages import Added, Deleted, Document, Event, Seen, UnseenCount, altered
 from server.rooms import REORDER_WINDOW_S
@@ -29,6 +31,7 @@ from tests.support.core import (
     Core,
     command,
     open_core,
+    publication,
 )
 from tests.support.recording import ELSEWHERE, Message, RecordingConnection
 
@@ -681,6 +684,39 @@ async def test_a_client_whose_waiting_pushes_are_too_many_is_slow(core: Core) ->
     assert [message.name for message in other.received()] == ["notification"] * count
     await core.notify("alice")
     assert core.rooms.size(ALICE) == 1
+
+
+async def test_answers_and_pushes_keep_their_order_while_a_user_is_told_one_screen_at_a_time(
+    core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever lists, or marks, in the midst of a round: each screen has each document before it hears that it was seen,
+    and none again after an answer that had it."""
+    monkeypatch.setattr(backplane_module, "MAX_SLICE_S", 0.0)
+    monkeypatch.setattr(rooms_module, "SESSIONS_PER_STEP", 1)
+    screens = [await core.join("alice") for _ in range(9)]
+    listed: dict[int, set[str]] = {}
+    documents: list[Document] = []
+    for number, screen in enumerate(screens):
+        documents += (await core.notifier.notify(publication("alice"))).documents
+        await asyncio.sleep(0)
+        if number % 3 == 1:
+            command(screen, "content", 0)
+        elif number % 3 == 2:
+            command(screen, "seen", [documents[-1].id])
+    await core.backplane.flushed()
+    for screen in screens:
+        shown: set[str] = set()
+        for message in await _is_done(screen):
+            if message.name == "seen":
+                assert set(message.data) <= shown
+            elif message.name == "notification":
+                assert not listed.setdefault(id(screen), set()) & set(message.ids)
+                if len(message.ids) > 1:
+                    listed[id(screen)] |= set(message.ids)
+                shown |= set(message.ids)
+        assert shown == set(_ids(documents))
+    inbox = await core.store.newest(*ALICE, before=None, limit=30)
+    assert {document.id for document in inbox if document.seen} == set(_ids(documents[2::3]))
 
 
 async def test_one_push_may_wait_however_large(core: Core) -> None:
