@@ -273,10 +273,8 @@ class Rooms:
 
     def _brought_up_to_date(self, event: Event) -> Event | None:
         self._note_change(event)
-        if isinstance(event, Seen | Unseen | Deleted):
-            return self._without_overtaken(event)
         if not isinstance(event, Added | Restored):
-            return event
+            return self._without_overtaken(event) if isinstance(event, Seen | Unseen | Deleted) else event
         state = self._changed.get(event.document.id)
         if state is None or state.rev <= event.rev:
             return event
@@ -303,6 +301,8 @@ class Rooms:
 
     def _note_change(self, event: Event) -> None:
         """Remember what has become of documents, for those whose `Added` may come behind."""
+        if isinstance(event, Added):  # mostly
+            return
         at = self._clock()
         if isinstance(event, Seen | Unseen | Deleted):
             state = _State(event.rev, isinstance(event, Seen), isinstance(event, Deleted), at)
@@ -362,6 +362,8 @@ def _bursts(dialect: Dialect, events: Iterable[Event]) -> list[tuple[list[Push],
     """What tells of the events in a dialect, in order, in portions of at most `MAX_BURST_CHARS` or of one; each as
     single frames and as one."""
     pushes = [(event, frame) for event in events if (frame := dialect.frame(event)) is not None]
+    if len(pushes) == 1:  # mostly
+        return [(pushes, pushes[0][1])]
     return [
         (some, some[0][1] if len(some) == 1 else Burst([frame for _, frame in some]))
         for some in _portions(pushes)
