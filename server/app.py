@@ -218,7 +218,7 @@ class Server:
             seat.announce(self.config, listener.port, *names, self._publish_port.port)
             started()
             await stop.wait()
-            await self._drain()
+            await self._drain(listener)
         finally:
             await self._shut_down(listener)
 
@@ -333,8 +333,12 @@ class Server:
             self._reloads.soon(reread)
 
     # -- the end ---------------------------------------------------------------------------------------------
-    async def _drain(self) -> None:
-        """Serve on, for as long as those who ask at /readyz take to notice that nobody should be sent here."""
+    async def _drain(self, listener: TCPListener) -> None:
+        """Serve on, for as long as those who ask at /readyz take to notice that nobody should be sent here; or, where
+        another process has these ports now, until who is connected here has been answered once more."""
+        if self._seat.hand_over_s:
+            await self._refuse_new(listener)
+            return await asyncio.sleep(self._seat.hand_over_s)
         self._checks.state = State.STOPPING
         if self.config.application.drain_s and self._seat.drains:
             logger.info("the end begins in %g s; /readyz says so already", self.config.application.drain_s)
@@ -347,12 +351,8 @@ class Server:
         ends_at = now() + SHUTDOWN_DEADLINE_S
         cut_at, work_ends_at = ends_at - LETTING_GO_S / 2, ends_at - LETTING_GO_S
         self._checks.state = State.STOPPING
-        await step("listening", listener.close, cut_at)
+        await step("listening", lambda: self._refuse_new(listener), cut_at)
         self._doors.upgrades.close()
-        # Who has a connection is answered on it once more, and then knows that it is over: a request that met one just
-        # being closed would leave its caller in doubt whether it was carried out.
-        self._http.conn_params.no_keep_alive = True
-        await step("the publishing port", self._publish_port.stop, cut_at)
         await step("reloading", self._reloads.cancel, cut_at)
         await step("fetching", lambda: self._consumers.stop(max(0.0, work_ends_at - now())), work_ends_at)
         await step("notifying", self._notifier.close, work_ends_at)
@@ -369,6 +369,13 @@ class Server:
         await step("those of the publishing port", self._publish_port.close, cut_at)
         await step("signing in", self._sign_in.close, cut_at)
         await step("the store", self._store.close, ends_at)
+
+    async def _refuse_new(self, listener: TCPListener) -> None:
+        await listener.close()
+        # Who has a connection is answered on it once more, and then knows that it is over: a request that met one just
+        # being closed would leave its caller in doubt whether it was carried out.
+        self._http.conn_params.no_keep_alive = True
+        await self._publish_port.stop()
 
     async def _write_use(self) -> None:
         try:

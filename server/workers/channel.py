@@ -6,7 +6,7 @@ reach; and what a worker is given at its start.
                            ask             for the figures of all; `packed`: its own
                            figures         `packed`: its own, when asked
                            last            `packed`: what it has counted until its end
-    supervisor -> worker   end             `drains`: whether `drain_s` counts
+    supervisor -> worker   end             `replaced`: whether another one has its sockets now
                            reload          the configuration
                            ask             for its figures
                            all             `packed`: the figures of the others, added up

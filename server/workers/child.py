@@ -121,10 +121,10 @@ class Child:
         if self._channel is not None:
             self._channel.say(message)
 
-    def end(self, *, drains: bool) -> None:
+    def end(self, *, is_replaced: bool) -> None:
         """Ask it to end in order."""
         if self._takes_orders:
-            self.say(line("end", drains=drains))
+            self.say(line("end", replaced=is_replaced))
         else:
             self._signal(signal.SIGTERM)
 

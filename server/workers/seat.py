@@ -33,7 +33,9 @@ class Seat:
     listens_early = True
     """Whether to answer (`/healthz`, and 503 to all else) before there is a store; else there is somebody else to."""
     drains = True
-    """Whether `drain_s` counts: not where others go on serving on the same port."""
+    """Whether `drain_s` counts: not where there is nobody left who watches."""
+    hand_over_s = 0.0
+    """How long to answer those who are connected, when another process has the same sockets; 0: there is none."""
     lease_holder: str | None = None
     """By which name to hold leases, so that who follows after a crash has them at once; None: any of its own."""
 

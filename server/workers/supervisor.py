@@ -220,7 +220,7 @@ class Supervisor:
                 delay_s = 0.0
             else:
                 delay_s = backoff.next_s()
-            logger.error("%s; it is started anew in %.1f s", told, delay_s)
+            logger.error("%s; it is started anew %s", told, f"in {delay_s:.1f} s" if delay_s else "at once")
             await asyncio.sleep(delay_s)
 
     async def _live(self, slot: Slot, lease_holder: str) -> Child:
@@ -296,17 +296,17 @@ class Supervisor:
         if trouble:
             goes_on = f"{old} goes on" if slot.child is old else f"{old} has ended meanwhile"
             logger.error("%s %s, so %s, and no other is replaced", new, trouble, goes_on)
-            await self._end(new, drains=False)
+            await self._end(new)
             return False
         logger.info("%s is replaced by %s", old, new)
-        await self._end(old, drains=False)
+        await self._end(old, is_replaced=True)
         return True
 
     # -- the end ---------------------------------------------------------------------------------------------
-    async def _end(self, child: Child, *, drains: bool) -> None:
+    async def _end(self, child: Child, *, is_replaced: bool = False) -> None:
         """Returns when it has ended, or nothing more can be done about it."""
-        drain_s = self._config.application.drain_s if drains else 0.0
-        child.end(drains=drains)
+        drain_s = 0.0 if is_replaced else self._config.application.drain_s
+        child.end(is_replaced=is_replaced)
         try:
             async with asyncio.timeout(END_S + drain_s):
                 await child.has_ended.wait()
@@ -320,7 +320,7 @@ class Supervisor:
     async def _end_all(self) -> None:
         await self._keeping.cancel()
         children = list(self._children)
-        await asyncio.gather(*(self._end(child, drains=True) for child in children))
+        await asyncio.gather(*(self._end(child) for child in children))
         if any(child.code != 0 for child in children if child.ready_at is not None):
             self._exit_code = self._exit_code or 1
         await self._answering.cancel()

@@ -24,6 +24,10 @@ logger = logging.getLogger(__name__)
 WAIT_S = 2.0
 """For the figures of the others; the supervisor waits for none of them half as long."""
 
+HAND_OVER_S = 3.0
+"""Callers that keep a connection open send something over it within this time, mostly; the answer says that it was the
+last one there."""
+
 LEAVE_S = 1.0
 """For the last figures to be handed over."""
 
@@ -60,8 +64,8 @@ class WorkerSeat(Seat):
     async def _obey(self, channel: Channel, orders: Orders) -> None:
         while (message := await channel.hear()) is not None:
             match message:
-                case {"is": "end", "drains": drains}:
-                    self.drains = bool(drains)
+                case {"is": "end", "replaced": replaced}:
+                    self.hand_over_s = HAND_OVER_S if replaced else 0.0
                     orders.end()
                 case {"is": "reload"}:
                     orders.reload()
