@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 
 
 class Arrivals:
@@ -11,8 +12,9 @@ class Arrivals:
     those who are there already a moment per turn, and the first of it are served before the last are begun with."""
 
     def __init__(self) -> None:
-        self._joining: deque[asyncio.Future[None]] = deque()
-        self._connecting: deque[asyncio.Future[None]] = deque()
+        # what to call when it is their turn; False: nobody waits for it any more
+        self._joining: deque[Callable[[], bool]] = deque()
+        self._connecting: deque[Callable[[], bool]] = deque()
         self._is_taken = False
 
     async def to_connect(self) -> None:
@@ -23,21 +25,49 @@ class Arrivals:
         """The same for one that has connected, and joins: before all that connect."""
         await self._turn(self._joining)
 
-    async def _turn(self, waiting: deque[asyncio.Future[None]]) -> None:
-        loop = asyncio.get_running_loop()
-        if not self._is_taken:
-            self._is_taken = True
-            loop.call_soon(self._next)
+    def connect(self, go: Callable[[], None]) -> None:
+        """Call this when it is the turn of a client that connects: as `to_connect`."""
+
+        def in_turn() -> bool:
+            go()
+            return True
+
+        if self._take():
+            go()
+        else:
+            self._connecting.append(in_turn)
+
+    async def _turn(self, waiting: deque[Callable[[], bool]]) -> None:
+        if self._take():
             return
-        future = loop.create_future()
-        waiting.append(future)
+        future = asyncio.get_running_loop().create_future()
+
+        def in_turn() -> bool:
+            if future.done():  # its task was cancelled
+                return False
+            future.set_result(None)
+            return True
+
+        waiting.append(in_turn)
         await future
+
+    def _take(self) -> bool:
+        """Take this turn, if nobody has had it."""
+        if self._is_taken:
+            return False
+        self._is_taken = True
+        asyncio.get_running_loop().call_soon(self._next)
+        return True
 
     def _next(self) -> None:
         while self._joining or self._connecting:
-            future = (self._joining or self._connecting).popleft()
-            if not future.done():  # else its task was cancelled
-                future.set_result(None)
-                asyncio.get_running_loop().call_soon(self._next)
+            is_used = True
+            try:
+                is_used = (self._joining or self._connecting).popleft()()
+            finally:  # if it failed, the others have their turn all the same
+                if is_used:
+                    # Behind what it has set going: who has connected may join next.
+                    asyncio.get_running_loop().call_soon(self._next)
+            if is_used:
                 return
         self._is_taken = False

@@ -188,12 +188,15 @@ class Broadcaster:
             after = owed[-1]
 
     async def _known_since(self, room: Room) -> datetime | None:
-        """Of a user who has joined, whom the store knows from now on. None: their tenant has ended."""
+        """Of a user who has joined, whom the store knows from now on. None: their tenant has ended, or no broadcast
+        is open."""
         known_since = await self._store.directory.known_since(*room)
         if known_since is None:
             # Not at the next time that joins are written down: a broadcast that another node accepts before that would
             # be over without this user. Of many who join at once a few calls write them all.
             await self._tenants.write_down()
+            if self._open_count == 0:
+                return None  # nothing is owed to anybody: it makes no difference since when
             known_since = await self._store.directory.known_since(*room)
         return known_since
 

@@ -35,7 +35,7 @@ from server.notifier import Notifier
 from server.parsers import FieldLimits
 from server.publishers import Publishers
 from server.rooms import Connection
-from server.security_headers import SecurityHeaders, StrictSecurityHeaders
+from server.security_headers import WITHOUT_CONTENT, SecurityHeaders, StrictSecurityHeaders
 from server.session import Session, SessionServices
 from server.tenants import Tenants
 from server.tokens.own import OwnTokens
@@ -45,6 +45,7 @@ from server.transports.origins import Origins
 from server.transports.registry import ConnectionOptions, Connections
 from server.transports.socketio import SocketIODoor
 from server.transports.sockjs import SockJSDoor, SockJSOptions
+from server.transports.upgrades import Upgrades
 from server.wire import GOING_AWAY
 
 Identify = Callable[[str, Mapping[str, str]], Caller]
@@ -55,6 +56,9 @@ DEMO_FRAME_ANCESTORS = (
     *(f"{scheme}://{host}:*" for scheme in ("http", "https") for host in ("localhost", "127.0.0.1")),
 )
 """The pages that may frame SockJS's iframe where there are demo users: what is in it speaks with our own origin."""
+
+
+REQUEST_LINE = "%d %s %s (%s) %.2fms"
 
 
 class _CountingApplication(Application):
@@ -74,7 +78,7 @@ class _CountingApplication(Application):
         log = access_log.info if status < 400 else access_log.error if is_failure else access_log.warning
         address = self._identify(request.remote_ip or "", request.headers).address
         took_ms = 1000.0 * request.request_time()
-        log("%d %s %s (%s) %.2fms", status, request.method, request.uri, address, took_ms)
+        log(REQUEST_LINE, status, request.method, request.uri, address, took_ms)
         health.note_request(self._metrics, handler)
 
 
@@ -133,6 +137,13 @@ class Doors:
             Origins(config.application.origins),
         )
         self.socketio = SocketIODoor(self.feeds)
+        self.upgrades = Upgrades(
+            [*self.sockjs.ways, socket_v2.way(self.feeds, self._open_session_v2)],
+            self.connections,
+            self.identify,
+            WITHOUT_CONTENT,
+            _log_upgrade,
+        )
 
     def _sockjs_options(self) -> SockJSOptions:
         return SockJSOptions(
@@ -215,6 +226,10 @@ class Doors:
         self._sessions.rooms.say_bye()
         self.connections.close_all(GOING_AWAY)
         self.connections.stop()
+
+
+def _log_upgrade(uri: str, caller: Caller, took_s: float) -> None:
+    access_log.info(REQUEST_LINE, 101, "GET", uri, caller.address, 1000.0 * took_s)
 
 
 def publishing_doors(publishing: Publishing) -> tuple[Door, ...]:

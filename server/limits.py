@@ -207,6 +207,15 @@ class Limits:
             limit = "connections_per_address"
             self._refuse(limit, TooManyConnections(limit, "this address", most))
 
+    def would_admit(self, caller: Caller) -> bool:
+        """Whether `may_connect` would let this one in now. Counts nothing."""
+        if caller.is_local:
+            return True
+        key = address_key(caller.address)
+        return self._by_address[key] < self._settings.connections_per_address and self._connects.would_allow(
+            key
+        )
+
     def opened(self, caller: Caller) -> None:
         """A connection of this caller is open now."""
         if not caller.is_local:

@@ -137,6 +137,14 @@ class Buckets:
         used = (after - now) * rate.per_s
         return Allowance(True, rate, int(rate.quota - used + TOLERANCE), after - now, 0.0, self.limit)
 
+    def would_allow(self, key: Hashable) -> bool:
+        """Whether there is a token of this key. None is taken."""
+        rate = self._rate
+        if rate is None:
+            return True
+        now = self._clock()
+        return not _wait_s(_spent(self._get(key), rate, now), rate, now)
+
     def reserve(self, key: Hashable, tokens: int = 1) -> float:
         """As `TokenBucket.reserve`."""
         rate = self._rate

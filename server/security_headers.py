@@ -38,6 +38,15 @@ class SecurityHeaders(OutputTransform):
         return status_code, headers, chunk
 
 
+WITHOUT_CONTENT = {
+    "Server": SERVER,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "same-origin",
+    "Content-Security-Policy": NO_PAGE,
+}
+"""The same for an answer that is no page, and did not come by TLS."""
+
+
 class StrictSecurityHeaders(SecurityHeaders):
     """For RELEASE: whoever came by our own TLS is to come by TLS only, to every port of this host. (In DEBUG that host
     is the developer's own, with other servers on it.)"""

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-import jwt
 from jwt.exceptions import ExpiredSignatureError, PyJWTError
 
 from server import claims
@@ -19,6 +18,7 @@ from server.errors import AuthUnavailable, BadCredentials, TokenExpired
 from server.grants import SigningSecret
 from server.messages import now
 from server.store import STEP
+from server.tokens.decoding import decoder
 from server.tokens.verifier import MAX_TOKEN_CHARS, looks_like_jwt, read_header
 
 ISSUER = "notification-server"
@@ -46,7 +46,7 @@ class OwnTokens:
         self._clock = clock
         # Made and ended by clocks of the same cluster: `exp` goes exactly, and an `iat` of a clock that is ahead is no
         # forgery.
-        self._jwt = jwt.PyJWT(
+        self._jwt = decoder(
             {"require": list(_CLAIMS), "verify_iat": False, "enforce_minimum_key_length": True}
         )
         self.use(secrets)

@@ -16,6 +16,7 @@ from server.claims import TOKEN_WRONG
 from server.config.access import JWTRules
 from server.errors import BadCredentials, StartupError, TokenExpired
 from server.outgoing import HTTPClient
+from server.tokens.decoding import decoder
 from server.tokens.jwks import key_set_of
 from server.tokens.keys import KeySource, OneKey, VerifyingKey, read_public_key, secret_key
 from server.tokens.loading import MAX_BYTES
@@ -60,7 +61,7 @@ class JWTVerifier:
     def __init__(self, rules: JWTRules, http: HTTPClient) -> None:
         self._rules = rules
         self._keys = _key_source(rules, http)
-        self._jwt = jwt.PyJWT(
+        self._jwt = decoder(
             {
                 "require": ["exp"],
                 "enforce_minimum_key_length": True,

@@ -17,12 +17,15 @@ from tornado.iostream import IOStream, SSLIOStream, StreamClosedError
 
 from server.callers import Caller
 from server.rooms import Connection
+from server.transports.sockets import SocketStream
 from server.wire import FAILED, SLOW, TIMED_OUT, CloseReason, Frame
 
 if TYPE_CHECKING:
     from server.transports.registry import Connections
 
 LOG = logging.getLogger(__name__)
+
+Stream = IOStream | SocketStream
 
 SEND_BUFFER_BYTES = 64 * 1024
 """What the kernel holds for a client. Left alone it grows to megabytes, and a client that stopped reading would look
@@ -154,8 +157,29 @@ class ClientConnection:
                 if count % MESSAGES_PER_TURN == 0:
                     await asyncio.sleep(0)
         except Exception:
-            LOG.exception("a message from %s could not be handled", self.caller.address)
-            self.close(FAILED)
+            self._failed()
+
+    def receive_one(self, text: str) -> Awaitable[None] | None:
+        """The same for one message, whose session hardly ever wants to be waited for."""
+        self.last_alive_at = time.monotonic()
+        if self._session is None:
+            return None
+        try:
+            handling = self._session.receive(text)
+        except Exception:
+            self._failed()
+            return None
+        return None if handling is None else self._until_handled(handling)
+
+    async def _until_handled(self, handling: Awaitable[None]) -> None:
+        try:
+            await handling
+        except Exception:
+            self._failed()
+
+    def _failed(self) -> None:
+        LOG.exception("a message from %s could not be handled", self.caller.address)
+        self.close(FAILED)
 
     # -- out -------------------------------------------------------------------------------------------------
     def send(self, frame: Frame) -> None:
@@ -242,11 +266,11 @@ class StreamedConnection(ClientConnection):
     encode: Callable[[str], bytes]
     """From a message to the bytes that carry it, the same for all connections of a class: a static function."""
 
-    def __init__(self, connections: Connections, transport: str, caller: Caller, stream: IOStream) -> None:
+    def __init__(self, connections: Connections, transport: str, caller: Caller, stream: Stream) -> None:
         super().__init__(connections, transport, caller)
         self._use(stream)
 
-    def _use(self, stream: IOStream) -> None:
+    def _use(self, stream: Stream) -> None:
         """Write to this stream from now on."""
         self._stream = stream
         self._pending = pending_writes(stream)
@@ -269,7 +293,7 @@ class StreamedConnection(ClientConnection):
                 sent = 0
             except OSError:
                 # Not now: who sends may be in the middle of a room.
-                self._stream.io_loop.add_callback(self._stream.close)
+                asyncio.get_running_loop().call_soon(self._stream.close)
                 return
             if sent == len(data):
                 return
@@ -309,7 +333,7 @@ class StreamedConnection(ClientConnection):
 # -- what tornado's streams do not say by themselves ---------------------------------------------------------
 
 
-def tune_socket(stream: IOStream, give_up_after_s: float) -> None:
+def tune_socket(stream: Stream, give_up_after_s: float) -> None:
     """Small frames leave at once, the kernel's buffer stays small, a peer that acknowledges nothing is given up."""
     if stream.closed():
         return
@@ -320,25 +344,25 @@ def tune_socket(stream: IOStream, give_up_after_s: float) -> None:
             stream.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(give_up_after_s * 1000))
 
 
-def pending_writes(stream: IOStream) -> Sized:
+def pending_writes(stream: Stream) -> Sized:
     """The writes that have not reached the kernel whole, for as long as the stream lives. Asking whether there are any
     is the price of every push: `stream.writing()` asks the same at ten times the cost."""
     return stream._write_futures
 
 
-def unwritten_bytes(stream: IOStream) -> int:
+def unwritten_bytes(stream: Stream) -> int:
     """How much of what was written to the stream has not reached the kernel; if it is closed: what was lost.
 
     Tornado has no public name for it."""
     return stream._total_write_index - stream._total_write_done_index
 
 
-def written_bytes(stream: IOStream) -> int:
+def written_bytes(stream: Stream) -> int:
     """How much of what was written to the stream has reached the kernel. Tornado has no public name for it."""
     return stream._total_write_done_index
 
 
-def is_acknowledged(stream: IOStream) -> bool:
+def is_acknowledged(stream: Stream) -> bool:
     """Whether the peer's kernel has confirmed all that was ever sent to it. On other systems than Linux: whether our
     kernel has taken it all, which is the most that can be known there."""
     if stream.closed() or stream.writing():
@@ -346,7 +370,7 @@ def is_acknowledged(stream: IOStream) -> bool:
     return unconfirmed_bytes(stream) == 0
 
 
-def unconfirmed_bytes(stream: IOStream) -> int:
+def unconfirmed_bytes(stream: Stream) -> int:
     """How much of what was ever sent the peer's kernel has not confirmed; if the stream is closed nobody knows: all of
     it. On other systems than Linux: how much our kernel has not taken."""
     if stream.closed():

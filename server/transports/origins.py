@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from typing import Protocol
 from urllib.parse import urlsplit
 
-from tornado.httputil import HTTPServerRequest
+
+class Asking(Protocol):
+    """A request, as far as its origin is looked at."""
+
+    @property
+    def headers(self) -> Mapping[str, str]: ...
+
+    @property
+    def host(self) -> str: ...
 
 
 class Origins:
@@ -22,7 +31,7 @@ class Origins:
         self._allowed = frozenset(_normal(origin) for origin in allowed)
         self._framing_if_open = framing_if_open
 
-    def allows(self, request: HTTPServerRequest) -> bool:
+    def allows(self, request: Asking) -> bool:
         if self.is_open:
             return True
         origin = request.headers.get("Origin") or _origin_of_page(request)
@@ -47,7 +56,7 @@ def _normal(origin: str) -> str:
     return origin.rstrip("/").lower()
 
 
-def _origin_of_page(request: HTTPServerRequest) -> str | None:
+def _origin_of_page(request: Asking) -> str | None:
     """Scripts and frames (jsonp, htmlfile) are fetched without `Origin`; the page is in `Referer`. None: not there."""
     referer = urlsplit(request.headers.get("Referer", ""))
     return f"{referer.scheme}://{referer.netloc}" if referer.netloc else None

@@ -30,6 +30,9 @@ class Admission(Protocol):
     def may_connect(self, caller: Caller) -> None:
         """Raises `RateLimited`."""
 
+    def would_admit(self, caller: Caller) -> bool:
+        """Whether `may_connect` would let this one in now. Counts nothing."""
+
     def refusal_delay_s(self, caller: Caller, about_s: float) -> float:
         """How long to hold back the answer to who may not."""
 

@@ -3,6 +3,7 @@ request."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -10,8 +11,13 @@ from server.errors import ServerError
 from server.rooms import Connection
 from server.transports.connections import ClientSession
 from server.transports.feeds import FeedDoors, WebSocketRequest
+from server.transports.upgrades import Way
+from server.transports.websocket import WebSocketConnection
 
 OpenSession = Callable[[Connection], ClientSession]
+
+
+PATH = "/ws/v2"
 
 
 class SocketV2Handler(WebSocketRequest):
@@ -33,4 +39,16 @@ class SocketV2Handler(WebSocketRequest):
 
 def routes(doors: FeedDoors, open_session: OpenSession) -> list[tuple[Any, ...]]:
     """`open_session`: of clients that speak nothing but dialect 2."""
-    return [(r"/ws/v2", SocketV2Handler, {"doors": doors, "open_session": open_session})]
+    return [(PATH, SocketV2Handler, {"doors": doors, "open_session": open_session})]
+
+
+def way(doors: FeedDoors, open_session: OpenSession) -> Way:
+    """The short one, for plain requests."""
+    return Way(
+        path=re.compile(re.escape(PATH)),
+        transport=SocketV2Handler.transport,
+        connection_class=WebSocketConnection,
+        open_session=open_session,
+        allows=doors.origins.allows,
+        is_logged=True,
+    )

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import struct
 import time
+from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from server.callers import Caller
 from server.rates import TokenBucket
 from server.transports.connections import ClientSession, StreamedConnection, tune_socket
 from server.transports.registry import Connections
+from server.transports.upgraded import UpgradedSocket
 from server.wire import TOO_BIG, CloseReason
 
 if TYPE_CHECKING:
@@ -89,7 +91,11 @@ class WebSocketConnection(StreamedConnection):
     encode = staticmethod(text_frame_bytes)
 
     def __init__(
-        self, connections: Connections, transport: str, caller: Caller, protocol: PacedProtocol
+        self,
+        connections: Connections,
+        transport: str,
+        caller: Caller,
+        protocol: PacedProtocol | UpgradedSocket,
     ) -> None:
         super().__init__(connections, transport, caller, protocol.stream)
         self._protocol = protocol
@@ -102,6 +108,14 @@ class WebSocketConnection(StreamedConnection):
         self._frame_count += 1
         pause_s = self._connections.admission.pace_frame(self._bucket, self.caller)
         return pause_s if pause_s or self._frame_count % FRAMES_PER_TURN == 0 else None
+
+    def take(self, message: str) -> Awaitable[None] | None:
+        """What a text frame holds. No more is read until a returned awaitable is done."""
+        return self.receive_one(message)
+
+    def refuse_binary(self) -> None:
+        """What came was no text."""
+        self.close(TEXT_ONLY)
 
     def note_pong(self) -> None:
         """A pong is a sign of life, but not between the parts of a message, or one without an end would never be given
@@ -116,7 +130,7 @@ class WebSocketConnection(StreamedConnection):
     @property
     def in_flight_bytes(self) -> int:
         # Who says goodbye has read what came before; by then the stream may be closed.
-        return 0 if self._protocol.handler.close_code is not None else super().in_flight_bytes
+        return 0 if self._protocol.close_code is not None else super().in_flight_bytes
 
     # -- end -------------------------------------------------------------------------------------------------
     def close(self, reason: CloseReason) -> None:
@@ -224,15 +238,15 @@ class WebSocketEndpoint(WebSocketHandler):
         self.request.body = b""
         self.open_kwargs = {}
 
-    async def on_message(self, message: str | bytes) -> None:
+    def on_message(self, message: str | bytes) -> Awaitable[None] | None:
         if isinstance(message, bytes):
-            self.connection.close(TEXT_ONLY)
-        else:
-            await self.receive(message)
+            self.connection.refuse_binary()
+            return None
+        return self.receive(message)
 
-    async def receive(self, message: str) -> None:
+    def receive(self, message: str) -> Awaitable[None] | None:
         """Take what a text frame holds."""
-        await self.connection.receive([message])
+        return self.connection.take(message)
 
     def on_pong(self, data: bytes) -> None:
         self.connection.note_pong()

@@ -15,7 +15,7 @@ from typing import Any
 
 from pydispatch import dispatcher
 from tornado.httpserver import HTTPServer
-from tornado.netutil import bind_sockets
+from tornado.netutil import add_accept_handler, bind_sockets
 from tornado.web import Application
 from websockets.asyncio.client import ClientConnection, connect
 
@@ -23,8 +23,11 @@ from server import bus
 from server.config.schema import Limits as LimitSettings
 from server.limits import Limits
 from server.rooms import Connection
+from server.security_headers import WITHOUT_CONTENT
+from server.streams import open_stream
 from server.transports.registry import ConnectionOptions, Connections
 from server.transports.sockjs import SockJSDoor, SockJSOptions
+from server.transports.upgrades import Upgrades
 from server.wire import CloseReason, Frame
 from tests.support.sockjs_services import identify
 
@@ -77,6 +80,8 @@ class DoorService:
     def __init__(
         self, tls: ssl.SSLContext | None = None, limits: LimitSettings = NO_LIMITS, **options: Any
     ) -> None:
+        self.takes_the_short_way = True
+        """Whether WebSockets come in by `Upgrades`, where they may."""
         self.all_sessions: list[RecordingSession] = []
         self._opened: asyncio.Queue[RecordingSession] = asyncio.Queue()
         self.on_open: Callable[[RecordingSession], None] = lambda session: None
@@ -93,10 +98,34 @@ class DoorService:
         self.door = SockJSDoor(self._open, identify, self.connections, replace(OPTIONS, **others))
         dispatcher.connect(self._note_end, signal=bus.CONNECTION_CLOSED)
         self._server = HTTPServer(Application(self.door.routes), ssl_options=tls)
-        sockets = bind_sockets(0, "127.0.0.1", socket.AF_INET)
-        self._server.add_sockets(sockets)
-        self.port: int = sockets[0].getsockname()[1]
+        self.upgrades = Upgrades(self.door.ways, self.connections, identify, WITHOUT_CONTENT, lambda *_: None)
+        [listening] = bind_sockets(0, "127.0.0.1", socket.AF_INET)
+        self._stop_listening = lambda: None
+        if tls is not None:
+            self._server.add_sockets([listening])
+        else:
+            stop_accepting = add_accept_handler(listening, self._accept)
+
+            def stop_listening() -> None:
+                stop_accepting()
+                listening.close()
+
+            self._stop_listening = stop_listening
+        self.port: int = listening.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}{self.door.options.prefix}"
+
+    def _accept(self, connection: socket.socket, address: Any) -> None:
+        """As the server does it."""
+        connection.setblocking(False)
+        if self.takes_the_short_way:
+            self.upgrades.take(connection, address, lambda: None, self._serve_requests)
+        else:
+            self._serve_requests(connection, address, lambda: None)
+
+    def _serve_requests(self, connection: socket.socket, address: Any, left: Callable[[], None]) -> None:
+        stream = open_stream(connection, left)
+        assert stream is not None
+        self._server.handle_stream(stream, address)
 
     def _open(self, connection: Connection) -> RecordingSession:
         session = RecordingSession(self, connection)
@@ -109,6 +138,8 @@ class DoorService:
 
     async def stop(self) -> None:
         self.connections.stop()
+        self._stop_listening()
+        self.upgrades.close()
         self._server.stop()
         await self._server.close_all_connections()
 

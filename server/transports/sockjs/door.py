@@ -20,6 +20,7 @@ from server.transports.registry import Connections
 from server.transports.sockjs import handlers, receivers, websocket
 from server.transports.sockjs.http import HttpConnection
 from server.transports.sockjs.stock import SockJSRouter, static, transports
+from server.transports.upgrades import Way
 
 Route = tuple[str, type[RequestHandler], dict[str, Any]]
 
@@ -99,6 +100,27 @@ class SockJSDoor(SockJSRouter):
         if self.options.websocket:
             return routes
         return [route for route in routes if route[1] is not websocket.RawWebSocketTransport]
+
+    @property
+    def ways(self) -> list[Way]:
+        """The short ones to WebSocket, for plain requests."""
+        if not self.options.websocket or self.options.cookie_needed:
+            return []
+        prefix = re.escape(self.options.prefix)
+        return [
+            Way(
+                path=re.compile(prefix + path),
+                transport=handler.transport,
+                connection_class=handler.connection_class,
+                open_session=self.open_session,
+                allows=self.origins.allows,
+                is_logged=False,
+            )
+            for path, handler in (
+                ("/websocket", websocket.RawWebSocketTransport),
+                ("/[^/.]+/[^/.]+/websocket", websocket.WebSocketTransport),
+            )
+        ]
 
     def identify(self, request: HTTPServerRequest) -> Caller:
         return self._identify(request.remote_ip or "", request.headers)

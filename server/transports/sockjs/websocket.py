@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from typing import TYPE_CHECKING
 
 from tornado.httputil import HTTPServerRequest
@@ -45,9 +46,16 @@ class SockJSWebSocketConnection(WebSocketConnection):
     def _say_goodbye(self, reason: CloseReason) -> None:
         self._stream.write(text_frame_bytes(close_frame(reason)))
 
-    def abort(self) -> None:
-        """End the connection without a word: "the server must abruptly terminate the ws connection"."""
-        self._stream.close()
+    def take(self, message: str) -> Awaitable[None] | None:
+        if not message:
+            return None  # protocol: empty frames are ignored
+        try:
+            texts = parse_messages(message, may_be_single=True)
+        except ValueError:
+            LOG.info("broken JSON over WebSocket from %s", self.caller.address)
+            self.abort()
+            return None
+        return self.receive_one(texts[0]) if texts and len(texts) == 1 else self.receive(texts or ())
 
 
 class RawWebSocketTransport(RefusingHandler, WebSocketEndpoint):
@@ -83,14 +91,3 @@ class WebSocketTransport(RawWebSocketTransport):
     transport = "websocket"
     connection_class = SockJSWebSocketConnection
     connection: SockJSWebSocketConnection
-
-    async def receive(self, message: str) -> None:
-        if not message:
-            return  # protocol: empty frames are ignored
-        try:
-            texts = parse_messages(message, may_be_single=True)
-        except ValueError:
-            LOG.info("broken JSON over WebSocket from %s", self.connection.caller.address)
-            self.connection.abort()
-            return
-        await self.connection.receive(texts or ())

@@ -1,0 +1,383 @@
+"""WebSockets by the short way (server/transports/upgrades.py, upgraded.py) and by the common one: both do the same."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import socket
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+
+import pytest
+
+from server.config.schema import Limits as LimitSettings
+from server.rates import Rate
+from server.transports import upgrades
+from server.transports.connections import STRANGER_MESSAGE_BYTES
+from server.wire import CloseReason
+from tests.support.feeds import SETTINGS
+from tests.support.running_server import RunningServer
+from tests.support.sockjs_door import WAIT_S, DoorService, RawClient, RecordingSession, serving
+from tests.support.sockjs_door import frame as large_frame
+from tests.test_frame_reader import frame
+
+TEXT, BINARY, CONTINUATION, CLOSE, PING, PONG = 0x1, 0x2, 0x0, 0x8, 0x9, 0xA
+
+each_way = pytest.mark.parametrize("is_short", [True, False], ids=["short", "common"])
+
+HANDSHAKE = (
+    b"GET /socket/websocket HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
+
+
+@contextlib.asynccontextmanager
+async def door(*, is_short: bool, **options: object) -> AsyncIterator[DoorService]:
+    """One whose WebSockets come in by this way."""
+    async with serving(**options) as service:  # type: ignore[arg-type]  # whatever they are
+        service.takes_the_short_way = is_short
+        yield service
+
+
+@contextlib.asynccontextmanager
+async def connected(
+    service: DoorService, then: bytes = b""
+) -> AsyncIterator[tuple[RawClient, RecordingSession]]:
+    """A client of bytes that has a WebSocket; `then` comes with the handshake."""
+    async with service.client() as client:
+        client.writer.write(HANDSHAKE + then)
+        status, headers = await client.read_head()
+        # That of RFC 6455 section 1.3.
+        assert (status, headers["sec-websocket-accept"]) == (101, "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=")
+        yield client, await service.next_session()
+
+
+def goodbye(code: int | None = None, reason: str = "") -> bytes:
+    """A close frame as the server sends it."""
+    return frame(CLOSE, b"" if code is None else struct.pack("!H", code) + reason.encode(), mask=None)
+
+
+# -- what a client may send ----------------------------------------------------------------------------------
+
+
+@each_way
+@pytest.mark.parametrize(
+    ("sent", "messages", "answered"),
+    [
+        pytest.param(frame(TEXT, "ü".encode()), ["ü"], b"", id="masked"),
+        pytest.param(frame(TEXT, b"a", mask=None), ["a"], b"", id="not-masked"),
+        pytest.param(frame(TEXT, b"x" * 5000), ["x" * 5000], b"", id="long"),
+        pytest.param(frame(TEXT, b""), [""], b"", id="empty"),
+        pytest.param(frame(TEXT, b"a") + frame(TEXT, b"b"), ["a", "b"], b"", id="two"),
+        pytest.param(
+            frame(TEXT, b"a", fin=False) + frame(CONTINUATION, b"b", fin=False) + frame(CONTINUATION, b"c"),
+            ["abc"],
+            b"",
+            id="fragments",
+        ),
+        pytest.param(
+            frame(TEXT, b"\xc3", fin=False) + frame(CONTINUATION, b"\xbc"), ["ü"], b"", id="a-cut-character"
+        ),
+        pytest.param(frame(PING, b"here?"), [], frame(PONG, b"here?", mask=None), id="ping"),
+        pytest.param(
+            frame(TEXT, b"a", fin=False) + frame(PING, b"p") + frame(CONTINUATION, b"b"),
+            ["ab"],
+            frame(PONG, b"p", mask=None),
+            id="ping-amid-fragments",
+        ),
+        pytest.param(frame(PONG, b"unasked"), [], b"", id="pong"),
+        pytest.param(
+            b"".join(frame(TEXT, str(number).encode()) for number in range(100)),
+            [str(number) for number in range(100)],
+            b"",
+            id="many",
+        ),
+    ],
+)
+async def test_messages_and_pings(sent: bytes, messages: list[str], answered: bytes, is_short: bool) -> None:
+    """They are taken and answered, and a goodbye is answered with its code."""
+    async with door(is_short=is_short) as service, connected(service) as (client, session):
+        client.writer.write(sent + frame(CLOSE, struct.pack("!H", 1000) + b"done"))
+        assert await client.read_to_end() == answered + goodbye(1000)
+        await asyncio.wait_for(session.over.wait(), WAIT_S)
+        assert [session.received.get_nowait() for _ in range(session.received.qsize())] == messages
+        assert session.closed_count == 1
+
+
+@each_way
+@pytest.mark.parametrize(
+    ("sent", "answered"),
+    [
+        pytest.param(frame(CLOSE), goodbye(), id="goodbye-without-code"),
+        pytest.param(frame(CLOSE, b"x"), goodbye(), id="goodbye-with-half-a-code"),
+        pytest.param(frame(CLOSE, struct.pack("!H", 4321)), goodbye(4321), id="goodbye"),
+        pytest.param(frame(BINARY, b"x"), goodbye(1003, "text frames only"), id="binary"),
+        pytest.param(
+            frame(TEXT, b"x" * (STRANGER_MESSAGE_BYTES + 1)), goodbye(1009, "message too big"), id="too-big"
+        ),
+        pytest.param(frame(TEXT, b"\xff"), b"", id="not-utf-8"),
+        pytest.param(frame(TEXT, b"\xc3", fin=False) + frame(CONTINUATION), b"", id="half-a-character"),
+        pytest.param(frame(TEXT, reserved=0x40), b"", id="reserved-bit"),
+        pytest.param(frame(0x3, b"x"), b"", id="unknown-opcode"),
+        pytest.param(frame(0xB, b"x"), b"", id="unknown-control-opcode"),
+        pytest.param(frame(PING, b"x" * 126), b"", id="long-ping"),
+        pytest.param(frame(PING, fin=False), b"", id="ping-in-parts"),
+        pytest.param(frame(CONTINUATION, b"x"), b"", id="nothing-to-continue"),
+        pytest.param(frame(TEXT, fin=False) + frame(TEXT), b"", id="message-in-message"),
+    ],
+)
+async def test_what_ends_a_connection(sent: bytes, answered: bytes, is_short: bool) -> None:
+    """With a word where there is one for it; what follows is not looked at."""
+    async with door(is_short=is_short) as service:
+        service.on_open = lambda session: setattr(session, "is_joined", False)
+        async with connected(service) as (client, session):
+            client.writer.write(sent + frame(TEXT, b"after"))
+            client.writer.write(frame(CLOSE))  # to a goodbye of the server, which waits for it
+            assert await client.read_to_end() == answered
+            await asyncio.wait_for(session.over.wait(), WAIT_S)
+            assert (session.closed_count, session.received.qsize()) == (1, 0)
+
+
+@each_way
+async def test_what_comes_with_the_handshake_is_not_lost(is_short: bool) -> None:
+    """Nor what comes byte by byte."""
+    async with (
+        door(is_short=is_short) as service,
+        connected(service, frame(TEXT, b"a") + frame(TEXT, b"b")[:3]) as (client, session),
+    ):
+        assert await asyncio.wait_for(session.received.get(), WAIT_S) == "a"
+        for byte in frame(TEXT, b"b")[3:]:
+            client.writer.write(bytes([byte]))
+            await client.writer.drain()
+        assert await asyncio.wait_for(session.received.get(), WAIT_S) == "b"
+
+
+@each_way
+async def test_no_more_is_read_while_a_message_is_handled(is_short: bool) -> None:
+    """The next one is handed over when it is done."""
+    done = asyncio.Event()
+
+    def on_message(session: RecordingSession, text: str) -> Awaitable[None] | None:
+        return wait() if text == "slow" else None
+
+    async def wait() -> None:
+        await done.wait()
+
+    async with door(is_short=is_short) as service:
+        service.on_message = on_message
+        async with connected(service, frame(TEXT, b"slow") + frame(TEXT, b"next")) as (client, session):
+            assert await asyncio.wait_for(session.received.get(), WAIT_S) == "slow"
+            client.writer.write(frame(TEXT, b"last") + frame(PING))
+            await asyncio.sleep(0.05)
+            assert session.received.empty()
+            done.set()
+            assert await client.read_until(frame(PONG, mask=None)) == frame(PONG, mask=None)
+            assert [session.received.get_nowait() for _ in range(2)] == ["next", "last"]
+
+
+@each_way
+async def test_who_sends_no_more_has_gone(is_short: bool) -> None:
+    """What they said before is taken."""
+    async with door(is_short=is_short) as service, connected(service) as (client, session):
+        client.writer.write(frame(TEXT, b"a") + frame(TEXT, b"b"))
+        client.writer.write_eof()
+        assert await client.read_to_end() == b""
+        await asyncio.wait_for(session.over.wait(), WAIT_S)
+        assert [session.received.get_nowait() for _ in range(2)] == ["a", "b"]
+        assert service.ends == [("rawwebsocket", None)]
+
+
+@each_way
+async def test_a_reset_ends_the_session(is_short: bool) -> None:
+    """Also in the middle of a frame."""
+    async with (
+        door(is_short=is_short) as service,
+        connected(service, frame(TEXT, b"abc")[:-1]) as (client, session),
+    ):
+        await client.reset()
+        await asyncio.wait_for(session.over.wait(), WAIT_S)
+        assert session.received.empty()
+
+
+@each_way
+async def test_the_server_says_goodbye(is_short: bool) -> None:
+    """Its close frame waits for the client's, and nothing of the client is taken any more."""
+    async with door(is_short=is_short) as service, connected(service) as (client, session):
+        session.connection.close(CloseReason(3000, "enough"))
+        said = goodbye(3000, "enough")
+        assert await asyncio.wait_for(client.reader.readexactly(len(said)), WAIT_S) == said
+        client.writer.write(frame(TEXT, b"a") + frame(PING) + frame(CLOSE, struct.pack("!H", 3000)))
+        assert await client.read_to_end() == b""
+        assert (session.received.qsize(), session.closed_count) == (0, 1)
+
+
+@each_way
+async def test_who_does_not_answer_a_goodbye_is_cut_off(is_short: bool) -> None:
+    """After some seconds."""
+    async with door(is_short=is_short) as service, connected(service) as (client, session):
+        session.connection.close(CloseReason(3000, "enough"))
+        assert await client.read_to_end() == goodbye(3000, "enough")
+
+
+@each_way
+async def test_pings_of_who_reads_no_pongs_do_not_pile_up(is_short: bool) -> None:
+    """Behind one that waits, the latest alone is answered."""
+    async with door(is_short=is_short, max_queue_bytes=10_000_000) as service:
+        async with service.client(4096) as client:
+            client.writer.write(HANDSHAKE)
+            await client.read_head()
+            session = await service.next_session()
+            session.connection.send(large_frame(0, 4_000_000))
+            for number in range(1000):
+                client.writer.write(frame(PING, str(number).encode()))
+            client.writer.write(frame(TEXT, b"read"))
+            assert await asyncio.wait_for(session.received.get(), WAIT_S) == "read"
+            last, got = frame(PONG, b"999", mask=None), b""
+            while not got.endswith(last):
+                got += await asyncio.wait_for(client.reader.read(1 << 20), WAIT_S)
+            pongs = [bytes([0x80 | PONG, size]) for size in (1, 2, 3)]
+            assert sum(map(got.count, pongs)) <= 3
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Return when it is so."""
+    async with asyncio.timeout(WAIT_S):
+        while not condition():  # noqa: ASYNC110  # it tells nobody
+            await asyncio.sleep(0.01)
+
+
+# -- who comes in --------------------------------------------------------------------------------------------
+
+
+async def test_a_head_in_pieces_goes_the_common_way() -> None:
+    """And comes in."""
+    async with door(is_short=True) as service, service.client() as client:
+        client.writer.write(HANDSHAKE[:40])
+        await client.writer.drain()
+        await asyncio.sleep(0.05)
+        client.writer.write(HANDSHAKE[40:])
+        status, _ = await client.read_head()
+        assert status == 101
+        await service.next_session()
+
+
+async def test_who_says_nothing_goes_the_common_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it is known when a silent connection is to be closed; and may still ask."""
+    monkeypatch.setattr(upgrades, "LOOK_FOR_S", 0.05)
+    async with door(is_short=True) as service, service.client() as first, service.client() as second:
+        await until(lambda: len(service.upgrades) == 2)
+        await until(lambda: len(service.upgrades) == 0)
+        for client in (first, second):
+            client.writer.write(HANDSHAKE)
+            assert (await client.read_head())[0] == 101
+
+
+async def test_who_says_nothing_is_sent_on_at_the_end() -> None:
+    """Nobody is left behind."""
+    async with door(is_short=True) as service, service.client() as client:
+        await until(lambda: len(service.upgrades) == 1)
+        service.upgrades.close()
+        assert len(service.upgrades) == 0
+        client.writer.write(HANDSHAKE)
+        assert (await client.read_head())[0] == 101
+
+
+async def test_who_leaves_without_a_word_is_forgotten() -> None:
+    """Its socket is closed."""
+    async with door(is_short=True) as service:
+        async with service.client() as client:
+            client.writer.write_eof()
+            assert await client.read_to_end() == b""
+        assert len(service.upgrades) == 0
+
+
+async def test_who_has_gone_when_its_turn_comes_gets_no_session() -> None:
+    """There is nobody to open one for."""
+    async with door(is_short=True) as service:
+        arrivals = service.connections.arrivals
+        turns: list[Callable[[], None]] = []
+        arrivals.connect = turns.append  # type: ignore[method-assign]  # a crowd before this one
+        with socket.create_connection(("127.0.0.1", service.port)) as client:
+            client.sendall(HANDSHAKE)
+            await until(lambda: bool(turns))
+        await asyncio.sleep(0.05)
+        turns[0]()
+        assert service.all_sessions == []
+
+
+@each_way
+async def test_one_that_comes_too_often_is_told_so(is_short: bool) -> None:
+    """Once, however it came."""
+    limits = LimitSettings(connects_per_address=Rate(1, 1000.0), commands_per_connection=None)
+    async with door(is_short=is_short, limits=limits) as service:
+        far = HANDSHAKE.replace(b"Host: 127.0.0.1", b"Host: elsewhere.example")
+        async with service.client() as first, service.client() as second:
+            first.writer.write(far)
+            assert (await first.read_head())[0] == 101
+            second.writer.write(far)
+            status, headers = await second.read_head()
+            assert (status, "retry-after" in headers) == (429, True)
+
+
+@each_way
+async def test_a_foreign_page_is_kept_out(is_short: bool) -> None:
+    """As the origins say."""
+    async with door(is_short=is_short, origins=("https://friend.example",)) as service:
+        for origin, expected in ((b"https://foe.example", 403), (b"https://friend.example", 101)):
+            async with service.client() as client:
+                client.writer.write(HANDSHAKE.replace(b"\r\n\r\n", b"\r\nOrigin: " + origin + b"\r\n\r\n"))
+                assert (await client.read_head())[0] == expected
+
+
+async def test_a_session_that_cannot_be_opened_closes_its_own_connection(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Others come in."""
+    async with door(is_short=True) as service:
+
+        def fail(session: RecordingSession) -> None:
+            raise RuntimeError("broken")
+
+        service.on_open = fail
+        async with service.client() as client:
+            client.writer.write(HANDSHAKE)
+            await client.read_head()
+            assert (await client.reader.readexactly(2))[0] == 0x80 | CLOSE
+        service.on_open = lambda session: None
+        async with connected(service):
+            pass
+    assert "a session could not be opened" in caplog.text
+
+
+# -- on a running server -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    with RunningServer(tmp_path_factory.mktemp("upgrades"), **SETTINGS) as running:
+        yield running
+
+
+def answer(server: RunningServer, path: str, more: bytes = b"") -> bytes:
+    """The head with which a request for a WebSocket is answered, without the date."""
+    address = ("127.0.0.1", server.port_of(path))
+    with socket.create_connection(address, timeout=WAIT_S) as client:
+        request = HANDSHAKE.replace(b"/socket/websocket", path.encode())
+        client.sendall(request[:-2] + more + b"\r\n")
+        got = b""
+        while b"\r\n\r\n" not in got:
+            part = client.recv(4096)
+            assert part
+            got += part
+    return re.sub(rb"Date: [^\r]*\r\n", b"", got.partition(b"\r\n\r\n")[0])
+
+
+@pytest.mark.parametrize(
+    "path", ["/ws/v2", "/ws/v2?a=b", "/notification/websocket", "/notification/0/a1/websocket"]
+)
+def test_both_ways_answer_the_same(server: RunningServer, path: str) -> None:
+    """To the letter."""
+    common = answer(server, path, b"X-Twice: 1\r\nX-Twice: 2\r\n")
+    assert common.startswith(b"HTTP/1.1 101 ")
+    assert answer(server, path) == common
