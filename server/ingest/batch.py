@@ -17,7 +17,8 @@ from server.grants import Grant
 from server.ingest.door import Door
 from server.ingest.visits import JSON, Answer, Visit, problem_of
 from server.messages import Publication
-from server.parsers import parse_item
+from server.parsers import parse_item, parse_plain
+from server.requests_plain import read_array, read_plain
 from server.store import Stored
 
 logger = logging.getLogger(__name__)
@@ -50,11 +51,11 @@ class BatchDoor(Door):
             raise InvalidNotification(idempotency.HEADER, "not for a batch: each item has an idempotency_key")
         media_type = visit.incoming.headers.get("Content-Type", "").partition(";")[0].strip().lower()
         is_lines = media_type in NDJSON_TYPES
-        texts = _lines(body) if is_lines else _array(body)
+        items = _lines(body) if is_lines else _array(body)
         answers = _Answers(visit)
         publishing = _Group(self, visit, grant)
-        for text in texts:
-            publishing.read(text)
+        for item in items:
+            publishing.read(item)
             if publishing.is_full:
                 answers.add(await publishing.publish())
             elif publishing.has_had_its_turn:
@@ -67,9 +68,16 @@ class BatchDoor(Door):
         """See `Notifier.notify_many`."""
         return await self._publishing.notifier.notify_many(publications)
 
-    def parse(self, fields: Any, grant: Grant, received_at: float) -> Publication:
-        """See `parse_item`."""
-        return parse_item(fields, grant.tenant, self._publishing.limits, self.name, received_at)
+    def parse(self, item: bytes | Any, grant: Grant, received_at: float) -> Publication:
+        """See `parse_item`; `item`: the text of JSON, or its values. Raises `InvalidNotification`, `TooLarge`."""
+        limits = self._publishing.limits
+        if isinstance(item, bytes):
+            plain = read_plain(item)
+            if plain is not None and plain.users:
+                key = idempotency.field_key({idempotency.FIELD: plain.idempotency_key})
+                return parse_plain(plain, grant.tenant, limits, self.name, received_at, key)
+            item = _value(item)
+        return parse_item(item, grant.tenant, limits, self.name, received_at)
 
 
 class _Group:
@@ -98,17 +106,15 @@ class _Group:
     def is_full(self) -> bool:
         return self._recipients >= GROUP_RECIPIENTS or len(self._items) >= GROUP_ITEMS
 
-    def read(self, fields: Any) -> None:
-        """Take in an item; `fields`: JSON values, or an error instead."""
+    def read(self, item: bytes | Any) -> None:
+        """Take in an item: the text of JSON, or its values."""
         try:
-            self._items.append(self._publication(fields))
+            self._items.append(self._publication(item))
         except ServerError as error:
             self._items.append(error)
 
-    def _publication(self, fields: Any) -> Publication:
-        if isinstance(fields, ServerError):
-            raise fields
-        publication = self._door.parse(fields, self._grant, self._visit.incoming.received_at)
+    def _publication(self, item: bytes | Any) -> Publication:
+        publication = self._door.parse(item, self._grant, self._visit.incoming.received_at)
         # Each is as a request of its own; the first one was counted when the request came in.
         if not self._is_first:
             self._visit.gate.limits.check_request(self._grant, self._caller)
@@ -182,21 +188,27 @@ class _Answers:
 # -- reading the body ----------------------------------------------------------------------------------------
 
 
-def _lines(body: bytes) -> Iterator[Any]:
-    """The JSON values in the lines that are not empty; of one that holds none, the error. Raises `TooLarge`."""
+def _lines(body: bytes) -> Iterator[bytes]:
+    """The lines that are not empty. Raises `TooLarge`."""
     _check_count(body.count(b"\n") + 1)
-    return (_value(line) for line in body.split(b"\n") if line.strip())
+    return (line for line in body.split(b"\n") if line.strip())
 
 
-def _value(line: bytes) -> Any:
+def _value(text: bytes) -> Any:
+    """Raises `InvalidNotification`."""
     try:
-        return json.loads(line)
-    except (ValueError, RecursionError):
-        return InvalidNotification("", "not JSON")
+        return json.loads(text)
+    except (ValueError, RecursionError) as exc:
+        raise InvalidNotification("", "not JSON") from exc
 
 
-def _array(body: bytes) -> list[Any]:
-    """Raises `InvalidNotification`, `TooLarge`."""
+def _array(body: bytes) -> Sequence[bytes | Any]:
+    """The texts of the items, or their values where the text is of an unusual kind. Raises `InvalidNotification`,
+    `TooLarge`."""
+    texts = read_array(body)
+    if texts is not None:
+        _check_count(len(texts))
+        return texts
     try:
         items = json.loads(body)
     except (ValueError, RecursionError) as exc:

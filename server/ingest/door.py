@@ -37,6 +37,9 @@ class Door(ABC):
     """`OPTIONS` among them: the preflight of pages of other origins is answered."""
     headers: Mapping[str, str] = MappingProxyType({})
     """Of all of its answers."""
+    checks_all = False
+    """Whether `carry_out` does all that `check_early` does, which then need not be asked of a request that is there as
+    a whole."""
 
     def __init__(self, publishing: Publishing) -> None:
         self._publishing = publishing

@@ -10,11 +10,13 @@ from typing import Any
 
 from tornado.httputil import HTTPHeaders, HTTPInputError, parse_body_arguments
 
+from server import idempotency
 from server.errors import BadCredentials, InvalidNotification, NoCredentials, ServerError
 from server.ingest.door import Door
 from server.ingest.visits import Answer, Visit, json_object
 from server.messages import altered
-from server.parsers import parse_notify
+from server.parsers import parse_notify, parse_plain
+from server.requests_plain import read_plain
 
 KEY_REFUSED = b"<html><body>API Key refused</body></html>"
 
@@ -32,6 +34,8 @@ class NotifyDoor(Door):
     methods = ("POST", "OPTIONS")
     headers = CORS_HEADERS
 
+    checks_all = True
+
     async def check_early(self, visit: Visit) -> None:
         """See `Door.check_early`."""
         # A key may stand in the body, if there is any; else it is not worth reading.
@@ -41,15 +45,25 @@ class NotifyDoor(Door):
 
     async def carry_out(self, visit: Visit, body: bytes) -> Answer:
         """Publish. The answer means: stored, and the mail that is owed with it."""
-        fields = await self._admitted_fields(visit, body)
-        key = visit.idempotency_key(fields)
-        publication = parse_notify(fields, visit.tenant or "", self._publishing.limits)
-        received_at = visit.incoming.received_at
-        stored = await self._publishing.notifier.notify(
-            altered(publication, door=self.name, received_at=received_at, idempotency_key=key)
-        )
-        visit.note_repeat(stored.is_repeat)
-        return Answer(200)
+        received_at, limits = visit.incoming.received_at, self._publishing.limits
+        plain = None if visit.incoming.query or not _is_json(visit) else read_plain(body)
+        if plain is not None:
+            await visit.admit(visit.presented())
+            key = visit.idempotency_key({idempotency.FIELD: plain.idempotency_key})
+            publication = parse_plain(plain, visit.tenant or "", limits, self.name, received_at, key)
+        else:
+            fields = await self._admitted_fields(visit, body)
+            key = visit.idempotency_key(fields)
+            publication = altered(
+                parse_notify(fields, visit.tenant or "", limits),
+                door=self.name,
+                received_at=received_at,
+                idempotency_key=key,
+            )
+        stored = await self._publishing.notifier.notify(publication)
+        if stored.is_repeat:
+            visit.note_repeat(True)
+        return _DONE
 
     def refuse(self, visit: Visit, error: ServerError) -> Answer:
         """A key that is wrong is refused in C1's words, and so is a missing one where config.ini has one."""
@@ -70,6 +84,13 @@ class NotifyDoor(Door):
             raise
         await visit.admit(visit.presented(_key(fields)))
         return {name: _decoded(value, name) for name, value in fields.items()}
+
+
+_DONE = Answer(200)
+
+
+def _is_json(visit: Visit) -> bool:
+    return visit.incoming.headers.get("Content-Type") == "application/json"
 
 
 def _body_fields(visit: Visit, body: bytes) -> dict[str, Any]:

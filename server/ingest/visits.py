@@ -8,7 +8,7 @@ import contextlib
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -27,6 +27,7 @@ from server.errors import (
 )
 from server.grants import Grant, Scope
 from server.limits import Limits, OverRate, headers, refusal_headers
+from server.messages import Record
 from server.publishers import Presented, Publishers
 from server.rates import Allowance
 
@@ -52,8 +53,7 @@ class Gate:
     limits: Limits
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Incoming:
+class Incoming(Record, frozen=True, kw_only=True):
     """A request without its body. `headers`: by their names, in any letter case. `remote_ip`: of the socket's peer.
     `query`: the values of each argument, in their order. `keys`: the headers `Idempotency-Key`. `certificate`: the
     subject of a verified client certificate. `received_at`: `time.monotonic`."""
@@ -67,14 +67,13 @@ class Incoming:
     received_at: float
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(Record, frozen=True):
     """What a request is answered, beside the headers that the visit has set."""
 
     status: int
     body: bytes = b""
     media_type: str = HTML
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = {}
 
 
 class Visit:

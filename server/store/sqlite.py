@@ -111,7 +111,7 @@ class SQLiteStore:
             raise
         self._writer = Writer(writer, self._store_rev, self._busy_timeout_s, self._show_rev)
         adder = Adder(lambda: self._revs.next(), self._clock)
-        self._additions = Additions(self._writer, adder, self._unheard.extend)
+        self._additions = Additions(self._writer, adder, self._unheard.extend, self._timeout_s)
         self._readers = Readers(readers)
 
     async def close(self) -> None:
@@ -141,7 +141,7 @@ class SQLiteStore:
 
         addition = Addition(notification, recipients, duty, once)
         if once is None:
-            return await within(self._timeout_s, self._open_additions.put(addition))
+            return await self._open_additions.put(addition)
         async with self._turns.take((notification.tenant, once.key)) as timeout_s:
             return await within(timeout_s, self._open_additions.put(addition))
 

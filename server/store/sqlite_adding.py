@@ -7,7 +7,6 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 
 from server.errors import KeyReused, StoreUnavailable
@@ -98,17 +97,22 @@ class _Work:
             raise
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Waiting:
-    addition: Addition
-    answer: asyncio.Future[Stored]
+_Waiting = tuple[Addition, asyncio.Future[Stored]]
+"""An addition, and what is to have its answer."""
 
 
 class Additions:
     """Joins the additions of one turn of the loop. `unheard`: gets documents that are stored too late for whoever
-    waited."""
+    waited. `timeout_s`: how long those who `put` one wait."""
 
-    def __init__(self, writer: Writer, adder: Adder, unheard: Callable[[Sequence[Document]], None]) -> None:
+    def __init__(
+        self,
+        writer: Writer,
+        adder: Adder,
+        unheard: Callable[[Sequence[Document]], None],
+        timeout_s: float,
+    ) -> None:
+        self._timeout_s = timeout_s
         self._writer = writer
         self._adder = adder
         self._unheard = unheard
@@ -117,15 +121,15 @@ class Additions:
         self._unfinished = 0
 
     def put(self, addition: Addition) -> asyncio.Future[Stored]:
-        """Store it, with others; the answer is there when it is durable. One whose answer was cancelled before it began
-        is left out. Raises `StoreUnavailable`."""
+        """Store it, with others; the answer is there when it is durable, or is `StoreUnavailable` after `timeout_s`.
+        One whose answer is there before it began, or was cancelled, is left out. Raises `StoreUnavailable`."""
         if self._unfinished >= MAX_WAITING:
             raise StoreUnavailable("the store has too much to do; try again")
         self._unfinished += 1
         if not self._joined:
             self._loop.call_soon(self.send)
         answer: asyncio.Future[Stored] = self._loop.create_future()
-        self._joined.append(_Waiting(addition, answer))
+        self._joined.append((addition, answer))
         return answer
 
     def put_all(self, additions: Sequence[Addition]) -> asyncio.Future[list[Outcome]]:
@@ -147,8 +151,8 @@ class Additions:
         add = _Work(self._adder)
 
         def work(connection: sqlite3.Connection) -> list[tuple[_Waiting, Outcome]]:
-            wanted = [each for each in joined if not each.answer.cancelled()]
-            outcomes = add(connection, [each.addition for each in wanted])
+            wanted = [waiting for waiting in joined if not waiting[1].done()]
+            outcomes = add(connection, [addition for addition, _ in wanted])
             return list(zip(wanted, outcomes, strict=True))
 
         try:
@@ -156,16 +160,29 @@ class Additions:
         except StoreUnavailable as error:
             self._fail(joined, error)
         else:
-            sent.add_done_callback(lambda _: self._give(joined, sent))
+            # One timer for all of them: one for each would cost more than the rest of this.
+            timer = self._loop.call_later(self._timeout_s, self._time_out, joined)
+            sent.add_done_callback(lambda _: self._give(joined, sent, timer))
 
-    def _give(self, joined: Sequence[_Waiting], sent: asyncio.Future[list[tuple[_Waiting, Outcome]]]) -> None:
+    def _time_out(self, joined: Sequence[_Waiting]) -> None:
+        for _, answer in joined:
+            if not answer.done():
+                answer.set_exception(StoreUnavailable())
+
+    def _give(
+        self,
+        joined: Sequence[_Waiting],
+        sent: asyncio.Future[list[tuple[_Waiting, Outcome]]],
+        timer: asyncio.TimerHandle,
+    ) -> None:
+        timer.cancel()
         error = sent.exception()
         if error is not None:
             self._fail(joined, error)
             return
         self._unfinished -= len(joined)
-        for each, outcome in sent.result():
-            self._settle(each.answer, outcome)
+        for (_, answer), outcome in sent.result():
+            self._settle(answer, outcome)
 
     def _settle(self, answer: asyncio.Future[Stored], outcome: Outcome) -> None:
         if isinstance(outcome, Stored):
@@ -178,9 +195,9 @@ class Additions:
 
     def _fail(self, joined: Sequence[_Waiting], error: BaseException) -> None:
         self._unfinished -= len(joined)
-        for each in joined:
-            if not each.answer.done():
+        for _, answer in joined:
+            if not answer.done():
                 # Each its own: whoever gets it adds to its traceback.
                 own = StoreUnavailable(str(error)) if isinstance(error, StoreUnavailable) else error
                 own.__cause__ = error.__cause__
-                each.answer.set_exception(own)
+                answer.set_exception(own)

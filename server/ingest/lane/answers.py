@@ -24,14 +24,10 @@ def encode(
 ) -> bytes:
     """`headers`: of this answer, beside its own. `common`: what all answers say, each line with its end. `connection`:
     what becomes of it, where that is to be said. `has_body`: False in an answer to HEAD."""
-    lines = [f"Date: {_date(int(time.time()))}\r\n"]
-    if answer.status != 204:  # RFC 9110 section 8.6
-        lines.append(f"Content-Type: {answer.media_type}\r\nContent-Length: {len(answer.body)}\r\n")
-    for fields in (headers, answer.headers):
-        lines += [f"{name}: {value}\r\n" for name, value in fields.items()]
-    lines.append(f"Connection: {connection}\r\n\r\n" if connection else "\r\n")
-    head = (_status_line(answer.status), common, "".join(lines).encode("latin-1"))
-    return b"".join((*head, answer.body) if has_body else head)
+    fixed = _fixed(answer.status, answer.media_type, len(answer.body), connection)
+    lines = [f"{name}: {value}\r\n" for fields in (headers, answer.headers) for name, value in fields.items()]
+    own = "".join(lines).encode("latin-1")
+    return b"".join((fixed, common, _date(int(time.time())), own, b"\r\n", answer.body if has_body else b""))
 
 
 def plain_refusal(status: int, code: str, detail: str, **headers: str) -> Answer:
@@ -40,11 +36,17 @@ def plain_refusal(status: int, code: str, detail: str, **headers: str) -> Answer
     return Answer(status, json.dumps(problem).encode(), PROBLEM, headers)
 
 
-@functools.lru_cache(64)
-def _status_line(status: int) -> bytes:
-    return f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n".encode()
+@functools.lru_cache(256)
+def _fixed(status: int, media_type: str, size: int, connection: str) -> bytes:
+    """What answers of a kind begin with."""
+    lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n"]
+    if status != 204:  # RFC 9110 section 8.6
+        lines.append(f"Content-Type: {media_type}\r\nContent-Length: {size}\r\n")
+    if connection:
+        lines.append(f"Connection: {connection}\r\n")
+    return "".join(lines).encode("latin-1")
 
 
 @functools.lru_cache(2)
-def _date(second: int) -> str:
-    return formatdate(second, usegmt=True)
+def _date(second: int) -> bytes:
+    return f"Date: {formatdate(second, usegmt=True)}\r\n".encode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -31,7 +32,7 @@ class Headers(Mapping[str, str]):
 
     def add(self, name: bytes, value: bytes) -> None:
         """As they came."""
-        lower, text = name.decode("latin-1").lower(), value.decode("latin-1")
+        lower, text = _lower(name), value.decode("latin-1")
         if lower == _KEYS:
             self.keys_given.append(text)
         known = self._values.get(lower)
@@ -52,6 +53,11 @@ class Headers(Mapping[str, str]):
 
     def __len__(self) -> int:
         return len(self._values)
+
+
+@functools.lru_cache(256)
+def _lower(name: bytes) -> str:
+    return name.decode("latin-1").lower()
 
 
 def query_of(query: bytes) -> dict[str, list[bytes]]:

@@ -309,10 +309,12 @@ class LaneConnection(asyncio.Protocol):
         try:
             if request.too_large is not None:
                 raise request.too_large
-            await door.check_early(visit)
+            if not (request.has_all and door.checks_all):
+                await door.check_early(visit)
             if not request.has_all and request.expects_continue and self._transport is not None:
                 self._transport.write(CONTINUE)
-            await request.arrival()
+            if not request.has_all:
+                await request.arrival()
             if request.fault is not None:
                 return request.fault
             if request.too_large is not None:
@@ -331,7 +333,8 @@ class LaneConnection(asyncio.Protocol):
             connection = "keep-alive" if request.version == "1.0" else ""
         common, has_body = self._serving.common[request.door], request.method != "HEAD"
         self._transport.write(encode(answer, headers, common, connection, has_body=has_body))
-        await self._may_write.wait()
+        if not self._may_write.is_set():
+            await self._may_write.wait()
 
 
 _HEAD_TOO_LARGE = plain_refusal(431, "head_too_large", f"the head is over the {MAX_HEAD_BYTES} bytes allowed")
