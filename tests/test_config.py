@@ -797,3 +797,35 @@ def test_defaults_that_are_shown_are_those_in_force() -> None:
             record = getattr(config, section.lower()) or unset[section]
             assert key.kind.parse(key.default) == getattr(record, key.field), key.name
     assert config.email == Email()
+
+
+def test_several_workers_tell_each_other_over_what_they_share() -> None:
+    """Over MongoDB, unless something else is written; the command line wins."""
+    shared = {"NOTIFY_MONGODB_URL": "mongodb://db", "NOTIFY_APPLICATION_WORKERS": "4"}
+    assert load(None, shared).cluster.backplane == "mongodb"
+    assert load(None, shared, {"workers": "1"}).cluster.backplane == "local"
+    assert load(None, shared, {"workers": "1"}).application.workers == 1
+    redis = {"NOTIFY_CLUSTER_BACKPLANE": "redis", "NOTIFY_CLUSTER_REDIS_URL": "redis://cache"}
+    assert load(None, shared | redis).cluster.backplane == "redis"
+
+
+@pytest.mark.parametrize(
+    ("environ", "workers", "problem"),
+    [
+        pytest.param({}, "2", "--workers: 2 workers need a store that they can share", id="embedded"),
+        pytest.param(
+            {"NOTIFY_MONGODB_URL": "mongodb://db", "NOTIFY_CLUSTER_BACKPLANE": "local"},
+            "2",
+            "NOTIFY_CLUSTER_BACKPLANE: local is for one process, and there are 2 workers",
+            id="local",
+        ),
+        pytest.param({}, "0", "--workers: 0 is not within 1 to 64", id="none"),
+        pytest.param({}, "many", "--workers: 'many' is not a whole number", id="words"),
+    ],
+)
+def test_workers_that_could_not_be(environ: dict[str, str], workers: str, problem: str) -> None:
+    """One sentence that names what was written."""
+    with pytest.raises(InvalidConfig) as caught:
+        load(None, environ, {"workers": workers})
+    [found] = caught.value.problems
+    assert found.startswith(problem)

@@ -233,3 +233,19 @@ async def test_a_line_of_a_requests_walk_has_its_id(capsys: pytest.CaptureFixtur
 async def _walk() -> None:
     request_id.begin("abc-1")
     logging.getLogger("server.x").warning("walk")
+
+
+@pytest.mark.parametrize("format_", ["human", "json"])
+def test_lines_of_several_workers_say_whose_they_are(
+    format_: Literal["human", "json"], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In front of the logger's name, or as a field."""
+    monkeypatch.setattr(logs, "_worker", None)
+    logs.name_worker(3)
+    logs.setup(Log(format=format_))
+    logging.getLogger("server.x").warning("it is so")
+    line = capsys.readouterr().err
+    if format_ == "json":
+        assert json.loads(line)["worker"] == 3
+    else:
+        assert line.endswith("Z WARNING [worker 3] server.x: it is so\n")

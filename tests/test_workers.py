@@ -1,0 +1,407 @@
+"""`notification-server serve --workers 2`: several processes on the same ports, and one over them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import threading
+import time
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+from websockets.exceptions import ConnectionClosed
+
+from tests.support.client import SocketClient
+from tests.support.feeds import SETTINGS, user_token
+from tests.support.mongod import MongoDatabase
+from tests.support.ports import free_port
+from tests.support.processes import wait_until
+from tests.support.redis_server import RedisServer
+from tests.support.running_server import RunningServer
+from tests.support.workers import WorkersServer, connections, is_alive
+
+PUBLISHED = "notification_published_total"
+
+
+def on_mongodb(database: MongoDatabase) -> dict[str, str]:
+    return {**SETTINGS, "NOTIFY_MONGODB_URL": database.url, "NOTIFY_MONGODB_DB": database.name}
+
+
+@pytest.fixture
+def server(tmp_path: Path, mongo_database: MongoDatabase) -> Iterator[WorkersServer]:
+    """Two workers, with the backplane that is chosen for them."""
+    with WorkersServer(tmp_path, **on_mongodb(mongo_database)) as server:
+        yield server
+
+
+@pytest.fixture
+def user() -> str:
+    return f"user-{uuid.uuid4().hex[:8]}"
+
+
+def figure(server: RunningServer, name: str, label: str = "") -> float:
+    """The sum of the samples of this name, as they are now, and not as one of the workers remembers."""
+    time.sleep(1.1)  # as long as an answer is given again
+    text = server.request("GET", "/metrics", headers={"Accept": "text/plain"}).body.decode()
+    samples = re.findall(rf"^{name}(?:\{{(.*)\}})? (\S+)$", text, re.MULTILINE)
+    return sum(float(value) for labels, value in samples if label in labels)
+
+
+async def on_both(server: WorkersServer, stack: AsyncExitStack, user: str) -> list[SocketClient]:
+    """Connections of a user, at least one on each worker."""
+    clients: list[SocketClient] = []
+    while not all(connections(pid, local=server.port) for pid in server.workers):
+        assert len(clients) < 50, "all of them come to one worker"
+        client = await stack.enter_async_context(SocketClient(server))
+        await client.join_by_token(user_token(user))
+        clients.append(client)
+    return clients
+
+
+# -- serving together ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["mongodb", "redis"])
+async def on_each_backplane(
+    request: pytest.FixtureRequest, tmp_path: Path, mongo_database: MongoDatabase
+) -> AsyncIterator[WorkersServer]:
+    settings = on_mongodb(mongo_database)
+    if request.param == "redis":
+        redis: RedisServer = request.getfixturevalue("own_redis_server")
+        settings |= {"NOTIFY_CLUSTER_BACKPLANE": "redis", "NOTIFY_CLUSTER_REDIS_URL": redis.url()}
+    with WorkersServer(tmp_path, **settings) as server:
+        yield server
+
+
+async def test_a_users_connections_are_on_all_workers_and_get_each_push(
+    on_each_backplane: WorkersServer, user: str
+) -> None:
+    """Whichever worker it was published at; and what one screen has seen, all have."""
+    server = on_each_backplane
+    async with AsyncExitStack() as stack:
+        clients = await on_both(server, stack, user)
+        server.wait_for("backplane: connected to", 2)
+        for number in range(8):
+            server.must_notify(user, content=str(number))
+        ids = []
+        for client in clients:
+            got: dict[str, str] = {}
+            while len(got) < 8:
+                got |= {each["content"]: each["_id"] for each in await client.next("notification")}
+            ids.append(got)
+        assert all(each == ids[0] for each in ids)
+        await clients[0].send("seen", {"ids": [ids[0]["0"]]})
+        assert [await client.next("seen") for client in clients] == [[ids[0]["0"]]] * len(clients)
+    assert figure(server, PUBLISHED) == 8
+
+
+def test_all_ports_and_one_announcement(tmp_path: Path, mongo_database: MongoDatabase) -> None:
+    """Further ports and the publishing port are shared, too; the manager hears once that it serves, and so do people;
+    whoever of them is asked is ready; a log as JSON has the number of the worker."""
+    also, publish = free_port(), free_port()
+    settings = {
+        "NOTIFY_APPLICATION_ALSO_LISTEN": str(also),
+        "NOTIFY_APPLICATION_PUBLISH_PORT": str(publish),
+        "NOTIFY_LOG_FORMAT": "json",
+        "NOTIFY_SOCKET": str(tmp_path / "manager"),
+    }
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(settings["NOTIFY_SOCKET"])
+        manager.settimeout(30)
+        with WorkersServer(tmp_path, **on_mongodb(mongo_database), **settings) as server:
+            assert manager.recv(100) == b"READY=1"
+            assert (
+                len(server.said("^  store "))
+                == len(server.said(f"^  publish  http://127.0.0.1:{publish}/"))
+                == 1
+            )
+            for port in [server.port, also] * 4:
+                assert _status(port, "GET", "/readyz") == _status(port, "GET", "/healthz") == 200
+            body = json.dumps({"users": [{"id": "ann"}], "content": "x"})
+            assert [_status(publish, "POST", "/notify", body) for _ in range(8)] == [200] * 8
+            server.wait_for(r'"logger": "server.cluster.link", .*"worker": [12]', 2)
+        manager.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            manager.recv(100)
+
+
+def _status(port: int, method: str, path: str, body: str | None = None) -> int:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    try:
+        connection.request(method, path, body, {"Content-Type": "application/json"})
+        return connection.getresponse().status
+    finally:
+        connection.close()
+
+
+# -- what cannot be ------------------------------------------------------------------------------------------
+
+
+def test_the_embedded_store_is_for_one_process(tmp_path: Path) -> None:
+    """One sentence, and the exit code of a wrong configuration; whether the option says it or the environment."""
+    for name, arguments, settings in [
+        ("--workers", ["--workers", "2"], {}),
+        ("NOTIFY_APPLICATION_WORKERS", [], {"NOTIFY_APPLICATION_WORKERS": "2"}),
+    ]:
+        done = RunningServer(tmp_path, **settings).run("serve", *arguments)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr == (
+            f"notification-server: {name}: 2 workers need a store that they can share, and the embedded store is for"
+            " one process; set url of [MONGODB], or workers=1\n"
+        )
+
+
+def test_one_worker_is_a_server_without_a_supervisor(tmp_path: Path) -> None:
+    """The option wins over the configuration; it is that process that serves."""
+    with RunningServer(tmp_path, arguments=["--workers", "1"], NOTIFY_APPLICATION_WORKERS="2") as server:
+        assert connections(server.pid, local=server.port) == 0
+        with socket.create_connection(("127.0.0.1", server.port)):
+            wait_until(lambda: connections(server.pid, local=server.port) == 1, "the connection")
+        assert "[worker" not in server.log and "supervises" not in server.log
+
+
+def test_a_port_that_is_taken_is_said_once(tmp_path: Path, mongo_database: MongoDatabase) -> None:
+    """By whichever program; and so is what only a worker finds out."""
+    server = WorkersServer(tmp_path, **on_mongodb(mongo_database))
+    with socket.create_server(("127.0.0.1", server.port)):
+        done = server.run("serve", "--workers", "2")
+    assert done.returncode == 1
+    assert done.stderr.count("is in use by another program") == 1
+    for name in ("cert", "key"):
+        (tmp_path / f"{name}.pem").write_text("nonsense")
+    tls = {"NOTIFY_TLS_CERT": str(tmp_path / "cert.pem"), "NOTIFY_TLS_KEY": str(tmp_path / "key.pem")}
+    done = WorkersServer(tmp_path, **on_mongodb(mongo_database), **tls).run("serve", "--workers", "2")
+    assert done.returncode == 1
+    assert len(re.findall("^notification-server: ", done.stderr, re.MULTILINE)) == 1
+
+
+# -- dying ---------------------------------------------------------------------------------------------------
+
+
+async def test_a_worker_that_is_killed_is_started_anew_and_nothing_is_lost(
+    server: WorkersServer, user: str
+) -> None:
+    """Its clients come back to whoever is there and have all; the others notice nothing; no sum goes back."""
+    async with AsyncExitStack() as stack:
+        clients = await on_both(server, stack, user)
+        server.must_notify(user, content="before")
+        assert figure(server, PUBLISHED) == 1
+        victim, other = server.workers
+        os.kill(victim, signal.SIGKILL)
+        server.wait_for(rf"worker \d \(pid {victim}\) was ended by SIGKILL; it is started anew")
+        server.must_notify(user, content="meanwhile")
+        staying = 0
+        for client in clients:
+            try:
+                got: set[str] = set()
+                while "meanwhile" not in got:
+                    got |= {each["content"] for each in await client.next("notification")}
+                staying += 1
+            except ConnectionClosed:
+                again = await stack.enter_async_context(SocketClient(server))
+                unseen = await again.join_by_token(user_token(user))
+                assert {each["content"] for each in unseen} == {"before", "meanwhile"}
+        assert 0 < staying < len(clients)
+        server.wait_for(r"\(pid \d+\) serves$", 3)
+        assert other in server.workers and victim not in server.workers and len(server.workers) == 2
+        server.must_notify(user, content="after")
+        assert figure(server, PUBLISHED) == 3
+        assert figure(server, "notification_dependency_up", 'dependency="store"') == 1
+
+
+def test_a_worker_that_keeps_dying_is_tried_less_and_less_often(server: WorkersServer) -> None:
+    """The others serve; as soon as it can live, it does."""
+    fault = server.spoil(2)
+    second = int(server.said(r"worker 2 \(pid (\d+)\) serves")[0])
+    os.kill(second, signal.SIGKILL)
+    dying = r"worker 2 \(pid \d+\) ended with exit code 7 before it served; it is started anew in (\S+) s"
+    server.wait_for(dying, 4)
+    assert [server.notify("ann", content="x").status for _ in range(10)] == [200] * 10
+    delays = [float(text) for text in server.said(dying)]
+    assert delays == sorted(delays) and delays[-1] > delays[0]
+    fault.unlink()
+    server.wait_for(r"worker 2 \(pid \d+\) serves", 2)
+
+
+async def test_the_lease_of_a_dead_worker_is_taken_over(
+    tmp_path: Path, mongo_database: MongoDatabase, own_redis_server: RedisServer, user: str
+) -> None:
+    """One worker listens to Redis, and nothing is stored twice; when that one dies, another one does."""
+    settings = {**on_mongodb(mongo_database), "NOTIFY_REDIS_HUB_URL": own_redis_server.url()}
+    with WorkersServer(tmp_path, **settings) as server:
+        port = own_redis_server.port
+
+        def publish(content: str) -> bool:
+            return own_redis_server.run("PUBLISH", f"user_noti:{user}", json.dumps({"n": content})) == "1"
+
+        def listening() -> list[int]:
+            return [pid for pid in server.workers if connections(pid, remote=port)]
+
+        wait_until(lambda: publish("one"), "somebody who listens")
+        [holder] = listening()
+        os.kill(holder, signal.SIGKILL)
+        wait_until(lambda: holder not in server.workers and bool(listening()), "somebody who listens again")
+        wait_until(lambda: publish("two"), "somebody who listens again")
+        async with SocketClient(server) as client:
+            unseen = await client.join_by_token(user_token(user))
+            while len(unseen) < 2:
+                unseen += await client.next("notification")
+            assert len(unseen) == 2 and len(listening()) == 1
+
+
+# -- being told ----------------------------------------------------------------------------------------------
+
+
+class Callers:
+    """Backends that publish all the while, over connections that they keep: who finds one closed tries once more on
+    another. And one who comes anew each time."""
+
+    def __init__(self, port: int) -> None:
+        self.answers: list[object] = []
+        self.published = 0
+        self._counting = threading.Lock()
+        self._port = port
+        self._is_over = threading.Event()
+        work = [self._keep] * 3 + [self._come_anew]
+        self._threads = [threading.Thread(target=each) for each in work]
+
+    def __enter__(self) -> Callers:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_over.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _keep(self) -> None:
+        connection = self._connect()
+        while not self._is_over.wait(0.02):
+            try:
+                self._publish(connection)
+            except (OSError, http.client.HTTPException):
+                connection.close()
+                connection = self._connect()
+                try:
+                    self._publish(connection)
+                except (OSError, http.client.HTTPException) as error:
+                    self.answers.append(error)
+        connection.close()
+
+    def _publish(self, connection: http.client.HTTPConnection) -> None:
+        body = json.dumps({"users": [{"id": "ann"}], "content": "x"})
+        connection.request("POST", "/notify", body, {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        answer.read()
+        with self._counting:
+            self.published += 1
+        self.answers.append(answer.status)
+
+    def _come_anew(self) -> None:
+        while not self._is_over.wait(0.02):
+            with contextlib.closing(self._connect()) as connection:
+                try:
+                    connection.request("GET", "/readyz")
+                    self.answers.append(connection.getresponse().status)
+                except (OSError, http.client.HTTPException) as error:
+                    self.answers.append(error)
+
+    def _connect(self) -> http.client.HTTPConnection:
+        return http.client.HTTPConnection("127.0.0.1", self._port, timeout=30)
+
+
+def test_sigusr2_replaces_all_workers_and_no_request_fails(server: WorkersServer) -> None:
+    """One by one; what they have counted stays counted."""
+    before = server.workers
+    with Callers(server.port) as callers:
+        server.tell(signal.SIGUSR2)
+        server.wait_for("all workers are replaced$", timeout_s=120)
+    assert set(callers.answers) == {200} and len(callers.answers) > 10
+    assert len(server.workers) == 2 and not set(server.workers) & set(before)
+    assert figure(server, PUBLISHED) == callers.published
+    assert server.stop() == 0
+    assert "Traceback" not in server.log
+
+
+def test_a_worker_stays_if_the_one_to_replace_it_does_not_come_up(server: WorkersServer) -> None:
+    """And so do all others: a clear line in the log, and nobody notices anything else."""
+    before = server.workers
+    fault = server.spoil(1)
+    with Callers(server.port) as callers:
+        server.tell(signal.SIGUSR2)
+        server.wait_for(
+            r"ERROR .*worker 1 \(pid \d+\) ended with exit code 7 before it served,"
+            r" so worker 1 \(pid (\d+)\) goes on, and no other is replaced$"
+        )
+    assert set(callers.answers) == {200}
+    assert server.workers == before
+    fault.unlink()
+    server.tell(signal.SIGUSR2)
+    server.wait_for("all workers are replaced$", timeout_s=120)
+    assert not set(server.workers) & set(before)
+
+
+def test_sighup_is_passed_on_and_a_mistake_is_said_once(
+    tmp_path: Path, mongo_database: MongoDatabase
+) -> None:
+    """Nobody is restarted by it."""
+    file = tmp_path / "config.ini"
+    file.write_text("[LOG]\nlevel=info\n")
+    with WorkersServer(tmp_path, **on_mongodb(mongo_database)) as server:
+        before = server.workers
+        file.write_text("[LOG]\nlevel=debug\n")
+        server.tell(signal.SIGHUP)
+        for number in (1, 2):
+            server.wait_for(rf"\[worker {number}\] .*the configuration was reread; changed: \[LOG\] level$")
+        file.write_text("[LOG]\nlevel=loud\n")
+        server.tell(signal.SIGHUP)
+        server.wait_for("the configuration is wrong, so nothing was changed: ")
+        server.must_notify("ann", content="x")
+        assert len(server.said("the configuration is wrong")) == 1
+        assert server.workers == before
+
+
+# -- the end -------------------------------------------------------------------------------------------------
+
+
+async def test_sigterm_ends_all_in_order(server: WorkersServer, user: str) -> None:
+    """Clients are told that the server goes; exit code 0; nobody is left."""
+    workers = server.workers
+    async with AsyncExitStack() as stack:
+        clients = await on_both(server, stack, user)
+        server.tell(signal.SIGTERM)
+        assert {(await client.closed())[0] for client in clients} == {1001}
+    assert await asyncio.to_thread(server.wait) == 0
+    assert not any(map(is_alive, workers))
+    assert not server.said("ERROR|Traceback")
+
+
+def test_a_second_signal_ends_all_at_once(tmp_path: Path, mongo_database: MongoDatabase) -> None:
+    """However long the end would take."""
+    with WorkersServer(tmp_path, **on_mongodb(mongo_database), NOTIFY_APPLICATION_DRAIN_S="300") as server:
+        workers = server.workers
+        server.tell(signal.SIGINT)
+        server.wait_for(r"the end begins in 300 s", 2)
+        server.tell(signal.SIGINT)
+        assert server.wait() == 1
+        wait_until(lambda: not any(map(is_alive, workers)), "the end of the workers")
+        assert "all workers were ended at once (a second signal)" in server.log
+
+
+def test_no_worker_outlives_its_supervisor(server: WorkersServer) -> None:
+    """Not even where that is killed, and not even one that hangs."""
+    workers = server.workers
+    os.kill(server.pid, signal.SIGKILL)
+    server.wait()
+    wait_until(lambda: not any(map(is_alive, workers)), "the end of the workers")
+    assert len(server.said("the supervisor is gone, so this worker ends, too")) == 2
