@@ -7,10 +7,11 @@ each recipient. What follows is the message as it would have gone out.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
 import os
 import re
-import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from datetime import UTC
 from email import message_from_bytes, policy
 from pathlib import Path
@@ -40,8 +41,6 @@ class MailFolder:
         self.name = f"files in {folder} (no mail server is configured)"
         self._folder = folder
         self._keep = keep
-        # Two jobs may hold parts of one message.
-        self._lock = threading.Lock()
 
     async def close(self) -> None:
         """See `MailTransport`: nothing is kept."""
@@ -63,8 +62,8 @@ class MailFolder:
         return await asyncio.to_thread(self._list_newest, limit)
 
     def _write(self, message: MailMessage, addresses: Sequence[str]) -> None:
-        with self._lock:
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with _alone_in(self._folder):
             path = self._folder / _file_name(message)
             recipients = dict.fromkeys([*_envelope_to(path), *(address.encode() for address in addresses)])
             head = [_FROM + message.sender.encode(), *(_TO + recipient for recipient in recipients)]
@@ -83,6 +82,17 @@ class MailFolder:
             except FileNotFoundError:
                 continue  # removed meanwhile
         return mails
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Two jobs may hold parts of one message, in two threads, or in two workers that share the folder."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _file_name(message: MailMessage) -> str:

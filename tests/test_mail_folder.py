@@ -157,3 +157,13 @@ async def test_removed_while_listing(folder: Path, monkeypatch: pytest.MonkeyPat
 def test_name(folder: Path) -> None:
     """The name tells the newcomer where the mails lie, and why."""
     assert MailFolder(folder).name == f"files in {folder} (no mail server is configured)"
+
+
+async def test_several_workers_share_the_folder(folder: Path) -> None:
+    """Parts of one message that they send at the same time end in its one file."""
+    addresses = [f"user{number}@example.org" for number in range(20)]
+    workers = [MailFolder(folder) for _ in range(4)]
+    sending = (workers[number % 4].send(message(), [each], 10) for number, each in enumerate(addresses))
+    assert await asyncio.gather(*sending) == [Handover({})] * len(addresses)
+    [mail] = await workers[0].list_newest(10)
+    assert sorted(mail["to"]) == sorted(addresses)
