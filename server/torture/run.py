@@ -117,7 +117,9 @@ class Torture:
         if len(self.house.nodes.all) > 1:
             for node in self.house.nodes.all:
                 if not await node.serves(RECOVERED_WITHIN_S):
-                    self._broken(f"the {node.name} does not serve {RECOVERED_WITHIN_S:g} s after: {fault.kind}")
+                    self._broken(
+                        f"the {node.name} does not serve {RECOVERED_WITHIN_S:g} s after: {fault.kind}"
+                    )
             at = max(at, time.monotonic())
         fault.recovered_s = round(max(0.0, at - fault.end), 3)
 
