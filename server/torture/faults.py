@@ -19,6 +19,9 @@ from server.torture.ways import Ways
 
 RESTARTED_WITHIN_S = 30.0
 
+CUT_OFF_S = (1.0, 8.0)
+"""Others take a node for dead after three seconds."""
+
 
 class Breakable(Protocol):
     """A process, or several that are one service."""
@@ -179,7 +182,7 @@ class Faults:
         ways = self.rng.choice(self.scene.ways)
         ways.cut(places, is_silent=self.rng.random() < 0.5)
         try:
-            await asyncio.sleep(self.rng.uniform(1, 8))
+            await asyncio.sleep(self.rng.uniform(*CUT_OFF_S))
         finally:
             ways.mend()
 
