@@ -14,11 +14,13 @@ from tests.support.running_server import RunningServer
 _ESTABLISHED = "01"
 
 _FAULT = """
-import json, os
+import json, os, signal, time
 from pathlib import Path
 given = json.loads(os.environ.get("NOTIFICATION_WORKER", "{}"))
 if given and (Path(__file__).parent / f"fault-{given['number']}").exists():
     os._exit(7)
+if given:
+    signal.signal(signal.SIGUSR1, lambda *_: time.sleep(600))
 """
 
 
@@ -40,6 +42,10 @@ class WorkersServer(RunningServer):
         fault = self._folder / f"fault-{number}"
         fault.touch()
         return fault
+
+    def hang(self, worker: int) -> None:
+        """Let this process do nothing any more: its event loop stands still."""
+        os.kill(worker, signal.SIGUSR1)
 
     def tell(self, number: signal.Signals) -> None:
         """A signal for the supervisor alone, as an operator sends it."""
