@@ -80,11 +80,22 @@ CONNECTION_CLOSED = "connection.closed"
 def tell(signal: str, sender: object, **what: Any) -> None:
     """Send a signal to all who listen; each gets what it has parameters for (`**` takes all). What a receiver raises is
     logged: it is no business of the sender, nor of the other receivers."""
-    for receiver in _receivers(signal, sender):
-        try:
-            _call(receiver, what)
-        except Exception:
-            logger.exception("%r failed at the signal %s", receiver, signal)
+    telling(signal, sender)(**what)
+
+
+def telling(signal: str, sender: object) -> Callable[..., None]:
+    """`tell` for who says the same in a row: who listens is looked up once, and is to be asked for again in the next
+    turn of the loop."""
+    receivers = [(receiver, _names(receiver)) for receiver in _receivers(signal, sender)]
+
+    def say(**what: Any) -> None:
+        for receiver, names in receivers:
+            try:
+                receiver(**(what if names is None else {name: what[name] for name in names if name in what}))
+            except Exception:
+                logger.exception("%r failed at the signal %s", receiver, signal)
+
+    return say
 
 
 def _receivers(signal: str, sender: object) -> list[Callable[..., Any]]:
@@ -102,11 +113,10 @@ def _receivers(signal: str, sender: object) -> list[Callable[..., Any]]:
     return found
 
 
-def _call(receiver: Callable[..., Any], what: dict[str, Any]) -> None:
+def _names(receiver: Callable[..., Any]) -> tuple[str, ...] | None:
     # What PyDispatcher's own sending finds out anew each time takes longer than most receivers do.
     code: CodeType | None = getattr(getattr(receiver, "__func__", receiver), "__code__", None)
-    names = _parameters(code or type(receiver).__call__.__code__)
-    receiver(**(what if names is None else {name: what[name] for name in names if name in what}))
+    return _parameters(code or type(receiver).__call__.__code__)
 
 
 @lru_cache(256)

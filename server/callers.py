@@ -59,7 +59,7 @@ class CallerPolicy:
             if hops:
                 address, forwarded = self._nearest_untrusted(hops), []
         elsewhere = self._why_not_loopback(remote_ip, address, forwarded, headers)
-        return Caller(address, elsewhere or _why_foreign(headers), not elsewhere)
+        return _caller(address, elsewhere or _why_foreign(headers), not elsewhere)
 
     def stands_for_many(self, address: str) -> bool:
         """Whether many may be behind this address of a socket: it is a trusted proxy's, or of this machine, where a
@@ -99,6 +99,12 @@ class CallerPolicy:
         """The last address of the chain that is no trusted proxy (a client can write anything further left);
         the first one if all are."""
         return next((hop for hop in reversed(hops) if not self._is_trusted(hop)), hops[0])
+
+
+@lru_cache(1024)
+def _caller(address: str, why_not_local: str, is_loopback: bool) -> Caller:
+    # Mostly it is the same as that of the request before.
+    return Caller(address, why_not_local, is_loopback)
 
 
 def _why_foreign(headers: Mapping[str, str]) -> str:

@@ -45,7 +45,7 @@ def key_of(headers: Sequence[str], fields: Any) -> str | None:
 
 def field_key(fields: Any) -> str | None:
     """The key in a field of that name; None: there is none, or it is null. Raises `InvalidNotification`."""
-    value = fields.get(FIELD) if isinstance(fields, Mapping) else None
+    value = fields.get(FIELD) if isinstance(fields, (dict, Mapping)) else None
     if value is None:
         return None
     if not isinstance(value, str):

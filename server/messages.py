@@ -7,6 +7,7 @@ nothing past them checks again.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -20,8 +21,7 @@ R = TypeVar("R", bound=Struct)
 
 def now() -> datetime:
     """The present instant as every store keeps it: aware UTC, whole milliseconds."""
-    instant = datetime.now(UTC)
-    return instant.replace(microsecond=instant.microsecond // 1000 * 1000)
+    return datetime.fromtimestamp(time.time_ns() // 1_000_000 / 1000, UTC)
 
 
 def to_milliseconds(instant: datetime) -> datetime:

@@ -18,6 +18,7 @@ from server.bus import (
     NOTIFICATION_REPLAYED,
     NOTIFICATION_STORED,
     tell,
+    telling,
 )
 from server.errors import Busy, StoreUnavailable
 from server.idempotency import fingerprint_of
@@ -101,7 +102,7 @@ class Notifier:
             tell(NOTIFICATION_FAILED, self, publication=publication, code=error.code)
             raise
         self._note_store(None)
-        changed = self._pass_on(publication, duty, stored, began_at)
+        changed = self._pass_on(publication, duty, stored, began_at, telling(NOTIFICATION_STORED, self))
         if changed:
             tell(INBOX_CHANGED, self, rooms=changed)
         return stored
@@ -123,9 +124,10 @@ class Notifier:
             raise
         self._note_store(None)
         changed: list[Room] = []
+        tell_stored = telling(NOTIFICATION_STORED, self)
         for publication, duty, outcome in zip(publications, duties, outcomes, strict=True):
             if isinstance(outcome, Stored):
-                changed += self._pass_on(publication, duty, outcome, began_at)
+                changed += self._pass_on(publication, duty, outcome, began_at, tell_stored)
             elif isinstance(outcome, StoreUnavailable):
                 tell(NOTIFICATION_FAILED, self, publication=publication, code=outcome.code)
         if changed:
@@ -133,7 +135,12 @@ class Notifier:
         return outcomes
 
     def _pass_on(
-        self, publication: Publication, duty: EmailDuty | None, stored: Stored, began_at: float
+        self,
+        publication: Publication,
+        duty: EmailDuty | None,
+        stored: Stored,
+        began_at: float,
+        tell_stored: Callable[..., None],
     ) -> Sequence[Room]:
         """To the screens, and to whoever listens to the bus; whose inboxes have changed."""
         stored_at = time.monotonic()
@@ -143,9 +150,7 @@ class Notifier:
         if stored.is_repeat:
             tell(NOTIFICATION_REPLAYED, self, publication=publication)
             return changed
-        tell(
-            NOTIFICATION_STORED,
-            self,
+        tell_stored(
             publication=publication,
             documents=stored.documents,
             duty=duty,

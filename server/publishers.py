@@ -6,6 +6,7 @@ import hmac
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Protocol
 
 from server.callers import Caller
@@ -174,12 +175,12 @@ class Publishers:
                 "without a key only callers on this machine may publish: make one with `notification-server key add`;"
                 f" {caller.why_not_local}"
             )
-        return Grant(
-            rules.default_tenant or DEFAULT_TENANT,
-            frozenset({Scope.PUBLISH}),
-            "this machine",
-            is_keyless=True,
-        )
+        return _of_this_machine(rules.default_tenant or DEFAULT_TENANT)
+
+
+@lru_cache(16)
+def _of_this_machine(tenant: str) -> Grant:
+    return Grant(tenant, frozenset({Scope.PUBLISH}), "this machine", is_keyless=True)
 
 
 def missing_tenant(where: str, tenant: str) -> str:

@@ -44,6 +44,12 @@ class RevClock:
         self._last = max(self._wall_clock_ms() << COUNTER_BITS, self._last + 1)
         return self._last
 
+    def take(self, count: int) -> range:
+        """So many revs (at least one) in a row, above all that were issued or witnessed before."""
+        first = self.next()
+        self._last += count - 1
+        return range(first, first + count)
+
     def witness(self, rev: int) -> None:
         """Take note of a rev from elsewhere (a stored document, another node), so that `next` goes above
         it."""

@@ -76,6 +76,9 @@ class Answer(Record, frozen=True):
     headers: Mapping[str, str] = {}
 
 
+_NOTHING = Presented()
+
+
 class Visit:
     """A request while a door works on it. `door`: the name of the door, for figures and logs. `set_header`: of the
     answer, whatever that will be."""
@@ -103,6 +106,8 @@ class Visit:
         """All credentials of this request, with what the door found in the field `apikey`."""
         found = self.incoming.headers
         authorization, internal = found.get("Authorization"), found.get("Internal-Api-Key")
+        if authorization is None and internal is None and apikey is None and self.incoming.certificate is None:
+            return _NOTHING
         return Presented(authorization, internal, apikey, self.incoming.certificate)
 
     async def admit(self, presented: Presented, scope: Scope = Scope.PUBLISH) -> Grant:
@@ -125,8 +130,9 @@ class Visit:
 
     async def _count(self, grant: Grant | None) -> None:
         allowance = await self.keep_to(lambda: self.gate.limits.check_request(grant, self.caller))
-        for name, value in headers(allowance).items():
-            self._set_header(name, value)
+        if allowance.rate is not None:
+            for name, value in headers(allowance).items():
+                self._set_header(name, value)
 
     async def keep_to(self, check: Callable[[], Allowance]) -> Allowance:
         """What is left by this check of a limit. Raises `OverRate`, after a while."""

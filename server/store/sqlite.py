@@ -110,7 +110,7 @@ class SQLiteStore:
             await asyncio.wait([connecting], timeout=self._timeout_s)
             raise
         self._writer = Writer(writer, self._store_rev, self._busy_timeout_s, self._show_rev)
-        adder = Adder(lambda: self._revs.next(), self._clock)
+        adder = Adder(lambda count: self._revs.take(count), self._clock)
         self._additions = Additions(self._writer, adder, self._unheard.extend, self._timeout_s)
         self._readers = Readers(readers)
 

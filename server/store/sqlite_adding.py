@@ -22,10 +22,10 @@ Outcome = Stored | Exception
 
 
 class Adder:
-    """Carries out additions on a connection, in its thread. `next_rev`: gives out revs. `clock`: the store's."""
+    """Carries out additions on a connection, in its thread. `take_revs`: gives out so many. `clock`: the store's."""
 
-    def __init__(self, next_rev: Callable[[], int], clock: Callable[[], datetime]) -> None:
-        self._next_rev = next_rev
+    def __init__(self, take_revs: Callable[[int], Sequence[int]], clock: Callable[[], datetime]) -> None:
+        self._take_revs = take_revs
         self._clock = clock
 
     def add(self, connection: sqlite3.Connection, additions: Sequence[Addition]) -> list[Outcome]:
@@ -69,7 +69,9 @@ class Adder:
         if not fresh:
             return []
         added = documents.add_all(
-            connection, [(addition.notification, addition.recipients) for addition in fresh], self._next_rev
+            connection,
+            [(addition.notification, addition.recipients) for addition in fresh],
+            self._take_revs(len(fresh)),
         )
         outcomes: list[Outcome] = []
         for addition, (key, stored) in zip(fresh, added, strict=True):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from server.ids import new_ids
 from server.messages import Document, Notification, Recipient
@@ -34,16 +34,20 @@ _Row = tuple[str, str, bytes, int, int, int, int, str]
 def add_all(
     connection: sqlite3.Connection,
     additions: Sequence[tuple[Notification, Sequence[Recipient]]],
-    next_rev: Callable[[], int],
+    revs: Sequence[int],
 ) -> list[tuple[int, list[Document]]]:
-    """Store notifications and their documents, each notification with a rev of its own; the key and documents of each.
-    Together they cost about half as much as one by one."""
-    keys = _add_notifications(connection, [notification for notification, _ in additions])
-    added = [
-        (key, _make(notification, [recipient.user_id for recipient in recipients], next_rev()))
-        for key, (notification, recipients) in zip(keys, additions, strict=True)
-    ]
-    _insert(connection, [row for key, documents in added for row in _rows(key, documents)])
+    """Store notifications and their documents, each notification with the rev in its place; the key and documents of
+    each. Together they cost about half as much as one by one."""
+    notifications = [notification for notification, _ in additions]
+    instants = [to_ms(notification.created_at) for notification in notifications]
+    keys = _add_notifications(connection, notifications, instants)
+    added: list[tuple[int, list[Document]]] = []
+    rows: list[_Row] = []
+    for (notification, recipients), key, ms, rev in zip(additions, keys, instants, revs, strict=True):
+        documents = _make(notification, [recipient.user_id for recipient in recipients], rev)
+        rows += _rows(key, ms, documents)
+        added.append((key, documents))
+    _insert(connection, rows)
     return added
 
 
@@ -52,7 +56,7 @@ def add_documents(
 ) -> list[Document]:
     """Store the documents of these users of the notification with this key; the users are known then."""
     documents = _make(notification, user_ids, rev)
-    _insert(connection, _rows(key, documents))
+    _insert(connection, _rows(key, to_ms(notification.created_at), documents))
     return documents
 
 
@@ -64,12 +68,12 @@ def _make(notification: Notification, user_ids: Sequence[str], rev: int) -> list
     ]
 
 
-def _rows(key: int, documents: Sequence[Document]) -> list[_Row]:
-    """Of a notification's documents."""
+def _rows(key: int, ms: int, documents: Sequence[Document]) -> list[_Row]:
+    """Of a notification's documents, which was created at `ms`."""
     if not documents:
         return []
     notification, rev = documents[0].notification, documents[0].rev
-    ms, type_, tenant = to_ms(notification.created_at), notification.type, notification.tenant
+    type_, tenant = notification.type, notification.tenant
     return [(tenant, each.user_id, bytes.fromhex(each.id), key, ms, ms, rev, type_) for each in documents]
 
 
@@ -92,23 +96,25 @@ _INSERT_NOTIFICATION = (
 
 def add_notification(connection: sqlite3.Connection, notification: Notification) -> int:
     """Store a notification without documents; its key."""
-    [key] = _add_notifications(connection, [notification])
+    [key] = _add_notifications(connection, [notification], [to_ms(notification.created_at)])
     return key
 
 
-def _add_notifications(connection: sqlite3.Connection, notifications: Sequence[Notification]) -> range:
-    """Their keys."""
-    connection.executemany(_INSERT_NOTIFICATION, map(_notification_row, notifications))
+def _add_notifications(
+    connection: sqlite3.Connection, notifications: Sequence[Notification], instants: Sequence[int]
+) -> range:
+    """Their keys. `instants`: when they were created, as it is stored."""
+    connection.executemany(_INSERT_NOTIFICATION, map(_notification_row, notifications, instants))
     last: int = connection.execute("SELECT last_insert_rowid()").fetchone()[0]
     # SQLite gives each new row the largest key and one.
     return range(last - len(notifications) + 1, last + 1)
 
 
-def _notification_row(notification: Notification) -> tuple[object, ...]:
+def _notification_row(notification: Notification, ms: int) -> tuple[object, ...]:
     return (
         bytes.fromhex(notification.nid),
         notification.tenant,
-        to_ms(notification.created_at),
+        ms,
         notification.type,
         notification.title,
         notification.content,

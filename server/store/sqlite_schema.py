@@ -189,7 +189,8 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 def to_ms(instant: datetime) -> int:
     """An aware instant as it is stored."""
-    return (instant - _EPOCH) // timedelta(milliseconds=1)
+    since = instant - _EPOCH
+    return since.days * 86_400_000 + since.seconds * 1000 + since.microseconds // 1000
 
 
 def from_ms(ms: int) -> datetime:
