@@ -115,7 +115,7 @@ class Cluster:
             "NOTIFY_MONGODB_DB": f"test_{uuid.uuid4().hex[:16]}",
             "NOTIFY_MONGODB_TIMEOUT_S": "3",
             "NOTIFY_CLUSTER_BACKPLANE": backplane,
-            "NOTIFY_CONNECTIONS_HEARTBEAT_S": "1",
+            "NOTIFY_CONNECTIONS_HEARTBEAT_S": "10",
             "NOTIFY_APPLICATION_TRUSTED_PROXIES": "127.0.0.1",
             **more,
         }
