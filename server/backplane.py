@@ -15,6 +15,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 
 from server.checks import Probe
@@ -87,6 +88,15 @@ class Backplane(ABC):
         return set()
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Round:
+    """A room whose sessions are being told of these events; `steps`: what is left of that."""
+
+    room: Room
+    events: list[Event]
+    steps: Iterator[None]
+
+
 class LocalBackplane(Backplane):
     """Publishes to the rooms of this process."""
 
@@ -94,8 +104,7 @@ class LocalBackplane(Backplane):
         self._rooms = rooms
         self._backlog: dict[Room, list[Event]] = {}
         self._waiting = 0
-        # the room whose sessions are being told, and what is left of that
-        self._current: tuple[Room, Iterator[None]] | None = None
+        self._current: _Round | None = None
         self._delivered_rooms = 0
         # who is to be told, with what, after how many rooms have been delivered to
         self._handovers: deque[tuple[int, int, Callable[[int], None]]] = deque()
@@ -134,15 +143,21 @@ class LocalBackplane(Backplane):
         await self._is_flushed.wait()
 
     async def delivered(self, room: Room) -> None:
-        while self._is_to_be_told(room):  # noqa: ASYNC110  # a slice a turn of the loop: no event could come sooner
+        last = self._backlog.get(room)
+        if last is None:
+            last = self._current.events if self._current is not None and self._current.room == room else None
+        # For what is published from now on nobody waits here: there may be no end to it.
+        while last is not None and self._is_to_be_told(room, last):  # noqa: ASYNC110  # at most a slice too late
             await asyncio.sleep(0)
 
     @property
     def waiting(self) -> int:
         return self._waiting
 
-    def _is_to_be_told(self, room: Room) -> bool:
-        return room in self._backlog or (self._current is not None and self._current[0] == room)
+    def _is_to_be_told(self, room: Room, events: list[Event]) -> bool:
+        return self._backlog.get(room) is events or (
+            self._current is not None and self._current.events is events
+        )
 
     def _deliver_slice(self) -> None:
         began_at = time.monotonic()
@@ -169,14 +184,14 @@ class LocalBackplane(Backplane):
             room = next(iter(self._backlog))
             events = self._backlog.pop(room)
             self._waiting -= len(events)
-            self._current = room, self._rooms.deliver(room, events)
-        room, delivery = self._current
+            self._current = _Round(room, events, self._rooms.deliver(room, events))
+        current = self._current
         try:
-            next(delivery)
+            next(current.steps)
         except StopIteration:
             self._end_room()
         except Exception:
-            logger.exception("could not deliver events to tenant=%s user=%s", *room)
+            logger.exception("could not deliver events to tenant=%s user=%s", *current.room)
             self._end_room()
         return True
 

@@ -226,6 +226,21 @@ def _told(screens: list[Member]) -> int:
     return sum(len(screen.told) for screen in screens)
 
 
+async def test_who_waits_for_a_user_does_not_wait_for_what_is_published_later(
+    rooms: Rooms, screens: list[Member]
+) -> None:
+    """Also if there is no end to that."""
+    backplane = LocalBackplane(rooms)
+    backplane.publish([(ALICE, UnseenCount(0))])
+    await asyncio.sleep(0)
+    waiting = asyncio.ensure_future(backplane.delivered(ALICE))
+    for number in range(1, 50):
+        backplane.publish([(ALICE, UnseenCount(number))])
+        await asyncio.sleep(0)
+    assert waiting.done()
+    await backplane.flushed()
+
+
 async def test_who_leaves_or_joins_during_a_round_is_not_told_of_it(
     rooms: Rooms, screens: list[Member]
 ) -> None:
