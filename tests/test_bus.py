@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydispatch import dispatcher
 
-from server.bus import tell
+from server.bus import tell, telling
 
 
 def test_receivers_get_what_they_ask_for() -> None:
@@ -82,3 +82,17 @@ def test_a_receiver_that_raises_is_logged(caplog: pytest.LogCaptureFixture) -> N
     assert heard == [1]
     [record] = caplog.records
     assert "test.signal" in record.getMessage() and record.exc_info is not None
+
+
+def test_who_says_the_same_in_a_row_is_heard_each_time() -> None:
+    """As by `tell`."""
+    heard: list[int] = []
+
+    def hear(what: int) -> None:
+        heard.append(what)
+
+    dispatcher.connect(hear, "test.signal")
+    say = telling("test.signal", object())
+    say(what=1)
+    say(what=2)
+    assert heard == [1, 2]

@@ -39,6 +39,15 @@ def test_the_wall_clock_is_that_of_the_machine_unless_given() -> None:
     assert before <= issued <= time.time_ns() // 1_000_000
 
 
+@given(revs, st.integers(1, 1000))
+def test_revs_are_taken_in_a_row(last: int, count: int) -> None:
+    """Above all before them, and below the next one."""
+    clock = RevClock(last, lambda: 0)
+    taken = clock.take(count)
+    assert list(taken) == list(range(last + 1, last + 1 + count))
+    assert clock.next() == last + 1 + count
+
+
 @given(revs, revs)
 def test_a_witnessed_rev_is_gone_above(own: int, foreign: int) -> None:
     """After a rev from elsewhere the next one is greater, and an old one from elsewhere changes nothing."""
