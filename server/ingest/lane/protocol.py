@@ -71,7 +71,7 @@ class LaneConnection(asyncio.Protocol):
         self._head_bytes = 0
         self._waiting: deque[Request] = deque()
         self._visit: Visit | None = None
-        self._is_working = False
+        self._more: asyncio.Future[None] | None = None  # while there is nothing to do
         self._is_reading = True
         self._takes_more = True
         self._may_write = asyncio.Event()
@@ -84,6 +84,8 @@ class LaneConnection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         peer = transport.get_extra_info("peername")
         self._remote_ip = peer[0] if peer else ""
+        # One task for all requests of a connection: one for each would cost more than most steps of its walk.
+        self._serving.tasks.start(self._work(), "publishing")
 
     def connection_lost(self, error: Exception | None) -> None:
         self._takes_more = False
@@ -96,6 +98,7 @@ class LaneConnection(asyncio.Protocol):
             if not request.has_all:
                 request.fault = _BROKEN_OFF
                 request.end()
+        self._wake()
         self._closed(self)
 
     def eof_received(self) -> bool:
@@ -136,9 +139,8 @@ class LaneConnection(asyncio.Protocol):
         if not self._has_head and self._head_bytes > MAX_HEAD_BYTES:
             self._break_off(_HEAD_TOO_LARGE)
         self._pace()
-        if self._waiting and not self._is_working:
-            self._is_working = True
-            self._serving.tasks.start(self._work(), "publishing")
+        if self._waiting:
+            self._wake()
 
     def on_message_begin(self) -> None:
         self._coming = Request()
@@ -227,21 +229,27 @@ class LaneConnection(asyncio.Protocol):
 
     # -- answering -------------------------------------------------------------------------------------------
     async def _work(self) -> None:
-        """Carry out what waits, in its order."""
-        try:
-            while self._waiting:
-                await self._serve(self._waiting[0])
-                request = self._waiting.popleft()
-                if not request.is_kept or self._serving.is_stopping():
-                    self._end()
-                    return
-                self.ends_at = time.monotonic() + (BODY_TIMEOUT_S if self._waiting else IDLE_TIMEOUT_S)
-                self._pace()
-            if not self._takes_more:
-                self._end()
-        finally:
-            self._is_working = False
+        """Carry out what comes, in its order."""
+        while await self._has_work():
+            await self._serve(self._waiting[0])
             self._visit = None
+            request = self._waiting.popleft()
+            if not request.is_kept or self._serving.is_stopping():
+                break
+            self.ends_at = time.monotonic() + (BODY_TIMEOUT_S if self._waiting else IDLE_TIMEOUT_S)
+            self._pace()
+        self._end()
+
+    async def _has_work(self) -> bool:
+        """Return when there is something to do; False: there will be nothing any more."""
+        while not self._waiting and self._takes_more:
+            self._more = asyncio.get_running_loop().create_future()
+            await self._more
+        return bool(self._waiting)
+
+    def _wake(self) -> None:
+        if self._more is not None and not self._more.done():
+            self._more.set_result(None)
 
     def _end(self) -> None:
         """Close, when all that was written has left."""
