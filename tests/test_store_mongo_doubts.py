@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -87,3 +88,23 @@ async def test_after_the_intent_is_closed(
     """Without a key: if the intent is closed, no sweep finds it any more; if it is open, they are told of it once."""
     await fail(mongo, None, monkeypatch, arrives)
     assert await told(mongo, monkeypatch) == sorted(USERS)
+
+
+@pytest.mark.parametrize("once", [KEY, None], ids=["with a key", "without"])
+async def test_who_is_cancelled_after_the_insert(
+    mongo: MongoStore, monkeypatch: pytest.MonkeyPatch, once: Once | None
+) -> None:
+    """As what a broker's message asks for is, when the store is away for another: it comes again, here or at another
+    node, and whoever has it then finds it complete."""
+    batcher = mongo._adding._batcher
+    insert = batcher.insert
+
+    async def cancelled(*arguments: Any) -> None:
+        await insert(*arguments)
+        raise asyncio.CancelledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(batcher, "insert", cancelled)
+        with pytest.raises(asyncio.CancelledError):
+            await mongo.add(make_notification(), [Recipient("alice")], None, once)
+    assert await told(mongo, monkeypatch) == ["alice"]

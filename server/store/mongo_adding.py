@@ -13,6 +13,7 @@ What is to have its effect once, however often it comes, goes another way: see `
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Iterator, Sequence
 
@@ -164,7 +165,8 @@ class Adding:
             fields["mail"] = duty_fields(duty)
         try:
             await self._batcher.insert(encode(fields), user_of(document), document.created_at)
-        except StoreUnavailable:
+        except (StoreUnavailable, asyncio.CancelledError):
+            # Cancelled, too, it may be made: a broker's message is given up and comes again, here or at another node.
             self._doubts.note([document])
             raise
 
@@ -237,7 +239,7 @@ class Adding:
             if exc.is_there:
                 return False
             raise
-        except StoreUnavailable:
+        except (StoreUnavailable, asyncio.CancelledError):
             self._doubt_last(whole)
             raise
         return True
