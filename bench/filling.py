@@ -26,6 +26,8 @@ import bson
 import pymongo
 from bson.raw_bson import RawBSONDocument
 from harness import BUILD, LOAD_CORE, free_port, running
+from pymongo.collection import Collection
+from pymongo.errors import AutoReconnect, BulkWriteError
 
 from server.revs import COUNTER_BITS
 from server.store import sqlite_schema
@@ -49,6 +51,7 @@ VERSION = 1
 BATCH = 20_000
 TIMEOUT_S = 600.0
 DATABASE = "bench"
+DUPLICATE_KEY = 11000
 
 
 @dataclass(frozen=True)
@@ -287,12 +290,25 @@ def fill_mongo(url: str, inboxes: Inboxes) -> None:
         )
         entries = (inboxes.entry(user, place) for place in range(PER_USER) for user in range(inboxes.users))
         while some := list(islice(entries, BATCH)):
-            documents.insert_many([_bson(inboxes, entry) for entry in some], ordered=False)
+            _insert(documents, [_bson(inboxes, entry) for entry in some])
         database["notifications_meta"].update_one(
             {"_id": "rev"}, {"$max": {"ceiling": inboxes.last_rev}}, upsert=True
         )
         documents.create_indexes(list(INDEXES["documents"]))
         client.admin.command("fsync")
+
+
+def _insert(documents: Collection[dict[str, Any]], some: list[RawBSONDocument]) -> None:
+    """Again, if the connection broke meanwhile, as it does when the machine stood still: what is there stays."""
+    while True:
+        try:
+            documents.insert_many(some, ordered=False)
+        except AutoReconnect:
+            continue
+        except BulkWriteError as exc:
+            if any(error["code"] != DUPLICATE_KEY for error in exc.details["writeErrors"]):
+                raise
+        return
 
 
 def _bson(inboxes: Inboxes, entry: Entry) -> RawBSONDocument:
