@@ -176,6 +176,26 @@ async def test_no_more_is_read_while_a_message_is_handled(is_short: bool) -> Non
             assert [session.received.get_nowait() for _ in range(2)] == ["next", "last"]
 
 
+async def test_a_connection_that_ends_while_its_message_is_handled(caplog: pytest.LogCaptureFixture) -> None:
+    """As when what is sent meanwhile finds the client gone: there is nothing left to pause."""
+
+    async def wait() -> None:
+        await asyncio.sleep(0)
+
+    async with door(is_short=True) as service:
+
+        def on_message(session: RecordingSession, text: str) -> Awaitable[None]:
+            [stream] = service.upgrades._streams
+            stream.close()
+            return wait()
+
+        service.on_message = on_message
+        async with connected(service, frame(TEXT, b"x")) as (client, session):
+            assert await client.read_to_end() == b""
+            await asyncio.wait_for(session.over.wait(), WAIT_S)
+    assert not caplog.records
+
+
 @each_way
 async def test_who_sends_no_more_has_gone(is_short: bool) -> None:
     """What they said before is taken."""

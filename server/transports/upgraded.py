@@ -97,7 +97,9 @@ class UpgradedSocket:
     def _pause(self) -> None:
         if self._is_reading:
             self._is_reading = False
-            self._loop.remove_reader(self.stream.socket)
+            # One that was closed while it was handled is read no more anyway, and has no number.
+            if not self.stream.closed():
+                self._loop.remove_reader(self.stream.socket)
 
     def _on_readable(self) -> None:
         try:
