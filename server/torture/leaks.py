@@ -18,6 +18,9 @@ MORE_FILES = 4
 POOLED, MAX_POOLED = "pooled socket", 110
 """Connections to a store that are kept for later: pymongo's limit, and those by which it watches."""
 
+POOLED_TASKS = frozenset({"PyMongoProtocol.read", "_poll_cancellation"})
+"""Of such connections, while they wait for an answer."""
+
 MORE_MIB = 96.0
 """By how much the memory may have grown: an interpreter gives little of it back."""
 
@@ -88,6 +91,8 @@ def leaked(used: Holdings, fresh: Holdings) -> Iterator[Finding]:
         if more > MORE_FILES:
             yield Finding("leak", f"{more} descriptors of the kind {kind} more than in a fresh server")
     more_tasks = Counter(map(_kind, used.tasks)) - Counter(map(_kind, fresh.tasks))
+    for kind in POOLED_TASKS:
+        del more_tasks[kind]
     if sum(more_tasks.values()) > MORE_FILES:
         names = ", ".join(f"{name} ({count})" for name, count in more_tasks.most_common(5))
         yield Finding("leak", f"tasks more than in a fresh server: {names}")
