@@ -106,7 +106,12 @@ class Visit:
         """All credentials of this request, with what the door found in the field `apikey`."""
         found = self.incoming.headers
         authorization, internal = found.get("Authorization"), found.get("Internal-Api-Key")
-        if authorization is None and internal is None and apikey is None and self.incoming.certificate is None:
+        if (
+            authorization is None
+            and internal is None
+            and apikey is None
+            and self.incoming.certificate is None
+        ):
             return _NOTHING
         return Presented(authorization, internal, apikey, self.incoming.certificate)
 
