@@ -365,6 +365,7 @@ class Server:
         await step("the other nodes", self._backplane.close, cut_at)
         await step("what was used", self._write_use, cut_at)
         await step("the signals", self._hear_no_more, cut_at)
+        self._doors.upgrades.cut_off()
         await step("the connections", self._http.close_all_connections, cut_at)
         await step("those of the publishing port", self._publish_port.close, cut_at)
         await step("signing in", self._sign_in.close, cut_at)

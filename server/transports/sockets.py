@@ -20,6 +20,7 @@ class SocketStream:
         "_closed",
         "_left",
         "_loop",
+        "_open",
         "_queue",
         "_total_write_done_index",
         "_total_write_index",
@@ -27,10 +28,15 @@ class SocketStream:
         "socket",
     )
 
-    def __init__(self, connection: socket.socket, left: Callable[[], None]) -> None:
+    def __init__(
+        self, connection: socket.socket, left: Callable[[], None], are_open: set[SocketStream]
+    ) -> None:
+        """`are_open`: those that are, of which this is one from now on until its end."""
         self._loop = asyncio.get_running_loop()
         self.socket = connection
         self._left = left
+        self._open = are_open
+        are_open.add(self)
         self._closed: Callable[[], None] | None = None
         self._queue = bytearray()
         # As Tornado's streams have them: see `connections.pending_writes` and those that follow.
@@ -101,6 +107,7 @@ class SocketStream:
         self._loop.remove_reader(self.socket)
         self._loop.remove_writer(self.socket)
         self.socket.close()
+        self._open.discard(self)
         self._queue.clear()
         futures = self._write_futures[:]
         self._write_futures.clear()

@@ -153,6 +153,7 @@ class Upgrades:
         self._before_date = f"HTTP/1.1 101 Switching Protocols\r\nServer: {headers['Server']}\r\n"
         self._waiting: dict[_Newcomer, None] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._streams: set[SocketStream] = set()
 
     def __len__(self) -> int:
         """How many have not said yet what they want."""
@@ -175,6 +176,11 @@ class Upgrades:
             self._timer = None
         while self._waiting:
             self._send_on(next(iter(self._waiting)))
+
+    def cut_off(self) -> None:
+        """Close all WebSockets that are still open, without a word. Idempotent."""
+        for stream in tuple(self._streams):
+            stream.close()
 
     # -- looking ---------------------------------------------------------------------------------------------
     def _look(self, newcomer: _Newcomer) -> bool:
@@ -242,7 +248,7 @@ class Upgrades:
         ):
             newcomer.close()
             return
-        stream = SocketStream(newcomer.socket, newcomer.left)
+        stream = SocketStream(newcomer.socket, newcomer.left, self._streams)
         try:
             tune_socket(stream, connections.give_up_after_s)
             protocol = UpgradedSocket(stream)

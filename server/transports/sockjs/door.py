@@ -112,7 +112,7 @@ class SockJSDoor(SockJSRouter):
                 path=re.compile(prefix + path),
                 transport=handler.transport,
                 connection_class=handler.connection_class,
-                open_session=self.open_session,
+                open_session=lambda connection: self.open_session(connection),
                 allows=self.origins.allows,
                 is_logged=False,
             )
