@@ -131,8 +131,8 @@ has_go() {
     command -v go >/dev/null && [ -d /usr/share/gocode/src/github.com/gomodule/redigo/redis ]
 }
 
-# MariaDB, PostgreSQL, Redis, RabbitMQ, nginx, HAProxy, PHP and Go, by one call of apt-get. The tests start servers of their
-# own from them. Caddy and what looks at systemd's units are not in every release, so that they get calls of their own,
+# MariaDB, PostgreSQL, Redis, RabbitMQ, nginx, HAProxy, PHP and Go, by one call of apt-get. The tests start servers of
+# their own from them. Caddy and what looks at systemd's units are not in every release, so that they get calls of their own,
 # which may fail.
 ensure_servers() {
     set --

@@ -372,12 +372,12 @@ def test_with_ci_something_missing_ends_the_run(checkout: Checkout) -> None:
     )
     missing = available.missing({"NOTIFICATION_TEST_MISSING": done.stdout})
     assert list(missing) == [
-        *("mongod", "mariadb", "postgres", "redis", "rabbitmq", "nginx", "php", "go", "caddy", "systemd"),
-        *("browser", "node"),
+        *("mongod", "mariadb", "postgres", "redis", "rabbitmq", "nginx", "haproxy", "php", "go", "caddy"),
+        *("systemd", "browser", "node"),
     ]
     assert all("install" in sentence for sentence in missing.values())
     said = [line for line in done.stderr.splitlines() if not line.endswith("...")]
-    assert len(said) == 12
+    assert len(said) == 13
 
 
 def test_ci_run_calls_the_test_script_and_nothing_else(tmp_path: Path) -> None:
