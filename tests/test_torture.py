@@ -21,7 +21,7 @@ import pytest
 from pymongo import MongoClient
 
 from server import cli
-from server.torture import faults, house, leaks, run
+from server.torture import house, leaks, run
 from server.torture.clients import ClientV2
 from server.torture.feeds import HubFeed
 from server.torture.house import Options
@@ -30,7 +30,6 @@ from server.torture.leaks import Holdings
 from server.torture.ledger import DELETED, RESTORED, SEEN, UNSEEN, Changes, Ledger, Request
 from server.torture.lines import SocketLine
 from server.torture.mailbox import Taken, read_taken
-from server.torture.node import Node
 from server.torture.observed import open_shift, write_shift
 from server.torture.publishers import NotifyDoor, address_of, publish_until_acknowledged
 from server.torture.report import Progress, Result, table
@@ -652,63 +651,6 @@ def test_the_short_plan(store: str, tmp_path: Path) -> None:
     assert not is_ci() or result["left_out"] == []
     assert not list(tmp_path.iterdir())
     assert not _processes_of(tmp_path)
-
-
-@pytest.mark.slow
-@pytest.mark.servers
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("backplane", ["redis", "mongodb"])
-def test_three_nodes(backplane: str, tmp_path: Path) -> None:
-    """Each way between nodes, over a replica set of three: nothing is lost and nothing comes twice, whether the primary
-    is killed, a node, or what is between them."""
-    wanted = ["kill server", "kill mongod", "rolling restart", "cut off from mongod"]
-    wanted += ["kill redis", "cut off from redis"] if backplane == "redis" else []
-    only = [word for fault in wanted for word in ("--only", fault)]
-    arguments = ["--nodes", "3", "--backplane", backplane, "--rounds", "4", *only, "--json"]
-    with _started(tmp_path, *arguments) as torture:
-        said, errors = torture.communicate(timeout=560)
-    assert said, errors
-    result = json.loads(said)
-    assert (torture.returncode, result["findings"]) == (0, []), (result["seed"], result["folder"])
-    assert result["acknowledged"] == result["requests"] > 50
-    assert result["store"] == f"mongodb, 3 nodes over {backplane}"
-    assert not list(tmp_path.iterdir())
-    assert not _processes_of(tmp_path)
-
-
-@pytest.mark.slow
-@pytest.mark.servers
-@pytest.mark.timeout(400)
-@pytest.mark.usefixtures("quiet")
-def test_a_node_that_reads_nothing_after_a_gap_is_found(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """By those of its clients that cannot ask what they missed."""
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setenv("MONGODB_BIN", str(mongod_binary()))
-    monkeypatch.setattr(Node, "launcher", "tests.support.deaf_node")
-    monkeypatch.setitem(house.PLANS, "short", house.Plan(1, 1, 4, 0.1, 0.2))
-    monkeypatch.setattr(house, "RabbitMQ", NotInstalled)
-    monkeypatch.setattr(run, "TOLD_WITHIN_S", 1.0)  # what was planted never comes right
-    monkeypatch.setattr(Torture, "_look_for_leaks", AsyncNothing())
-    monkeypatch.setattr(faults, "CUT_OFF_S", (4.0, 5.0))
-    assert cli.main(["torture", "--nodes", "2", "--seed", "1", "--only", "cut off from redis", "--json"]) == 1
-    result = json.loads(capsys.readouterr().out)
-    assert {each["kind"] for each in result["findings"]} == {"differs"}
-    assert not _processes_of(tmp_path)
-
-
-class NotInstalled:
-    name = "rabbitmq"
-
-    @staticmethod
-    def program() -> None:
-        return None
-
-
-class AsyncNothing:
-    async def __call__(self) -> None:
-        """Nothing."""
 
 
 def _processes_of(folder: Path) -> list[str]:
