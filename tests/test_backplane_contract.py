@@ -90,6 +90,23 @@ async def test_a_burst_arrives_whole_and_in_order(channel: Channel) -> None:
     assert all(each is shared[0] for each in shared)
 
 
+async def test_users_who_come_while_others_are_followed_are_told_too(channel: Channel) -> None:
+    """One at each turn of the loop, so that some come at whatever the link is doing."""
+    here, there = await channel.meet(2)
+    members: dict[Room, Member] = {}
+    for number in range(300):
+        room = ("acme", f"user-{number}")
+        members[room] = there.join(room)
+        await asyncio.sleep(0)
+
+    def all_are_told() -> bool:
+        untold = [room for room, member in members.items() if not member.told]
+        here.backplane.publish((room, Missed()) for room in untold)
+        return not untold
+
+    await until(all_are_told, "all being told")
+
+
 async def test_a_node_tells_its_own_connections_without_waiting_for_others(channel: Channel) -> None:
     """Also before it has found any of them."""
     node = channel.node()

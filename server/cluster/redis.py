@@ -193,7 +193,8 @@ class RedisLink(Link):
         while True:
             await self._wake.wait()
             self._wake.clear()
-            new = {self.shard_of(room) for room in self._unsaid if self._has(room)} - self._followed
+            # Of all who are here: some have come while those before them were followed, and said.
+            new = {shard for shard, rooms in self._rooms.items() if rooms} - self._followed
             if new:
                 self._followed |= new
                 await self._follow(new, datetime.now(UTC))
