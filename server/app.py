@@ -377,6 +377,7 @@ class Server:
         # being closed would leave its caller in doubt whether it was carried out.
         self._http.conn_params.no_keep_alive = True
         await self._publish_port.stop()
+        self._seat.closed()
 
     async def _write_use(self) -> None:
         try:

@@ -105,6 +105,7 @@ class TCPListener:
         self._reported_at = -REPORT_EVERY_S
         self._turned_away = 0
         self._turned_away_told_at = -REPORT_EVERY_S
+        self._is_closing = False
         self._sockets = bind(host, (port, *also)) if bound is None else list(bound)
 
     @property
@@ -123,14 +124,21 @@ class TCPListener:
             self._tasks.start(self._accept(listening, serve, max_connection_files()), "accept")
 
     async def close(self) -> None:
-        """Refuse all that come from now on. Idempotent."""
+        """Refuse all that come from now on; who was accepted already is served. Idempotent."""
+        self._is_closing = True
+        self._hear_no_more()
+        # Where a connection was accepted in this turn, it is handed over in the next.
+        await asyncio.sleep(0)
+        self._hear_no_more()
+        await self._tasks.cancel()
+        self._close()
+
+    def _hear_no_more(self) -> None:
         loop = asyncio.get_running_loop()
         for listening in self._sockets:
             # asyncio does so a turn later: who comes in this one would end as an error in the log.
             if listening.fileno() >= 0:
                 loop.remove_reader(listening)
-        await self._tasks.cancel()
-        self._close()
 
     def _close(self) -> None:
         for listening in self._sockets:
@@ -139,7 +147,7 @@ class TCPListener:
     async def _accept(self, listening: socket.socket, serve: Serve, max_files: int) -> None:
         loop = asyncio.get_running_loop()
         accepted = 0
-        while True:
+        while not self._is_closing:
             try:
                 connection, address = await loop.sock_accept(listening)
             except ConnectionAbortedError:  # gone before its turn came

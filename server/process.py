@@ -33,7 +33,7 @@ and again."""
 
 def serve(config: Config, reread: Callable[[], Config], seat: Seat | None = None) -> int:
     """Run a node until SIGTERM or SIGINT; the exit code. `reread`: reads the configuration anew, at SIGHUP;
-    that signal may be blocked until here. `seat`: None: it serves alone. Raises `StartupError`."""
+    that signal and SIGUSR2 may be blocked until here. `seat`: None: it serves alone. Raises `StartupError`."""
     allow_many_files()
     with asyncio.Runner(loop_factory=_loop_factory(config.application.event_loop)) as runner:
         runner.run(_serve(config, reread, seat or Seat()))
@@ -70,7 +70,7 @@ async def _serve(config: Config, reread: Callable[[], Config], seat: Seat) -> No
         if stop.is_set():
             return
         stop.set()
-        last_resort = threading.Timer(last_resort_s, _leave, ["something hangs"])
+        last_resort = threading.Timer(last_resort_s + seat.hand_over_s, _leave, ["something hangs"])
         last_resort.daemon = True
         last_resort.start()
 
@@ -93,7 +93,8 @@ async def _serve(config: Config, reread: Callable[[], Config], seat: Seat) -> No
         await seat.take(Orders(end=end, leave=_leave, reload=reload, last_resort_s=last_resort_s))
         await server.run(stop, started)
     finally:
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        for number in (signal.SIGHUP, signal.SIGUSR2):
+            signal.signal(number, signal.SIG_IGN)
         await seat.leave()
 
 

@@ -17,7 +17,7 @@ from pydispatch import dispatcher
 from server import listening
 from server.bus import THROTTLED
 from server.errors import StartupError
-from server.listening import RESERVED_FILES, Peers, TCPListener, max_connection_files
+from server.listening import RESERVED_FILES, Peers, TCPListener, bind_shared, max_connection_files
 
 
 @pytest.fixture
@@ -419,3 +419,30 @@ async def test_who_comes_in_the_moment_of_the_end(
     await listener.close()
     await asyncio.sleep(0)
     assert caplog.records == []
+
+
+async def test_who_was_accepted_before_the_end_is_served(client: socket.socket) -> None:
+    """Another process may go on with the same socket, and would not hear of them any more."""
+    [bound] = bind_shared([(socket.AF_INET, ("127.0.0.1", 0))])
+    with bound.dup() as others:
+        listener = TCPListener("", 0, Peers(lambda: 10, lambda address: True), bound=[bound])
+        served = Served()
+        listener.start(served)
+        await asyncio.sleep(0.05)
+        loop = asyncio.get_running_loop()
+        closing: list[asyncio.Task[None]] = []
+
+        def arrive() -> None:
+            client.connect_ex(others.getsockname())
+            # Behind the acceptance, in the turn in which that happens.
+            loop.call_soon(lambda: closing.append(loop.create_task(listener.close())))
+
+        loop.call_soon(arrive)
+        await asyncio.sleep(0.05)
+        await closing[0]
+        others.setblocking(False)
+        waiting = 0
+        with contextlib.suppress(BlockingIOError):
+            others.accept()[0].close()
+            waiting = 1
+        assert served.peers.qsize() + waiting == 1

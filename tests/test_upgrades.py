@@ -350,6 +350,48 @@ async def test_a_foreign_page_is_kept_out(is_short: bool) -> None:
                 assert (await client.read_head())[0] == expected
 
 
+@each_way
+@pytest.mark.parametrize("header", ["Referer: http://[", "Origin: http://[1.2]"], ids=["referer", "origin"])
+async def test_a_page_that_cannot_be_read_is_foreign(is_short: bool, header: str) -> None:
+    """Wherever it is said, and also by a head that comes after a while."""
+    async with (
+        door(is_short=is_short, origins=("https://friend.example",)) as service,
+        service.client() as client,
+    ):
+        await asyncio.sleep(0.05)
+        client.writer.write(HANDSHAKE.replace(b"\r\n\r\n", f"\r\n{header}\r\n\r\n".encode()))
+        assert (await client.read_head())[0] == 403
+
+
+async def test_one_that_cannot_be_looked_at_is_closed(caplog: pytest.LogCaptureFixture) -> None:
+    """And keeps no place."""
+    async with door(is_short=True) as service, service.client() as client:
+        await asyncio.sleep(0.05)
+        service.connections.admission.would_admit = None  # type: ignore[assignment, method-assign]
+        client.writer.write(HANDSHAKE)
+        assert await client.read_to_end() == b""
+        assert len(service.upgrades) == 0
+    assert [record.getMessage() for record in caplog.records] == ["a connection could not be looked at"]
+
+
+async def test_who_waits_for_their_turn_at_the_end_gets_no_session() -> None:
+    """Their connection is closed: when their turn comes, or when all are cut off."""
+    async with door(is_short=True) as service:
+        turns: list[Callable[[], None]] = []
+        service.connections.arrivals.connect = turns.append  # type: ignore[method-assign]  # a crowd before them
+        async with service.client() as first, service.client() as second:
+            for number, client in enumerate((first, second)):
+                client.writer.write(HANDSHAKE)
+                await until(lambda number=number: len(turns) > number)  # type: ignore[misc]
+            service.upgrades.close()
+            turns[0]()
+            assert await first.read_to_end() == b""
+            service.upgrades.cut_off()
+            assert await second.read_to_end() == b""
+            turns[1]()
+        assert service.all_sessions == []
+
+
 async def test_a_session_that_cannot_be_opened_closes_its_own_connection(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -20,6 +20,9 @@ from pathlib import Path
 import pytest
 from websockets.exceptions import ConnectionClosed
 
+from server.workers import worker
+from server.workers.child import Child
+from server.workers.tally import Tally
 from tests.support.client import SocketClient
 from tests.support.feeds import SETTINGS, user_token
 from tests.support.mongod import MongoDatabase
@@ -169,6 +172,14 @@ def test_one_worker_is_a_server_without_a_supervisor(tmp_path: Path) -> None:
         assert "[worker" not in server.log and "supervises" not in server.log
 
 
+def test_one_process_does_not_end_by_what_is_for_workers(tmp_path: Path) -> None:
+    """SIGUSR2, which one script may send on all machines."""
+    with RunningServer(tmp_path) as server:
+        os.kill(server.pid, signal.SIGUSR2)
+        wait_until(lambda: "SIGUSR2 replaces workers one by one" in server.log, "what is told of it")
+        assert server.notify("ann", content="x").status == 200
+
+
 def test_a_port_that_is_taken_is_said_once(tmp_path: Path, mongo_database: MongoDatabase) -> None:
     """By whichever program; and so is what only a worker finds out."""
     server = WorkersServer(tmp_path, **on_mongodb(mongo_database))
@@ -230,6 +241,16 @@ def test_a_worker_that_keeps_dying_is_tried_less_and_less_often(server: WorkersS
     assert delays == sorted(delays) and delays[-1] > delays[0]
     fault.unlink()
     server.wait_for(r"worker 2 \(pid \d+\) serves", 2)
+
+
+def test_a_worker_that_hangs_is_killed_and_started_anew(server: WorkersServer) -> None:
+    """A part of all connections would wait for it for ever."""
+    hanging, well = server.workers
+    server.hang(hanging)
+    server.wait_for(rf"worker \d \(pid {hanging}\) has given no sign of life for \d+ s, so it is killed")
+    server.wait_for(r"worker \d \(pid \d+\) serves", 3)
+    assert well in server.workers and hanging not in server.workers
+    assert [server.notify("ann", content="x").status for _ in range(10)] == [200] * 10
 
 
 async def test_the_lease_of_a_dead_worker_is_taken_over(
@@ -412,3 +433,36 @@ def test_no_worker_outlives_its_supervisor(server: WorkersServer) -> None:
     assert len(server.said("the supervisor is gone, so this worker ends, too")) == 1
     wait_until(lambda: not is_alive(hanging), "the end of the one that hangs")
     assert server.said(r"ended at once \(the supervisor is gone\)")
+
+
+# -- what is counted -----------------------------------------------------------------------------------------
+
+
+async def test_who_ends_while_it_is_asked_counts_once() -> None:
+    """In the sum of those that have ended."""
+    said: list[bytes] = []
+    asker, leaver = (Child(number, "", lambda child, message: None) for number in (1, 2))
+    asker.say = said.append  # type: ignore[method-assign]
+    leaver.figures = [["published", "", "counter", "", [["published_total", {}, 100.0]]]]
+    leaver.is_ready.set()
+    tally = Tally()
+    asked = asyncio.create_task(tally.answer(asker, {asker, leaver}))
+    await asyncio.sleep(0)
+    leaver.has_ended.set()
+    tally.ended(leaver)
+    await asked
+    await tally.answer(asker, {asker})
+    first, second = (json.loads(each)["packed"] for each in said)
+    assert first == second and "100" in str(first) and "200" not in str(first)
+
+
+# -- what a worker is given ----------------------------------------------------------------------------------
+
+
+def test_a_worker_knows_that_its_sockets_do_not_block() -> None:
+    """The loop asks Python for that in its debug mode."""
+    with socket.socket() as bound:
+        bound.setblocking(False)
+        [taken] = worker._sockets([os.dup(bound.fileno())])
+        with taken:
+            assert taken.gettimeout() == 0

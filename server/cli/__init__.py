@@ -82,8 +82,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    # By itself it would end the process: it waits until `serve` can take it.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    # By themselves they would end the process: they wait until `serve` can take them.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP, signal.SIGUSR2})
     given = Given.take()
     if given is not None:
         return _work(arguments, given)
@@ -94,7 +94,6 @@ def _serve(arguments: argparse.Namespace) -> int:
     else:
         logger.info("configuration: %s", config.file.absolute())
     if config.application.workers > 1:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
         from server.workers.supervisor import supervise  # takes a moment, as below
 
         return supervise(config, _reread(arguments, config))

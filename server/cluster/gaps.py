@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from datetime import datetime
 
 from server.bus import INBOX_CHANGED, tell
-from server.rooms import Room, Rooms
+from server.rooms import NOBODY, Room, Rooms
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class Gaps:
                 for room in rooms:
                     self._bring_up_to_date(room, self._due.pop(room))
                 # How many there are, not all are told with what they missed.
-                tell(INBOX_CHANGED, self, rooms=rooms)
+                tell(INBOX_CHANGED, self, rooms=[room for room in rooms if room[1] != NOBODY])
                 await asyncio.sleep(PAUSE_S)
 
     def _bring_up_to_date(self, room: Room, since: datetime) -> None:

@@ -12,6 +12,7 @@ import queue
 import sqlite3
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -240,6 +241,8 @@ class Readers:
         self.is_closing = False
         self._running = len(connections)
         self._ended = asyncio.Event()
+        self._done: deque[_Job] = deque()
+        self._is_told = False  # whether the loop is going to look there
         for connection in connections:
             _start_thread(self._run, "sqlite-reader", connection)
 
@@ -263,9 +266,11 @@ class Readers:
                 self._jobs.put(None)
         await self._ended.wait()
 
-    def _give(self, job: _Job) -> None:
-        self._unfinished -= 1
-        job.give()
+    def _give_all(self) -> None:
+        self._is_told = False  # before looking: what is done from now on is told anew
+        while self._done:
+            self._unfinished -= 1
+            self._done.popleft().give()
 
     def _end(self) -> None:
         self._running -= 1
@@ -286,7 +291,11 @@ class Readers:
             return False
         if not job.answer.cancelled():
             job.run(connection)
-        _call_soon(self._loop, self._give, job)
+        self._done.append(job)
+        # To wake the loop costs as much as many a read: once for all that are done before it has looked.
+        if not self._is_told:
+            self._is_told = True
+            _call_soon(self._loop, self._give_all)
         return True
 
 

@@ -37,7 +37,7 @@ class Origins:
         origin = request.headers.get("Origin") or _origin_of_page(request)
         if origin is None:
             return request.headers.get("Sec-Fetch-Site", "none") in ("none", "same-origin")
-        return _normal(origin) in self._allowed or urlsplit(origin).netloc.lower() == request.host.lower()
+        return _normal(origin) in self._allowed or _authority(origin) == request.host.lower()
 
     @property
     def frame_ancestors(self) -> str | None:
@@ -58,5 +58,17 @@ def _normal(origin: str) -> str:
 
 def _origin_of_page(request: Asking) -> str | None:
     """Scripts and frames (jsonp, htmlfile) are fetched without `Origin`; the page is in `Referer`. None: not there."""
-    referer = urlsplit(request.headers.get("Referer", ""))
-    return f"{referer.scheme}://{referer.netloc}" if referer.netloc else None
+    referer = request.headers.get("Referer", "")
+    try:
+        parts = urlsplit(referer)
+    except ValueError:
+        return referer  # of no page that is known
+    return f"{parts.scheme}://{parts.netloc}" if parts.netloc else None
+
+
+def _authority(origin: str) -> str | None:
+    """None: it has none that can be read."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return None

@@ -154,6 +154,8 @@ class Upgrades:
         self._waiting: dict[_Newcomer, None] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._streams: set[SocketStream] = set()
+        self._coming: set[_Newcomer] = set()  # let in, when it is their turn
+        self._is_closed = False
 
     def __len__(self) -> int:
         """How many have not said yet what they want."""
@@ -170,7 +172,9 @@ class Upgrades:
                 self._timer = self._loop.call_later(LOOK_FOR_S, self._give_up)
 
     def close(self) -> None:
-        """From now on all go the common way, those too who have not said yet what they want. Idempotent."""
+        """From now on all go the common way, those too who have not said yet what they want; who waits for their turn
+        is closed when that comes. Idempotent."""
+        self._is_closed = True
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -178,7 +182,10 @@ class Upgrades:
             self._send_on(next(iter(self._waiting)))
 
     def cut_off(self) -> None:
-        """Close all WebSockets that are still open, without a word. Idempotent."""
+        """Close all WebSockets that are still open, without a word, and who waits to become one. Idempotent."""
+        for newcomer in tuple(self._coming):
+            self._coming.discard(newcomer)
+            newcomer.close()
         for stream in tuple(self._streams):
             stream.close()
 
@@ -193,7 +200,13 @@ class Upgrades:
             data = b""
         if newcomer in self._waiting:
             self._forget(newcomer)
-        if not self._lets_in(newcomer, data):
+        try:
+            is_let_in = self._lets_in(newcomer, data)
+        except Exception:
+            logger.exception("a connection could not be looked at")
+            newcomer.close()
+            return True
+        if not is_let_in:
             newcomer.go_the_common_way()
         return True
 
@@ -233,6 +246,7 @@ class Upgrades:
         except RateLimited:  # it was asked for a moment ago
             return False
         newcomer.socket.recv(size)
+        self._coming.add(newcomer)
         self._connections.arrivals.connect(lambda: self._open(newcomer, way, head, caller))
         newcomer.has_waited = True
         return True
@@ -241,14 +255,24 @@ class Upgrades:
     def _open(self, newcomer: _Newcomer, way: Way, head: PlainHead, caller: Caller) -> None:
         """Become a WebSocket."""
         connections = self._connections
-        if way.is_logged:
-            self._note(head.uri, caller, time.monotonic() - newcomer.came_at)
-        if (newcomer.has_waited and newcomer.has_gone()) or not newcomer.say(
-            self._answer(head["Sec-Websocket-Key"])
-        ):
+        if newcomer not in self._coming:  # it was closed meanwhile
+            return
+        self._coming.discard(newcomer)
+        if self._is_closed:
             newcomer.close()
             return
-        stream = SocketStream(newcomer.socket, newcomer.left, self._streams)
+        try:
+            if way.is_logged:
+                self._note(head.uri, caller, time.monotonic() - newcomer.came_at)
+            has_gone = newcomer.has_waited and newcomer.has_gone()
+            if has_gone or not newcomer.say(self._answer(head["Sec-Websocket-Key"])):
+                newcomer.close()
+                return
+            stream = SocketStream(newcomer.socket, newcomer.left, self._streams)
+        except Exception:
+            logger.exception("a WebSocket could not be begun for %s", caller.address)
+            newcomer.close()
+            return
         try:
             tune_socket(stream, connections.give_up_after_s)
             protocol = UpgradedSocket(stream)

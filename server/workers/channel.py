@@ -1,13 +1,16 @@
 """What a supervisor and a worker say to each other: JSON, an object a line, over a pair of sockets that nobody else can
 reach; and what a worker is given at its start.
 
-    worker -> supervisor   hello           it takes orders now
-                           ready           it serves; `store`, `mail`: their names
+    worker -> supervisor   hello           it takes orders now; `signs`: and answers who asks for signs of life
+                           ready           it serves; `store`, `mail`: their names; `drain_s`
+                           sign            of life, when asked
+                           closed          it takes in nobody any more
                            ask             for the figures of all; `packed`: its own
                            figures         `packed`: its own, when asked
                            last            `packed`: what it has counted until its end
     supervisor -> worker   end             `replaced`: whether another one has its sockets now
                            reload          the configuration
+                           sign            of life is asked for
                            ask             for its figures
                            all             `packed`: the figures of the others, added up
 

@@ -35,10 +35,15 @@ class Child:
         """Monotonic."""
         self.names: Message = {}
         """Of its store and its mail transport, when it is ready."""
+        self.drain_s = 0.0
+        """How long it serves on when it is to end, by its own configuration."""
         self.figures: Packed = []
         """As last told."""
+        self.unanswered = 0
+        """How often it was asked for a sign of life since it last said anything."""
         self._told = told
         self._takes_orders = False
+        self._gives_signs = False
         self._process: subprocess.Popen[bytes] | None = None
         self._connected: socket.socket | None = None
         self._channel: Channel | None = None
@@ -107,11 +112,14 @@ class Child:
         self.has_ended.set()
 
     def _hear(self, message: Message) -> None:
+        self.unanswered = 0
         match message:
-            case {"is": "hello"}:
+            case {"is": "hello", **more}:
                 self._takes_orders = True
-            case {"is": "ready"}:
+                self._gives_signs = more.get("signs") is True
+            case {"is": "ready", **more}:
                 self.names, self.ready_at = message, time.monotonic()
+                self.drain_s = float(more.get("drain_s", 0.0))
                 self.is_ready.set()
             case {"is": "figures" | "last", "packed": list(packed)}:
                 self.figures = packed
@@ -120,6 +128,12 @@ class Child:
     def say(self, message: bytes) -> None:
         if self._channel is not None:
             self._channel.say(message)
+
+    def ask_for_sign(self) -> None:
+        """It is to say anything, if it can say that at all."""
+        if self._gives_signs and self.is_ready.is_set():
+            self.unanswered += 1
+            self.say(line("sign"))
 
     def end(self, *, is_replaced: bool) -> None:
         """Ask it to end in order."""

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
+import logging
+import signal
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,6 +14,8 @@ from server.config import Config
 from server.greeting import announce
 from server.metrics import Metrics
 from server.service_manager import tell_manager
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +47,14 @@ class Seat:
 
     async def take(self, orders: Orders) -> None:
         """Obey from now on."""
+        loop, context = asyncio.get_running_loop(), contextvars.copy_context()
+
+        def tell() -> None:
+            logger.warning("SIGUSR2 replaces workers one by one, and there is one process: nothing is done")
+
+        # By itself the signal would end the process, without any order.
+        signal.signal(signal.SIGUSR2, lambda *_: loop.call_soon_threadsafe(tell, context=context))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2})
 
     def watch(self, metrics: Metrics) -> None:
         """These are the figures of the process."""
@@ -52,6 +66,9 @@ class Seat:
     def ready(self) -> None:
         """All is up."""
         tell_manager("READY=1")
+
+    def closed(self) -> None:
+        """It takes in nobody any more."""
 
     async def leave(self) -> None:
         """The server has ended. Does not raise."""

@@ -44,8 +44,12 @@ STABLE_S = 10.0
 COMING_UP_S = 60.0
 """For a worker that is to replace another: until then it serves, or the old one stays."""
 
-END_S = 15.0
-"""For a worker to end, beside `drain_s`: longer than it gives itself (`process.LAST_RESORT_S`)."""
+END_S = 18.0
+"""For a worker to end, beside `drain_s`: longer than it gives itself (`LAST_RESORT_S` and `HAND_OVER_S`)."""
+
+SIGN_S, MAX_UNANSWERED = 3.0, 6
+"""So often each worker is asked for a sign of life; who has given none for so many times hangs, and is killed: some of
+all connections would wait for it."""
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -111,6 +115,7 @@ class Supervisor:
         try:
             self._keeping.start(self._start_all(), "start")
             self._keeping.start(self._replace_when_due(), "replacing")
+            self._keeping.start(self._watch_for_signs(), "signs of life")
             await self._stop.wait()
         finally:
             await self._end_all()
@@ -259,11 +264,29 @@ class Supervisor:
             case {"is": "ready"}:
                 logger.info("%s serves", child)
                 self._slots[child.number - 1].has_served.set()
+            case {"is": "closed"}:
+                slot = self._slots[child.number - 1]
+                if slot.child is child and slot.successor is None:
+                    slot.close()  # else the kernel would go on giving connections to sockets that nobody listens to
             case {"is": "figures"}:
                 self._tally.heard(child)
             case {"is": "ask", "packed": list(packed)}:
                 child.figures = packed
                 self._answering.start(self._tally.answer(child, set(self._children)), "figures")
+
+    async def _watch_for_signs(self) -> None:
+        # By counting, not by the clock: after a time in which all processes stood still, nobody is to blame.
+        while True:
+            await asyncio.sleep(SIGN_S)
+            for child in self._children:
+                if child.unanswered == MAX_UNANSWERED:
+                    logger.error(
+                        "%s has given no sign of life for %g s, so it is killed",
+                        child,
+                        SIGN_S * MAX_UNANSWERED,
+                    )
+                    child.kill()
+                child.ask_for_sign()
 
     # -- replacing -------------------------------------------------------------------------------------------
     async def _replace_when_due(self) -> None:
@@ -280,7 +303,7 @@ class Supervisor:
     async def _replace(self, slot: Slot) -> bool:
         """False: the new one did not come up, and neither would others."""
         old = slot.child
-        if old is None or not old.is_ready.is_set():
+        if old is None or not old.is_ready.is_set() or not slot.main:
             return True  # it is being started anew anyway
         try:
             # Of another name: for a while both are there, and a lease is for one of them.
@@ -305,7 +328,7 @@ class Supervisor:
     # -- the end ---------------------------------------------------------------------------------------------
     async def _end(self, child: Child, *, is_replaced: bool = False) -> None:
         """Returns when it has ended, or nothing more can be done about it."""
-        drain_s = 0.0 if is_replaced else self._config.application.drain_s
+        drain_s = 0.0 if is_replaced else child.drain_s
         child.end(is_replaced=is_replaced)
         try:
             async with asyncio.timeout(END_S + drain_s):

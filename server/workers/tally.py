@@ -37,6 +37,8 @@ class Tally:
             await asyncio.wait(waiting, timeout=WAIT_S)
             for task in waiting:
                 task.cancel()
+        # What those have counted that have ended meanwhile is in the other sum.
+        others = [child for child in others if not child.has_ended.is_set()]
         asker.say(line("all", packed=added_up([self._ended, *(child.figures for child in others)])))
 
     def _ask(self, child: Child) -> asyncio.Task[bool]:

@@ -37,15 +37,15 @@ class WorkerSeat(Seat):
 
     def __init__(self, given: Given) -> None:
         self.number = given.number
-        self.main = [socket.socket(fileno=number) for number in given.main]
-        self.publishing = [socket.socket(fileno=number) for number in given.publishing]
+        self.main = _sockets(given.main)
+        self.publishing = _sockets(given.publishing)
         self.listens_early = given.is_early
         self.lease_holder = given.lease_holder
         self._lifeline = given.lifeline
         self._connected = socket.socket(fileno=given.channel)
         self._channel: Channel | None = None
         self._metrics: Metrics | None = None
-        self._names: dict[str, str] = {}
+        self._said_when_ready: Message = {}
         self._tasks = Tasks()
         self._asking = asyncio.Lock()
         self._answer: asyncio.Future[Message] | None = None
@@ -56,7 +56,7 @@ class WorkerSeat(Seat):
     # -- orders ----------------------------------------------------------------------------------------------
     async def take(self, orders: Orders) -> None:
         self._channel = await Channel.open(self._connected)
-        self._channel.say(line("hello"))
+        self._channel.say(line("hello", signs=True))
         self._tasks.start(self._obey(self._channel, orders), "orders")
         watch = threading.Thread(target=self._watch, args=(orders,), name="lifeline", daemon=True)
         watch.start()
@@ -69,6 +69,8 @@ class WorkerSeat(Seat):
                     orders.end()
                 case {"is": "reload"}:
                     orders.reload()
+                case {"is": "sign"}:
+                    channel.say(line("sign"))
                 case {"is": "ask"}:
                     self._tasks.start(self._tell_figures(channel), "figures")
                 case {"is": "all"} if self._answer is not None and not self._answer.done():
@@ -85,11 +87,15 @@ class WorkerSeat(Seat):
 
     # -- what is told ----------------------------------------------------------------------------------------
     def announce(self, config: Config, port: int, store: str, mail: str, publish_port: int | None) -> None:
-        self._names = {"store": store, "mail": mail}
+        self._said_when_ready = {"store": store, "mail": mail, "drain_s": config.application.drain_s}
 
     def ready(self) -> None:
         if self._channel is not None:
-            self._channel.say(line("ready", **self._names))
+            self._channel.say(line("ready", **self._said_when_ready))
+
+    def closed(self) -> None:
+        if self._channel is not None:
+            self._channel.say(line("closed"))
 
     def watch(self, metrics: Metrics) -> None:
         self._metrics = metrics
@@ -129,3 +135,10 @@ class WorkerSeat(Seat):
                     channel.say(line("last", packed=counted(pack(self._metrics.registry.collect()))))
                 await self._tasks.cancel()
                 await channel.close()
+
+
+def _sockets(files: list[int]) -> list[socket.socket]:
+    sockets = [socket.socket(fileno=number) for number in files]
+    for each in sockets:
+        each.setblocking(False)  # they are; Python does not know it
+    return sockets
