@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness import BUILD, LOAD_CORE, PYTHON, cpu_s, read_json, running
+from harness import BUILD, LOAD_CORE, PYTHON, read_json, running, settle, total_cpu_s
 
 MARKER = "benchmark-marker"
 """In each message that counts, and behind it when it was to be sent."""
@@ -123,12 +123,12 @@ def measure(
 ) -> Run:
     """Post, and wait until so many messages have arrived: deliveries a second from the first post to the last arrival
     (`per_s`), and divided by the CPU seconds of these processes (`per_core`); bytes of a message; latency."""
-    settle(pids)
+    settle(*pids)
     cpu = total_cpu_s(pids)
     audience.expect(messages, is_paced=is_paced)
     start_ns = post()["start_ns"]
     result = audience.result(messages)
-    settle(pids)
+    settle(*pids)
     used_s = total_cpu_s(pids) - cpu
     seconds = (result["last_ns"] - start_ns) / 1e9
     run = {
@@ -137,21 +137,6 @@ def measure(
         "bytes": result["bytes"] / messages,
     }
     return run | {key: result[key] for key in ("p50_ms", "p99_ms", "max_ms") if key in result}
-
-
-def total_cpu_s(pids: Sequence[int]) -> float:
-    return sum(map(cpu_s, pids))
-
-
-def settle(pids: Sequence[int]) -> None:
-    """Return when these processes have become idle."""
-    last = total_cpu_s(pids)
-    for _ in range(100):
-        time.sleep(0.3)
-        present = total_cpu_s(pids)
-        if present - last < 0.02:
-            return
-        last = present
 
 
 class Results:

@@ -131,15 +131,20 @@ def rss_kib(pid: int) -> int:
     raise RuntimeError("no VmRSS")
 
 
-def settle(pid: int) -> None:
-    """Return when a process has become idle."""
-    last = cpu_s(pid)
+def total_cpu_s(pids: Sequence[int]) -> float:
+    """Those of several processes."""
+    return sum(map(cpu_s, pids))
+
+
+def settle(*pids: int) -> None:
+    """Return when these processes have become idle."""
+    last = total_cpu_s(pids)
     for _ in range(100):
         time.sleep(0.3)
-        now = cpu_s(pid)
-        if now - last < 0.02:
+        present = total_cpu_s(pids)
+        if present - last < 0.02:
             return
-        last = now
+        last = present
 
 
 def read_json(child: subprocess.Popen[str]) -> dict[str, Any]:

@@ -17,7 +17,8 @@ LAYERS = {
     " accept callers bus tasks flights arrivals assets mail_message request_id methods config config.*",
     "PORTS": "store store.broadcasts store.deliveries store.backup store.directory store.fsck store.mail"
     " store.retention mail_transport metrics exposition figures checks",
-    "CORE 1": "credentials passwords guessing auth users rooms sign_outs tenants limits publishers outgoing",
+    "CORE 1": "credentials passwords guessing auth users rooms sign_outs tenants limits publishers outgoing"
+    " redis_client",
     "CORE 2": "backplane presence cluster cluster.link cluster.codec cluster.outgoing cluster.gaps cluster.asking"
     " cluster.backplane",
     "CORE 3": "notifier broadcaster retention inbox sync counts marks mailing outbox sweep",
@@ -60,7 +61,7 @@ HOMES = {
     "pymongo": "store.mongo* cluster.mongodb torture.mongod",
     "aiosmtpd": "torture.sink",
     "aiosmtplib": "smtp",
-    "redis": "ingest.redis cluster.redis*",
+    "redis": "redis_client ingest.redis cluster.redis*",
     "prometheus_client": "metrics exposition figures",
     "sockjs": "transports.sockjs*",
     "sqlalchemy": "logins.sql*",

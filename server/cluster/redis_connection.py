@@ -6,16 +6,12 @@ import asyncio
 import os
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
-from redis.asyncio import Connection, SSLConnection
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
+from redis.asyncio import Connection
 from redis.exceptions import (
     AuthenticationError,
     AuthenticationWrongNumberOfArgsError,
@@ -25,8 +21,7 @@ from redis.exceptions import (
 
 from server.cluster.link import ACCESS_REFUSED, LinkDown
 from server.config import Cluster
-
-DEFAULT_PORT = 6379
+from server.redis_client import address_of, make_connection
 
 PING_S = 1.0
 """After so long a silence Redis is asked whether it is there; after as long again it is not."""
@@ -45,13 +40,18 @@ class _Place:
 
     def __init__(self, settings: Cluster) -> None:
         self._settings = settings
-        url = urlsplit(settings.redis_url)
-        self.name = f"Redis at {url.hostname}:{url.port or DEFAULT_PORT}"
+        self.name = f"Redis at {address_of(settings.redis_url)}"
         self._connection: Connection | None = None
 
     async def connect(self) -> None:
         """Raises `RedisError`, OSError, TimeoutError."""
-        connection = self._make()
+        settings = self._settings
+        connection = make_connection(
+            settings.redis_url,
+            password=settings.redis_password,
+            ca=settings.redis_ca,
+            timeout_s=settings.timeout_s,
+        )
         try:
             async with asyncio.timeout(self._settings.timeout_s):
                 await connection.connect()  # type: ignore[no-untyped-call]  # of redis-py
@@ -66,24 +66,6 @@ class _Place:
         connection, self._connection = self._connection, None
         if connection is not None:
             await _hang_up(connection)
-
-    def _make(self) -> Connection:
-        settings, url = self._settings, urlsplit(self._settings.redis_url)
-        make: Callable[..., Connection] = Connection
-        if url.scheme == "rediss":
-            make = partial(SSLConnection, ssl_ca_certs=str(settings.redis_ca) if settings.redis_ca else None)
-        return make(
-            host=url.hostname or "",
-            port=url.port or DEFAULT_PORT,
-            db=int(url.path.strip("/") or 0),
-            username=unquote(url.username) if url.username else None,
-            password=settings.redis_password or (unquote(url.password) if url.password else None),
-            socket_timeout=settings.timeout_s,
-            socket_connect_timeout=settings.timeout_s,
-            retry=Retry(NoBackoff(), 0),  # trying again is ours
-            client_name="notification-server",
-            protocol=2,  # known to every Redis and to what speaks like it
-        )
 
 
 class Commands(_Place):

@@ -11,12 +11,8 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
-from functools import partial
-from urllib.parse import unquote, urlsplit
 
-from redis.asyncio import Connection, SSLConnection
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
+from redis.asyncio import Connection
 from redis.exceptions import (
     AuthenticationError,
     AuthenticationWrongNumberOfArgsError,
@@ -52,11 +48,10 @@ from server.ingest.consumer import (
 from server.messages import Publication, altered
 from server.notifier import Notifier
 from server.parsers import FieldLimits, parse_hub
+from server.redis_client import address_of, make_connection
 from server.rooms import Room
 
 logger = logging.getLogger(__name__)
-
-DEFAULT_PORT = 6379
 
 REFUSALS = AuthenticationError, AuthenticationWrongNumberOfArgsError, NoPermissionError
 
@@ -98,10 +93,8 @@ class RedisDoor(Consumer):
         online: Callable[[Collection[Room]], Awaitable[set[Room]]],
         backoff: Backoff | None = None,
     ) -> None:
-        url = urlsplit(settings.url)
-        port = url.port or DEFAULT_PORT
         super().__init__(
-            f"Redis at {url.hostname}:{port}", settings.tenant, backoff or Backoff(max_s=RECONNECT_MAX_S)
+            f"Redis at {address_of(settings.url)}", settings.tenant, backoff or Backoff(max_s=RECONNECT_MAX_S)
         )
         self.limits = limits
         self.max_message_bytes = max_message_bytes
@@ -139,7 +132,10 @@ class RedisDoor(Consumer):
             self._note_standby()
             await self._pause(self._lease.renew_every_s)
             return
-        connection = self._make_connection()
+        settings = self._settings
+        connection = make_connection(
+            settings.url, password=settings.password, ca=settings.ca, timeout_s=settings.timeout_s
+        )
         try:
             async with asyncio.timeout(self._settings.timeout_s):
                 await connection.connect()  # type: ignore[no-untyped-call]  # of redis-py
@@ -150,24 +146,6 @@ class RedisDoor(Consumer):
             self._connection = None
             self._answer_pings(Trouble("not connected"))
             await connection.disconnect(nowait=True)
-
-    def _make_connection(self) -> Connection:
-        settings, url = self._settings, urlsplit(self._settings.url)
-        make: Callable[..., Connection] = Connection
-        if url.scheme == "rediss":
-            make = partial(SSLConnection, ssl_ca_certs=str(settings.ca) if settings.ca else None)
-        return make(
-            host=url.hostname or "",
-            port=url.port or DEFAULT_PORT,
-            db=int(url.path.strip("/") or 0),
-            username=unquote(url.username) if url.username else None,
-            password=settings.password or (unquote(url.password) if url.password else None),
-            socket_timeout=settings.timeout_s,
-            socket_connect_timeout=settings.timeout_s,
-            retry=Retry(NoBackoff(), 0),  # trying again is ours
-            client_name="notification-server",
-            protocol=2,  # known to every Redis and to what speaks like it
-        )
 
     async def _keep_lease(self) -> None:
         """Return when somebody else has it."""
