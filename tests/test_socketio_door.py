@@ -466,6 +466,10 @@ async def test_packets_that_wait_come_together(server: RunningServer, user: str)
     client = PollingClient(server)
     await client.join(user)
     async with socket_client(server, user) as other:
+        # What waited for the client when it came is told by itself; after this one, that is over.
+        internal(server, [user], {"n": "first"})
+        assert await client.poll() == ['42["notification:new",{"n":"first"}]']
+        await other.packet()
         for number in range(3):
             internal(server, [user], {"n": number})
             await other.packet()  # it is answered before it is told
