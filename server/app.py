@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 from collections.abc import Callable, Sequence
+from functools import partial
+from socket import socket
 from typing import Any
 
 from pydispatch import dispatcher
@@ -25,7 +26,7 @@ from server.feed import FeedServices
 from server.grants import SignOut
 from server.inbox import Inbox
 from server.limits import Limits
-from server.listening import Peers, TCPListener
+from server.listening import Left, Peers, TCPListener
 from server.mail_folder import MailFolder
 from server.mail_transport import MailTransport
 from server.marks import Marks
@@ -59,8 +60,7 @@ SHUTDOWN_DEADLINE_S = 10.0
 """For the orderly end as a whole; what is not done by then is cut off, and completed after the next start."""
 
 LETTING_GO_S = 2.0
-"""Of these seconds, those that are kept, however long the work under way took: half of them for cutting off what is
-left, half for closing the store."""
+"""Of these, kept however long the work takes: half for cutting off what is left, half for closing the store."""
 
 STORE_RETRY_S = 2.0
 """Between tries to open a store that is not there yet."""
@@ -116,6 +116,7 @@ class Server:
             metrics=self._metrics,
             checks=self._checks,
             mail_folder=self._mail_folder,
+            handoff=self._seat.handoff,
         )
         self._publish_port = PublishPort(config.application, self._doors, self._metrics, self._peers)
         self._entrance = self._doors.entrance()
@@ -201,10 +202,8 @@ class Server:
         )
         try:
             self._publish_port.bind(seat.publishing)
-            if seat.listens_early:
-                listener.start(
-                    self._serve_connection
-                )  # whoever watches over this process hears that it lives
+            if seat.listens_early:  # whoever watches over this process hears that it lives
+                listener.start(self._serve_connection)
             if not await self._open_store(stop):
                 return
             self._start_instruments(listener)
@@ -216,20 +215,21 @@ class Server:
                 listener.start(self._serve_connection)
             names = self._store.name, self._mail.name
             seat.announce(self.config, listener.port, *names, self._publish_port.port)
+            seat.take_in(partial(listener.adopt, self._serve_requests))
             started()
             await stop.wait()
             await self._drain(listener)
         finally:
             await self._shut_down(listener)
 
-    def _serve_connection(self, connection: socket.socket, address: Any, left: Callable[[], None]) -> None:
+    def _serve_connection(self, connection: socket, address: Any, left: Left) -> None:
         if self._reloads.tls is None and self._checks.state is State.SERVING:
             self._doors.upgrades.take(connection, address, left, self._serve_requests)
         else:
             self._serve_requests(connection, address, left)
 
-    def _serve_requests(self, connection: socket.socket, address: Any, left: Callable[[], None]) -> None:
-        stream = open_stream(connection, left, self._reloads.tls)
+    def _serve_requests(self, connection: socket, address: Any, left: Left, ahead: bytes = b"") -> None:
+        stream = open_stream(connection, left, self._reloads.tls, ahead=ahead)
         if stream is not None:
             self._http.handle_stream(stream, address)
 

@@ -10,6 +10,7 @@ from tornado.log import access_log
 from tornado.web import Application, RequestHandler
 
 from server import admin, health
+from server.affinity import ALONE
 from server.assets import example_folder
 from server.broadcaster import Broadcaster
 from server.callers import Caller, CallerPolicy
@@ -34,6 +35,7 @@ from server.metrics import Metrics
 from server.notifier import Notifier
 from server.parsers import FieldLimits
 from server.publishers import Publishers
+from server.relocation import Relocation
 from server.rooms import Connection
 from server.security_headers import WITHOUT_CONTENT, SecurityHeaders, StrictSecurityHeaders
 from server.session import Session, SessionServices
@@ -47,6 +49,7 @@ from server.transports.socketio import SocketIODoor
 from server.transports.sockjs import SockJSDoor, SockJSOptions
 from server.transports.upgrades import Upgrades
 from server.wire import GOING_AWAY
+from server.workers.handoff import Handoff
 
 Identify = Callable[[str, Mapping[str, str]], Caller]
 """See `callers.CallerPolicy.identify`."""
@@ -100,12 +103,15 @@ class Doors:
         metrics: Metrics,
         checks: Checks,
         mail_folder: MailFolder | None,
+        handoff: Handoff | None = None,
     ) -> None:
+        """`handoff`: to the other workers; None: there are none."""
         self._config = config
         self._sessions = sessions
         self._publishers = publishers
         self._metrics = metrics
         self._mail_folder = mail_folder
+        self._handoff = handoff
         self.callers = CallerPolicy(config.application.trusted_proxies, config.application.hosts)
         self.gate = Gate(self.identify, publishers, limits)
         self._publishing = Publishing(notifier, broadcaster, config.limits.body_bytes, field_limits(config))
@@ -135,6 +141,7 @@ class Doors:
             publishers,
             self.identify,
             Origins(config.application.origins),
+            ALONE if handoff is None else handoff.affinity,
         )
         self.socketio = SocketIODoor(self.feeds)
         self.upgrades = Upgrades(
@@ -154,7 +161,18 @@ class Doors:
 
     def entrance(self) -> Entrance:
         """The way in to all of them, which is to be opened."""
-        return Entrance(self.application(), health.early_routes(self._instruments), [self._headers])
+        early = health.early_routes(self._instruments)
+        return Entrance(self.application(), early, [self._headers], self._relocation())
+
+    def _relocation(self) -> Relocation | None:
+        if self._handoff is None:
+            return None
+        return Relocation(
+            affinity=self._handoff.affinity, session_in=self._session_in, give=self._handoff.give
+        )
+
+    def _session_in(self, uri: str) -> str | None:
+        return self.sockjs.session_in(uri) or socketio.session_in(uri) or events.session_in(uri)
 
     @property
     def _headers(self) -> type[SecurityHeaders]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, cast
 
 from tornado.httpserver import HTTPServer
 from tornado.httputil import (
@@ -18,6 +18,8 @@ from tornado.httputil import (
     ResponseStartLine,
 )
 from tornado.web import Application, OutputTransform, RequestHandler, stream_request_body
+
+from server.relocation import Relocation
 
 logger = logging.getLogger(__name__)
 
@@ -39,13 +41,18 @@ theirs, so that it is they who close it. Neither time runs during an answer or o
 
 
 class Entrance(HTTPServerConnectionDelegate):
-    """Leads to `application` once it is open. `early_routes`: what is answered before that, too; `transforms`: of those
-    answers."""
+    """Leads to `application` once it is open, and requests that are another worker's to that one. `early_routes`: what
+    is answered before that, too; `transforms`: of those answers."""
 
     def __init__(
-        self, application: Application, early_routes: list[Any], transforms: list[type[OutputTransform]]
+        self,
+        application: Application,
+        early_routes: list[Any],
+        transforms: list[type[OutputTransform]],
+        relocation: Relocation | None = None,
     ) -> None:
         self.application = application
+        self._relocation = relocation
         self._early = _EarlyApplication([*early_routes, (r".*", _NotYetHandler)], transforms=transforms)
         self._is_open = False
 
@@ -55,7 +62,14 @@ class Entrance(HTTPServerConnectionDelegate):
 
     def start_request(self, server_conn: object, request_conn: HTTPConnection) -> HTTPMessageDelegate:
         """As Tornado asks when a connection waits for its next request, which may be long before that comes."""
-        return _Request(lambda: self._now.start_request(server_conn, request_conn))
+
+        def lead(start_line: RequestStartLine, headers: HTTPHeaders) -> HTTPMessageDelegate | None:
+            relocation = self._relocation if self._is_open else None
+            if relocation is not None and relocation.takes(start_line, headers, request_conn):
+                return None
+            return self._now.start_request(server_conn, request_conn)
+
+        return _Request(lead)
 
     @property
     def _now(self) -> Application:
@@ -63,17 +77,17 @@ class Entrance(HTTPServerConnectionDelegate):
 
 
 class _Request(HTTPMessageDelegate):
-    """Goes where it leads to when the request has come."""
+    """Goes where it is led to when its head has come; None: it has left this process."""
 
-    def __init__(self, start: Callable[[], HTTPMessageDelegate]) -> None:
-        self._start = start
+    def __init__(self, lead: Callable[[RequestStartLine, HTTPHeaders], HTTPMessageDelegate | None]) -> None:
+        self._lead = lead
         self._delegate: HTTPMessageDelegate | None = None
 
     def headers_received(
         self, start_line: RequestStartLine | ResponseStartLine, headers: HTTPHeaders
     ) -> Awaitable[None] | None:
-        self._delegate = self._start()
-        return self._delegate.headers_received(start_line, headers)
+        self._delegate = self._lead(cast(RequestStartLine, start_line), headers)
+        return None if self._delegate is None else self._delegate.headers_received(start_line, headers)
 
     def data_received(self, chunk: bytes) -> Awaitable[None] | None:
         return None if self._delegate is None else self._delegate.data_received(chunk)

@@ -13,6 +13,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 from server.bus import THROTTLED, tell
@@ -37,8 +38,11 @@ PAUSE_S = 1.0
 
 REPORT_EVERY_S = 60.0
 
-Serve = Callable[[socket.socket, Any, Callable[[], None]], None]
-"""Takes over a connection, the address of its peer, and what to call when the connection is closed."""
+Left = Callable[[], None]
+"""To be called when a connection is closed."""
+
+Serve = Callable[[socket.socket, Any, Left], None]
+"""Takes over a connection, the address of its peer, and what to call at its end."""
 
 
 class Peers:
@@ -168,6 +172,20 @@ class TCPListener:
             accepted += 1
             if accepted % ACCEPTED_PER_TURN == 0:
                 await asyncio.sleep(0)
+
+    def adopt(self, serve: Callable[..., None], connection: socket.socket, request: bytes) -> None:
+        """Let `serve` take over a connection that another process has accepted; it gets what that one has read, as
+        `ahead`."""
+        try:
+            address = connection.getpeername()
+        except OSError:  # gone
+            connection.close()
+            return
+        left = self._peers.enter(address[0])
+        if left is None:
+            self._turn_away(connection, address[0])
+        else:
+            _hand_over(connection, address, partial(serve, ahead=request), left)
 
     async def _pause(self, reason: str) -> None:
         now = time.monotonic()

@@ -16,11 +16,20 @@ logger = logging.getLogger(__name__)
 
 
 class PlainStream(IOStream):
-    """A TCP connection. `on_close` is called once, when its socket is closed, whoever does that."""
+    """A TCP connection. `on_close` is called once, when its socket is closed, whoever does that. `ahead`: what somebody
+    else has read of it, which comes first."""
 
-    def __init__(self, connection: socket.socket, on_close: Callable[[], None]) -> None:
+    def __init__(self, connection: socket.socket, on_close: Callable[[], None], ahead: bytes = b"") -> None:
         super().__init__(connection)
         self._on_close = on_close
+        self._ahead = ahead
+
+    def read_from_fd(self, buf: bytearray | memoryview) -> int | None:
+        if not self._ahead:
+            return super().read_from_fd(buf)
+        size = min(len(buf), len(self._ahead))
+        buf[:size], self._ahead = self._ahead[:size], self._ahead[size:]
+        return size
 
     def close_fd(self) -> None:
         super().close_fd()
@@ -44,11 +53,13 @@ def open_stream(
     on_close: Callable[[], None],
     tls: ssl.SSLContext | None = None,
     *,
+    ahead: bytes = b"",
     handshake_timeout_s: float = HANDSHAKE_TIMEOUT_S,
 ) -> IOStream | None:
-    """Take over an accepted socket. None if the client is gone already; then it is closed, and told so."""
-    if tls is None:
-        return PlainStream(connection, on_close)
+    """Take over an accepted socket. None if the client is gone already; then it is closed, and told so. `ahead`: as for
+    `PlainStream`; one of which there is any has no TLS."""
+    if tls is None or ahead:
+        return PlainStream(connection, on_close, ahead)
     try:
         secured = tls.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
     except OSError as exc:  # as ssl.SSLError is

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = {
     "PURE": "errors ids revs rates grants claims certificates messages payloads requests parsers idempotency"
     " commands commands_v2 since wire wire_v2 dialects requests_v2 requests_batch requests_plain openapi openapi.*"
-    " accept callers bus tasks flights arrivals assets mail_message request_id methods config config.*",
+    " accept affinity callers bus tasks flights arrivals assets mail_message request_id methods config config.*",
     "PORTS": "store store.broadcasts store.deliveries store.backup store.directory store.fsck store.mail"
     " store.retention mail_transport metrics exposition figures checks",
     "CORE 1": "credentials passwords guessing auth users rooms sign_outs tenants limits publishers outgoing"
@@ -26,7 +26,7 @@ LAYERS = {
     "EDGES": "store.sqlite* store.mongo* folder_lock smtp mail_folder ingest ingest.* logins logins.* tokens tokens.*"
     " transports transports.* admin health cluster.redis* cluster.mongodb",
     "ROOT": "__init__ __main__ app wiring consumers doors publish_port entrance reloading sign_in process greeting"
-    " listening streams tls security_headers service_manager workers workers.*"
+    " listening streams relocation tls security_headers service_manager workers workers.*"
     " cli cli.* logs conformance conformance.* torture torture.*",
 }
 """A module imports its own layer and those above it in this list."""
@@ -65,8 +65,8 @@ HOMES = {
     "prometheus_client": "metrics exposition figures",
     "sockjs": "transports.sockjs*",
     "sqlalchemy": "logins.sql*",
-    "tornado": "ingest.* transports.* admin health methods outgoing app doors entrance streams security_headers"
-    " torture.lines conformance.lines conformance.stage conformance.target",
+    "tornado": "ingest.* transports.* admin health methods outgoing app doors entrance relocation streams"
+    " security_headers torture.lines conformance.lines conformance.stage conformance.target",
     "pydispatch": "bus counts metrics app",
     "uvloop": "process",
 }

@@ -39,7 +39,7 @@ def test_a_ticket_is_good_once() -> None:
 def test_a_ticket_is_good_for_a_while() -> None:
     """Until the very end of that, and no longer; then nothing is left of it."""
     clock = Clock()
-    office = Tickets(clock)
+    office = Tickets(clock=clock)
     in_time, late = office.make(ALICE), office.make(ALICE)
     clock.now += LIFETIME_S - 0.001
     assert office.redeem(in_time) == ALICE
@@ -52,7 +52,7 @@ def test_a_ticket_is_good_for_a_while() -> None:
 def test_a_user_has_so_many_at_a_time() -> None:
     """And one more when one has been used, or has ended; others are not touched by it."""
     clock = Clock()
-    office = Tickets(clock)
+    office = Tickets(clock=clock)
     texts = [office.make(ALICE) for _ in range(MAX_PER_USER)]
     with pytest.raises(RateLimited) as refusal:
         office.make(ALICE)

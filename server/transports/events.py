@@ -17,6 +17,7 @@ import asyncio
 import random
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import parse_qs
 
 from tornado.iostream import IOStream
 
@@ -200,5 +201,11 @@ class TicketHandler(EventsRequest):
 
 
 def routes(doors: FeedDoors) -> list[tuple[Any, ...]]:
-    given = {"doors": doors, "tickets": Tickets()}
+    given = {"doors": doors, "tickets": Tickets(doors.affinity)}
     return [(r"/events", EventsHandler, given), (r"/events/ticket", TicketHandler, given)]
+
+
+def session_in(uri: str) -> str | None:
+    """The ticket in a request for a stream."""
+    path, _, query = uri.partition("?")
+    return parse_qs(query).get("ticket", [None])[-1] if path == "/events" else None

@@ -12,6 +12,7 @@ from typing import Any
 from tornado.httputil import HTTPServerRequest
 from tornado.web import RequestHandler
 
+from server.affinity import Affinity
 from server.auth import Authenticator, Identity
 from server.bus import REFUSED, tell
 from server.callers import Caller
@@ -33,8 +34,8 @@ REFUSAL_DELAY_S = 1.0
 
 @dataclass(slots=True)
 class FeedDoors:
-    """What these doors need. `identify`: see `callers.CallerPolicy`; `origins`: those whose pages may
-    connect."""
+    """What these doors need. `identify`: see `callers.CallerPolicy`; `origins`: those whose pages may connect;
+    `affinity`: for what is kept from one request to the next."""
 
     connections: Connections
     services: FeedServices
@@ -42,6 +43,7 @@ class FeedDoors:
     publishers: Publishers
     identify: Callable[[str, Mapping[str, str]], Caller]
     origins: Origins
+    affinity: Affinity
 
 
 class FeedRequest(RequestHandler):

@@ -9,6 +9,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from server.affinity import ALONE, Affinity
 from server.auth import Identity
 from server.errors import BadCredentials, Busy, RateLimited
 from server.messages import now
@@ -37,9 +38,11 @@ class _Ticket:
 
 class Tickets:
     """Those of this node: they are chance, kept in its memory, and no other node knows them. (Signed ones would be good
-    on each node, and so could be used on each.) Kept are their hashes. `clock`: monotonic, in seconds."""
+    on each node, and so could be used on each.) Kept are their hashes. `affinity`: where they are to be used; `clock`:
+    monotonic, in seconds."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, affinity: Affinity = ALONE, clock: Callable[[], float] = time.monotonic) -> None:
+        self._affinity = affinity
         self._clock = clock
         self._tickets: OrderedDict[bytes, _Ticket] = OrderedDict()
         self._by_user: Counter[Room] = Counter()
@@ -57,7 +60,7 @@ class Tickets:
             raise RateLimited(f"this user has {MAX_PER_USER} tickets that wait to be used", LIFETIME_S)
         if len(self._tickets) >= MAX_TICKETS:
             raise Busy("too many tickets wait to be used; try again")
-        text = secrets.token_urlsafe(_BYTES)
+        text = self._affinity.mint(lambda: secrets.token_urlsafe(_BYTES))
         self._tickets[_digest(text)] = ticket
         self._by_user[ticket.room] += 1
         return text

@@ -24,7 +24,7 @@ import json
 import logging
 import os
 import socket
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,8 @@ Message = dict[str, Any]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Given:
     """What a worker is given. `channel`, `main`, `publishing`: numbers of files. `lifeline`: the reading end of a pipe
-    of which the supervisor has the other. `is_early`, `lease_holder`: see `seat.Seat`."""
+    of which the supervisor has the other. `inbox`, `posts`: see `handoff.Handoff`; an older supervisor knows of none.
+    `is_early`, `lease_holder`: see `seat.Seat`."""
 
     number: int
     channel: int
@@ -54,10 +55,13 @@ class Given:
     publishing: list[int]
     is_early: bool
     lease_holder: str
+    inbox: int | None = None
+    posts: list[int] = field(default_factory=list)
 
     @property
     def files(self) -> list[int]:
-        return [self.channel, self.lifeline, *self.main, *self.publishing]
+        inbox = [] if self.inbox is None else [self.inbox]
+        return [self.channel, self.lifeline, *self.main, *self.publishing, *inbox, *self.posts]
 
     def to_text(self) -> str:
         return json.dumps(asdict(self))

@@ -77,6 +77,8 @@ class Child:
         main: Sequence[socket.socket],
         publishing: Sequence[socket.socket],
         lifeline: int,
+        inbox: socket.socket,
+        posts: Sequence[socket.socket],
         *,
         is_early: bool,
     ) -> None:
@@ -91,6 +93,8 @@ class Child:
                 publishing=[each.fileno() for each in publishing],
                 is_early=is_early,
                 lease_holder=self.lease_holder,
+                inbox=inbox.fileno(),
+                posts=[each.fileno() for each in posts],
             )
             self._process = _start(given)
         except BaseException:

@@ -14,6 +14,7 @@ from server.config import Config
 from server.greeting import announce
 from server.metrics import Metrics
 from server.service_manager import tell_manager
+from server.workers.handoff import Handoff, Take
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,9 @@ class Seat:
     lease_holder: str | None = None
     """By which name to hold leases, so that who follows after a crash has them at once; None: any of its own."""
 
+    handoff: Handoff | None = None
+    """To the other processes on these ports; None: there are none."""
+
     async def take(self, orders: Orders) -> None:
         """Obey from now on."""
         loop, context = asyncio.get_running_loop(), contextvars.copy_context()
@@ -62,6 +66,9 @@ class Seat:
     def announce(self, config: Config, port: int, store: str, mail: str, publish_port: int | None) -> None:
         """It serves; see `greeting.announce`."""
         announce(config, port, store, mail, publish_port)
+
+    def take_in(self, take: Take) -> None:
+        """It takes what other processes hand over."""
 
     def ready(self) -> None:
         """All is up."""

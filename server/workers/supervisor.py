@@ -65,6 +65,8 @@ class Slot:
         """Who is to replace it, and does not serve yet."""
         self.main: list[socket.socket] = []
         self.publishing: list[socket.socket] = []
+        # Kept while there is nobody, too: what is thrown in then is for who comes next.
+        self.inbox, self.post = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
 
     def close(self) -> None:
         """Of these sockets, those of the supervisor: the kernel has others for who connects from now on."""
@@ -249,7 +251,8 @@ class Supervisor:
     def _start(self, slot: Slot, lease_holder: str) -> Child:
         child = Child(slot.number, lease_holder, self._told)
         is_early = not any(each.is_ready.is_set() for each in self._children)
-        child.start(slot.main, slot.publishing, self._lifeline, is_early=is_early)
+        posts = [each.post for each in self._slots]
+        child.start(slot.main, slot.publishing, self._lifeline, slot.inbox, posts, is_early=is_early)
         self._children.add(child)
         self._hearing.start(self._hear(child), str(child))
         return child

@@ -12,11 +12,13 @@ import threading
 import time
 from contextlib import suppress
 
+from server.affinity import Affinity
 from server.config import Config
 from server.figures import Families, added_up, counted, pack, unpack
 from server.metrics import Metrics
 from server.tasks import Tasks
 from server.workers.channel import Channel, Given, Message, line
+from server.workers.handoff import Handoff, Take
 from server.workers.seat import Orders, Seat
 
 logger = logging.getLogger(__name__)
@@ -41,6 +43,7 @@ class WorkerSeat(Seat):
         self.publishing = _sockets(given.publishing)
         self.listens_early = given.is_early
         self.lease_holder = given.lease_holder
+        self.handoff = _handoff(given)
         self._lifeline = given.lifeline
         self._connected = socket.socket(fileno=given.channel)
         self._channel: Channel | None = None
@@ -93,7 +96,13 @@ class WorkerSeat(Seat):
         if self._channel is not None:
             self._channel.say(line("ready", **self._said_when_ready))
 
+    def take_in(self, take: Take) -> None:
+        if self.handoff is not None:
+            self.handoff.start(take)
+
     def closed(self) -> None:
+        if self.handoff is not None:
+            self.handoff.stop()
         if self._channel is not None:
             self._channel.say(line("closed"))
 
@@ -133,12 +142,21 @@ class WorkerSeat(Seat):
                 if self._metrics is not None:
                     # Without a `refresh`: there is nobody left to be asked.
                     channel.say(line("last", packed=counted(pack(self._metrics.registry.collect()))))
+                if self.handoff is not None:
+                    await self.handoff.close()
                 await self._tasks.cancel()
                 await channel.close()
+
+
+def _handoff(given: Given) -> Handoff | None:
+    if given.inbox is None:
+        return None
+    [inbox, *posts] = _sockets([given.inbox, *given.posts])
+    return Handoff(Affinity(given.number - 1, len(posts)), inbox, posts)
 
 
 def _sockets(files: list[int]) -> list[socket.socket]:
     sockets = [socket.socket(fileno=number) for number in files]
     for each in sockets:
-        each.setblocking(False)  # they are; Python does not know it
+        each.setblocking(False)  # of those that listen Python does not know that they do not
     return sockets

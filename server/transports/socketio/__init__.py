@@ -18,6 +18,6 @@ pinged, paced and bounded as those are, and an event is encoded once for all. py
 tests hold ours against.
 """
 
-from server.transports.socketio.door import SocketIODoor, routes
+from server.transports.socketio.door import SocketIODoor, routes, session_in
 
-__all__ = ["SocketIODoor", "routes"]
+__all__ = ["SocketIODoor", "routes", "session_in"]

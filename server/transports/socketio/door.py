@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from typing import Any
+from urllib.parse import parse_qs
 
 from tornado.httputil import HTTPServerRequest
 from tornado.routing import PathMatches, Rule
@@ -43,7 +45,8 @@ class SocketIODoor:
     # -- clients ---------------------------------------------------------------------------------------------
     def make(self, caller: Caller) -> SocketIOConnection:
         """A connection of a client that may connect; to be opened."""
-        return SocketIOConnection(self, caller, secrets.token_urlsafe(18))
+        sid = self.doors.affinity.mint(lambda: secrets.token_urlsafe(18))
+        return SocketIOConnection(self, caller, sid)
 
     def open_over_http(self, caller: Caller) -> str:
         """A new client; what it is told first."""
@@ -95,6 +98,12 @@ class _Upgrades(PathMatches):
     def match(self, request: HTTPServerRequest) -> dict[str, Any] | None:
         is_upgrade = request.headers.get("Upgrade", "").lower() == "websocket"
         return super().match(request) if is_upgrade else None
+
+
+def session_in(uri: str) -> str | None:
+    """The session that a request is for; None: it is for a new one, or for another door."""
+    path, _, query = uri.partition("?")
+    return parse_qs(query).get("sid", [None])[-1] if re.fullmatch(PATH, path) else None
 
 
 def routes(door: SocketIODoor) -> list[Any]:

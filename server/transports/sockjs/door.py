@@ -41,6 +41,10 @@ _OURS: dict[type, type[RequestHandler]] = {
 """Whose place our handlers take in the table of sockjs-tornado. Not in it: `/chunking_test`, of SockJS 0.1."""
 
 
+_OVER_HTTP = "xhr|xhr_send|xhr_streaming|eventsource|htmlfile|jsonp|jsonp_send"
+"""How the paths of sessions over several requests end."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SockJSOptions:
     """Where the door is, and whom it lets in."""
@@ -86,6 +90,9 @@ class SockJSDoor(SockJSRouter):
         self.stats._callback.stop()
 
         self.options = options
+        self._session_path = re.compile(
+            rf"{re.escape(options.prefix)}/[^/.?]+/([^/.?]+)/(?:{_OVER_HTTP})(?:\?|$)"
+        )
         self.origins = Origins(options.origins, options.frame_ancestors)
         self.open_session = open_session
         self.connections = connections
@@ -100,6 +107,11 @@ class SockJSDoor(SockJSRouter):
         if self.options.websocket:
             return routes
         return [route for route in routes if route[1] is not websocket.RawWebSocketTransport]
+
+    def session_in(self, uri: str) -> str | None:
+        """The session over several requests that this one is part of."""
+        found = self._session_path.match(uri)
+        return None if found is None else found[1]
 
     @property
     def ways(self) -> list[Way]:

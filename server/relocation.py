@@ -1,0 +1,55 @@
+"""Requests that belong to another worker: their connections go there before anything else is read of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from socket import socket
+
+from tornado.http1connection import HTTP1Connection
+from tornado.httputil import HTTPConnection, HTTPHeaders, RequestStartLine
+from tornado.iostream import IOStream
+
+from server.affinity import Affinity
+from server.streams import PlainStream
+
+MAX_BEHIND_BYTES = 128 * 1024
+"""Of what follows a head: what has come with it. The rest is left in the socket."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Relocation:
+    """`session_in`: the name in the path and query of a request that says where it belongs; None: anywhere. `give`:
+    hands a copy of a socket, and what was read of it, to the worker of this number."""
+
+    affinity: Affinity
+    session_in: Callable[[str], str | None]
+    give: Callable[[int, socket, bytes], None]
+
+    def takes(self, start_line: RequestStartLine, headers: HTTPHeaders, http: HTTPConnection) -> bool:
+        """Whether this request, of which only the head has been read, has gone elsewhere. Under TLS none can: what two
+        ends have agreed on is in the memory of this process."""
+        name = self.session_in(start_line.path)
+        if name is None or (owner := self.affinity.owner(name)) == self.affinity.number:
+            return False
+        if not isinstance(http, HTTP1Connection) or not isinstance(http.stream, PlainStream):
+            return False
+        stream = http.detach()
+        try:
+            self.give(owner, stream.socket, _head(start_line, headers) + _behind(stream))
+        finally:
+            stream.close()  # the copy stays open
+        return True
+
+
+def _head(start_line: RequestStartLine, headers: HTTPHeaders) -> bytes:
+    lines = [f"{start_line.method} {start_line.path} {start_line.version}"]
+    lines += [f"{name}: {value}" for name, value in headers.get_all()]
+    return "\r\n".join([*lines, "", ""]).encode("latin-1")  # as Tornado has read it
+
+
+def _behind(stream: IOStream) -> bytes:
+    """What has been read behind the head, or could be at once."""
+    read = asyncio.ensure_future(stream.read_bytes(MAX_BEHIND_BYTES, partial=True))
+    return read.result() if read.done() and read.exception() is None else b""

@@ -1,0 +1,317 @@
+"""Sessions over several requests, and tickets, at a server of several workers: each request is a connection of its own,
+which the kernel gives to any of them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pymongo import MongoClient
+
+from server.affinity import Affinity
+from server.workers import handoff
+from server.workers.handoff import Handoff
+from tests.support.event_streams import event_stream
+from tests.support.feeds import SETTINGS, internal, user_token
+from tests.support.mongod import MongoDatabase
+from tests.support.processes import wait_until
+from tests.support.realtime import PollingClient, connect_packet, socket_client, stock_client
+from tests.support.sockjs_clients import PollingClient as XhrClient
+from tests.support.workers import WorkersServer, connections
+
+
+@contextlib.contextmanager
+def running(folder: Path, database: MongoDatabase) -> Iterator[WorkersServer]:
+    settings = SETTINGS | {"NOTIFY_MONGODB_URL": database.url, "NOTIFY_MONGODB_DB": database.name}
+    with WorkersServer(folder, **settings) as server:
+        server.wait_for("backplane: connected to", 2)
+        yield server
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, mongo_url: str) -> Iterator[WorkersServer]:
+    database = MongoDatabase(mongo_url, f"test_{secrets.token_hex(8)}")
+    with running(tmp_path_factory.mktemp("workers"), database) as server:
+        yield server
+    client: MongoClient[dict[str, Any]]
+    with MongoClient(database.url) as client:
+        client.drop_database(database.name)
+
+
+@pytest.fixture
+def own_server(tmp_path: Path, mongo_database: MongoDatabase) -> Iterator[WorkersServer]:
+    """For what no other test is to notice."""
+    with running(tmp_path, mongo_database) as server:
+        yield server
+
+
+# -- from outside --------------------------------------------------------------------------------------------
+
+
+async def test_polling_over_sockjs(server: WorkersServer, user: str) -> None:
+    """Several clients, of which no session could live on one worker by chance."""
+    async with AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(XhrClient(server)) for _ in range(6)]
+        for client in clients:
+            await client.join_by_token(user_token(user))
+        for number in range(4):
+            server.must_notify(user, content=str(number))
+            for client in clients:
+                [document] = await client.next("notification")
+                assert document["content"] == str(number)
+
+
+async def test_polling_over_socketio_and_going_on_over_websocket(server: WorkersServer, user: str) -> None:
+    clients = [PollingClient(server) for _ in range(4)]
+    for client in clients:
+        await client.join(user)
+    for number in range(4):
+        internal(server, [user], {"n": number})
+        for client in clients:
+            assert await client.poll() == [f'42["notification:new",{{"n":{number}}}]']
+    async with AsyncExitStack() as stack:
+        sockets = [await stack.enter_async_context(socket_client(server, sid=each.sid)) for each in clients]
+        for upgraded in sockets:
+            await upgraded.socket.send("2probe")
+            assert await upgraded.packet() == "3probe"
+            await upgraded.socket.send("5")
+        internal(server, [user], {"n": "all"})
+        for upgraded in sockets:
+            assert await upgraded.packet() == '42["notification:new",{"n":"all"}]'
+
+
+@pytest.mark.parametrize("transports", [["polling"], ["polling", "websocket"]], ids=["polling", "upgrading"])
+async def test_the_stock_client(server: WorkersServer, user: str, transports: list[str]) -> None:
+    """As a browser does it, it keeps connections open, which have been some other session's before."""
+    async with AsyncExitStack() as stack:
+        clients = [
+            await stack.enter_async_context(stock_client(server, user_token(user), transports=transports))
+            for _ in range(3)
+        ]
+        for client in clients:
+            await client.until("connect")
+        for number in range(3):
+            internal(server, [user], {"n": number})
+            for client in clients:
+                assert await client.payload() == {"n": number}
+
+
+async def test_a_ticket_is_good_at_any_worker_and_only_once(server: WorkersServer, user: str) -> None:
+    for _ in range(6):
+        answer = server.request(
+            "POST", "/events/ticket", b"", {"Authorization": f"Bearer {user_token(user)}"}
+        )
+        path = f"/events?ticket={answer.json()['ticket']}"
+        async with event_stream(server, path=path) as stream:
+            assert stream.status == 200
+        for _ in range(3):
+            assert server.get(path).status == 401
+
+
+@asynccontextmanager
+async def raw(server: WorkersServer) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+
+def posted(path: str, body: bytes) -> bytes:
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
+async def answered(reader: asyncio.StreamReader) -> tuple[int, bytes]:
+    async with asyncio.timeout(30):
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        fields = dict(line.lower().split(": ", 1) for line in head.split("\r\n")[1:] if line)
+        return int(head.split()[1]), await reader.readexactly(int(fields["content-length"]))
+
+
+async def test_a_connection_that_is_many_sessions(server: WorkersServer, user: str) -> None:
+    """Now of this worker, now of that one: as of a proxy that keeps connections open for all of its clients."""
+    clients = [PollingClient(server) for _ in range(8)]
+    for client in clients:
+        await client.join(user)
+    async with raw(server) as (reader, writer):
+        for number in range(3):
+            internal(server, [user], {"n": number})
+            for client in clients:
+                request = f"GET /socket.io/?{client.query} HTTP/1.1\r\nHost: localhost\r\n\r\n"
+                writer.write(request.encode())
+                assert await answered(reader) == (200, f'42["notification:new",{{"n":{number}}}]'.encode())
+            writer.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert (await answered(reader))[0] == 200
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 5], ids=["whole", "halves", "pieces"])
+async def test_whatever_has_come_of_a_request_goes_with_it(
+    server: WorkersServer, user: str, pieces: int
+) -> None:
+    """And what is sent behind it without waiting."""
+    clients = [PollingClient(server) for _ in range(8)]
+    for client in clients:
+        await client.open()
+        padding = " " * 9_000
+        path = f"/socket.io/?{client.query}"
+        data = posted(path, (connect_packet(user)[:-1] + padding + "}").encode()) + posted(path, b"3")
+        async with raw(server) as (reader, writer):
+            size = -(-len(data) // pieces)
+            for start in range(0, len(data), size):
+                writer.write(data[start : start + size])
+                await writer.drain()
+                await asyncio.sleep(0.05)
+            assert await answered(reader) == (200, b"ok")
+            assert await answered(reader) == (200, b"ok")
+        assert (await client.poll())[0].startswith('40{"sid":"')
+
+
+async def test_sessions_of_a_worker_that_dies(own_server: WorkersServer, user: str) -> None:
+    """They are over, those of the other one go on, and new ones can be had of the one that takes its place."""
+    server = own_server
+    clients: list[PollingClient] = []
+    while len({Affinity(count=2).owner(client.sid) for client in clients}) < 2:
+        assert len(clients) < 50, "all of them come to one worker"
+        clients.append(PollingClient(server))
+        await clients[-1].join(user)
+    os.kill(server.workers[0], signal.SIGKILL)
+    server.wait_for("serves$", 3)
+    answers = [await client.request("POST", client.query, b"3") for client in clients]
+    assert {answer.status for answer in answers} == {200, 400}
+    again = [PollingClient(server) for _ in range(6)]
+    for client in again:
+        await client.join(user)
+
+
+async def test_workers_that_are_replaced(own_server: WorkersServer, user: str) -> None:
+    server = own_server
+    server.tell(signal.SIGUSR2)
+    server.wait_for("all workers are replaced")
+    wait_until(lambda: len(server.workers) == 2, "the old ones to end")
+    clients = [PollingClient(server) for _ in range(6)]
+    for client in clients:
+        await client.join(user)
+    internal(server, [user], {"n": 1})
+    for client in clients:
+        assert await client.poll() == ['42["notification:new",{"n":1}]']
+
+
+async def test_no_connection_stays_behind(server: WorkersServer, user: str) -> None:
+    """Neither with whom it came to, nor with whom it went to, when its client has gone."""
+    clients = [PollingClient(server) for _ in range(4)]
+    for client in clients:
+        await client.join(user)
+        for _ in range(5):
+            await client.post("3")
+
+    def is_empty() -> bool:
+        return all(connections(pid, local=server.port) == 0 for pid in server.workers)
+
+    wait_until(is_empty, "all connections to be closed")
+
+
+# -- from inside ---------------------------------------------------------------------------------------------
+
+
+def test_a_name_is_of_one_worker() -> None:
+    """Of the same one for all of them; and what is made up is one's own."""
+    workers = [Affinity(number, 5) for number in range(5)]
+    names = [secrets.token_urlsafe(8) for _ in range(500)]
+    for name in names:
+        assert len({worker.owner(name) for worker in workers}) == 1
+    assert {workers[0].owner(name) for name in names} == set(range(5))
+    for worker in workers:
+        minted = {worker.mint(lambda: secrets.token_urlsafe(8)) for _ in range(50)}
+        assert len(minted) == 50
+        assert {worker.owner(name) for name in minted} == {worker.number}
+
+
+@asynccontextmanager
+async def two_workers() -> AsyncIterator[list[Handoff]]:
+    """As a supervisor would have made their sockets."""
+    pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM) for _ in range(2)]
+    for each in (end for pair in pairs for end in pair):
+        each.setblocking(False)
+    both = [Handoff(Affinity(number, 2), pairs[number][0], [post for _, post in pairs]) for number in (0, 1)]
+    try:
+        yield both
+    finally:
+        for worker in both:
+            await worker.close()
+        for each in (end for pair in pairs for end in pair):
+            each.close()
+
+
+async def until(is_so: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not is_so():  # noqa: ASYNC110  # there is no event for it
+            await asyncio.sleep(0.01)
+
+
+async def test_what_one_worker_gives_the_other_takes() -> None:
+    async with two_workers() as (one, other):
+        taken: asyncio.Queue[tuple[socket.socket, bytes]] = asyncio.Queue()
+        other.start(lambda connection, request: taken.put_nowait((connection, request)))
+        here, there = socket.socketpair()
+        with here, there:
+            one.give(1, there, b"request")
+        connection, request = await asyncio.wait_for(taken.get(), 10)
+        assert request == b"request"
+        assert not connection.getblocking()
+        assert not os.get_inheritable(connection.fileno())
+        connection.close()
+
+
+async def test_what_waits_is_given_when_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is lost while the other one does nothing; and when that takes too long the connections are closed."""
+    async with two_workers() as (one, other):
+        given = 0
+        clients = []
+        while not given or len(one._waiting) < 3:
+            here, there = socket.socketpair()
+            clients.append(here)
+            with there:
+                one.give(1, there, str(given).encode() + b" " * 50_000)
+            given += 1
+        taken = []
+
+        def take(connection: socket.socket, request: bytes) -> None:
+            connection.close()
+            taken.append(int(request))
+
+        other.start(take)
+        await until(lambda: len(taken) == given)
+        assert sorted(taken) == list(range(given))
+        other.stop()
+        monkeypatch.setattr(handoff, "GIVE_UP_S", 0.05)
+        while not one._waiting:
+            here, there = socket.socketpair()
+            clients.append(here)
+            with there:
+                one.give(1, there, b" " * 50_000)
+        await until(lambda: not len(one._waiting))
+        assert clients[-1].recv(1) == b""
+        for each in clients:
+            each.close()
+
+
+async def test_a_request_too_long_to_be_given_ends_its_connection(caplog: pytest.LogCaptureFixture) -> None:
+    async with two_workers() as (one, _):
+        here, there = socket.socketpair()
+        with here:
+            with there:
+                one.give(1, there, b" " * 4_000_000)
+            assert here.recv(1) == b""
+        assert "cannot be handed to worker 2" in caplog.text
