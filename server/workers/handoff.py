@@ -17,9 +17,8 @@ from server.tasks import Tasks
 
 logger = logging.getLogger(__name__)
 
-MAX_BYTES = 192 * 1024
-"""Of a request: a head, and as much behind it as comes in one read. What the kernel takes in one datagram is a little
-more, unless it was told otherwise."""
+MAX_BYTES = 256 * 1024
+"""More than there ever is of a request: a head, and what comes with it."""
 
 RETRY_S = 0.005
 GIVE_UP_S = 5.0
