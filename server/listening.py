@@ -38,6 +38,8 @@ PAUSE_S = 1.0
 
 REPORT_EVERY_S = 60.0
 
+_TOO_MANY_FILES = "{} files are open (ulimit -n)"
+
 Left = Callable[[], None]
 """To be called when a connection is closed."""
 
@@ -162,7 +164,7 @@ class TCPListener:
             # The kernel gives the lowest free number: all below are in use, whoever opened them.
             if connection.fileno() >= max_files:
                 connection.close()
-                await self._pause(f"{max_files} files are open (ulimit -n)")
+                await self._pause(_TOO_MANY_FILES.format(max_files))
                 continue
             left = self._peers.enter(address[0])
             if left is None:
@@ -181,6 +183,13 @@ class TCPListener:
         except OSError:  # gone
             connection.close()
             return
+        if connection.fileno() >= max_connection_files():
+            self._report_full(
+                _TOO_MANY_FILES.format(max_connection_files()),
+                "one that another worker has handed over is closed",
+            )
+            connection.close()
+            return
         left = self._peers.enter(address[0])
         if left is None:
             self._turn_away(connection, address[0])
@@ -188,11 +197,14 @@ class TCPListener:
             _hand_over(connection, address, partial(serve, ahead=request), left)
 
     async def _pause(self, reason: str) -> None:
+        self._report_full(reason, "new ones wait")
+        await asyncio.sleep(PAUSE_S)
+
+    def _report_full(self, reason: str, what: str) -> None:
         now = time.monotonic()
         if now - self._reported_at >= REPORT_EVERY_S:
             self._reported_at = now
-            logger.error("no more connections can be taken in: %s; new ones wait", reason)
-        await asyncio.sleep(PAUSE_S)
+            logger.error("no more connections can be taken in: %s; %s", reason, what)
 
     def _turn_away(self, connection: socket.socket, address: str) -> None:
         with contextlib.suppress(OSError):

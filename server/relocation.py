@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from socket import socket
 
 from tornado.http1connection import HTTP1Connection
 from tornado.httputil import HTTPConnection, HTTPHeaders, RequestStartLine
-from tornado.iostream import IOStream
 
 from server.affinity import Affinity
 from server.streams import PlainStream
-
-MAX_BEHIND_BYTES = 128 * 1024
-"""Of what follows a head: what has come with it. The rest is left in the socket."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,21 +30,18 @@ class Relocation:
             return False
         if not isinstance(http, HTTP1Connection) or not isinstance(http.stream, PlainStream):
             return False
-        stream = http.detach()
-        try:
-            self.give(owner, stream.socket, _head(start_line, headers) + _behind(stream))
-        finally:
-            stream.close()  # the copy stays open
+        stream = http.stream
+        http.detach()
+        if not stream.closed():
+            try:
+                self.give(owner, stream.socket, _head(start_line, headers) + stream.unread)
+            finally:
+                stream.close()  # the copy stays open
         return True
 
 
 def _head(start_line: RequestStartLine, headers: HTTPHeaders) -> bytes:
     lines = [f"{start_line.method} {start_line.path} {start_line.version}"]
-    lines += [f"{name}: {value}" for name, value in headers.get_all()]
+    # Without a space, so that it does not get longer than a head may be.
+    lines += [f"{name}:{value}" for name, value in headers.get_all()]
     return "\r\n".join([*lines, "", ""]).encode("latin-1")  # as Tornado has read it
-
-
-def _behind(stream: IOStream) -> bytes:
-    """What has been read behind the head, or could be at once."""
-    read = asyncio.ensure_future(stream.read_bytes(MAX_BEHIND_BYTES, partial=True))
-    return read.result() if read.done() and read.exception() is None else b""

@@ -22,14 +22,13 @@ class PlainStream(IOStream):
     def __init__(self, connection: socket.socket, on_close: Callable[[], None], ahead: bytes = b"") -> None:
         super().__init__(connection)
         self._on_close = on_close
-        self._ahead = ahead
+        self._read_buffer += ahead
+        self._read_buffer_size += len(ahead)
 
-    def read_from_fd(self, buf: bytearray | memoryview) -> int | None:
-        if not self._ahead:
-            return super().read_from_fd(buf)
-        size = min(len(buf), len(self._ahead))
-        buf[:size], self._ahead = self._ahead[:size], self._ahead[size:]
-        return size
+    @property
+    def unread(self) -> bytes:
+        """What has come from the socket, and has not been asked for yet. What is in the socket stays there."""
+        return bytes(self._read_buffer[: self._read_buffer_size])
 
     def close_fd(self) -> None:
         super().close_fd()

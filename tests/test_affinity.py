@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import secrets
 import signal
 import socket
+import struct
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -52,6 +54,12 @@ def own_server(tmp_path: Path, mongo_database: MongoDatabase) -> Iterator[Worker
     """For what no other test is to notice."""
     with running(tmp_path, mongo_database) as server:
         yield server
+
+
+async def until(is_so: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not is_so():  # noqa: ASYNC110  # there is no event for it
+            await asyncio.sleep(0.01)
 
 
 # -- from outside --------------------------------------------------------------------------------------------
@@ -178,6 +186,62 @@ async def test_whatever_has_come_of_a_request_goes_with_it(
         assert (await client.poll())[0].startswith('40{"sid":"')
 
 
+async def test_many_requests_at_once_of_sessions_here_and_there(server: WorkersServer) -> None:
+    """Sent without waiting for any answer: each has its answer, in their order."""
+    names = [secrets.token_hex(8) for _ in range(200)]
+    assert {Affinity(count=2).owner(name) for name in names} == {0, 1}
+    padding = "x" * 900
+    requests = b"".join(
+        f"GET /events?ticket={name}&n={number}&{padding} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+        for number, name in enumerate(names)
+    )
+    async with raw(server) as (reader, writer):
+        writer.write(requests)
+        for _ in names:
+            status, body = await answered(reader)
+            assert (status, json.loads(body)["title"]) == (401, "bad_credentials")
+
+
+async def test_who_sends_no_more_behind_a_request_is_answered(server: WorkersServer) -> None:
+    """Wherever it came to; and who has gone leaves no word in the log."""
+    for _ in range(20):
+        request = f"GET /events?ticket={secrets.token_hex(8)} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+        async with raw(server) as (reader, writer):
+            writer.write(request)
+            writer.write_eof()
+            assert (await answered(reader))[0] == 401
+        async with raw(server) as (_, writer):
+            writer.write(request)
+            connection: socket.socket = writer.get_extra_info("socket")
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    assert server.get("/healthz").status == 200
+    assert "Traceback" not in server.log
+    assert "another worker" not in server.log
+
+
+async def test_what_waits_for_a_worker_that_dies_is_for_the_next_one(own_server: WorkersServer) -> None:
+    """Or is closed; nobody waits for ever."""
+    server = own_server
+
+    async def ask() -> int:
+        async with raw(server) as (reader, writer):
+            path = f"/events?ticket={secrets.token_hex(8)}"
+            writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+            return (await answered(reader))[0]
+
+    stopped = server.workers[0]
+    os.kill(stopped, signal.SIGSTOP)
+    asked = [asyncio.create_task(ask()) for _ in range(40)]
+    # Of those that came to the other one, some are its own; the rest wait, in one place or another.
+    await until(lambda: any(task.done() for task in asked))
+    os.kill(stopped, signal.SIGKILL)
+    for outcome in await asyncio.gather(*asked, return_exceptions=True):
+        assert outcome == 401 or isinstance(outcome, ConnectionError | asyncio.IncompleteReadError)
+    for _ in range(4):
+        assert server.get(f"/events?ticket={secrets.token_hex(8)}").status == 401
+    assert "Traceback" not in server.log
+
+
 async def test_sessions_of_a_worker_that_dies(own_server: WorkersServer, user: str) -> None:
     """They are over, those of the other one go on, and new ones can be had of the one that takes its place."""
     server = own_server
@@ -244,6 +308,7 @@ async def two_workers() -> AsyncIterator[list[Handoff]]:
     pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM) for _ in range(2)]
     for each in (end for pair in pairs for end in pair):
         each.setblocking(False)
+        each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 200 * 1024)
     both = [Handoff(Affinity(number, 2), pairs[number][0], [post for _, post in pairs]) for number in (0, 1)]
     try:
         yield both
@@ -252,12 +317,6 @@ async def two_workers() -> AsyncIterator[list[Handoff]]:
             await worker.close()
         for each in (end for pair in pairs for end in pair):
             each.close()
-
-
-async def until(is_so: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not is_so():  # noqa: ASYNC110  # there is no event for it
-            await asyncio.sleep(0.01)
 
 
 async def test_what_one_worker_gives_the_other_takes() -> None:
@@ -279,7 +338,7 @@ async def test_what_waits_is_given_when_there_is_room(monkeypatch: pytest.Monkey
     async with two_workers() as (one, other):
         given = 0
         clients = []
-        while not given or len(one._waiting) < 3:
+        while not given or one.waiting < 3:
             here, there = socket.socketpair()
             clients.append(here)
             with there:
@@ -293,15 +352,15 @@ async def test_what_waits_is_given_when_there_is_room(monkeypatch: pytest.Monkey
 
         other.start(take)
         await until(lambda: len(taken) == given)
-        assert sorted(taken) == list(range(given))
+        assert taken == list(range(given))
         other.stop()
-        monkeypatch.setattr(handoff, "GIVE_UP_S", 0.05)
-        while not one._waiting:
+        monkeypatch.setattr(handoff, "MAX_AGE_S", 0.05)
+        while not one.waiting:
             here, there = socket.socketpair()
             clients.append(here)
             with there:
                 one.give(1, there, b" " * 50_000)
-        await until(lambda: not len(one._waiting))
+        await until(lambda: not one.waiting)
         assert clients[-1].recv(1) == b""
         for each in clients:
             each.close()
@@ -314,4 +373,4 @@ async def test_a_request_too_long_to_be_given_ends_its_connection(caplog: pytest
             with there:
                 one.give(1, there, b" " * 4_000_000)
             assert here.recv(1) == b""
-        assert "cannot be handed to worker 2" in caplog.text
+        assert "closed 1 connections that belong to another worker" in caplog.text

@@ -208,4 +208,4 @@ def routes(doors: FeedDoors) -> list[tuple[Any, ...]]:
 def session_in(uri: str) -> str | None:
     """The ticket in a request for a stream."""
     path, _, query = uri.partition("?")
-    return parse_qs(query).get("ticket", [None])[-1] if path == "/events" else None
+    return parse_qs(query).get("ticket", [""])[-1].strip() or None if path == "/events" else None

@@ -24,7 +24,7 @@ import json
 import logging
 import os
 import socket
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
 logger = logging.getLogger(__name__)
@@ -72,7 +72,8 @@ class Given:
         text = os.environ.pop(VARIABLE, "")
         if not text:
             return None
-        given = cls(**json.loads(text))
+        known = {each.name for each in fields(cls)}
+        given = cls(**{name: value for name, value in json.loads(text).items() if name in known})
         for number in given.files:
             os.set_inheritable(number, False)
         return given

@@ -9,67 +9,114 @@ import asyncio
 import logging
 import os
 import socket
+import struct
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 from server.affinity import Affinity
 from server.tasks import Tasks
 
 logger = logging.getLogger(__name__)
 
-MAX_BYTES = 256 * 1024
-"""More than there ever is of a request: a head, and what comes with it."""
+MAX_BYTES = 512 * 1024
+"""More than there ever is of a request: a head, and what was read behind it."""
+
+TAKEN_PER_TURN = 4
+"""Before others get their turn of the loop, as of connections that are accepted."""
 
 RETRY_S = 0.005
-GIVE_UP_S = 5.0
-"""While the other one has too many waiting, as when it is being started anew."""
+MAX_AGE_S = 5.0
+"""Of a connection that was not taken: what waits for a worker that is being started anew. Then it is closed, and its
+client tries again."""
 
-MAX_WAITING = 500
+MAX_WAITING, MAX_WAITING_BYTES = 200, 4 * 1024 * 1024
+"""For each worker, beside what the kernel holds."""
+
+REPORT_EVERY_S = 60.0
+
+_HEAD = struct.Struct("!d")
+"""When it was given (CLOCK_MONOTONIC, which all processes of a machine share)."""
 
 Take = Callable[[socket.socket, bytes], None]
 """Takes over a connection, of which these bytes were read already."""
 
 
+@dataclass(slots=True)
+class _Way:
+    """To one worker. `waiting`: what there was no room for yet, in its order: copies of sockets, and datagrams."""
+
+    post: socket.socket
+    waiting: deque[tuple[socket.socket, bytes]] = field(default_factory=deque)
+    waiting_bytes: int = 0
+
+
 class Handoff:
-    """With sockets of the supervisor, which do not block: `inbox` is this worker's, into each of `posts`
-    one can throw what is for the worker of that number."""
+    """With sockets of the supervisor, which do not block: `inbox` is this worker's, into each of `posts` one can throw
+    what is for the worker of that number."""
 
     def __init__(self, affinity: Affinity, inbox: socket.socket, posts: Sequence[socket.socket]) -> None:
         self.affinity = affinity
         self._inbox = inbox
-        self._posts = posts
-        self._waiting = Tasks()
+        self._ways = [_Way(post) for post in posts]
+        self._throwing = Tasks()
         self._take: Take | None = None
+        self._closed = 0
+        self._reported_at = -REPORT_EVERY_S
+
+    @property
+    def waiting(self) -> int:
+        """How many connections there was no room for yet."""
+        return sum(len(way.waiting) for way in self._ways)
 
     # -- giving ----------------------------------------------------------------------------------------------
     def give(self, owner: int, connection: socket.socket, request: bytes) -> None:
-        """Hand over a copy of this socket, which the caller is to close then. A connection that cannot be handed over
-        in time is closed: its client tries again."""
-        if self._throw(owner, connection.fileno(), request):
+        """Hand over a copy of this socket, which the caller is to close then; in the order in which they come. What
+        cannot be handed over in time is closed."""
+        way, datagram = self._ways[owner], _HEAD.pack(time.monotonic()) + request
+        if not way.waiting and self._throw(way, connection, datagram):
             return
-        if len(self._waiting) >= MAX_WAITING:
-            logger.warning("worker %d takes no connections, so one for it is closed", owner + 1)
+        if len(way.waiting) >= MAX_WAITING or way.waiting_bytes + len(datagram) > MAX_WAITING_BYTES:
+            self._report("its worker has no room for it")
             return
-        self._waiting.start(self._keep_throwing(owner, connection.dup(), request), "handing over")
+        way.waiting.append((connection.dup(), datagram))
+        way.waiting_bytes += len(datagram)
+        if len(way.waiting) == 1:
+            self._throwing.start(self._keep_throwing(way), "handing over")
 
-    async def _keep_throwing(self, owner: int, connection: socket.socket, request: bytes) -> None:
-        ends_at = time.monotonic() + GIVE_UP_S
-        with connection:
-            while time.monotonic() < ends_at:
+    async def _keep_throwing(self, way: _Way) -> None:
+        while way.waiting:
+            connection, datagram = way.waiting[0]
+            if _age_s(datagram) > MAX_AGE_S:
+                self._report("its worker has not taken it")
+            elif not self._throw(way, connection, datagram):
                 await asyncio.sleep(RETRY_S)
-                if self._throw(owner, connection.fileno(), request):
-                    return
-        logger.warning("worker %d takes no connections, so one for it is closed", owner + 1)
+                continue
+            way.waiting.popleft()
+            way.waiting_bytes -= len(datagram)
+            connection.close()
 
-    def _throw(self, owner: int, number: int, request: bytes) -> bool:
-        """False: there is no room now. Whatever else is wrong with it, it cannot be thrown."""
+    def _throw(self, way: _Way, connection: socket.socket, datagram: bytes) -> bool:
+        """False: there is no room now."""
         try:
-            socket.send_fds(self._posts[owner], [request], [number])
+            socket.send_fds(way.post, [datagram], [connection.fileno()])
         except BlockingIOError:
             return False
-        except OSError as exc:
-            logger.warning("a connection cannot be handed to worker %d, so it is closed: %s", owner + 1, exc)
+        except OSError as exc:  # whatever is wrong with it, it will not get better
+            self._report(str(exc))
         return True
+
+    def _report(self, why: str) -> None:
+        self._closed += 1
+        now = time.monotonic()
+        if now - self._reported_at >= REPORT_EVERY_S:
+            logger.warning(
+                "closed %d connections that belong to another worker, the last one since %s",
+                self._closed,
+                why,
+            )
+            self._closed, self._reported_at = 0, now
 
     # -- taking ----------------------------------------------------------------------------------------------
     def start(self, take: Take) -> None:
@@ -84,18 +131,36 @@ class Handoff:
             asyncio.get_running_loop().remove_reader(self._inbox)
 
     def _receive(self) -> None:
-        try:
-            request, numbers, _, _ = socket.recv_fds(self._inbox, MAX_BYTES, 1)
-        except (BlockingIOError, InterruptedError):  # another one with the same number was faster
-            return
-        for number in numbers:
-            os.set_inheritable(number, False)
-            connection = socket.socket(fileno=number)
-            connection.setblocking(False)
-            if self._take is not None:
-                self._take(connection, request)
+        for _ in range(TAKEN_PER_TURN):
+            try:
+                datagram, numbers, _, _ = socket.recv_fds(self._inbox, MAX_BYTES, 1)
+            except (BlockingIOError, InterruptedError):  # or another one with the same number was faster
+                return
+            if not numbers:
+                self._report("no more files can be opened (ulimit -n)")
+            for number in numbers:
+                self._adopt(socket.socket(fileno=number), datagram)
+
+    def _adopt(self, connection: socket.socket, datagram: bytes) -> None:
+        os.set_inheritable(connection.fileno(), False)
+        connection.setblocking(False)
+        if self._take is None or _age_s(datagram) > MAX_AGE_S:
+            self._report("it has waited for too long")
+            connection.close()
+        else:
+            self._take(connection, datagram[_HEAD.size :])
 
     async def close(self) -> None:
-        """Give and take no more. Idempotent."""
+        """Give and take no more; what waits is closed. Idempotent."""
         self.stop()
-        await self._waiting.cancel()
+        await self._throwing.cancel()
+        for way in self._ways:
+            for connection, _ in way.waiting:
+                connection.close()
+            way.waiting.clear()
+            way.waiting_bytes = 0
+
+
+def _age_s(datagram: bytes) -> float:
+    (given_at,) = _HEAD.unpack_from(datagram)
+    return time.monotonic() - float(given_at)

@@ -51,6 +51,9 @@ SIGN_S, MAX_UNANSWERED = 3.0, 6
 """So often each worker is asked for a sign of life; who has given none for so many times hangs, and is killed: some of
 all connections would wait for it."""
 
+POST_BYTES = 1024 * 1024
+"""That may be on their way to a worker, if the kernel allows as much."""
+
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -67,6 +70,7 @@ class Slot:
         self.publishing: list[socket.socket] = []
         # Kept while there is nobody, too: what is thrown in then is for who comes next.
         self.inbox, self.post = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.post.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, POST_BYTES)
 
     def close(self) -> None:
         """Of these sockets, those of the supervisor: the kernel has others for who connects from now on."""

@@ -103,7 +103,7 @@ class _Upgrades(PathMatches):
 def session_in(uri: str) -> str | None:
     """The session that a request is for; None: it is for a new one, or for another door."""
     path, _, query = uri.partition("?")
-    return parse_qs(query).get("sid", [None])[-1] if re.fullmatch(PATH, path) else None
+    return parse_qs(query).get("sid", [""])[-1].strip() or None if re.fullmatch(PATH, path) else None
 
 
 def routes(door: SocketIODoor) -> list[Any]:

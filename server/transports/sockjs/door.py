@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import unquote
 
 from tornado.httputil import HTTPServerRequest
 from tornado.web import RequestHandler
@@ -111,7 +112,7 @@ class SockJSDoor(SockJSRouter):
     def session_in(self, uri: str) -> str | None:
         """The session over several requests that this one is part of."""
         found = self._session_path.match(uri)
-        return None if found is None else found[1]
+        return None if found is None else unquote(found[1])
 
     @property
     def ways(self) -> list[Way]:
