@@ -2,9 +2,8 @@
 no other: `LocalBackplane` is the whole of it. Several have theirs wrapped by that of `cluster`.
 
 Events go out in the order in which they were published. Fan-out runs after the publisher has been answered,
-in slices that leave the loop to others in between. What is published for a user while their connections are being
-told waits for the next round, and each connection gets all of that as one write: the more there is to tell, the less
-each event costs.
+in slices that leave the loop to others in between. Users take turns in it, some connections at a time (`scan`): who has
+many holds up nobody who has few.
 """
 
 from __future__ import annotations
@@ -14,19 +13,23 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import datetime
 
 from server.checks import Probe
 from server.messages import Event
 from server.rooms import Room, Rooms
+from server.scan import Publication, Scan
 
 logger = logging.getLogger(__name__)
 
 MIN_SLICE_S = 0.0005
 MAX_SLICE_S = 0.005
-"""How long fan-out may hold the loop before others get a turn: as long as they took for theirs, within these bounds."""
+"""How long fan-out may hold the loop before others get theirs: as long as they took, within these bounds."""
+
+TURNS_BETWEEN_SLICES = 8
+"""Of the loop, that others get if these take no longer than `MAX_SLICE_S`. An answer takes several: the sooner it is
+out, the sooner comes what is published next, and the more goes out as one write."""
 
 MAX_BACKLOG = 100_000
 """Events waiting for fan-out above which new notifications wait before they are stored."""
@@ -88,26 +91,17 @@ class Backplane(ABC):
         return set()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Round:
-    """A room whose sessions are being told of these events; `steps`: what is left of that."""
-
-    room: Room
-    events: list[Event]
-    steps: Iterator[None]
-
-
 class LocalBackplane(Backplane):
     """Publishes to the rooms of this process."""
 
-    def __init__(self, rooms: Rooms) -> None:
+    def __init__(self, rooms: Rooms, clock: Callable[[], float] = time.monotonic) -> None:
         self._rooms = rooms
-        self._backlog: dict[Room, list[Event]] = {}
+        self._clock = clock
+        # by room, and in the order in which they have their turns
+        self._scans: dict[Room, Scan] = {}
+        self._turns: deque[Scan] = deque()
+        rooms.followers = self._scans
         self._waiting = 0
-        self._current: _Round | None = None
-        self._delivered_rooms = 0
-        # who is to be told, with what, after how many rooms have been delivered to
-        self._handovers: deque[tuple[int, int, Callable[[int], None]]] = deque()
         self._paused_at = 0.0
         self._has_space = asyncio.Event()
         self._has_space.set()
@@ -117,24 +111,28 @@ class LocalBackplane(Backplane):
     def publish(
         self, events: Iterable[tuple[Room, Event]], handed_over: Callable[[int], None] | None = None
     ) -> None:
-        frames = 0
-        # Who is offline now reads the inbox at join: the store has the change already.
+        publication = Publication(handed_over)
         for room, event in events:
-            members = self._rooms.size(room)
-            if members:
-                self._backlog.setdefault(room, []).append(event)
-                self._waiting += 1
-                frames += members
-        if frames and handed_over is not None:
-            # Rooms are delivered to in the order of the backlog, and ours are among those in it now.
-            before = self._delivered_rooms + (self._current is not None)
-            self._handovers.append((before + len(self._backlog), frames, handed_over))
+            members = self._rooms.members(room)
+            # Who is offline now reads the inbox at join: the store has the change already.
+            if not members:
+                continue
+            current = self._rooms.brought_up_to_date(event)
+            if current is None:
+                continue
+            scan = self._scans.get(room)
+            if scan is None:
+                scan = self._scans[room] = Scan(room, members)
+                self._turns.append(scan)
+            scan.enter(current, publication)
+            publication.under_way += 1
+            publication.frames += len(members)
+        self._waiting += publication.under_way
         if self._waiting > MAX_BACKLOG:
             self._has_space.clear()
-        if self._backlog and self._is_flushed.is_set():
+        if self._turns and self._is_flushed.is_set():
             self._is_flushed.clear()
-            self._paused_at = time.monotonic()
-            asyncio.get_running_loop().call_soon(self._deliver_slice)
+            self._pause(1)
 
     async def has_space(self) -> None:
         await self._has_space.wait()
@@ -143,58 +141,55 @@ class LocalBackplane(Backplane):
         await self._is_flushed.wait()
 
     async def delivered(self, room: Room) -> None:
-        last = self._backlog.get(room)
-        if last is None:
-            last = self._current.events if self._current is not None and self._current.room == room else None
+        scan = self._scans.get(room)
+        if scan is None:
+            return
         # For what is published from now on nobody waits here: there may be no end to it.
-        while last is not None and self._is_to_be_told(room, last):  # noqa: ASYNC110  # at most a slice too late
+        end = scan.end
+        while not scan.has_come_to(end):  # noqa: ASYNC110  # at most a slice too late
             await asyncio.sleep(0)
 
     @property
     def waiting(self) -> int:
         return self._waiting
 
-    def _is_to_be_told(self, room: Room, events: list[Event]) -> bool:
-        return self._backlog.get(room) is events or (
-            self._current is not None and self._current.events is events
-        )
+    def _pause(self, turns: int) -> None:
+        self._paused_at = self._clock()
+        asyncio.get_running_loop().call_soon(self._go_on, turns - 1)
+
+    def _go_on(self, turns: int) -> None:
+        """With fan-out, when the loop has had so many turns more, or others have had it for long enough."""
+        if turns > 0 and self._clock() < self._paused_at + MAX_SLICE_S:
+            asyncio.get_running_loop().call_soon(self._go_on, turns - 1)
+        else:
+            self._deliver_slice()
 
     def _deliver_slice(self) -> None:
-        began_at = time.monotonic()
+        began_at = self._clock()
         end = began_at + min(max(began_at - self._paused_at, MIN_SLICE_S), MAX_SLICE_S)
-        while self._deliver_step():
-            if time.monotonic() >= end:
+        done: list[Publication] = []
+        while self._turns:
+            self._tell_some(self._turns.popleft(), done)
+            if self._clock() >= end:
                 break
         if self._waiting <= MAX_BACKLOG:
             self._has_space.set()
-        if self._backlog or self._current is not None:
-            self._paused_at = time.monotonic()
-            asyncio.get_running_loop().call_soon(self._deliver_slice)
+        if self._turns:
+            self._pause(TURNS_BETWEEN_SLICES)
         else:
             self._is_flushed.set()
-        while self._handovers and self._handovers[0][0] <= self._delivered_rooms:
-            _, frames, handed_over = self._handovers.popleft()
-            handed_over(frames)
+        for publication in done:
+            if publication.handed_over is not None:
+                publication.handed_over(publication.frames)
 
-    def _deliver_step(self) -> bool:
-        """Tell some sessions of a room; False: there was nothing to do."""
-        if self._current is None:
-            if not self._backlog:
-                return False
-            room = next(iter(self._backlog))
-            events = self._backlog.pop(room)
-            self._waiting -= len(events)
-            self._current = _Round(room, events, self._rooms.deliver(room, events))
-        current = self._current
-        try:
-            next(current.steps)
-        except StopIteration:
-            self._end_room()
-        except Exception:
-            logger.exception("could not deliver events to tenant=%s user=%s", *current.room)
-            self._end_room()
-        return True
-
-    def _end_room(self) -> None:
-        self._current = None
-        self._delivered_rooms += 1
+    def _tell_some(self, scan: Scan, done: list[Publication]) -> None:
+        """Some connections of a room. Adds to `done` the publications of which all have been told everything now."""
+        for publication in scan.step():
+            self._waiting -= 1
+            publication.under_way -= 1
+            if not publication.under_way:
+                done.append(publication)
+        if scan.is_over:
+            del self._scans[scan.room]
+        else:
+            self._turns.append(scan)

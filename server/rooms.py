@@ -1,6 +1,6 @@
-"""Rooms: which sessions on this node belong to a user, and handing them what concerns that user.
+"""Rooms: which sessions on this node belong to a user, and what has become of the documents that they were told of.
 
-A room exists while it has a session. Fan-out never waits for a client.
+A room exists while it has a session.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import asyncio
 import random
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Protocol
@@ -17,16 +17,13 @@ from typing import Protocol
 from server.callers import Caller
 from server.dialects import Counting, Dialect, Farewell
 from server.messages import Added, Deleted, Event, Restored, Seen, Unseen, altered, now
-from server.wire import TOKEN_EXPIRED, Burst, CloseReason, Frame
+from server.wire import TOKEN_EXPIRED, CloseReason, Frame
 
 REORDER_WINDOW_S = 30.0
 """How long a push may be overtaken by a later change of the same document: above any store time-out."""
 
 SLICE_S = 0.005
 """How long closing many may hold the loop before others get a turn."""
-
-SESSIONS_PER_STEP = 32
-"""How many are told at a time."""
 
 RESTART_MS = 500
 """Before that nobody need come back after the end of the server."""
@@ -37,9 +34,6 @@ RETURNING_PER_S = 500
 MIN_RETURN_S = 1.0
 MAX_RETURN_S = 30.0
 """Over how long they are spread at least, and at most."""
-
-MAX_BURST_CHARS = 32 * 1024
-"""How much is joined into one write: enough to save most of the calls, little enough for any queue."""
 
 
 class Connection(Protocol):
@@ -121,11 +115,21 @@ class Listener(Protocol):
 
     def push(self, pushes: Sequence[Push], burst: Frame) -> None:
         """Pass on some pushes in their order. `burst` is all of them as one frame, for who wants all. Never blocks,
-        never raises."""
+        never raises, publishes nothing."""
 
     def missed(self, since: datetime) -> None:
         """Events since then (aware UTC) may not have come: see to it that the client is told what there is. Never
         blocks, never raises."""
+
+
+class Follower(Protocol):
+    """Who has to know at once who is in a room."""
+
+    def joined(self, listener: Listener) -> None:
+        """It was not in the room before."""
+
+    def left(self, listener: Listener) -> None:
+        """It was in the room."""
 
 
 Room = tuple[str, str]
@@ -149,15 +153,21 @@ class Rooms:
         self._changed: OrderedDict[str, _State] = OrderedDict()
         self.watch: Callable[[Room], None] | None = None
         """Is called for each room that begins to exist or ceases to."""
+        self.followers: Mapping[Room, Follower] = {}
+        """By the room that they follow."""
 
     # -- membership ------------------------------------------------------------------------------------------
     def join(self, room: Room, listener: Listener) -> None:
-        """Add a listener to a user's room."""
+        """Add a listener to a user's room; nothing happens if it is in it."""
         members = self._members.setdefault(room, set())
-        self._users[room[0]] += not members and room[1] != NOBODY
-        self._joined[room[0]] += listener not in members
+        if listener in members:
+            return
         is_new = not members
+        self._users[room[0]] += is_new and room[1] != NOBODY
+        self._joined[room[0]] += 1
         members.add(listener)
+        if room in self.followers:
+            self.followers[room].joined(listener)
         if is_new and self.watch is not None:
             self.watch(room)
 
@@ -168,6 +178,8 @@ class Rooms:
             return
         members.discard(listener)
         self._joined[room[0]] -= 1
+        if room in self.followers:
+            self.followers[room].left(listener)
         self._remember_sign_of_life(room, listener.connection.last_alive_at)
         if not members:
             self._users[room[0]] -= room[1] != NOBODY
@@ -175,9 +187,9 @@ class Rooms:
             if self.watch is not None:
                 self.watch(room)
 
-    def size(self, room: Room) -> int:
-        """How many connections the user has on this node."""
-        return len(self._members.get(room, ()))
+    def members(self, room: Room) -> Collection[Listener]:
+        """The connections that the user has on this node, as long as none joins or leaves."""
+        return self._members.get(room, ())
 
     def is_online(self, room: Room) -> bool:
         """Whether the user has a connection on this node."""
@@ -245,33 +257,14 @@ class Rooms:
                 return
             del self._last_alive[room]
 
-    # -- fan-out ---------------------------------------------------------------------------------------------
-    def deliver(self, room: Room, events: Iterable[Event]) -> Iterator[None]:
-        """Hand events to all of the user's local sessions, in this order. Yields between any `SESSIONS_PER_STEP` of
-        them and the next: whoever goes on may let others have a turn there. Who joins meanwhile reads the inbox; who
-        leaves is told nothing more. The next delivery to a room must not begin before this one has ended.
+    # -- what has become of documents ------------------------------------------------------------------------
+    def brought_up_to_date(self, event: Event) -> Event | None:
+        """`event` as it is to be told behind all that came here before; None: it is not. To be called for each, in the
+        order in which they are told.
 
         An `Added` that was overtaken by a later change of its document tells of what it has become, or nothing if it
         was deleted; of another change that was overtaken nothing is told. Nobody's screen goes back in time, and none
         misses a document."""
-        current = [event for each in events if (event := self._brought_up_to_date(each)) is not None]
-        told: dict[Dialect, list[tuple[list[Push], Frame]]] = {}
-        # A copy: a push may find its connection dead, and leave the room.
-        listeners = tuple(self._members.get(room, ()))
-        for start in range(0, len(listeners), SESSIONS_PER_STEP):
-            if start:
-                yield
-            # Others had a turn: who was here may have become somebody else.
-            members = self._members.get(room, ())
-            step = [each for each in listeners[start : start + SESSIONS_PER_STEP] if each in members]
-            for listener in step:
-                bursts = told.get(listener.dialect)
-                if bursts is None:
-                    bursts = told[listener.dialect] = _bursts(listener.dialect, current)
-                for pushes, burst in bursts:
-                    listener.push(pushes, burst)
-
-    def _brought_up_to_date(self, event: Event) -> Event | None:
         self._note_change(event)
         if not isinstance(event, Added | Restored):
             return self._without_overtaken(event) if isinstance(event, Seen | Unseen | Deleted) else event
@@ -356,28 +349,3 @@ class Rooms:
                 await asyncio.sleep(0)
                 ends_at = time.monotonic() + SLICE_S
         return closed
-
-
-def _bursts(dialect: Dialect, events: Iterable[Event]) -> list[tuple[list[Push], Frame]]:
-    """What tells of the events in a dialect, in order, in portions of at most `MAX_BURST_CHARS` or of one; each as
-    single frames and as one."""
-    pushes = [(event, frame) for event in events if (frame := dialect.frame(event)) is not None]
-    if len(pushes) == 1:  # mostly
-        return [(pushes, pushes[0][1])]
-    return [
-        (some, some[0][1] if len(some) == 1 else Burst([frame for _, frame in some]))
-        for some in _portions(pushes)
-    ]
-
-
-def _portions(pushes: list[Push]) -> Iterator[list[Push]]:
-    some: list[Push] = []
-    size = 0
-    for push in pushes:
-        size += len(push[1].text)
-        if some and size > MAX_BURST_CHARS:
-            yield some
-            some, size = [], len(push[1].text)
-        some.append(push)
-    if some:
-        yield some

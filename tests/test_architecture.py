@@ -17,7 +17,7 @@ LAYERS = {
     " accept affinity callers bus tasks flights arrivals assets mail_message request_id methods config config.*",
     "PORTS": "store store.broadcasts store.deliveries store.backup store.directory store.fsck store.mail"
     " store.retention mail_transport metrics exposition figures checks",
-    "CORE 1": "credentials passwords guessing auth users rooms sign_outs tenants limits publishers outgoing"
+    "CORE 1": "credentials passwords guessing auth users rooms scan sign_outs tenants limits publishers outgoing"
     " redis_client",
     "CORE 2": "backplane presence cluster cluster.link cluster.codec cluster.outgoing cluster.gaps cluster.asking"
     " cluster.backplane",

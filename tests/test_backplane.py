@@ -10,12 +10,12 @@ from datetime import timedelta
 import pytest
 
 from server import backplane as module
-from server import rooms as rooms_module
+from server import scan
 from server.backplane import LocalBackplane
 from server.dialects import Dialect
 from server.messages import Event, UnseenCount, now
 from server.rooms import Push, Room, Rooms, SignIn
-from server.wire import EventFrames, Frame
+from server.wire import FAILED, EventFrames, Frame
 from tests.support.recording import RecordingConnection
 
 ALICE: Room = ("acme", "alice")
@@ -94,11 +94,15 @@ async def test_nobody_is_elsewhere(rooms: Rooms, alice: Member) -> None:
     assert backplane.queues == {}
 
 
-async def test_a_long_fan_out_leaves_the_loop_to_others_in_between(
-    rooms: Rooms, alice: Member, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """After each slice everybody else gets a turn; a user who was told comes behind the others again."""
+@pytest.fixture
+def short_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One user in each turn of the loop."""
     monkeypatch.setattr(module, "MAX_SLICE_S", 0.0)
+
+
+@pytest.mark.usefixtures("short_slices")
+async def test_a_long_fan_out_leaves_the_loop_to_others_in_between(rooms: Rooms, alice: Member) -> None:
+    """After each slice everybody else gets a turn; a user who was told comes behind the others again."""
     backplane, bob = LocalBackplane(rooms), Member()
     rooms.join(BOB, bob)
     backplane.publish([(ALICE, UnseenCount(0)), (BOB, UnseenCount(1)), (ALICE, UnseenCount(2))])
@@ -127,12 +131,43 @@ async def test_who_fails_at_an_event_keeps_it_from_nobody_else(
     assert record.exc_info is not None
 
 
+@pytest.mark.parametrize(
+    ("turn_s", "turns"),
+    [(0.0, module.TURNS_BETWEEN_SLICES), (module.MAX_SLICE_S / 2, 2), (module.MAX_SLICE_S, 1)],
+    ids=["short_turns", "long_turns", "very_long_turns"],
+)
+async def test_others_get_several_turns_between_slices(
+    rooms: Rooms, monkeypatch: pytest.MonkeyPatch, turn_s: float, turns: int
+) -> None:
+    """An answer takes several; but fan-out does not wait for as many long ones."""
+    monkeypatch.setattr(scan, "VISITS_PER_STEP", 1)
+    time_s = 1000.0
+
+    class Slow(Member):
+        def push(self, pushes: Sequence[Push], burst: Frame) -> None:
+            nonlocal time_s
+            time_s += module.MAX_SLICE_S
+            super().push(pushes, burst)
+
+    screens: list[Member] = [Slow() for _ in range(5)]
+    for screen in screens:
+        rooms.join(ALICE, screen)
+    backplane = LocalBackplane(rooms, lambda: time_s)
+    backplane.publish([(ALICE, UnseenCount(0))])
+    told: list[int] = []
+    while _told(screens) < 5:
+        await asyncio.sleep(0)
+        time_s += turn_s
+        told.append(_told(screens))
+    assert [told.count(number) for number in (1, 2, 3, 4)] == [turns] * 4
+
+
+@pytest.mark.usefixtures("short_slices")
 async def test_publishers_wait_while_the_backlog_is_over_its_bound(
     rooms: Rooms, alice: Member, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And go on when it is within the bound again, not only when it is empty."""
     monkeypatch.setattr(module, "MAX_BACKLOG", 2)
-    monkeypatch.setattr(module, "MAX_SLICE_S", 0.0)
     backplane, bob, carol = LocalBackplane(rooms), Member(), Member()
     rooms.join(BOB, bob)
     rooms.join(CAROL, carol)
@@ -146,11 +181,9 @@ async def test_publishers_wait_while_the_backlog_is_over_its_bound(
     assert len(carol.told) == 2
 
 
-async def test_a_publisher_can_wait_for_one_user_alone(
-    rooms: Rooms, alice: Member, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("short_slices")
+async def test_a_publisher_can_wait_for_one_user_alone(rooms: Rooms, alice: Member) -> None:
     """Until this user has been told, whoever else still waits; at once if there is nothing to tell."""
-    monkeypatch.setattr(module, "MAX_SLICE_S", 0.0)
     backplane, bob, carol = LocalBackplane(rooms), Member(), Member()
     rooms.join(BOB, bob)
     rooms.join(CAROL, carol)
@@ -163,48 +196,49 @@ async def test_a_publisher_can_wait_for_one_user_alone(
 
 # -- a user with many connections ----------------------------------------------------------------------------
 @pytest.fixture
-def screens(rooms: Rooms, monkeypatch: pytest.MonkeyPatch) -> list[Member]:
+def screens(rooms: Rooms, short_slices: None, monkeypatch: pytest.MonkeyPatch) -> list[Member]:
     """Three of alice's, told one a turn of the loop; in no order that is known."""
-    monkeypatch.setattr(module, "MAX_SLICE_S", 0.0)
-    monkeypatch.setattr(rooms_module, "SESSIONS_PER_STEP", 1)
+    monkeypatch.setattr(scan, "VISITS_PER_STEP", 1)
     screens = [Member() for _ in range(3)]
     for screen in screens:
         rooms.join(ALICE, screen)
     return screens
 
 
-async def test_what_comes_while_a_user_is_told_is_told_together_in_the_next_round(
+async def test_what_comes_while_a_user_is_told_joins_what_is_under_way(
     rooms: Rooms, screens: list[Member]
 ) -> None:
-    """One push to each connection for all of it, in its order, behind the first on every one."""
+    """One push for all of it to those who have not been told of the first yet."""
     backplane = LocalBackplane(rooms)
     backplane.publish([(ALICE, UnseenCount(0))])
     await asyncio.sleep(0)
-    assert sum(len(screen.told) for screen in screens) == 1
+    [told] = [screen for screen in screens if screen.told]
     for number in (1, 2, 3):
         backplane.publish([(ALICE, UnseenCount(number))])
     await backplane.flushed()
     assert [screen.told for screen in screens] == [[UnseenCount(number) for number in range(4)]] * 3
-    assert [screen.pushes for screen in screens] == [2, 2, 2]
+    assert [screen.pushes for screen in screens] == [2 if screen is told else 1 for screen in screens]
 
 
-async def test_others_wait_for_the_end_of_a_round_and_no_longer(rooms: Rooms, screens: list[Member]) -> None:
-    """What comes for the same user meanwhile is told behind those who waited already."""
+async def test_a_user_who_is_told_without_end_holds_up_nobody(rooms: Rooms, screens: list[Member]) -> None:
+    """Others have their turn between some of the connections and the next."""
     backplane, bob = LocalBackplane(rooms), Member()
     rooms.join(BOB, bob)
-    backplane.publish([(ALICE, UnseenCount(0)), (BOB, UnseenCount(1))])
-    await asyncio.sleep(0)
-    backplane.publish([(ALICE, UnseenCount(2))])
-    await backplane.delivered(BOB)
-    assert [len(screen.told) for screen in screens] == [1, 1, 1]
+    for number in range(30):
+        backplane.publish([(ALICE, UnseenCount(number))])
+        if number % 10 == 0:
+            backplane.publish([(BOB, UnseenCount(number))])
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert len(bob.told) == 1 + number // 10
     await backplane.flushed()
-    assert [len(screen.told) for screen in screens] == [2, 2, 2]
+    assert [len(screen.told) for screen in screens] == [30, 30, 30]
 
 
 async def test_a_user_is_not_told_before_the_last_of_their_connections_is(
     rooms: Rooms, screens: list[Member]
 ) -> None:
-    """Who waits for the user, and who published, hear of it at the end of the round that had their event."""
+    """Who waits for the user, and who published, hear of it when their event has gone round."""
     backplane = LocalBackplane(rooms)
     heard: list[tuple[str, int]] = []
     backplane.publish([(ALICE, UnseenCount(0))], lambda _: heard.append(("first", _told(screens))))
@@ -214,7 +248,7 @@ async def test_a_user_is_not_told_before_the_last_of_their_connections_is(
     assert heard == []
     await backplane.delivered(ALICE)
     await backplane.flushed()
-    assert heard == [("first", 3), ("second", 6)]
+    assert heard == [("first", 5), ("second", 6)]
     backplane.publish([(ALICE, UnseenCount(2))])
     await asyncio.sleep(0)
     assert _told(screens) == 7
@@ -241,10 +275,8 @@ async def test_who_waits_for_a_user_does_not_wait_for_what_is_published_later(
     await backplane.flushed()
 
 
-async def test_who_leaves_or_joins_during_a_round_is_not_told_of_it(
-    rooms: Rooms, screens: list[Member]
-) -> None:
-    """Who joins reads the inbox, which has it; the next round tells them, too."""
+async def test_who_leaves_or_joins_under_way_is_not_told_of_it(rooms: Rooms, screens: list[Member]) -> None:
+    """Who joins reads the inbox, which has it; of what is published then they are told, too."""
     backplane, late = LocalBackplane(rooms), Member()
     backplane.publish([(ALICE, UnseenCount(0))])
     await asyncio.sleep(0)
@@ -258,17 +290,19 @@ async def test_who_leaves_or_joins_during_a_round_is_not_told_of_it(
     assert _told(screens) == 4
 
 
-async def test_a_round_that_fails_ends_and_the_next_is_told(
+async def test_nobody_waits_for_ever_for_a_user_whose_connections_fail(
     rooms: Rooms, screens: list[Member], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nobody waits for ever for a user whose connection failed."""
+    """They are closed; who is still there is told what comes next."""
     backplane = LocalBackplane(rooms)
     for screen in screens:
         screen.failure = RuntimeError("broken")
     with caplog.at_level(logging.ERROR):
         backplane.publish([(ALICE, UnseenCount(0))])
         await backplane.delivered(ALICE)
-    assert len(caplog.records) == 1
+    assert len(caplog.records) == 3
+    await asyncio.sleep(0)
+    assert [screen.connection.reasons for screen in screens] == [[FAILED]] * 3
     for screen in screens:
         screen.failure = None
     backplane.publish([(ALICE, UnseenCount(1))])
@@ -304,11 +338,9 @@ async def test_who_publishes_to_nobody_hears_nothing(rooms: Rooms, alice: Member
     assert heard == []
 
 
-async def test_each_publisher_hears_of_its_own_end(
-    rooms: Rooms, alice: Member, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("short_slices")
+async def test_each_publisher_hears_of_its_own_end(rooms: Rooms, alice: Member) -> None:
     """In slices: the first does not wait for the second, and what was added to a room's turn does not count twice."""
-    monkeypatch.setattr(module, "MAX_SLICE_S", 0.0)
     backplane, bob, carol = LocalBackplane(rooms), Member(), Member()
     rooms.join(BOB, bob)
     rooms.join(CAROL, carol)

@@ -24,8 +24,9 @@ from server.messages import (
     altered,
     now,
 )
-from server.rooms import REORDER_WINDOW_S, Push, Room, Rooms, SignIn
-from server.wire import GOING_AWAY, SLOW, CloseReason, EventFrames, Frame, count_frame
+from server.rooms import REORDER_WINDOW_S, Listener, Push, Room, Rooms, SignIn
+from server.scan import Publication, Scan
+from server.wire import GOING_AWAY, SLOW, CloseReason, EventFrames, Frame
 from server.wire_v2 import InboxFrames
 from tests.support.recording import Message, RecordingConnection, messages_of
 
@@ -49,8 +50,14 @@ class Clock:
 
 def deliver(rooms: Rooms, room: Room, events: Iterable[Event]) -> None:
     """To all of the room, without a pause."""
-    for _ in rooms.deliver(room, events):
-        pass
+    current = [event for each in events if (event := rooms.brought_up_to_date(each)) is not None]
+    if not rooms.members(room):
+        return
+    scan = Scan(room, rooms.members(room))
+    for event in current:
+        scan.enter(event, Publication(None))
+    while not scan.is_over:
+        scan.step()
 
 
 @dataclass(eq=False)
@@ -140,10 +147,10 @@ def test_joining_twice_is_being_there_once(rooms: Rooms) -> None:
 
 def test_users_and_connections_are_counted_by_tenant(rooms: Rooms) -> None:
     """A user with two connections is one; joining or leaving twice counts once."""
-    assert (rooms.size(ALICE), rooms.users_by_tenant) == (0, {})
+    assert (len(rooms.members(ALICE)), rooms.users_by_tenant) == (0, {})
     alice, again, _, other = _joined(rooms, ALICE, ALICE, BOB, ALICE_OF_ANOTHER_TENANT)
     rooms.join(ALICE, alice)
-    assert (rooms.size(ALICE), rooms.size(BOB)) == (2, 1)
+    assert (len(rooms.members(ALICE)), len(rooms.members(BOB))) == (2, 1)
     assert rooms.users_by_tenant == {"acme": 2, "globex": 1}
     assert rooms.joined_by_tenant == {"acme": 3, "globex": 1}
     rooms.leave(ALICE, alice)
@@ -184,76 +191,26 @@ def test_old_signs_of_life_are_forgotten(rooms: Rooms) -> None:
     rooms.forget_signs_of_life(before=200.0)
 
 
-# -- fan-out -------------------------------------------------------------------------------------------------
-def test_an_event_reaches_all_of_the_users_connections_and_nobody_elses(rooms: Rooms) -> None:
-    """With one frame for all, made once."""
-    first, second, bob, other = _joined(rooms, ALICE, ALICE, BOB, ALICE_OF_ANOTHER_TENANT)
-    event = _added()
-    deliver(rooms, ALICE, [event])
-    assert first.events == second.events == [event]
-    assert first.bursts[0] is second.bursts[0] is first.told[0][1]
-    assert first.messages[0].ids == ["d1"]
-    assert bob.events == other.events == []
+def test_who_follows_a_room_hears_who_joins_and_leaves_it(rooms: Rooms) -> None:
+    """Once each, and of nobody else's room."""
+    heard: list[tuple[str, Listener]] = []
+
+    class Follower:
+        def joined(self, listener: Listener) -> None:
+            heard.append(("joined", listener))
+
+        def left(self, listener: Listener) -> None:
+            heard.append(("left", listener))
+
+    rooms.followers = {ALICE: Follower()}
+    [alice, _] = _joined(rooms, ALICE, BOB)
+    rooms.join(ALICE, alice)
+    rooms.leave(ALICE, alice)
+    rooms.leave(ALICE, alice)
+    assert heard == [("joined", alice), ("left", alice)]
 
 
-def test_a_delivery_pauses_between_some_sessions_and_the_next(
-    rooms: Rooms, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """And only there: for few it has no pause."""
-    monkeypatch.setattr(module, "SESSIONS_PER_STEP", 2)
-    members = _joined(rooms, *[ALICE] * 5)
-    told = [sum(bool(member.events) for member in members) for _ in rooms.deliver(ALICE, [UnseenCount(1)])]
-    assert told == [2, 4]
-    assert [member.events for member in members] == [[UnseenCount(1)]] * 5
-    assert list(rooms.deliver(ALICE, [])) == [None, None]
-    _joined(rooms, BOB, BOB)
-    assert list(rooms.deliver(BOB, [UnseenCount(1)])) == []
-
-
-@pytest.mark.parametrize("is_last", [False, True], ids=["others_stay", "nobody_stays"])
-def test_who_becomes_somebody_else_during_a_delivery_is_told_nothing_more(
-    rooms: Rooms, monkeypatch: pytest.MonkeyPatch, is_last: bool
-) -> None:
-    """A connection that joins as another user in a pause is not shown what is the first one's."""
-    monkeypatch.setattr(module, "SESSIONS_PER_STEP", 1)
-    members = _joined(rooms, ALICE, ALICE, ALICE)
-    delivery = rooms.deliver(ALICE, [UnseenCount(1)])
-    next(delivery)
-    untold = [member for member in members if not member.events]
-    changing, staying = (untold, []) if is_last else (untold[:1], untold[1:])
-    for member in changing:
-        rooms.leave(ALICE, member)
-        rooms.join(BOB, member)
-    if is_last:
-        [told] = [member for member in members if member.events]
-        rooms.leave(ALICE, told)
-    for _ in delivery:
-        pass
-    assert [member.events for member in changing] == [[]] * len(changing)
-    assert [member.events for member in staying] == [[UnseenCount(1)]] * len(staying)
-
-
-def test_nobody_there_is_no_error(rooms: Rooms) -> None:
-    """The inbox has it."""
-    deliver(rooms, ALICE, [_added()])
-
-
-def test_a_push_may_end_its_connection_and_no_other(rooms: Rooms) -> None:
-    """Who leaves during the fan-out disturbs nobody else's push."""
-
-    class Dying(Member):
-        def push(self, pushes: Sequence[Push], burst: Frame) -> None:
-            rooms.leave(ALICE, self)
-
-    dying, [alive] = [Dying() for _ in range(3)], _joined(rooms, ALICE)
-    for member in dying:
-        rooms.join(ALICE, member)
-    deliver(rooms, ALICE, [UnseenCount(1)])
-    assert alive.events == [UnseenCount(1)]
-    deliver(rooms, ALICE, [UnseenCount(2)])
-    assert alive.events == [UnseenCount(1), UnseenCount(2)]
-
-
+# -- what has become of documents ----------------------------------------------------------------------------
 def test_an_arrival_overtaken_by_its_deletion_is_dropped(rooms: Rooms) -> None:
     """No screen goes back in time; other documents, and what is newer, go out."""
     [alice] = _joined(rooms, ALICE)
@@ -344,17 +301,6 @@ def test_a_count_is_never_too_late(rooms: Rooms) -> None:
     assert alice.events == [UnseenCount(2), UnseenCount(1)]
 
 
-def test_several_events_are_one_burst_in_their_order(rooms: Rooms) -> None:
-    """One write for all that the user is told at once, to each connection."""
-    first, second = _joined(rooms, ALICE, ALICE)
-    events = [_added("d1"), Seen(("d1",), 20), UnseenCount(0), _added("d2", rev=30)]
-    deliver(rooms, ALICE, events)
-    assert first.events == second.events == events
-    assert first.bursts == second.bursts
-    assert [message.name for message in first.messages] == ["notification", "seen", "count", "notification"]
-    assert len(first.bursts) == 1
-
-
 def test_what_is_overtaken_within_one_delivery_is_dropped_too(rooms: Rooms) -> None:
     """A change counts from where it stands in the order; if nothing is left, nothing is pushed."""
     [alice] = _joined(rooms, ALICE)
@@ -362,32 +308,6 @@ def test_what_is_overtaken_within_one_delivery_is_dropped_too(rooms: Rooms) -> N
     assert [message.name for message in alice.messages] == ["notification", "delete"]
     deliver(rooms, ALICE, [_added("d1", rev=10)])
     assert len(alice.bursts) == 1
-
-
-def test_a_burst_is_no_larger_than_its_bound(rooms: Rooms, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What does not fit begins the next one; one push that is larger goes alone, as itself."""
-    size = len(count_frame(1).text)
-    monkeypatch.setattr(module, "MAX_BURST_CHARS", 2 * size)
-    [alice] = _joined(rooms, ALICE)
-    large = _added("large")
-    deliver(rooms, ALICE, [UnseenCount(1), UnseenCount(2), UnseenCount(3), large, UnseenCount(4)])
-    assert [[message.name for message in messages_of(burst)] for burst in alice.bursts] == [
-        ["count", "count"],
-        ["count"],
-        ["notification"],
-        ["count"],
-    ]
-    assert alice.bursts[2] is alice.told[3][1]
-
-
-def test_the_same_notification_for_many_users_keeps_their_ids_apart(rooms: Rooms) -> None:
-    """Frames are spliced, never mixed up."""
-    alice, bob = _joined(rooms, ALICE, BOB)
-    document = _added().document
-    deliver(rooms, ALICE, [Added(document)])
-    deliver(rooms, BOB, [Added(altered(document, id="d2", user_id="bob"))])
-    told = [member.messages[0].data[0] for member in (alice, bob)]
-    assert [(fields["_id"], fields["_userId"]) for fields in told] == [("d1", "alice"), ("d2", "bob")]
 
 
 async def test_connections_are_closed_for_a_reason(rooms: Rooms) -> None:
@@ -471,16 +391,6 @@ def test_only_what_really_changed_is_remembered(rooms: Rooms) -> None:
     change, late = Seen(("d1", "d2"), 20, changed=("d2",)), _added("d1", rev=10)
     deliver(rooms, ALICE, [change, late])
     assert alice.events == [change, late]
-
-
-def test_each_is_told_in_the_dialect_they_speak(rooms: Rooms) -> None:
-    """Who speaks both is two connections."""
-    classic, new = Member(), Member(dialect=InboxFrames())
-    rooms.join(ALICE, classic)
-    rooms.join(ALICE, new)
-    deliver(rooms, ALICE, [Unseen(("d1",), 20), AllSeen(30), UnseenCount(1)])
-    assert [message.name for message in classic.messages] == ["count"]
-    assert [message.name for message in new.messages] == ["unseen", "seen"]
 
 
 def test_rooms_in_which_all_is_counted_are_known(rooms: Rooms) -> None:

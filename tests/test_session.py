@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from server import backplane as backplane_module
-from server import rooms as rooms_module
+from server import scan as scan_module
 from server.conversations import classic as module
 from server.messages import Added, Deleted, Document, Event, Seen, UnseenCount, altered
 from server.rooms import REORDER_WINDOW_S
@@ -683,16 +683,16 @@ async def test_a_client_whose_waiting_pushes_are_too_many_is_slow(core: Core) ->
     await core.backplane.flushed()
     assert [message.name for message in other.received()] == ["notification"] * count
     await core.notify("alice")
-    assert core.rooms.size(ALICE) == 1
+    assert len(core.rooms.members(ALICE)) == 1
 
 
 async def test_answers_and_pushes_keep_their_order_while_a_user_is_told_one_screen_at_a_time(
     core: Core, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever lists, or marks, in the midst of a round: each screen has each document before it hears that it was seen,
+    """Whoever lists, or marks, in the midst of a lap: each screen has each document before it hears that it was seen,
     and none again after an answer that had it."""
     monkeypatch.setattr(backplane_module, "MAX_SLICE_S", 0.0)
-    monkeypatch.setattr(rooms_module, "SESSIONS_PER_STEP", 1)
+    monkeypatch.setattr(scan_module, "VISITS_PER_STEP", 1)
     screens = [await core.join("alice") for _ in range(9)]
     listed: dict[int, set[str]] = {}
     documents: list[Document] = []
