@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from functools import partial
 
@@ -30,7 +30,7 @@ from server.messages import Added, Broadcasted, Document, Notification, Publicat
 from server.notifier import KEEP_KEYS_S, once_of
 from server.revs import COUNTER_BITS
 from server.rooms import NOBODY, Room, Rooms
-from server.store import Accepted, Broadcast, BroadcastRefused, Store
+from server.store import Accepted, Broadcast, BroadcastRefused, Store, Welcome
 from server.tenants import Tenants
 
 logger = logging.getLogger(__name__)
@@ -173,32 +173,39 @@ class Broadcaster:
         """How many broadcasts are not finished, on all nodes, as known here."""
         return self._open_count or 0
 
+    async def welcome(self, room: Room, read: Callable[[], Awaitable[Welcome]]) -> Welcome:
+        """What `read` finds of a user who has joined, and who has caught up: it reads again if that gave them anything.
+        Raises `StoreUnavailable`."""
+        found = await read()
+        return await read() if await self._catch_up(room, found.known_since) else found
+
     async def catch_up(self, room: Room) -> None:
-        """Give a user who joins their document of each broadcast that has not come to them yet, and see to it that
+        """Give a user who has joined their document of each broadcast that has not come to them yet, and see to it that
         every later one will. Raises `StoreUnavailable`."""
-        tenant, user_id = room
-        known_since = await self._known_since(room)
-        if known_since is None or self._open_count == 0:
-            return
-        broadcasts, after = self._store.broadcasts, None
+        await self._catch_up(room, await self._store.directory.known_since(*room))
+
+    async def _catch_up(self, room: Room, known_since: datetime | None) -> bool:
+        """The same for a user of whom the store has said that, after they joined (see `Directory.known_since`). Whether
+        any document was given: what was read of their inbox before is without it."""
+        if known_since is None:
+            # Not at the next time that joins are written down: a broadcast that another node accepts before that would
+            # be over without this user. Of many who join at once a few calls write them all.
+            await self._tenants.write_down()
+        if self._open_count == 0:
+            return False  # nothing is owed to anybody: it makes no difference since when
+        if known_since is None:
+            known_since = await self._store.directory.known_since(*room)
+        return known_since is not None and await self._give_owed(room, known_since)
+
+    async def _give_owed(self, room: Room, known_since: datetime) -> bool:
+        (tenant, user_id), after = room, None
+        broadcasts = self._store.broadcasts
         while owed := await broadcasts.open_of(
             tenant, user_id, since=known_since, after=after, limit=CATCH_UP_DOCUMENTS
         ):
             self._publish(await broadcasts.give(user_id, owed))
             after = owed[-1]
-
-    async def _known_since(self, room: Room) -> datetime | None:
-        """Of a user who has joined, whom the store knows from now on. None: their tenant has ended, or no broadcast
-        is open."""
-        known_since = await self._store.directory.known_since(*room)
-        if known_since is None:
-            # Not at the next time that joins are written down: a broadcast that another node accepts before that would
-            # be over without this user. Of many who join at once a few calls write them all.
-            await self._tenants.write_down()
-            if self._open_count == 0:
-                return None  # nothing is owed to anybody: it makes no difference since when
-            known_since = await self._store.directory.known_since(*room)
-        return known_since
+        return after is not None
 
     # -- in the background -----------------------------------------------------------------------------------
     async def run(self) -> None:

@@ -89,11 +89,8 @@ class CallerPolicy:
         return ""
 
     def _is_trusted(self, address: str) -> bool:
-        try:
-            parsed = ipaddress.ip_address(address)
-        except ValueError:
-            return False
-        return any(parsed in network for network in self.trusted_proxies)
+        parsed = _parsed(address)
+        return parsed is not None and any(parsed in network for network in self.trusted_proxies)
 
     def _nearest_untrusted(self, hops: Sequence[str]) -> str:
         """The last address of the chain that is no trusted proxy (a client can write anything further left);
@@ -132,13 +129,19 @@ def _authority(origin: str) -> str:
 
 
 @lru_cache(1024)
-def _is_loopback(address: str) -> bool:
+def _parsed(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """None: it is no address."""
     try:
-        parsed = ipaddress.ip_address(address)
+        return ipaddress.ip_address(address)
     except ValueError:
-        return False
+        return None
+
+
+@lru_cache(1024)
+def _is_loopback(address: str) -> bool:
+    parsed = _parsed(address)
     mapped = getattr(parsed, "ipv4_mapped", None)
-    return (mapped or parsed).is_loopback
+    return parsed is not None and (mapped or parsed).is_loopback
 
 
 def _host_name(host: str) -> str:

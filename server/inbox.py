@@ -11,7 +11,7 @@ from server.errors import StoreUnavailable
 from server.messages import AllSeen, Counts, Deleted, Document, Event, Missed, Restored, Seen, Unseen
 from server.revs import COUNTER_BITS
 from server.rooms import Room
-from server.store import ACKNOWLEDGED, Change, Store
+from server.store import ACKNOWLEDGED, Change, Store, Welcome
 
 CHANGES_PER_BATCH = 500
 """Documents changed, and told of in one frame, at a time (some 15 KB): no batch holds up the store or fills a
@@ -67,6 +67,18 @@ class Inbox:
         """How many documents the user has."""
         tenant, user_id = room
         return (await self._store.counts(tenant, [user_id]))[user_id]
+
+    async def welcome(
+        self,
+        room: Room,
+        *,
+        unseen: int = 0,
+        counts: bool = False,
+        changes: int = 0,
+        after: tuple[int, str] = (0, ""),
+    ) -> Welcome:
+        """What a user who joins is told first: see `Store.welcome`."""
+        return await self._store.welcome(*room, unseen=unseen, counts=counts, changes=changes, after=after)
 
     # -- changing --------------------------------------------------------------------------------------------
     async def mark_seen(self, room: Room, ids: tuple[str, ...]) -> Change:

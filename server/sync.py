@@ -54,6 +54,15 @@ class Chunk:
     reset: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """Where a chunk begins. `after`: the place among the changes (see `Store.changes`); None: what the client has is
+    worth nothing. `upto`: the rev that the sync leads up to."""
+
+    after: tuple[int, str] | None
+    upto: int
+
+
 class Sync:
     """All verbs raise `StoreUnavailable`."""
 
@@ -78,17 +87,29 @@ class Sync:
     ) -> Chunk:
         """The next chunk, of at most so many documents, for a client that says it is so far. `goes_on`: `since` is the
         `upto` of the chunk before, of this same sync; it leads as far as that one was to. Else it leads up to now."""
-        present = await self.now()
-        floor = self._retention.floor(room[0])
+        beginning = self.begin(room[0], since, await self.now(), goes_on=goes_on)
+        if beginning.after is None:
+            return self.chunk(room[0], beginning, (), limit)
+        documents = await self._store.changes(*room, after=beginning.after, limit=limit)
+        return self.chunk(room[0], beginning, documents, limit)
+
+    def begin(self, tenant: str, since: str, present: Since, *, goes_on: bool = False) -> Beginning:
+        """Where the changes begin that `read` reads of a user of this tenant, for whoever reads them together with
+        something else. `present`: what `now` has returned before."""
         known = parse_since(since)
-        if known is None or not self._is_good(room[0], known, present):
-            return Chunk((), False, str(present), floor, reset=True)
-        upto = known.upto if known.id and goes_on else present.rev
-        documents = await self._store.changes(*room, after=self._after(known, goes_on), limit=limit)
+        if known is None or not self._is_good(tenant, known, present):
+            return Beginning(None, present.rev)
+        return Beginning(self._after(known, goes_on), known.upto if known.id and goes_on else present.rev)
+
+    def chunk(self, tenant: str, beginning: Beginning, documents: Sequence[Document], limit: int) -> Chunk:
+        """The chunk of these changes: the first ones after its beginning, at most `limit`, all there are if fewer."""
+        epoch, upto, floor = self._store.epoch, beginning.upto, self._retention.floor(tenant)
+        if beginning.after is None:
+            return Chunk((), False, str(Since(epoch, upto)), floor, reset=True)
         some = next(portions(documents))
         # What has changed since this began is told by pushes, and by the next sync: there is an end to each.
         is_last = len(some) == len(documents) < limit or some[-1].rev > upto
-        to = Since(known.epoch, upto) if is_last else Since(known.epoch, some[-1].rev, some[-1].id, upto)
+        to = Since(epoch, upto) if is_last else Since(epoch, some[-1].rev, some[-1].id, upto)
         return Chunk(some, not is_last, str(to), floor)
 
     async def is_unchanged(self, room: Room, since: str) -> bool:

@@ -7,6 +7,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -293,6 +294,36 @@ async def test_a_repeat_is_told_to_nobody(node: Node) -> None:
     told = [event for room, event in node.rooms.told if room == (ACME, NOBODY)]
     assert told == [Broadcasted(first)]
     assert await node.having(first, "alice") == [1]
+
+
+async def test_what_is_read_for_a_welcome_holds_the_broadcasts(node: Node) -> None:
+    """It is read again after anything was given, and only then."""
+    room = (ACME, "alice")
+    await node.joins("alice")
+    read = partial(node.store.welcome, *room, unseen=10, counts=True)
+    node.store.calls.clear()
+    assert (await node.broadcaster.welcome(room, read)).counts.total == 0
+    notification = await node.broadcast()
+    welcomes = [await node.broadcaster.welcome(room, read) for _ in range(2)]
+    assert [[each.notification.nid for each in welcome.unseen] for welcome in welcomes] == [
+        [notification.nid]
+    ] * 2
+    assert [welcome.counts.unseen for welcome in welcomes] == [1, 1]
+    assert node.store.calls.count("welcome") == 1 + 2 + 1
+    await node.backplane.flushed()
+    assert node.rooms.users_told == ["alice"]
+
+
+async def test_a_welcome_is_not_read_before_the_store_knows_its_user(node: Node) -> None:
+    """Who joins for the first time is written down, and asked about once while nothing is open."""
+    room = (ACME, "alice")
+    node.tenants.note_user(*room)
+    await node.broadcaster._look()
+    node.store.calls.clear()
+    read = partial(node.store.welcome, *room, counts=True)
+    assert (await node.broadcaster.welcome(room, read)).known_since is None
+    assert node.store.calls == ["welcome"]
+    assert (await read()).known_since is not None
 
 
 async def test_a_tenant_without_users_is_soon_done(node: Node) -> None:

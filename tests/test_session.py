@@ -572,13 +572,26 @@ async def test_a_push_that_arrives_during_a_read_waits_behind_its_answer(core: C
 
 async def test_a_push_that_arrives_during_the_welcome_waits_behind_it(core: Core) -> None:
     """The room is joined before anything is read, so nothing falls between."""
-    connection, gate = core.connect(), core.store.hold("unseen")
+    connection, gate = core.connect(), core.store.hold("welcome")
     _join(connection, "alice")
     await gate.reached()
     [new] = await core.notify("alice")
     gate.open()
     assert [(await connection.next()).name for _ in range(2)] == ["notification", "count"]
     assert (await connection.next()).ids == [new.id]
+
+
+async def test_the_join_of_a_known_user_asks_the_store_once(core: Core) -> None:
+    """All that is unseen, if it goes into a frame, says how much that is."""
+    await core.fill("alice", 2)
+    await core.join("alice")
+    await core.broadcaster._look()
+    core.store.calls.clear()
+    connection = core.connect()
+    _join(connection, "alice")
+    assert len((await connection.next()).ids) == 2
+    assert await connection.next() == Message("count", {"unseen": 2})
+    assert core.store.calls == ["welcome"]
 
 
 async def test_a_push_of_what_was_answered_already_is_dropped(core: Core) -> None:

@@ -176,7 +176,7 @@ async def test_a_join_that_waits_for_a_store_that_hangs_is_told_so(
 ) -> None:
     """Long before the store's time is over: nobody is to take the connection for dead."""
     monkeypatch.setattr(module, "DELAYED_AFTER_S", 0.01)
-    gate = core.store.hold("counts")
+    gate = core.store.hold("welcome")
     connection = core.connect()
     say(connection, "join", {"login": "alice", "password": "alice", "v": 2}, 1)
     assert (await connection.next()).name == "delayed"
@@ -376,18 +376,48 @@ async def test_pushes_wait_behind_the_chunk_that_is_being_read(core: Core) -> No
 async def test_what_waited_during_a_join_is_not_lost_in_the_sync_behind_it(core: Core) -> None:
     """From the moment of the join on, every push comes."""
     _, joined = await join(core)
-    gate = core.store.hold("counts")
+    gate = core.store.hold("welcome")
     connection = core.connect()
     say(connection, "join", {"login": "alice", "password": "alice", "v": 2, "since": joined.data["since"]}, 1)
     await gate.reached()
     [document] = await core.notify("alice")
     core.backplane.publish([(ALICE, Counted(Counts(7, 7, {})))])
     await core.backplane.flushed()
-    core.store._gates.clear()
     gate.open()
-    first, second = await connection.next(), await connection.next()
-    assert (first.name, second.name, ids(second.data["documents"])) == ("joined", "sync", [document.id])
+    first, second, push = [await connection.next() for _ in range(3)]
+    assert (first.name, second.name, second.data["documents"]) == ("joined", "sync", [])
+    assert (push.name, push.data["_id"]) == ("notification", document.id)
+    assert push.data["rev"] > second.data["upto"].partition(".")[2]
     assert (await connection.next()).data == {"unseen": 7, "total": 7, "types": {}}
+
+
+@pytest.mark.parametrize("since", [False, True], ids=["fresh", "since"])
+async def test_the_join_of_a_known_user_asks_the_store_once(core: Core, since: bool) -> None:
+    """For all that it tells: waking a thread, or another machine, costs more than what is read."""
+    [document] = await core.fill("alice", 1)
+    _, before = await join(core)
+    await core.broadcaster._look()
+    core.store.calls.clear()
+    told = {"since": before.data["since"]} if since else {}
+    connection, joined = await join(core, **told)
+    assert joined.data["counts"]["unseen"] == 1
+    if since:
+        assert (await connection.next()).name == "sync"
+    assert [verb for verb in core.store.calls if verb != "position"] == ["welcome"]
+
+
+async def test_what_comes_while_a_new_user_is_written_down_is_pushed(core: Core) -> None:
+    """Their inbox was read before that: nothing falls between."""
+    gate, connection = core.store.hold("welcome"), core.connect()
+    async with core.tenants._writing:  # as while others are written down
+        say(connection, "join", {"login": "alice", "password": "alice", "v": 2}, 1)
+        await gate.reached()
+        gate.open()
+        [document] = await core.notify("alice")
+    joined, push = await connection.next(), await connection.next()
+    assert (joined.name, joined.data["counts"]["total"]) == ("joined", 0)
+    assert (push.name, push.data["_id"]) == ("notification", document.id)
+    assert push.data["rev"] > joined.data["since"].partition(".")[2]
 
 
 async def test_now_and_then_a_connection_is_told_how_far_it_is(

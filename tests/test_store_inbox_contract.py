@@ -20,6 +20,7 @@ from server.store import (
     MailOutcome,
     Store,
     TypeCounts,
+    Welcome,
 )
 from tests.support.stores import TENANT, USER, Place, make_notification, put, put_many
 
@@ -225,6 +226,43 @@ async def test_counts_are_exact_after_concurrent_changes(store: Store) -> None:
         *(store.restore(TENANT, USER, ids(documents[start : start + 2])) for start in range(20, 40, 3)),
     )
     assert await counts(store) == counts_of(await newest(store))
+
+
+# -- joining -------------------------------------------------------------------------------------------------
+
+
+async def test_a_welcome_is_what_its_parts_find(store: Store) -> None:
+    """Of each as much as was asked for, from where it was asked for."""
+    documents = await put_many(store, 5, type="a")
+    await store.mark_seen(TENANT, USER, ids(documents[:1]))
+    await store.delete(TENANT, USER, ids(documents[1:2]))
+    await put(store, "bob")
+    known_since = await store.directory.known_since(TENANT, USER)
+    assert known_since is not None
+    assert await store.welcome(TENANT, USER) == Welcome(known_since)
+    whole = await store.welcome(TENANT, USER, unseen=10, counts=True, changes=10)
+    assert whole == Welcome(
+        known_since,
+        await store.unseen(TENANT, USER, after=None, limit=10),
+        await counts(store),
+        await store.changes(TENANT, USER, after=(0, ""), limit=10),
+    )
+    assert (len(whole.unseen), whole.counts.total, len(whole.changes)) == (3, 4, 5)
+    after = (documents[3].rev, documents[3].id)
+    some = await store.welcome(TENANT, USER, unseen=2, changes=2, after=after)
+    assert some == Welcome(
+        known_since, documents[2:4], changes=await store.changes(TENANT, USER, after=after, limit=2)
+    )
+
+
+async def test_the_welcome_of_whom_nobody_knows(store: Store) -> None:
+    """Until their join is written down."""
+    assert await store.welcome(TENANT, "nobody", unseen=1, counts=True, changes=1) == Welcome(
+        None, [], EMPTY, []
+    )
+    at = now()
+    await store.directory.note_users({(TENANT, "nobody"): at})
+    assert await store.welcome(TENANT, "nobody") == Welcome(at)
 
 
 # -- parts of the inbox --------------------------------------------------------------------------------------
@@ -557,6 +595,7 @@ async def test_a_closed_store_is_unavailable(store: Store) -> None:
         lambda: store.counts(TENANT, [USER]),
         lambda: store.newest(TENANT, USER, before=None, limit=1, type="a", seen=True),
         lambda: store.find(TENANT, USER, [new_id()]),
+        lambda: store.welcome(TENANT, USER, unseen=1, counts=True, changes=1),
         lambda: store.mark_all_seen(TENANT, USER, limit=1, up_to=1),
         lambda: store.mark_unseen(TENANT, USER, [new_id()]),
         lambda: store.restore(TENANT, USER, [new_id()]),

@@ -92,9 +92,13 @@ class ClassicConversation(Conversation):
         room = await self.line.become(identity, self)
         if room is None:
             return
-        await self._patiently(lambda: services.broadcaster.catch_up(room))
-        await self._list_unseen(room, is_patient=True)
-        count = await self._patiently(lambda: services.inbox.count_unseen(room))
+        read = functools.partial(services.inbox.welcome, room, unseen=MAX_DOCUMENTS_PER_FRAME)
+        welcome = await self._patiently(lambda: services.broadcaster.welcome(room, read))
+        if welcome is None:
+            return
+        count = await self._list_unseen(room, is_patient=True, first=welcome.unseen)
+        if count is None:
+            count = await self._patiently(lambda: services.inbox.count_unseen(room))
         if count is not None:
             self.line.connection.send(count_frame(count))
 
@@ -134,28 +138,34 @@ class ClassicConversation(Conversation):
         some = next(portions(documents[:limit]))
         self._answer(room, newest_frame(some, before, len(some) < len(documents)), some)
 
-    async def _list_unseen(self, room: Room, *, is_patient: bool = False) -> None:
+    async def _list_unseen(
+        self, room: Room, *, is_patient: bool = False, first: Sequence[Document] | None = None
+    ) -> int | None:
         """In as many frames as it takes, each made when the one before has left; a single empty one if there are
         none. Once it has begun it is brought to its end, even if the store goes away meanwhile: pushes have been left
-        to it."""
+        to it. `first`: the oldest ones, if they have been read already, as many as go into a frame. Returns how many
+        there are, if one reading has found them all."""
         line = self.line
         after: Document | None = None
         limit = MAX_DOCUMENTS_PER_FRAME
         while not line.is_closed:
             read = functools.partial(line.services.inbox.unseen, room, after=after, limit=limit)
-            documents = await (self._patiently(read, after) if is_patient or after else read())
+            documents, first = first, None
             if documents is None:
-                return
+                documents = await (self._patiently(read, after) if is_patient or after else read())
+            if documents is None:
+                return None
             some = next(portions(documents))
             if some or after is None:
                 self._answer(room, notification_frame(some), some)
             if len(some) == len(documents) < limit:
-                return
+                return len(some) if after is None else None
             after = some[-1]
             # Read little more than fits into a frame; the rest would be read again.
             limit = min(2 * len(some), MAX_DOCUMENTS_PER_FRAME)
             with line.screen.listing_waits(after):
                 await line.connection.drained()
+        return None
 
     # -- what was missed ---------------------------------------------------------------------------------------
     def missed(self, since: datetime) -> None:

@@ -47,7 +47,7 @@ from server.messages import Document, now
 from server.revs import to_wire
 from server.rooms import Room
 from server.sync import Chunk
-from server.wire import Frame, portions
+from server.wire import MAX_DOCUMENTS_PER_FRAME, Frame, portions
 from server.wire_v2 import (
     answer_frame,
     changed_fields,
@@ -141,17 +141,17 @@ class ConversationV2(Conversation):
         room = await self.line.become(identity, self)
         if room is None:
             return
-        self._identity = replace(identity, issued_at=identity.issued_at or now())
+        self._identity = identity if identity.issued_at else replace(identity, issued_at=now())
         self._refresh_later()
-        await self._patiently(partial(self.line.services.broadcaster.catch_up, room))
         welcome = await self._patiently(partial(self._welcome, room, command.since))
         if welcome is None:
             return
-        self._answer(room, "joined", request.id, welcome)
+        joined, chunk = welcome
+        self._answer(room, "joined", request.id, joined)
         if command.since is None:
-            self._upto = welcome["since"]
+            self._upto = joined["since"]
         else:
-            await self._sync(room, request.id, command.since, is_patient=True)
+            await self._sync(room, request.id, command.since, is_patient=True, first=chunk)
 
     async def _identify(self, command: Enter) -> Identity:
         services, proof = self.line.services, command.proof
@@ -161,19 +161,28 @@ class ConversationV2(Conversation):
         tell(SIGNED_IN, services.authenticator, method="ticket", tenant=identity.tenant, took_s=0.0)
         return identity
 
-    async def _welcome(self, room: Room, since: str | None) -> dict[str, Any]:
-        services = self.line.services
-        # Before the counting: what changes during it is not passed over.
+    async def _welcome(self, room: Room, since: str | None) -> tuple[dict[str, Any], Chunk | None]:
+        """The answer to a join, and the first chunk of what follows it."""
+        services, tenant = self.line.services, room[0]
+        # Before the reading: what changes during it is not passed over.
         present = await services.sync.now()
-        return joined_fields(
+        beginning = None if since is None else services.sync.begin(tenant, since, present)
+        read = partial(services.inbox.welcome, room, counts=True)
+        if beginning is not None and beginning.after is not None:
+            read = partial(read, changes=MAX_DOCUMENTS_PER_FRAME, after=beginning.after)
+        found = await services.broadcaster.welcome(room, read)
+        joined = joined_fields(
             room[1],
             # Who is so far as they say goes on from there, by what follows.
             str(present) if since is None else None,
-            await services.inbox.counts(room),
-            floor=services.sync.floor(room[0]),
+            found.counts,
+            floor=services.sync.floor(tenant),
             ticket=self._ticket(),
             heartbeat_s=services.heartbeat_s,
         )
+        if beginning is None:
+            return joined, None
+        return joined, services.sync.chunk(tenant, beginning, found.changes, MAX_DOCUMENTS_PER_FRAME)
 
     def _ticket(self) -> str | None:
         """By which this client may come back; None: it cannot be given one."""
@@ -234,17 +243,20 @@ class ConversationV2(Conversation):
         since: str,
         *,
         is_patient: bool = False,
+        first: Chunk | None = None,
         beside: Mapping[str, Any] | None = None,
     ) -> None:
-        """Each chunk is read when the one before has left; pushes wait behind the one that is being read. `beside`:
-        what the last chunk of one that nobody asked for says, too."""
+        """Each chunk is read when the one before has left; pushes wait behind the one that is being read. `first`: the
+        first one, if it has been read already. `beside`: what the last chunk of one that nobody asked for says, too."""
         line = self.line
         self._upto = None  # cut off now, the client has to have it all again
         goes_on = False
         while not line.is_closed:
             line.screen.begin_answer()
             read = partial(line.services.sync.read, room, since, goes_on=goes_on)
-            chunk = await (self._patiently(read, is_asked_for=beside is None) if is_patient else read())
+            chunk, first = first, None
+            if chunk is None:
+                chunk = await (self._patiently(read, is_asked_for=beside is None) if is_patient else read())
             if chunk is None:
                 return
             data = chunk_fields(chunk) | (dict(beside or {}) if not chunk.more else {})

@@ -83,6 +83,7 @@ __all__ = [
     "Stored",
     "TypeCounts",
     "WAYS",
+    "Welcome",
 ]
 
 
@@ -115,6 +116,19 @@ class Addition(Record, frozen=True, gc=False):
     recipients: Sequence[Recipient]
     duty: EmailDuty | None = None
     once: Once | None = None
+
+
+NO_COUNTS = Counts(0, 0, {})
+
+
+class Welcome(Record, frozen=True, gc=False):
+    """What `Store.welcome` finds. `known_since`: as `Directory.known_since` has it. What was not asked for is
+    empty."""
+
+    known_since: datetime | None
+    unseen: Sequence[Document] = ()
+    counts: Counts = NO_COUNTS
+    changes: Sequence[Document] = ()
 
 
 class Store(Protocol):
@@ -221,6 +235,20 @@ class Store(Protocol):
 
     async def count_unseen(self, tenant: str, user_ids: Collection[str]) -> dict[str, int]:
         """The exact number of unseen documents of each user; every given user is in the answer."""
+
+    async def welcome(
+        self,
+        tenant: str,
+        user_id: str,
+        *,
+        unseen: int = 0,
+        counts: bool = False,
+        changes: int = 0,
+        after: tuple[int, str] = (0, ""),
+    ) -> Welcome:
+        """What a user who joins is told first, for the price of one question: since when they are known, and of what
+        `unseen`, `counts` and `changes` find what is asked for: so many documents from the oldest unseen one, so many
+        changes beyond `after`. Each is as of some moment of its own after the call."""
 
     # -- changing --------------------------------------------------------------------------------------------
     async def mark_seen(self, tenant: str, user_id: str, ids: Sequence[str]) -> Change:

@@ -32,6 +32,7 @@ from server.store import (
     Outbox,
     Retention,
     Stored,
+    Welcome,
 )
 from server.store.mongo_adding import Adding
 from server.store.mongo_broadcasts import MongoBroadcasts
@@ -194,6 +195,19 @@ class MongoStore:
     async def count_unseen(self, tenant: str, user_ids: Collection[str]) -> dict[str, int]:
         with self._connection.operation():
             return await self._reading.count_unseen(tenant, user_ids)
+
+    async def welcome(
+        self,
+        tenant: str,
+        user_id: str,
+        *,
+        unseen: int = 0,
+        counts: bool = False,
+        changes: int = 0,
+        after: tuple[int, str] = (0, ""),
+    ) -> Welcome:
+        with self._connection.operation():
+            return await self._reading.welcome(tenant, user_id, unseen, counts, changes, after)
 
     # -- changing --------------------------------------------------------------------------------------------
 

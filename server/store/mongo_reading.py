@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import asyncio
+from collections.abc import Awaitable, Collection, Mapping, Sequence
 from datetime import datetime
+from typing import Any
 
 from bson import ObjectId
 from pymongo.errors import AutoReconnect
 
 from server.ids import is_id
 from server.messages import Document
-from server.store import MAX_TYPES, Counts, TypeCounts
+from server.store import MAX_TYPES, Counts, TypeCounts, Welcome
 from server.store.mongo_connection import Connection
 from server.store.mongo_documents import WHOLE, Raw, beyond, read_document
+from server.store.mongo_users import known_since
 
 OLDEST_FIRST = 1
 NEWEST_FIRST = -1
@@ -174,6 +177,33 @@ class Reading:
         async for found in await self._connection.documents.aggregate(pipeline, hint="unseen"):
             counts[found["_id"]] = found["count"]
         return counts
+
+    async def welcome(
+        self,
+        tenant: str,
+        user_id: str,
+        unseen: int,
+        counts: bool,
+        changes: int,
+        after: tuple[int, str],
+    ) -> Welcome:
+        """As `Store.welcome`: all questions are on their way at once."""
+        asking: dict[str, Awaitable[Any]] = {"known_since": known_since(self._connection, tenant, user_id)}
+        if unseen:
+            asking["unseen"] = self.unseen(tenant, user_id, None, unseen)
+        if counts:
+            asking["counts"] = self.counts(tenant, [user_id])
+        if changes:
+            asking["changes"] = self.changes(tenant, user_id, after, changes)
+        # Until all have ended: `close` is to wait for each.
+        answers: list[Any] = await asyncio.gather(*asking.values(), return_exceptions=True)
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
+        found = dict(zip(asking, answers, strict=True))
+        if counts:
+            found["counts"] = found["counts"][user_id]
+        return Welcome(**found)
 
     async def _count(self, which: Raw, index: str) -> int:
         """How many documents there are, by equality of the first fields of an index."""

@@ -72,8 +72,7 @@ class KnownUsers:
 
     async def known_since(self, tenant: str, user_id: str) -> datetime | None:
         """As `Directory.known_since`."""
-        found = await self._connection.users.find_one({"_id": id_of((tenant, user_id))}, {"firstSeenAt": 1})
-        return None if found is None else found["firstSeenAt"]
+        return await known_since(self._connection, tenant, user_id)
 
     def keep(self, tenants: Mapping[str, datetime]) -> None:
         """Forget whom this node remembers of tenants that have ended. `tenants`: the active ones, and since when: of
@@ -122,6 +121,12 @@ def _whoever_is_first() -> Iterator[None]:
         yield
     except BulkWriteError as exc:
         raise_but_for_duplicates(exc)
+
+
+async def known_since(connection: Connection, tenant: str, user_id: str) -> datetime | None:
+    """As `Directory.known_since`, within an operation of the connection."""
+    found = await connection.users.find_one({"_id": id_of((tenant, user_id))}, {"firstSeenAt": 1})
+    return None if found is None else found["firstSeenAt"]
 
 
 def of_tenant(tenant: str) -> Raw:

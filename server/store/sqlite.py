@@ -39,6 +39,7 @@ from server.store import (
     Outbox,
     Retention,
     Stored,
+    Welcome,
 )
 from server.store import sqlite_broadcasts as broadcasts
 from server.store import sqlite_changing as changing
@@ -211,6 +212,19 @@ class SQLiteStore:
     async def count_unseen(self, tenant: str, user_ids: Collection[str]) -> dict[str, int]:
         """See `Store.count_unseen`."""
         return await self._read(lambda c: reading.count_unseen(c, tenant, user_ids))
+
+    async def welcome(
+        self,
+        tenant: str,
+        user_id: str,
+        *,
+        unseen: int = 0,
+        counts: bool = False,
+        changes: int = 0,
+        after: tuple[int, str] = (0, ""),
+    ) -> Welcome:
+        """See `Store.welcome`."""
+        return await self._read(lambda c: reading.welcome(c, tenant, user_id, unseen, counts, changes, after))
 
     # -- changing --------------------------------------------------------------------------------------------
     async def mark_seen(self, tenant: str, user_id: str, ids: Sequence[str]) -> Change:

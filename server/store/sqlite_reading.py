@@ -12,7 +12,8 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 from server.messages import Document, Notification
-from server.store import MAX_TYPES, WAYS, Counts, TypeCounts
+from server.store import MAX_TYPES, NO_COUNTS, WAYS, Counts, TypeCounts, Welcome
+from server.store.sqlite_access import known_since
 from server.store.sqlite_schema import from_ms, id_bytes, to_ms
 
 IDS_PER_STATEMENT = 500
@@ -225,6 +226,24 @@ def _counts(connection: sqlite3.Connection, tenant: str, user_id: str) -> Counts
     rows = connection.execute(COUNTS, (tenant, user_id)).fetchall()
     [*_, unseen, total] = rows[0] if rows else (0, 0)
     return Counts(unseen, total, {type_: TypeCounts(*of_type) for type_, *of_type, _, _ in rows})
+
+
+def welcome(
+    connection: sqlite3.Connection,
+    tenant: str,
+    user_id: str,
+    unseen_limit: int,
+    with_counts: bool,
+    changes_limit: int,
+    after: tuple[int, str],
+) -> Welcome:
+    """See `Store.welcome`."""
+    return Welcome(
+        known_since(connection, tenant, user_id),
+        unseen(connection, tenant, user_id, None, unseen_limit) if unseen_limit else (),
+        _counts(connection, tenant, user_id) if with_counts else NO_COUNTS,
+        changes(connection, tenant, user_id, after, changes_limit) if changes_limit else (),
+    )
 
 
 def count_unseen(connection: sqlite3.Connection, tenant: str, user_ids: Collection[str]) -> dict[str, int]:

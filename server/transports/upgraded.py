@@ -92,7 +92,9 @@ class UpgradedSocket:
     def _read_on(self) -> None:
         if not self._is_reading:
             self._is_reading = True
-            self._loop.add_reader(self.stream.socket, self._on_readable)
+            # By its number: asyncio describes a socket it does not know yet, which takes two system calls, in an error
+            # that nobody sees.
+            self._loop.add_reader(self.stream.fileno(), self._on_readable)
 
     def _pause(self) -> None:
         if self._is_reading:

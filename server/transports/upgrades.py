@@ -167,7 +167,7 @@ class Upgrades:
         newcomer = _Newcomer(connection, address, left, otherwise)
         if not self._look(newcomer):
             self._waiting[newcomer] = None
-            self._loop.add_reader(connection, self._look, newcomer)
+            self._loop.add_reader(connection.fileno(), self._look, newcomer)  # see `UpgradedSocket`
             if self._timer is None:
                 self._timer = self._loop.call_later(LOOK_FOR_S, self._give_up)
 
