@@ -238,8 +238,11 @@ def welcome(
     after: tuple[int, str],
 ) -> Welcome:
     """See `Store.welcome`."""
+    since = known_since(connection, tenant, user_id)
+    if since is None:
+        return Welcome(None)  # nothing was ever stored for them
     return Welcome(
-        known_since(connection, tenant, user_id),
+        since,
         unseen(connection, tenant, user_id, None, unseen_limit) if unseen_limit else (),
         _counts(connection, tenant, user_id) if with_counts else NO_COUNTS,
         changes(connection, tenant, user_id, after, changes_limit) if changes_limit else (),
