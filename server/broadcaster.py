@@ -174,10 +174,15 @@ class Broadcaster:
         return self._open_count or 0
 
     async def welcome(self, room: Room, read: Callable[[], Awaitable[Welcome]]) -> Welcome:
-        """What `read` finds of a user who has joined, and who has caught up: it reads again if that gave them anything.
-        Raises `StoreUnavailable`."""
-        found = await read()
-        return await read() if await self._catch_up(room, found.known_since) else found
+        """The same for a user of whom the store has said that since they joined (see `Directory.known_since`). Whether
+        `StoreUnavailable`."""
+        if self._open_count == 0:
+            found = await read()
+            if not await self._catch_up(room, found.known_since):
+                return found
+        else:
+            await self.catch_up(room)
+        return await read()
 
     async def catch_up(self, room: Room) -> None:
         """Give a user who has joined their document of each broadcast that has not come to them yet, and see to it that

@@ -297,9 +297,10 @@ async def test_a_repeat_is_told_to_nobody(node: Node) -> None:
 
 
 async def test_what_is_read_for_a_welcome_holds_the_broadcasts(node: Node) -> None:
-    """It is read again after anything was given, and only then."""
+    """Of whom nothing is owed to it is read once."""
     room = (ACME, "alice")
     await node.joins("alice")
+    await node.broadcaster._look()
     read = partial(node.store.welcome, *room, unseen=10, counts=True)
     node.store.calls.clear()
     assert (await node.broadcaster.welcome(room, read)).counts.total == 0
@@ -309,9 +310,39 @@ async def test_what_is_read_for_a_welcome_holds_the_broadcasts(node: Node) -> No
         [notification.nid]
     ] * 2
     assert [welcome.counts.unseen for welcome in welcomes] == [1, 1]
-    assert node.store.calls.count("welcome") == 1 + 2 + 1
+    assert node.store.calls.count("welcome") == 3
     await node.backplane.flushed()
     assert node.rooms.users_told == ["alice"]
+
+
+async def test_a_welcome_is_read_again_if_a_broadcast_was_accepted_meanwhile(node: Node) -> None:
+    """And gave the user something."""
+    room = (ACME, "alice")
+    await node.joins("alice")
+    await node.broadcaster._look()
+    gate = node.store.hold("welcome")
+    read = partial(node.store.welcome, *room, unseen=10)
+    reading = asyncio.create_task(node.broadcaster.welcome(room, read))
+    await gate.reached()
+    notification = await node.broadcast()
+    gate.open()
+    assert [each.notification.nid for each in (await reading).unseen] == [notification.nid]
+
+
+async def test_a_welcome_during_a_broadcast_holds_it(node: Node) -> None:
+    """Also if it ends while the welcome is read: it was accepted before the join."""
+    room = (ACME, "alice")
+    await node.joins("alice")
+    await node.broadcaster._look()
+    notification = await node.broadcast()
+    gate = node.store.hold("known_since")
+    read = partial(node.store.welcome, *room, unseen=10)
+    reading = asyncio.create_task(node.broadcaster.welcome(room, read))
+    await gate.reached()
+    node.runs()
+    await node.is_done()
+    gate.open()
+    assert [each.notification.nid for each in (await reading).unseen] == [notification.nid]
 
 
 async def test_a_welcome_is_not_read_before_the_store_knows_its_user(node: Node) -> None:
