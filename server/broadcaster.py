@@ -174,7 +174,7 @@ class Broadcaster:
         return self._open_count or 0
 
     async def welcome(self, room: Room, read: Callable[[], Awaitable[Welcome]]) -> Welcome:
-        """The same for a user of whom the store has said that since they joined (see `Directory.known_since`). Whether
+        """What `read` finds of a user who has joined and caught up. While nothing is open it is asked once. Raises
         `StoreUnavailable`."""
         if self._open_count == 0:
             found = await read()

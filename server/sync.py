@@ -67,6 +67,8 @@ class Sync:
     """All verbs raise `StoreUnavailable`."""
 
     def __init__(self, store: Store, retention: Retention) -> None:
+        self.chunk_documents = MAX_DOCUMENTS_PER_FRAME
+        """At most so many are in a chunk, if nobody asks for fewer."""
         self._store = store
         self._retention = retention
 
@@ -82,11 +84,11 @@ class Sync:
         """The `since` of a client that has missed nothing until then (aware UTC)."""
         return str(Since(self._store.epoch, int(instant.timestamp() * 1000) << COUNTER_BITS))
 
-    async def read(
-        self, room: Room, since: str, limit: int = MAX_DOCUMENTS_PER_FRAME, *, goes_on: bool = False
-    ) -> Chunk:
-        """The next chunk, of at most so many documents, for a client that says it is so far. `goes_on`: `since` is the
-        `upto` of the chunk before, of this same sync; it leads as far as that one was to. Else it leads up to now."""
+    async def read(self, room: Room, since: str, limit: int | None = None, *, goes_on: bool = False) -> Chunk:
+        """The next chunk, of at most so many documents (None: `chunk_documents`), for a client that says it is so far.
+        `goes_on`: `since` is the `upto` of the chunk before, of this same sync; it leads as far as that one was to.
+        Else it leads up to now."""
+        limit = self.chunk_documents if limit is None else limit
         beginning = self.begin(room[0], since, await self.now(), goes_on=goes_on)
         if beginning.after is None:
             return self.chunk(room[0], beginning, (), limit)

@@ -47,7 +47,7 @@ from server.messages import Document, now
 from server.revs import to_wire
 from server.rooms import Room
 from server.sync import Chunk
-from server.wire import MAX_DOCUMENTS_PER_FRAME, Frame, portions
+from server.wire import Frame, portions
 from server.wire_v2 import (
     answer_frame,
     changed_fields,
@@ -169,7 +169,7 @@ class ConversationV2(Conversation):
         beginning = None if since is None else services.sync.begin(tenant, since, present)
         read = partial(services.inbox.welcome, room, counts=True)
         if beginning is not None and beginning.after is not None:
-            read = partial(read, changes=MAX_DOCUMENTS_PER_FRAME, after=beginning.after)
+            read = partial(read, changes=services.sync.chunk_documents, after=beginning.after)
         found = await services.broadcaster.welcome(room, read)
         joined = joined_fields(
             room[1],
@@ -182,7 +182,7 @@ class ConversationV2(Conversation):
         )
         if beginning is None:
             return joined, None
-        return joined, services.sync.chunk(tenant, beginning, found.changes, MAX_DOCUMENTS_PER_FRAME)
+        return joined, services.sync.chunk(tenant, beginning, found.changes, services.sync.chunk_documents)
 
     def _ticket(self) -> str | None:
         """By which this client may come back; None: it cannot be given one."""

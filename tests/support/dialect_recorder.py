@@ -12,7 +12,6 @@ import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -286,7 +285,7 @@ async def recorder(name: str, about: str) -> AsyncIterator[Recorder]:
             async with core_on(store) as core:
                 sync = core.services.sync
                 sync._retention = kept
-                sync.read = partial(sync.read, limit=CHUNK)  # type: ignore[method-assign]
+                sync.chunk_documents = CHUNK
                 recorder = Recorder(core, clock, kept, name, about)
                 try:
                     yield recorder

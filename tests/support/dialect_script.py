@@ -143,14 +143,12 @@ async def back_again(r: Recorder) -> None:
 
     first = await _come_slowly(r)
     note = "Back, with `since`: the answer gives nothing to go on from, for what has changed follows."
-    await r.step(note, await r.read(), sent=first.sent, is_quiet=False)
-    second = r.core.store.hold("changes")
-    first.gate.open()
+    await r.step(note, first.joined, sent=first.sent, is_quiet=False)
     note = "The first chunk, in the order of the changes; its `upto` may be used at once."
-    await r.step(note, await r.read(), is_quiet=False)
-    await second.reached()
+    await r.step(note, first.chunk, is_quiet=False)
+    await first.second.reached()
     r.disconnect()
-    second.open()
+    first.second.open()
     r.connect()
     await r.join("Cut off in the middle of it: the client goes on from the last `upto`.")
     await r.step("All that was pushed while it was away comes late: nothing changes.", missed)
@@ -161,16 +159,14 @@ async def back_again(r: Recorder) -> None:
     await r.change("remove", *while_away[1:])
     again = [await r.notify(f"Away again {number}") for number in range(1, 4)]
     first = await _come_slowly(r)
-    await r.step("Away once more, and back.", await r.read(), sent=first.sent, is_quiet=False)
-    second = r.core.store.hold("changes")
-    first.gate.open()
-    await r.step("The first chunk.", await r.read(), is_quiet=False)
-    await second.reached()
+    await r.step("Away once more, and back.", first.joined, sent=first.sent, is_quiet=False)
+    await r.step("The first chunk.", first.chunk, is_quiet=False)
+    await first.second.reached()
     await r.change("see", again[0], while_away[0])
     await r.change("remove", again[0])
     await r.notify("During the sync")
     third = r.core.store.hold("changes")
-    second.open()
+    first.second.open()
     note = "The second chunk was read before three more changes. Their pushes waited behind it."
     chunk = await r.read()
     await third.reached()
@@ -189,17 +185,20 @@ async def back_again(r: Recorder) -> None:
 
 @dataclass
 class _Coming:
-    gate: Gate
+    second: Gate
+    """Where the second chunk waits that is read."""
     sent: dict[str, Any]
+    joined: list[dict[str, Any]]
+    chunk: list[dict[str, Any]]
 
 
 async def _come_slowly(r: Recorder) -> _Coming:
-    """A client joins with `since`, and takes one frame after the other; the first chunk has been read, and waits."""
+    """A client joins with `since`, and takes what it finds; it has read the first chunk."""
     r.connect(is_slow=True)
     r.tick()
-    gate, sent = r.core.store.hold("changes"), r.say("join", {"v": 2, "since": r.model.since})
-    await gate.reached()
-    return _Coming(gate, sent)
+    second, sent = r.core.store.hold("changes"), r.say("join", {"v": 2, "since": r.model.since})
+    joined, *chunk = await r.read()
+    return _Coming(second, sent, [joined], chunk)
 
 
 async def reset(r: Recorder) -> None:
