@@ -540,6 +540,87 @@ async def test_batches_are_bounded(store: MongoStore, monkeypatch: pytest.Monkey
     assert len(await whole_inbox(store)) == 7
 
 
+class Gate:
+    """Holds up batches of a store that are about to be written, until it is open. `begun`: how large they are.
+    `is_dry`: they are answered then, and not written."""
+
+    def __init__(self, store: MongoStore, monkeypatch: pytest.MonkeyPatch, *, is_dry: bool = False) -> None:
+        self.begun: asyncio.Queue[int] = asyncio.Queue()
+        self._is_dry = is_dry
+        self._is_open = asyncio.Event()
+        self._write = store._adding._batcher._write
+        monkeypatch.setattr(store._adding._batcher, "_write", self._write_later)
+
+    def open(self) -> None:
+        self._is_open.set()
+
+    async def _write_later(self, batch: Sequence[Any]) -> Any:
+        self.begun.put_nowait(len(batch))
+        await self._is_open.wait()
+        return [None] * len(batch) if self._is_dry else await self._write(batch)
+
+
+async def test_what_is_put_while_batches_are_under_way(
+    store: MongoStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch is sent while another is under way. What comes while as many as may be are goes together; closing waits
+    for it."""
+    gate = Gate(store, monkeypatch)
+    tasks = []
+    for _ in range(mongo_batches.MAX_FLIGHTS):
+        tasks.append(asyncio.create_task(put(store)))
+        assert await gate.begun.get() == 1
+    tasks += [asyncio.create_task(put(store)) for _ in range(5)]
+    await asyncio.sleep(0)
+    assert gate.begun.empty()
+    gate.open()
+    await store.close()
+    assert gate.begun.get_nowait() == 5
+    assert len({(await task).id for task in tasks}) == len(tasks)
+
+
+async def test_batches_that_are_answered_in_the_same_turn(
+    store: MongoStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever comes again at once, before anything else happens, is not left waiting."""
+    gate = Gate(store, monkeypatch, is_dry=True)
+
+    async def put_some(count: int) -> None:
+        for _ in range(count):
+            await put(store)
+
+    tasks = []
+    for count in (2, *[1] * (mongo_batches.MAX_FLIGHTS - 1)):
+        tasks.append(asyncio.create_task(put_some(count)))
+        await gate.begun.get()
+    gate.open()
+    async with asyncio.timeout(5.0):
+        await asyncio.gather(*tasks)
+
+
+@pytest.mark.usefixtures("sockets_of_pymongo")
+async def test_what_is_too_late_is_not_sent(
+    mongo_database: MongoDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever waits longer than a verb may take is told so, and what was not sent by then is not stored."""
+    async with opened(mongo_database, timeout_s=1.0) as store:
+        with monkeypatch.context() as patch:
+            gate = Gate(store, patch)
+            tasks = []
+            for number in range(mongo_batches.MAX_FLIGHTS):
+                tasks.append(asyncio.create_task(put(store, content=f"sent {number}")))
+                await gate.begun.get()
+            tasks.append(asyncio.create_task(put(store, content="not sent")))
+            outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+            gate.open()
+            await store._adding.close()
+        assert {type(outcome) for outcome in outcomes} == {StoreUnavailable}
+        assert gate.begun.empty()
+        await put(store, content="later")
+        contents = {document.notification.content for document in await whole_inbox(store)}
+        assert "later" in contents and "not sent" not in contents
+
+
 @pytest.mark.parametrize("recipients", [RECIPIENTS[:1], RECIPIENTS], ids=["one", "several"])
 async def test_more_than_mongodb_takes(
     store: MongoStore, raw: Database[dict[str, Any]], recipients: list[Recipient]

@@ -133,6 +133,8 @@ class MongoStore:
         duty: EmailDuty | None,
         once: Once | None = None,
     ) -> Stored:
+        if once is None and len(recipients) == 1:
+            return await self._adding.add_one(notification, recipients[0].user_id, duty)
         with self._connection.operation():
             return await self._adding.add(notification, recipients, duty, once)
 

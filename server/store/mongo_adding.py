@@ -23,7 +23,7 @@ from pymongo.errors import BulkWriteError, PyMongoError
 
 from server.errors import StoreUnavailable, TooLarge
 from server.flights import Turns
-from server.ids import new_id
+from server.ids import new_id, new_ids
 from server.messages import Document, EmailDuty, Notification, Recipient
 from server.store import Once, Stored
 from server.store.mongo_batches import Batcher
@@ -82,7 +82,7 @@ class Adding:
         duty: EmailDuty | None,
         once: Once | None,
     ) -> Stored:
-        """As `Store.add`."""
+        """As `Store.add`, for several users or with a key."""
         user_ids = [recipient.user_id for recipient in recipients]
         if once is None:
             added = await self._add(notification, user_ids, duty)
@@ -95,11 +95,8 @@ class Adding:
         self, notification: Notification, user_ids: Sequence[str], duty: EmailDuty | None
     ) -> list[Document]:
         rev = await self._revs.next()
-        tenant = notification.tenant
-        documents = [new_document(notification, new_id(tenant), user_id, rev) for user_id in user_ids]
-        if len(documents) == 1:
-            await self._add_one(documents[0], duty)
-            return documents
+        ids = new_ids(len(user_ids), notification.tenant)
+        documents = [new_document(notification, *each, rev) for each in zip(ids, user_ids, strict=True)]
         await self._register(documents)
         intent = await self._open_intent(documents, duty)
         try:
@@ -159,16 +156,27 @@ class Adding:
 
     # -- one user --------------------------------------------------------------------------------------------
 
-    async def _add_one(self, document: Document, duty: EmailDuty | None) -> None:
-        fields = document_fields(document, notification_fields(document.notification))
-        if duty is not None:
-            fields["mail"] = duty_fields(duty)
+    async def add_one(self, notification: Notification, user_id: str, duty: EmailDuty | None) -> Stored:
+        """As `Store.add`, for one user without a key. Not within an operation: the batch it goes with is one."""
+        self._connection.begin()
         try:
-            await self._batcher.insert(encode(fields), user_of(document), document.created_at)
-        except (StoreUnavailable, asyncio.CancelledError):
-            # Cancelled, too, it may be made: a broker's message is given up and comes again, here or at another node.
-            self._doubts.note([document])
-            raise
+            rev = self._revs.at_hand()
+            if rev is None:
+                with self._connection.bounded():
+                    rev = await self._revs.next()
+            document = new_document(notification, new_id(notification.tenant), user_id, rev)
+            fields = document_fields(document, notification_fields(notification))
+            if duty is not None:
+                fields["mail"] = duty_fields(duty)
+            try:
+                await self._batcher.insert(encode(fields), user_of(document), document.created_at)
+            except (StoreUnavailable, asyncio.CancelledError):
+                # Cancelled, too, it may be made: a broker's message is given up and comes again, here or elsewhere.
+                self._doubts.note([document])
+                raise
+        finally:
+            self._connection.end()
+        return Stored(notification, [document], [document])
 
     # -- once: see `mongo_once` ------------------------------------------------------------------------------
 

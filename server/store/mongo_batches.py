@@ -1,4 +1,4 @@
-"""Group commit: single writes of concurrent requests go to MongoDB together, one round trip at a time."""
+"""Group commit: single writes of concurrent requests go to MongoDB together, in few round trips at a time."""
 
 from __future__ import annotations
 
@@ -21,6 +21,10 @@ from server.store.mongo_users import KnownUsers, UserKey
 T = TypeVar("T")
 R = TypeVar("R")
 
+MAX_FLIGHTS = 2
+"""Batches that are under way at once. While one waits for the disk the next is sent; more of them would be smaller, and
+each takes as much of the CPU as several documents."""
+
 MAX_BATCH_DOCUMENTS = 1000
 MAX_BATCH_BYTES = 4 * 1024 * 1024
 """A batch ends with the document that reaches this, so the largest document goes too."""
@@ -29,58 +33,68 @@ MAX_WAITING_BYTES = 64 * 1024 * 1024
 """What may wait for its batch, all requests together, before new ones are refused."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class _Waiting(Generic[T, R]):
     item: T
     size: int
     answer: asyncio.Future[R]
+    time_out: asyncio.TimerHandle
 
 
 class Batches(ABC, Generic[T, R]):
-    """Writes that arrive while a batch is under way make up the next one."""
+    """What is put in one turn of the loop, or while as many batches as may be are under way, makes up the next one."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._waiting: deque[_Waiting[T, R]] = deque()
         self._waiting_bytes = 0
-        self._task: asyncio.Task[None] | None = None
+        self._flights: set[asyncio.Task[None]] = set()
+        self._is_taking_off = False
 
     @abstractmethod
     async def _write(self, items: Sequence[T]) -> Sequence[R | Exception]:
         """Write these, and return when they are durable: what becomes of each. Raises what becomes of all."""
 
-    async def put(self, item: T, size: int) -> R:
-        """What became of this write. Raises its own error, `Busy` (nothing was sent) or `StoreUnavailable` (it may
-        still be made)."""
+    def put(self, item: T, size: int) -> asyncio.Future[R]:
+        """What becomes of this write: its result, its own error, or `StoreUnavailable` (it may still be made), also
+        after the time limit of a verb. One that is cancelled before it is sent is left out. Raises `Busy`."""
         if self._waiting_bytes > MAX_WAITING_BYTES:
             raise Busy("too many notifications wait to be stored; try again")
-        waiting: _Waiting[T, R] = _Waiting(item, size, asyncio.get_running_loop().create_future())
-        self._waiting.append(waiting)
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[R] = loop.create_future()
+        time_out = loop.call_later(self._connection.timeout_s, _settle, answer, StoreUnavailable())
+        self._waiting.append(_Waiting(item, size, answer, time_out))
         self._waiting_bytes += size
-        if self._task is None or self._task.done():
+        if not self._is_taking_off and len(self._flights) < MAX_FLIGHTS:
+            self._is_taking_off = True
             # In a context of its own: the first caller's deadline is not that of those who come later.
-            self._task = asyncio.create_task(self._run(), name="mongo-batches", context=contextvars.Context())
-        try:
-            async with asyncio.timeout(self._connection.timeout_s):
-                return await waiting.answer
-        except TimeoutError as exc:
-            raise StoreUnavailable() from exc
+            flight = loop.create_task(self._run(), name="mongo-batches", context=contextvars.Context())
+            self._flights.add(flight)
+        return answer
 
     async def close(self) -> None:
         """Return when nothing is under way any more."""
-        if self._task is not None:
-            await self._task
+        await asyncio.gather(*self._flights)
 
     async def _run(self) -> None:
-        while batch := self._next_batch():
-            answers: Sequence[R | Exception]
-            try:
-                with self._connection.bounded():
-                    answers = await self._write([waiting.item for waiting in batch])
-            except (StoreUnavailable, PyMongoError) as exc:
-                answers = [exc] * len(batch)
-            for waiting, answer in zip(batch, answers, strict=True):
-                _settle(waiting.answer, answer)
+        self._is_taking_off = False
+        try:
+            while batch := self._next_batch():
+                await self._send(batch)
+        finally:
+            # Not in a callback: whoever was answered in this turn may put the next one before that is called.
+            self._flights.discard(asyncio.current_task())
+
+    async def _send(self, batch: Sequence[_Waiting[T, R]]) -> None:
+        answers: Sequence[R | Exception]
+        try:
+            with self._connection.bounded():
+                answers = await self._write([waiting.item for waiting in batch])
+        except (StoreUnavailable, PyMongoError) as exc:
+            answers = [exc] * len(batch)
+        for waiting, answer in zip(batch, answers, strict=True):
+            waiting.time_out.cancel()
+            _settle(waiting.answer, answer)
 
     def _next_batch(self) -> list[_Waiting[T, R]]:
         """Of those waiting, leaving out whose request has given up, so that a 503 mostly means: not stored."""
@@ -89,13 +103,15 @@ class Batches(ABC, Generic[T, R]):
         while self._waiting and len(batch) < MAX_BATCH_DOCUMENTS and size < MAX_BATCH_BYTES:
             waiting = self._waiting.popleft()
             self._waiting_bytes -= waiting.size
-            if not waiting.answer.done():
+            if waiting.answer.done():
+                waiting.time_out.cancel()
+            else:
                 batch.append(waiting)
                 size += waiting.size
         return batch
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class _Insert:
     document: RawBSONDocument
     user: UserKey
@@ -109,9 +125,9 @@ class Batcher(Batches[_Insert, None]):
         super().__init__(connection)
         self._users = users
 
-    async def insert(self, document: RawBSONDocument, user: UserKey, created_at: datetime) -> None:
-        """Return when the document is durable, and its user known. Raises as `put`."""
-        await self.put(_Insert(document, user, created_at), len(document.raw))
+    def insert(self, document: RawBSONDocument, user: UserKey, created_at: datetime) -> asyncio.Future[None]:
+        """`put` a document; done when it is durable, and its user known."""
+        return self.put(_Insert(document, user, created_at), len(document.raw))
 
     async def _write(self, items: Sequence[_Insert]) -> Sequence[None | Exception]:
         await self._users.register({insert.user: insert.created_at for insert in reversed(items)})

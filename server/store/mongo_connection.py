@@ -134,17 +134,27 @@ class Connection:
     @contextmanager
     def operation(self) -> Iterator[AsyncMongoClient[Raw]]:
         """Around each verb: refuses if not open, holds up `close`, and bounds and translates as `bounded`."""
+        client = self.begin()
+        try:
+            with self.bounded():
+                yield client
+        finally:
+            self.end()
+
+    def begin(self) -> AsyncMongoClient[Raw]:
+        """Of a verb that is no `operation` as it waits for others to write: refuses if not open, and holds up `close`
+        until `end`."""
         if self._client is None or not self._is_open:
             raise StoreUnavailable("the store is not open")
         self._in_hand += 1
         self._is_idle.clear()
-        try:
-            with self.bounded():
-                yield self._client
-        finally:
-            self._in_hand -= 1
-            if not self._in_hand:
-                self._is_idle.set()
+        return self._client
+
+    def end(self) -> None:
+        """After `begin`."""
+        self._in_hand -= 1
+        if not self._in_hand:
+            self._is_idle.set()
 
     @contextmanager
     def bounded(self, limit_s: float | None = None) -> Iterator[None]:

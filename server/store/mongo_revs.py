@@ -46,6 +46,11 @@ class StoredRevs:
             await self._raise_ceiling(rev)
         return rev
 
+    def at_hand(self) -> int | None:
+        """As `next`; None if that takes a round trip."""
+        rev = self._clock.next()
+        return rev if rev <= self._ceiling else None
+
     async def _raise_ceiling(self, rev: int) -> None:
         async with self._raising:
             if rev <= self._ceiling:
