@@ -29,6 +29,7 @@ from server import bus
 from server.errors import StoreUnavailable
 from server.messages import Document, Publication
 from server.store import MailCounts, MailOutcome
+from server.tallies import Durations, DurationsFamily, Tally, TallyFamily
 from server.wire import CloseReason
 
 logger = logging.getLogger(__name__)
@@ -126,14 +127,24 @@ class Metrics(Collector):
             f"notification_{name}_seconds", what, labels, registry=self.registry, buckets=buckets
         )
 
+    def _tally(self, name: str, what: str) -> TallyFamily:
+        family = TallyFamily(f"notification_{name}", what, ("door", "tenant"))
+        self.registry.register(family)
+        return family
+
+    def _durations(self, name: str, what: str, *labels: str) -> DurationsFamily:
+        family = DurationsFamily(f"notification_{name}_seconds", what, labels, FAST)
+        self.registry.register(family)
+        return family
+
     def _make_counters(self) -> None:
         make = self._counter
-        self._published = make("published", "Notifications accepted and stored.", "door", "tenant")
-        self._documents = make("documents_stored", "Inbox documents stored.", "door", "tenant")
+        self._published = self._tally("published", "Notifications accepted and stored.")
+        self._documents = self._tally("documents_stored", "Inbox documents stored.")
         self._failed = make("failed", "Notifications that could not be stored.", "door", "tenant", "code")
         self._replayed = make("replayed", "Requests that came again and changed nothing.", "door", "tenant")
         self._removed = make("documents_removed", "Documents that have had their time.", "tenant", "kind")
-        self._pushed = make("pushed", "Notifications handed to connections, once for each.", "door", "tenant")
+        self._pushed = self._tally("pushed", "Notifications handed to connections, once for each.")
         self._mails = make(
             "mails", "Recipients of mail, by what became of an attempt to mail them.", "tenant", "outcome"
         )
@@ -146,20 +157,22 @@ class Metrics(Collector):
         self._closed = make("connections_closed", "Connections that ended, by why.", "transport", "reason")
 
     def _make_histograms(self) -> None:
-        make = self._histogram
-        self._request_s = make(
+        make, often = self._histogram, self._durations
+        self._request_s = often(
             "http_request_duration",
             "From the headers of a request to the end of its answer.",
             "door",
             "status",
         )
-        self._store_s = make("store_write_duration", "Storing a notification with all of its documents.")
-        self._push_s = make(
+        self._store_s = often(
+            "store_write_duration", "Storing a notification with all of its documents."
+        ).labels()
+        self._push_s = often(
             "push_duration", "From a notification being stored to the last connection of this node having it."
-        )
-        self._delivery_s = make(
+        ).labels()
+        self._delivery_s = often(
             "delivery_duration", "From a request coming in to the last connection of this node having it."
-        )
+        ).labels()
         self._sign_in_s = make("sign_in_duration", "Finding out who somebody is.", "outcome", buckets=SLOW)
         self._check_s = make("dependency_check_duration", "Asking what the server depends on.", "dependency")
         self._lag_s = make("event_loop_lag", f"How late the event loop was; looked at every {LAG_EVERY_S} s.")
@@ -202,12 +215,13 @@ class Metrics(Collector):
         return self._door(publication.door), self._tenant(publication.notification.tenant)
 
     def _note_stored(self, publication: Publication, documents: list[Document], store_s: float) -> None:
-        published, stored, _ = self._stored_by(*self._whose(publication))
-        published.inc()
-        stored.inc(len(documents))
+        published, stored, _ = self._stored_by(publication.door, publication.notification.tenant)
+        published.value += 1
+        stored.value += len(documents)
         self._store_s.observe(store_s)
 
-    def _counters_of(self, *whose: str) -> tuple[Counter, Counter, Counter]:
+    def _counters_of(self, door: str, tenant: str) -> tuple[Tally, Tally, Tally]:
+        whose = self._door(door), self._tenant(tenant)
         return self._published.labels(*whose), self._documents.labels(*whose), self._pushed.labels(*whose)
 
     def _note_replayed(self, publication: Publication) -> None:
@@ -219,7 +233,7 @@ class Metrics(Collector):
     def _note_pushed(
         self, publication: Publication, connections: int, push_s: float, total_s: float | None
     ) -> None:
-        self._stored_by(*self._whose(publication))[2].inc(connections)
+        self._stored_by(publication.door, publication.notification.tenant)[2].value += connections
         self._push_s.observe(push_s)
         if total_s is not None:
             self._delivery_s.observe(total_s)
@@ -262,10 +276,10 @@ class Metrics(Collector):
 
     def note_request(self, door: str, status: int, took_s: float) -> None:
         """An HTTP request has been answered."""
-        self._answered_by(self._door(door), status // 100).observe(max(0.0, took_s))
+        self._answered_by(door, status // 100).observe(max(0.0, took_s))
 
-    def _duration_of(self, door: str, hundreds: int) -> Histogram:
-        return self._request_s.labels(door, f"{hundreds}xx")
+    def _duration_of(self, door: str, hundreds: int) -> Durations:
+        return self._request_s.labels(self._door(door), f"{hundreds}xx")
 
     def _note_received(self, door: str) -> None:
         self._received.labels(self._door(door)).inc()

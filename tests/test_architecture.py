@@ -16,7 +16,7 @@ LAYERS = {
     " commands commands_v2 since wire wire_v2 dialects requests_v2 requests_batch requests_plain openapi openapi.*"
     " accept affinity callers bus tasks flights arrivals assets mail_message request_id methods config config.*",
     "PORTS": "store store.broadcasts store.deliveries store.backup store.directory store.fsck store.mail"
-    " store.retention mail_transport metrics exposition figures checks",
+    " store.retention mail_transport metrics tallies exposition figures checks",
     "CORE 1": "credentials passwords guessing auth users rooms scan sign_outs tenants limits publishers outgoing"
     " redis_client",
     "CORE 2": "backplane presence cluster cluster.link cluster.codec cluster.outgoing cluster.gaps cluster.asking"
@@ -62,7 +62,7 @@ HOMES = {
     "aiosmtpd": "torture.sink",
     "aiosmtplib": "smtp",
     "redis": "redis_client ingest.redis cluster.redis*",
-    "prometheus_client": "metrics exposition figures",
+    "prometheus_client": "metrics tallies exposition figures",
     "sockjs": "transports.sockjs*",
     "sqlalchemy": "logins.sql*",
     "tornado": "ingest.* transports.* admin health methods outgoing app doors entrance relocation streams"
