@@ -10,6 +10,7 @@ again.
 from __future__ import annotations
 
 import json
+import json.encoder
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -36,6 +37,8 @@ MAX_CONTENT_PER_FRAME = 64 * 1024
 frame is encoded in one go, and the loop stands still meanwhile."""
 
 _encode: Callable[[Any], str] = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+_text: Callable[[str], str] = json.encoder.encode_basestring_ascii
+"""What `_encode` makes of a text, at once."""
 
 
 # -- frames: what a client is told ---------------------------------------------------------------------------
@@ -183,9 +186,36 @@ def shared_fields(document: Document) -> dict[str, Any]:
     return fields
 
 
+_TO_MILLISECONDS = len("2026-11-22T10:00:00.000")
+
+
 def instant(instant: datetime | None) -> str | None:
     """ISO 8601 with milliseconds and `Z` (RFC 3339), as JavaScript's `toISOString` writes it."""
-    return None if instant is None else instant.replace(tzinfo=None).isoformat(timespec="milliseconds") + "Z"
+    # What follows the milliseconds is that it is UTC, as all our instants are.
+    return None if instant is None else instant.isoformat(timespec="milliseconds")[:_TO_MILLISECONDS] + "Z"
+
+
+def is_fresh(document: Document) -> bool:
+    """Whether it is as it came into the inbox."""
+    created_at = document.created_at
+    return (
+        document.updated_at == created_at == document.notification.created_at
+        and not document.seen
+        and not document.deleted
+    )
+
+
+def fresh_fields(document: Document) -> str:
+    """The JSON of `shared_fields` of a fresh document without its opening brace, in a fifth of the time."""
+    notification, at = document.notification, instant(document.created_at)
+    data = "" if notification.data is None else f',"data":{_encode(notification.data)}'
+    return (
+        f'"nid":"{notification.nid}","type":{_text(notification.type)},"title":{_text(notification.title)}'
+        f',"content":{_text(notification.content)},"url":{_text(notification.url)}'
+        f',"icon":{_text(notification.icon)},"image":{_text(notification.image)}'
+        f',"createdAt":"{at}","updatedAt":"{at}","deletedAt":null,"delete":false,"seen":false'
+        f',"rev":"{to_wire(document.rev)}"{data}}}'
+    )
 
 
 REMEMBERED_NOTIFICATIONS = 16
@@ -210,10 +240,9 @@ class EventFrames:
         return count_frame(event.count) if isinstance(event, UnseenCount) else None
 
     def _added(self, document: Document) -> Frame:
-        is_fresh = document.updated_at == document.created_at == document.notification.created_at
-        if document.seen or document.deleted or not is_fresh:
+        if not is_fresh(document):
             return notification_frame([document])
-        user_id = _encode(_encode(document.user_id))[1:-1]
+        user_id = _text(_text(document.user_id))[1:-1]
         return Frame(
             '{"name":"notification","data":"[{\\"_id\\":\\"'
             f'{document.id}\\",\\"_userId\\":{user_id},{self._rest(document)}]"}}'
@@ -226,6 +255,6 @@ class EventFrames:
         if notification is not document.notification:
             if len(self._rests) >= REMEMBERED_NOTIFICATIONS:
                 del self._rests[next(iter(self._rests))]
-            rest = _encode(_encode(shared_fields(document))[1:])[1:-1]
+            rest = _text(fresh_fields(document))[1:-1]
             self._rests[key] = document.notification, rest
         return rest

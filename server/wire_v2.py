@@ -31,7 +31,7 @@ from server.messages import (
     Unseen,
 )
 from server.revs import to_wire
-from server.wire import REMEMBERED_NOTIFICATIONS, Frame, document_fields, instant, shared_fields
+from server.wire import REMEMBERED_NOTIFICATIONS, Frame, document_fields, fresh_fields, instant, is_fresh
 
 _encode: Callable[[Any], str] = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
@@ -148,8 +148,7 @@ class InboxFrames(Counting):
         return answer_frame("bye", None, {"retry_ms": retry_ms})
 
     def _of_document(self, name: str, document: Document) -> Frame:
-        is_fresh = document.updated_at == document.created_at == document.notification.created_at
-        if document.seen or document.deleted or not is_fresh:
+        if not is_fresh(document):
             return answer_frame(name, None, document_fields(document))
         own = f'"_id":"{document.id}","_userId":{_encode(document.user_id)}'
         return Frame(f'{{"name":"{name}","data":{{{own},{self._rest(document)}}}')
@@ -161,7 +160,7 @@ class InboxFrames(Counting):
         if notification is not document.notification:
             if len(self._rests) >= REMEMBERED_NOTIFICATIONS:
                 del self._rests[next(iter(self._rests))]
-            rest = _encode(shared_fields(document))[1:]
+            rest = fresh_fields(document)
             self._rests[key] = document.notification, rest
         return rest
 

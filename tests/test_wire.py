@@ -364,18 +364,30 @@ def test_a_spliced_frame_equals_the_one_made_whole(some: list[Document]) -> None
         assert frames.frame(Added(document)).text == notification_frame([document]).text
 
 
+@pytest.mark.parametrize("data", [None, {"a": ["é", 2**70, 0.5, None]}], ids=["without data", "with data"])
+def test_a_fresh_document_is_written_as_any_other(data: Any) -> None:
+    """The short way for what is new says the same as the long one."""
+    texts = {
+        name: f'{name} "\\ \n\x7fé\u2028\U0001f600'
+        for name in ("type", "title", "content", "url", "icon", "image")
+    }
+    document = _fresh(altered(NOTIFICATION, **texts, data=data), 'us"er é')
+    [frame] = [EventFrames().frame(Added(document))]
+    assert frame is not None and frame.text == notification_frame([document]).text
+
+
 def test_for_many_users_theshared_fields_are_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A notification for 1,000 users is serialized once, each further one costs its two ids."""
     from server import wire
 
-    shared_fields, calls = wire.shared_fields, 0
+    fresh_fields, calls = wire.fresh_fields, 0
 
-    def counted(document: Document) -> dict[str, Any]:
+    def counted(document: Document) -> str:
         nonlocal calls
         calls += 1
-        return shared_fields(document)
+        return fresh_fields(document)
 
-    monkeypatch.setattr(wire, "shared_fields", counted)
+    monkeypatch.setattr(wire, "fresh_fields", counted)
     frames = EventFrames()
     for number in range(1000):
         frames.frame(Added(_fresh(NOTIFICATION, f"user {number}")))
@@ -388,14 +400,14 @@ def test_notifications_that_go_out_at_the_same_time_are_each_encoded_once(
     """In whatever order the users' turns come; of the many that were, only the last are kept."""
     from server import wire
 
-    shared_fields, calls = wire.shared_fields, 0
+    fresh_fields, calls = wire.fresh_fields, 0
 
-    def counted(document: Document) -> dict[str, Any]:
+    def counted(document: Document) -> str:
         nonlocal calls
         calls += 1
-        return shared_fields(document)
+        return fresh_fields(document)
 
-    monkeypatch.setattr(wire, "shared_fields", counted)
+    monkeypatch.setattr(wire, "fresh_fields", counted)
     frames = EventFrames()
     some = [altered(NOTIFICATION, nid=f"{number:024x}") for number in range(wire.REMEMBERED_NOTIFICATIONS)]
     for number in range(100):

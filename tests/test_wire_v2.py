@@ -98,14 +98,14 @@ def test_a_document_is_the_same_however_it_is_encoded(
 def test_for_many_users_the_shared_fields_are_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of each notification; and not of those that went before for ever."""
     calls = 0
-    shared_fields = wire_v2.shared_fields
+    fresh_fields = wire_v2.fresh_fields
 
-    def counted(document: Document) -> dict[str, Any]:
+    def counted(document: Document) -> str:
         nonlocal calls
         calls += 1
-        return shared_fields(document)
+        return fresh_fields(document)
 
-    monkeypatch.setattr(wire_v2, "shared_fields", counted)
+    monkeypatch.setattr(wire_v2, "fresh_fields", counted)
     frames = InboxFrames()
     for number in range(1000):
         frames.frame(Added(altered(DOCUMENT, id=f"{number:024x}", user_id=f"user-{number}")))
