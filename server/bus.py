@@ -84,14 +84,19 @@ def tell(signal: str, sender: object, **what: Any) -> None:
 
 
 def telling(signal: str, sender: object) -> Callable[..., None]:
-    """`tell` for who says the same in a row: who listens is looked up once, and is to be asked for again in the next
-    turn of the loop."""
+    """`tell` for who says the same in a row, with the same fields each time: who listens, and to which of them, is
+    looked up once, and is to be asked for again in the next turn of the loop."""
     receivers = [(receiver, _names(receiver)) for receiver in _receivers(signal, sender)]
+    wanted: list[list[str] | None] = []  # of each receiver; None: all
 
     def say(**what: Any) -> None:
-        for receiver, names in receivers:
+        if not wanted:
+            for _, names in receivers:
+                fields = [name for name in (what if names is None else names) if name in what]
+                wanted.append(None if len(fields) == len(what) else fields)
+        for (receiver, _), fields in zip(receivers, wanted, strict=True):
             try:
-                receiver(**(what if names is None else {name: what[name] for name in names if name in what}))
+                receiver(**(what if fields is None else {name: what[name] for name in fields}))
             except Exception:
                 logger.exception("%r failed at the signal %s", receiver, signal)
 

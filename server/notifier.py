@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import partial
+from typing import Any
 
 from server.backplane import Backplane
 from server.bus import (
@@ -47,6 +48,7 @@ class Notifier:
         self._is_open = True
         self._is_idle = asyncio.Event()
         self._is_idle.set()
+        self._telling: dict[str, Callable[..., None]] = {}
 
     async def notify(self, publication: Publication) -> Stored:
         """Store a notification for its recipients. When this returns, documents and mail duty are durable, and pushes
@@ -102,9 +104,9 @@ class Notifier:
             tell(NOTIFICATION_FAILED, self, publication=publication, code=error.code)
             raise
         self._note_store(None)
-        changed = self._pass_on(publication, duty, stored, began_at, telling(NOTIFICATION_STORED, self))
+        changed = self._pass_on(publication, duty, stored, began_at)
         if changed:
-            tell(INBOX_CHANGED, self, rooms=changed)
+            self._tell(INBOX_CHANGED, rooms=changed)
         return stored
 
     async def _walk_together(self, publications: Sequence[Publication]) -> Sequence[Stored | Exception]:
@@ -124,10 +126,9 @@ class Notifier:
             raise
         self._note_store(None)
         changed: list[Room] = []
-        tell_stored = telling(NOTIFICATION_STORED, self)
         for publication, duty, outcome in zip(publications, duties, outcomes, strict=True):
             if isinstance(outcome, Stored):
-                changed += self._pass_on(publication, duty, outcome, began_at, tell_stored)
+                changed += self._pass_on(publication, duty, outcome, began_at)
             elif isinstance(outcome, StoreUnavailable):
                 tell(NOTIFICATION_FAILED, self, publication=publication, code=outcome.code)
         if changed:
@@ -140,7 +141,6 @@ class Notifier:
         duty: EmailDuty | None,
         stored: Stored,
         began_at: float,
-        tell_stored: Callable[..., None],
     ) -> Sequence[Room]:
         """To the screens, and to whoever listens to the bus; whose inboxes have changed."""
         stored_at = time.monotonic()
@@ -150,7 +150,8 @@ class Notifier:
         if stored.is_repeat:
             tell(NOTIFICATION_REPLAYED, self, publication=publication)
             return changed
-        tell_stored(
+        self._tell(
+            NOTIFICATION_STORED,
             publication=publication,
             documents=stored.documents,
             duty=duty,
@@ -160,14 +161,22 @@ class Notifier:
 
     def _note_pushed(self, publication: Publication, stored_at: float, connections: int) -> None:
         present = time.monotonic()
-        tell(
+        self._tell(
             NOTIFICATION_PUSHED,
-            self,
             publication=publication,
             connections=connections,
             push_s=present - stored_at,
             total_s=present - publication.received_at if publication.received_at else None,
         )
+
+    def _tell(self, signal: str, **what: Any) -> None:
+        """As `tell`; notifications are stored, and pushed, several in a turn of the loop."""
+        say = self._telling.get(signal)
+        if say is None:
+            if not self._telling:
+                asyncio.get_running_loop().call_soon(self._telling.clear)
+            say = self._telling[signal] = telling(signal, self)
+        say(**what)
 
     async def complete(self) -> int:
         """Complete what a crash or a time-out left half stored, and push it; how many documents that made."""
