@@ -92,8 +92,8 @@ def telling(signal: str, sender: object) -> Callable[..., None]:
     def say(**what: Any) -> None:
         if not wanted:
             for _, names in receivers:
-                fields = [name for name in (what if names is None else names) if name in what]
-                wanted.append(None if len(fields) == len(what) else fields)
+                found = [name for name in (what if names is None else names) if name in what]
+                wanted.append(None if len(found) == len(what) else found)
         for (receiver, _), fields in zip(receivers, wanted, strict=True):
             try:
                 receiver(**(what if fields is None else {name: what[name] for name in fields}))
