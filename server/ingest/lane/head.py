@@ -1,4 +1,4 @@
-"""The head of a request as the doors look at it. No I/O."""
+"""The head of a request as the doors look at it, and how one is known again. No I/O."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from tornado.escape import parse_qs_bytes
 from server import idempotency
 
 MAX_QUERY_FIELDS = 1000
+
+MAX_LENGTH_DIGITS = 18
+"""Of a Content-Length that is looked at; more is too much in any case."""
 
 _KEYS = idempotency.HEADER.lower()
 
@@ -53,6 +56,24 @@ class Headers(Mapping[str, str]):
 
     def __len__(self) -> int:
         return len(self._values)
+
+
+_LENGTH = b"\r\ncontent-length: "
+
+
+def split(data: bytes) -> tuple[bytes, bytes] | None:
+    """A request with a plain Content-Length that came as a whole and alone: its head without the digits of that, and
+    its body. None: it is no such request, or not easily seen to be one."""
+    end = data.find(b"\r\n\r\n") + 4
+    lower = data[:end].lower()
+    start = lower.find(_LENGTH) + len(_LENGTH)
+    if lower.count(_LENGTH[2:-2]) != 1 or start < len(_LENGTH):
+        return None
+    stop = lower.find(b"\r\n", start)
+    digits = data[start:stop]
+    if not (digits.isdigit() and len(digits) <= MAX_LENGTH_DIGITS) or int(digits) != len(data) - end:
+        return None
+    return data[:start] + data[stop:end], data[end:]
 
 
 @functools.lru_cache(256)

@@ -21,7 +21,7 @@ from server import request_id
 from server.errors import NotFound, ServerError, TooLarge
 from server.ingest.door import Door
 from server.ingest.lane.answers import CONTINUE, encode, plain_refusal
-from server.ingest.lane.head import HeadError, query_of
+from server.ingest.lane.head import MAX_LENGTH_DIGITS, HeadError, query_of, split
 from server.ingest.lane.requests import Request
 from server.ingest.visits import Answer, Gate, Incoming, Visit, problem_of, refusal
 from server.tasks import Tasks
@@ -29,13 +29,13 @@ from server.tasks import Tasks
 logger = logging.getLogger(__name__)
 
 MAX_HEAD_BYTES = 64 * 1024
-MAX_LENGTH_DIGITS = 18
-"""Of a Content-Length that is looked at; more is too much in any case."""
-
 ENOUGH_REQUESTS, ENOUGH_BYTES = 16, 64 * 1024
 """While so much waits behind a request, reading pauses."""
 MAX_REQUESTS = 1000
 """More at once, and the connection ends with the last of these: others are not begun, and can be sent again."""
+
+MAX_KNOWN_HEADS, MAX_KNOWN_BYTES = 4, 4 * 1024
+"""Of a connection, and of one of them: what the last heads said, for when they come again."""
 
 IDLE_TIMEOUT_S = 75.0
 """For the head of a request, and so between two: above the 60 s for which common proxies keep connections."""
@@ -70,6 +70,7 @@ class LaneConnection(asyncio.Protocol):
         self._has_head = True  # of that one
         self._head_bytes = 0
         self._waiting: deque[Request] = deque()
+        self._known: dict[bytes, Request] = {}  # by their heads but for how long the body is
         self._visit: Visit | None = None
         self._more: asyncio.Future[None] | None = None  # while there is nothing to do
         self._is_reading = True
@@ -128,8 +129,40 @@ class LaneConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if not self._takes_more:
             return
+        # Mostly a request comes alone and as a whole, and its head is that of the one before.
+        is_first = not self._waiting and self._coming is None
+        found = split(data) if is_first else None
+        if found is not None and (request := self._known_again(*found)) is not None:
+            self._waiting.append(request)
+            self.ends_at = request.received_at + BODY_TIMEOUT_S
+            self._wake()
+            return
         if not self._has_head:
             self._head_bytes += len(data)
+        self._feed(data)
+        if found is not None:
+            self._remember(*found)
+        self._pace()
+        if self._waiting:
+            self._wake()
+
+    def _known_again(self, head: bytes, body: bytes) -> Request | None:
+        known = self._known.get(head)
+        if known is None or known.door is None or len(body) > known.door.max_body_bytes:
+            return None
+        return known.again(body)
+
+    def _remember(self, head: bytes, body: bytes) -> None:
+        """What has come is a request of these two: the parser says the same, if it is a plain one."""
+        if len(self._waiting) != 1 or len(head) > MAX_KNOWN_BYTES or self._coming is not None:
+            return
+        [request] = self._waiting
+        if request.is_plain and request.body == body:
+            if len(self._known) >= MAX_KNOWN_HEADS:
+                del self._known[next(iter(self._known))]
+            self._known[head] = request.again(b"")
+
+    def _feed(self, data: bytes) -> None:
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -138,9 +171,6 @@ class LaneConnection(asyncio.Protocol):
             self._break_off(_refusal_of(exc))
         if not self._has_head and self._head_bytes > MAX_HEAD_BYTES:
             self._break_off(_HEAD_TOO_LARGE)
-        self._pace()
-        if self._waiting:
-            self._wake()
 
     def on_message_begin(self) -> None:
         self._coming = Request()

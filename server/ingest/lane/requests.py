@@ -38,7 +38,7 @@ class Request:
     def __init__(self) -> None:
         self.url = b""
         self.headers = Headers()
-        self.body = bytearray()
+        self.body: bytes | bytearray = bytearray()
         self.method = self.path = self.version = ""
         self.query = b""
         self.door: Door | None = None
@@ -51,6 +51,31 @@ class Request:
         """How much of its body may still come, once it is refused; None: it is not."""
         self.received_at = time.monotonic()
         self._arrival: asyncio.Future[None] | None = None
+
+    def again(self, body: bytes) -> Request:
+        """One with the same head but for the length of its body, which is this and has come as a whole."""
+        request = Request.__new__(Request)
+        request.url, request.headers, request.body = self.url, self.headers, body
+        request.method, request.path, request.version = self.method, self.path, self.version
+        request.query, request.door, request.is_kept = self.query, self.door, self.is_kept
+        request.has_all = True
+        request.fault = request.too_large = request.unwanted = request._arrival = None
+        request.received_at = time.monotonic()
+        return request
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing about it is unusual, so that one with the same head is carried out in the same way."""
+        return (
+            self.has_all
+            and self.is_kept
+            and self.fault is None
+            and self.too_large is None
+            and self.door is not None
+            and self.version == "1.1"
+            and "Expect" not in self.headers
+            and "Transfer-Encoding" not in self.headers
+        )
 
     def read_target(self) -> None:
         """Find path and query in the url."""
@@ -83,7 +108,7 @@ class Request:
         assert self.door is not None  # noqa: S101  # whose bound it is
         reason = f"the body is over the {self.door.max_body_bytes} bytes allowed"
         self.too_large = TooLarge("", reason, "body_bytes")
-        self.body.clear()
+        self.body = bytearray()
         self.arrive()
 
     def end(self) -> None:
@@ -93,7 +118,7 @@ class Request:
 
     def drop_body(self) -> None:
         """What is still to come is read, and dropped."""
-        self.body.clear()
+        self.body = bytearray()
         self.unwanted = UNWANTED_BYTES
 
     async def arrival(self) -> None:
