@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 MIN_INTERVAL_S = 0.25
 """Between two rounds of counts: the first change is told at once, a burst costs four counts a second."""
 
-REST_PER_WORK, MAX_INTERVAL_S = 9.0, 2.0
+REST_PER_WORK, MAX_INTERVAL_S = 19.0, 2.0
 """While many change all the time, a round that took long is followed by so many times that of rest, up to so much: what
 matters then are the changes themselves."""
 

@@ -75,8 +75,9 @@ class Notifier:
     def _begin(self) -> None:
         if not self._is_open:
             raise Busy("the server is stopping; try again")
+        if not self._in_flight:
+            self._is_idle.clear()
         self._in_flight += 1
-        self._is_idle.clear()
 
     def _end(self) -> None:
         self._in_flight -= 1

@@ -98,11 +98,11 @@ def parse_plain(
         tenant,
         now(),
         _checked(plain.content.strip(), "content", limits.content_bytes),
-        _checked(plain.type.strip(), "type", small),
-        _checked(plain.title.strip(), "title", small),
-        _checked(plain.url.strip(), "url", small),
-        _checked(plain.icon.strip(), "icon", small),
-        _checked(plain.image.strip(), "image", small),
+        plain.type and _checked(plain.type.strip(), "type", small),
+        plain.title and _checked(plain.title.strip(), "title", small),
+        plain.url and _checked(plain.url.strip(), "url", small),
+        plain.icon and _checked(plain.icon.strip(), "icon", small),
+        plain.image and _checked(plain.image.strip(), "image", small),
     )
     return Publication(notification, _plain_recipients(plain, limits), None, door, received_at, key)
 

@@ -231,13 +231,15 @@ class EventFrames:
 
     def frame(self, event: Event) -> Frame | None:
         """The frame that tells a client of `event`; None: classic clients are not told."""
-        if isinstance(event, Added | Restored):
+        if isinstance(event, Added):  # these two first, since most are
+            return self._added(event.document)
+        if isinstance(event, UnseenCount):
+            return count_frame(event.count)
+        if isinstance(event, Restored):
             return self._added(event.document)
         if isinstance(event, Seen):
             return seen_frame(event.ids)
-        if isinstance(event, Deleted):
-            return delete_frame(event.ids)
-        return count_frame(event.count) if isinstance(event, UnseenCount) else None
+        return delete_frame(event.ids) if isinstance(event, Deleted) else None
 
     def _added(self, document: Document) -> Frame:
         if not is_fresh(document):

@@ -134,7 +134,11 @@ class Visit:
             raise
 
     async def _count(self, grant: Grant | None) -> None:
-        allowance = await self.keep_to(lambda: self.gate.limits.check_request(grant, self.caller))
+        try:
+            allowance = self.gate.limits.check_request(grant, self.caller)
+        except OverRate:
+            await self._hold_back()
+            raise
         if allowance.rate is not None:
             for name, value in headers(allowance).items():
                 self._set_header(name, value)
