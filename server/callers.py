@@ -23,6 +23,9 @@ IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 PROXY_HEADERS = ("forwarded", "via", "x-real-ip")
 PROXY_HEADER_PREFIX = "x-forwarded-"
 
+MAX_KEPT_CHARS = 255
+"""Of a header by which callers are remembered: as long as a name of DNS may be."""
+
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 
 
@@ -52,6 +55,12 @@ class CallerPolicy:
         """The caller behind a request from `remote_ip` (the peer of the socket) with these headers (any
         letter case)."""
         forwarded = [name for name in headers if _is_of_proxy(name)]
+        host = headers.get("Host", "")
+        if not forwarded and headers.get("Origin") is None and len(host) <= MAX_KEPT_CHARS:
+            return _direct(self.hosts, remote_ip, host, headers.get("Sec-Fetch-Site", "")[:MAX_KEPT_CHARS])
+        return self._identify(remote_ip, headers, forwarded)
+
+    def _identify(self, remote_ip: str, headers: Mapping[str, str], forwarded: Sequence[str]) -> Caller:
         address = remote_ip
         if forwarded and self._is_trusted(remote_ip):
             hops = [hop.strip() for hop in headers.get("X-Forwarded-For", "").split(",") if hop.strip()]
@@ -96,6 +105,13 @@ class CallerPolicy:
         """The last address of the chain that is no trusted proxy (a client can write anything further left);
         the first one if all are."""
         return next((hop for hop in reversed(hops) if not self._is_trusted(hop)), hops[0])
+
+
+@lru_cache(256)
+def _direct(hosts: tuple[str, ...], remote_ip: str, host: str, site: str) -> Caller:
+    """Who comes through no proxy and sends no more than this of what callers are known by; again and again the
+    same."""
+    return CallerPolicy(hosts=hosts)._identify(remote_ip, {"Host": host, "Sec-Fetch-Site": site}, ())
 
 
 @lru_cache(1024)

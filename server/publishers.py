@@ -36,6 +36,10 @@ class Presented:
         return not (self.authorization or self.internal_api_key or self.apikey or self.certificate)
 
 
+NOTHING = Presented()
+"""Of all who show nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class ServiceClaims:
     """What the token of a service says. `tenant` None: nothing about that."""
@@ -114,7 +118,7 @@ class Publishers:
     async def identify(self, presented: Presented, caller: Caller) -> Grant:
         """What the caller may do. Raises `NoCredentials` where none came and none are needed to be refused,
         `BadCredentials` where the one that came is wrong, `AuthUnavailable`."""
-        grant = await self._of_credential(presented)
+        grant = None if presented is NOTHING else await self._of_credential(presented)
         if grant is None:
             grant = self._of_machine(caller)
         if not self._tenants.is_active(grant.tenant):

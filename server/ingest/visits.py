@@ -28,7 +28,7 @@ from server.errors import (
 from server.grants import Grant, Scope
 from server.limits import Limits, OverRate, headers, refusal_headers
 from server.messages import Record
-from server.publishers import Presented, Publishers
+from server.publishers import NOTHING, Presented, Publishers
 from server.rates import Allowance
 
 logger = logging.getLogger(__name__)
@@ -76,9 +76,6 @@ class Answer(Record, frozen=True):
     headers: Mapping[str, str] = {}
 
 
-_NOTHING = Presented()
-
-
 class Visit:
     """A request while a door works on it. `door`: the name of the door, for figures and logs. `set_header`: of the
     answer, whatever that will be."""
@@ -112,7 +109,7 @@ class Visit:
             and apikey is None
             and self.incoming.certificate is None
         ):
-            return _NOTHING
+            return NOTHING
         return Presented(authorization, internal, apikey, self.incoming.certificate)
 
     async def admit(self, presented: Presented, scope: Scope = Scope.PUBLISH) -> Grant:
