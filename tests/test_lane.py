@@ -18,7 +18,7 @@ from server.callers import Caller
 from server.ingest.door import Door
 from server.ingest.lane import port as lane_port
 from server.ingest.lane import protocol
-from server.ingest.lane.head import Headers, target_of
+from server.ingest.lane.head import Headers, split, target_of
 from server.ingest.lane.port import PublishingPort
 from server.ingest.visits import Answer, Gate, Visit
 from tests.support.client import SocketClient
@@ -101,6 +101,24 @@ def test_many_requests_on_one_connection(connection: socket.socket) -> None:
         assert answers.next()[0] == 200
         connection.sendall(request(b"{"))
         assert answers.next()[0] == 400
+
+
+def test_heads_that_come_again(server: LaneServer, connection: socket.socket) -> None:
+    """With bodies of other lengths, among others, alone or with the next request at once: each is what it would be on a
+    connection of its own."""
+    answers, before = Answers(connection), stored_in(server)
+    for number in range(30):
+        connection.sendall(request(body_of("é" * number)))
+        assert answers.next()[0] == 200
+        connection.sendall(request(body_of("k"), f"Idempotency-Key: {number % 3}"))
+        assert answers.next()[0] == 200
+        connection.sendall(request(b"[]" + b" " * number))
+        assert answers.next()[0] == 400
+        connection.sendall(request(body_of("a")) + request(body_of("b")) + request()[:9])
+        assert [answers.next()[0], answers.next()[0]] == [200, 200]
+        connection.sendall(request()[9:])
+        assert answers.next()[0] == 200
+    assert stored_in(server) == before + 30 * 4 + 3
 
 
 async def test_requests_that_do_not_wait_for_answers(server: LaneServer, connection: socket.socket) -> None:
@@ -424,6 +442,64 @@ def test_headers_have_no_letter_case() -> None:
     assert list(headers) == ["via", "idempotency-key"]
     assert len(headers) == 2
     assert headers.keys_given == ["k", "l"]
+
+
+HEAD = b"POST / HTTP/1.1\r\nHost: h\r\n"
+
+
+@pytest.mark.parametrize(
+    ("data", "parts"),
+    [
+        (HEAD + b"Content-Length: 2\r\n\r\n{}", (HEAD + b"Content-Length: \r\n\r\n", b"{}")),
+        (HEAD + b"content-LENGTH: 0\r\nA: b\r\n\r\n", (HEAD + b"content-LENGTH: \r\nA: b\r\n\r\n", b"")),
+        (HEAD + b"Content-Length: 5\r\n\r\n\r\n\r\n.", (HEAD + b"Content-Length: \r\n\r\n", b"\r\n\r\n.")),
+        (HEAD + b"\r\n", None),
+        (HEAD + b"Content-Length: 2\r\n\r\n{", None),
+        (HEAD + b"Content-Length: 2\r\n\r\n{}P", None),
+        (HEAD + b"Content-Length: 2", None),
+        (HEAD + b"Content-Length: \r\n\r\n", None),
+        (HEAD + b"Content-Length: +2\r\n\r\n{}", None),
+        (HEAD + b"Content-Length: 2,2\r\n\r\n{}", None),
+        (HEAD + b"Content-Length:\t2\r\n\r\n{}", None),
+        (HEAD + b"A: content-length: 2\r\n\r\n{}", None),
+        (HEAD + b"Content-Length: 2\r\nContent-Length: 2\r\n\r\n{}", None),
+        (HEAD + b"Content-Length: " + b"0" * 30 + b"2\r\n\r\n{}", None),
+        (b"", None),
+    ],
+    ids=[
+        "plain",
+        "letter-case",
+        "a-body-like-an-end",
+        "no-length",
+        "too-short",
+        "more-behind-it",
+        "half-a-head",
+        "no-number",
+        "a-sign",
+        "a-list",
+        "a-tab",
+        "elsewhere",
+        "twice",
+        "many-digits",
+        "nothing",
+    ],
+)
+def test_heads_but_for_the_length(data: bytes, parts: tuple[bytes, bytes] | None) -> None:
+    """Of plain requests that are there as a whole."""
+    assert split(data) == parts
+
+
+async def test_a_known_head_with_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a body may be is asked of each."""
+    door = AnsweringDoor()
+    async with served(door) as (reader, writer):
+        for bound, status in ((1000, b"200"), (1000, b"200"), (3, b"413")):
+            monkeypatch.setattr(AnsweringDoor, "max_body_bytes", bound)
+            writer.write(request())
+            assert (await reader.readuntil(b"\r\n")).split()[1] == status
+            await reader.readuntil(b"\r\n\r\n")
+        writer.write_eof()
+    assert door.bodies == [body_of()] * 2
 
 
 @pytest.mark.parametrize(
