@@ -66,6 +66,22 @@ def test_a_receiver_of_one_sender_hears_no_other() -> None:
     assert heard == [1]
 
 
+def test_a_receiver_without_parameters_is_told_that_it_happened() -> None:
+    """And another everything, whatever it is."""
+    heard: list[object] = []
+
+    def hear() -> None:
+        heard.append(None)
+
+    def hear_all(**what: object) -> None:
+        heard.append(what)
+
+    for receiver in (hear, hear_all):
+        dispatcher.connect(receiver, "test.another")
+    tell("test.another", None, what=1, more=2)
+    assert heard == [None, {"what": 1, "more": 2}]
+
+
 def test_a_receiver_that_raises_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     """The sender goes on, and so do the other receivers."""
     heard: list[int] = []
@@ -96,19 +112,3 @@ def test_who_says_the_same_in_a_row_is_heard_each_time() -> None:
     say(what=1)
     say(what=2)
     assert heard == [1, 2]
-
-
-def test_a_receiver_without_parameters_is_told_that_it_happened() -> None:
-    """And another everything, whatever it is."""
-    heard: list[object] = []
-
-    def hear() -> None:
-        heard.append(None)
-
-    def hear_all(**what: object) -> None:
-        heard.append(what)
-
-    for receiver in (hear, hear_all):
-        dispatcher.connect(receiver, "test.signal")
-    tell("test.signal", None, what=1, more=2)
-    assert heard == [None, {"what": 1, "more": 2}]
