@@ -3,6 +3,7 @@
 `PREFIX:EPOCH` stands before all names, so that deployments may share a Redis: the epoch is that of the store.
 
     …:{SHARD}               channel: what is new for the users of a shard; a node subscribes while it has one of them
+    …:joined                channel: the same of all shards; a node with users of many subscribes to it instead
     …:all, …:node:NODE      channels: what is for all nodes; what is for one
     …:nodes                 sorted set: nodes, by when they last gave a sign of life (by the clock of Redis)
     …:online:{SHARD}:NODE   set: the users of a shard who have a connection on a node
@@ -11,8 +12,9 @@
 from __future__ import annotations
 
 import asyncio
+import struct
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -41,6 +43,10 @@ T = TypeVar("T")
 SHARDS = 256
 """The same on all nodes, for ever."""
 
+MANY_SHARDS = 64
+"""Who follows more gets what is sent at the same time as one message: that costs much more than finding that there is
+nobody here for an event in it."""
+
 LINGER_S = 60.0
 """A shard without users here is followed for so long: they come back."""
 
@@ -48,10 +54,26 @@ KEEP_S = 90
 """Sets of users last so long, and are renewed three times as often: those of dead nodes go by themselves."""
 
 MAX_MEMBERS = 1000
-"""In one command. Even: what is published comes in pairs."""
+"""In one command."""
 
-_PUBLISH = "for i = 1, #ARGV, 2 do redis.call('PUBLISH', ARGV[i], ARGV[i + 1]) end"
-"""Of many messages there is one answer, which is what they would cost most."""
+JOINED_MESSAGES, JOINED_BYTES = 500, 64 * 1024
+"""In one, if it has more than one: their receivers hear them in one turn of the loop."""
+
+TURN = 64
+"""Messages after which others get a turn."""
+
+_PUBLISH = """
+local joined = {}
+for i = 2, #ARGV, 2 do
+    redis.call('PUBLISH', ARGV[i], ARGV[i + 1])
+    joined[i / 2] = struct.pack('>I4', #ARGV[i + 1]) .. ARGV[i + 1]
+end
+redis.call('PUBLISH', ARGV[1], table.concat(joined))
+"""
+"""To those who follow each shard, and to those who follow all. Of many messages there is one answer, which is what they
+would cost most."""
+
+_LENGTH = struct.Struct(">I")
 
 _BEAT = """
 local time = redis.call('TIME')
@@ -84,10 +106,11 @@ class RedisLink(Link):
         # those of whom Redis does not know yet what has become of them
         self._unsaid: set[Room] = set()
         self._renewed_at = 0.0
-        # shards that are subscribed to, or will be in a moment
+        # shards that are followed, or will be in a moment
         self._followed: set[int] = set()
-        # as of when messages of a channel may be missing, until it is subscribed to
-        self._deaf_since: dict[bytes, tuple[datetime, int | None]] = {}
+        self._follows_all = False
+        # as of when messages of a channel may be missing, until it is subscribed to, and those of which shards
+        self._deaf_since: dict[bytes, tuple[datetime, set[int]]] = {}
         self._wake = asyncio.Event()
         self._stopping = asyncio.Event()
 
@@ -132,8 +155,13 @@ class RedisLink(Link):
         self._stopping.set()
 
     async def send(self, messages: Sequence[Message]) -> None:
-        told = [part for each in messages for part in (self._channel(each.to), each.body)]
-        await self._sending.execute([("EVAL", _PUBLISH, 0, *some) for some in _portions(told)])
+        by_shard = [each for each in messages if isinstance(each.to, int)]
+        others = [each for each in messages if not isinstance(each.to, int)]
+        commands: list[tuple[Any, ...]] = [("PUBLISH", self._channel(each.to), each.body) for each in others]
+        for some in _joined(by_shard):
+            told = (part for each in some for part in (self._channel(each.to), each.body))
+            commands.append(("EVAL", _PUBLISH, 0, self._all_shards, *told))
+        await self._sending.execute(commands)
 
     async def probe(self) -> None:
         self._patience.check()
@@ -157,6 +185,10 @@ class RedisLink(Link):
             return f"{self._base}:{{{to}}}"
         return f"{self._base}:all" if to is None else f"{self._base}:node:{to}"
 
+    @property
+    def _all_shards(self) -> str:
+        return f"{self._base}:joined"
+
     def _online_key(self, shard: int, node: str) -> str:
         return f"{self._base}:online:{{{shard}}}:{node}"
 
@@ -165,28 +197,57 @@ class RedisLink(Link):
         """On a new connection: what was sent since the last one was heard is missing."""
         since = self._subscription.heard_at
         self._deaf_since.clear()
-        self._followed = {shard for shard, rooms in self._rooms.items() if rooms}
-        await self._follow([None, self._node, *self._followed], since)
+        self._followed.clear()
+        self._follows_all = False
+        await self._subscribe({self._channel(None): set(), self._channel(self._node): set()}, since)
+        await self._follow({shard for shard, rooms in self._rooms.items() if rooms}, since)
 
-    async def _follow(self, addresses: Iterable[Address], since: datetime) -> None:
-        channels = []
-        for to in addresses:
-            channel = self._channel(to).encode()
-            shard = to if isinstance(to, int) else None
-            self._deaf_since[channel] = (since, shard)
-            channels.append(channel)
-        await self._subscription.follow(channels)
+    async def _follow(self, shards: set[int], since: datetime) -> None:
+        """These too, of which messages may be missing as of then."""
+        self._followed |= shards
+        if not self._follows_all and len(self._followed) <= MANY_SHARDS:
+            await self._subscribe({self._channel(shard): {shard} for shard in shards}, since)
+        elif not self._follows_all:
+            self._follows_all = True
+            await self._subscribe({self._all_shards: shards}, since)
+        elif (deaf := self._deaf_since.get(self._all_shards.encode())) is not None:
+            deaf[1].update(shards)
+
+    async def _subscribe(self, channels: Mapping[str, set[int]], since: datetime) -> None:
+        if channels:
+            self._deaf_since.update(
+                (name.encode(), (since, set(shards))) for name, shards in channels.items()
+            )
+            await self._subscription.follow([name.encode() for name in channels])
 
     async def _listen(self, ears: Ears) -> None:
+        always = {self._channel(to).encode() for to in (None, self._node)}
+        joined = self._all_shards.encode()
+        hears_all, turn = False, 0
         async for pushed in self._subscription.pushed():
             match pushed:
-                case [b"message", _, bytes() as body]:
+                case [b"message", channel, bytes() as bodies] if channel == joined:
+                    for body in _apart(bodies):
+                        ears.received(body)
+                        await ears.ready()
+                        turn = (turn + 1) % TURN
+                        if not turn:
+                            await asyncio.sleep(0)
+                # That of a shard has come joined, too.
+                case [b"message", channel, bytes() as body] if not hears_all or channel in always:
                     ears.received(body)
                     await ears.ready()
                 case [b"subscribe", bytes() as channel, _]:
-                    since, shard = self._deaf_since.pop(channel, (None, None))
-                    if since is not None and shard is not None:
-                        ears.missed(self._rooms.get(shard, ()), since)
+                    since, shards = self._deaf_since.pop(channel, (None, set[int]()))
+                    if since is not None:
+                        ears.missed([room for shard in shards for room in self._rooms.get(shard, ())], since)
+                    if channel == joined:
+                        hears_all = True
+                        await self._let_go_of(self._followed - shards)
+
+    async def _let_go_of(self, shards: Collection[int]) -> None:
+        if shards:
+            await self._subscription.let_go([self._channel(shard).encode() for shard in shards])
 
     async def _keep_up(self) -> None:
         """Follow the shards of users who come, and tell who comes and goes."""
@@ -196,7 +257,6 @@ class RedisLink(Link):
             # Of all who are here: some have come while those before them were followed, and said.
             new = {shard for shard, rooms in self._rooms.items() if rooms} - self._followed
             if new:
-                self._followed |= new
                 await self._follow(new, datetime.now(UTC))
             await self._say_who_is_online()
 
@@ -259,8 +319,8 @@ class RedisLink(Link):
         for shard in empty:
             del self._empty_since[shard], self._rooms[shard]
             self._followed.discard(shard)
-        if empty:
-            await self._subscription.let_go([self._channel(shard).encode() for shard in empty])
+        if not self._follows_all:
+            await self._let_go_of(empty)
 
     async def online(self, rooms: Collection[Room], nodes: Collection[str]) -> set[Room]:
         by_shard: dict[int, list[Room]] = {}
@@ -293,3 +353,27 @@ def _member(room: Room) -> bytes:
 
 def _portions(items: Sequence[T]) -> list[Sequence[T]]:
     return [items[start : start + MAX_MEMBERS] for start in range(0, len(items), MAX_MEMBERS)]
+
+
+def _joined(messages: Sequence[Message]) -> Iterator[Sequence[Message]]:
+    """As many at once as may be told in one."""
+    some: list[Message] = []
+    size = 0
+    for message in messages:
+        size += len(message.body)
+        if some and (len(some) >= JOINED_MESSAGES or size > JOINED_BYTES):
+            yield some
+            some, size = [], len(message.body)
+        some.append(message)
+    if some:
+        yield some
+
+
+def _apart(bodies: bytes) -> Iterator[bytes]:
+    """What `_PUBLISH` has joined. What does not end where it should is cut off: nobody can read it."""
+    start = 0
+    while start < len(bodies):
+        end = start + _LENGTH.size
+        [length] = _LENGTH.unpack(bodies[start:end].rjust(_LENGTH.size, b"\xff"))
+        start = end + length
+        yield bodies[end:start]

@@ -108,9 +108,8 @@ class Node:
 
     def _is_reached(self, room: Room) -> bool:
         if isinstance(self.link, RedisLink):
-            shard = self.link.shard_of(room)
-            channel = self.link._channel(shard).encode()
-            return shard in self.link._followed and channel not in self.link._deaf_since
+            shard, deaf = self.link.shard_of(room), self.link._deaf_since.values()
+            return shard in self.link._followed and not any(shard in shards for _, shards in deaf)
         return self.link._token is not None if isinstance(self.link, MongoLink) else False
 
     async def knows(self, *others: Node) -> None:
