@@ -109,6 +109,21 @@ async def test_what_is_published_in_one_turn_goes_out_together(
     assert len(link.sent[0].body) < 10_000
 
 
+async def test_what_is_published_soon_after_goes_out_together(
+    link: OpenLink, queue: outgoing.Outgoing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sending is followed by a rest, if it took any time."""
+    monkeypatch.setattr(outgoing, "REST_PER_SENDING", 1e6)
+    monkeypatch.setattr(outgoing, "MAX_REST_S", 0.5)
+    queue.connected()
+    for rev in range(10):
+        queue.put(ALICE, Seen(("a",), rev))
+        await asyncio.sleep(0.001)
+    await queue.flushed()
+    assert [event for _, event in link.told()] == [Seen(("a",), rev) for rev in range(10)]
+    assert len(link.sent) == 2
+
+
 async def test_no_message_is_too_large(link: OpenLink, queue: outgoing.Outgoing) -> None:
     """But one event is never divided."""
     queue.connected()

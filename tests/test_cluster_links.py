@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
 from pydispatch import dispatcher
 from pymongo.errors import BulkWriteError
+from redis.asyncio import Redis
 
-from server.bus import INBOX_CHANGED
+from server.bus import INBOX_CHANGED, REFUSED
 from server.cluster.gaps import Gaps
 from server.cluster.link import LinkDown, together
+from server.cluster.redis import MANY_SHARDS, RedisLink
 from server.cluster.redis_connection import Commands
 from server.config import Cluster
 from server.errors import StoreUnavailable
+from server.messages import Event, Missed, Seen
 from server.rooms import Room, Rooms
 from server.store.mongo_connection import Connection
 from server.torture.relay import Relay
-from tests.support.backplanes import ALICE, BOB, Member, an_hour_ago, until
+from tests.support.backplanes import ALICE, BOB, Channel, Member, an_hour_ago, channel_of, until
 from tests.support.redis_server import RedisServer
 
 
@@ -101,6 +104,89 @@ def test_a_batch_that_is_refused_for_good_is_not() -> None:
     details = {"writeErrors": [{"code": 121, "errmsg": "not valid"}], "writeConcernErrors": []}
     with pytest.raises(BulkWriteError), connection.bounded():
         raise BulkWriteError(details)
+
+
+# -- users of many shards of Redis ---------------------------------------------------------------------------
+@pytest.fixture
+async def channel(request: pytest.FixtureRequest) -> AsyncIterator[Channel]:
+    async with channel_of("redis", request) as channel:
+        yield channel
+
+
+USERS: list[Room] = [("acme", f"user-{number}") for number in range(4 * MANY_SHARDS)]
+
+
+async def followers(channel: Channel, *names: str) -> list[int]:
+    """How many nodes subscribe to each of these."""
+    base = f"{channel.settings.prefix}:{channel.epoch}"
+    async with Redis.from_url(channel.settings.redis_url, protocol=2) as client:
+        found = await client.pubsub_numsub(*(f"{base}:{name}" for name in names))
+    return [count for _, count in found]
+
+
+async def test_a_node_that_comes_to_follow_many_shards_hears_of_everything_once(channel: Channel) -> None:
+    """In order, also what is published while it changes over to the messages that are joined."""
+    here, there = await channel.meet(2)
+    alice = await there.joined(ALICE)
+    assert isinstance(there.link, RedisLink)
+    let_go, kept = there.link._let_go_of, set[int]()
+
+    async def keep(shards: Collection[int]) -> None:
+        kept.update(shards)
+
+    there.link._let_go_of = keep  # type: ignore[method-assign]  # for the time being
+    said: list[Event] = []
+    for number, room in enumerate(USERS):
+        said.append(Seen((str(number),), number))
+        here.backplane.publish([(ALICE, said[-1])])
+        there.join(room)
+        await asyncio.sleep(0.001)
+    await until(lambda: said[-1] in alice.told, "the last event")
+    assert alice.told == said
+    names = "joined", f"{{{there.link.shard_of(ALICE)}}}"
+    assert await followers(channel, *names) == [1, 1]
+    await let_go(kept)
+    async with asyncio.timeout(30):
+        while await followers(channel, *names) != [1, 0]:  # noqa: ASYNC110  # nobody is told
+            await asyncio.sleep(0.01)
+
+
+async def test_who_comes_to_a_node_that_follows_many_shards_is_reached_at_once(channel: Channel) -> None:
+    """There is nothing that may be missing, so they need not be brought up to date."""
+    here, there = await channel.meet(2)
+    for room in USERS:
+        there.join(room)
+    await there.joined(USERS[-1])
+    assert isinstance(there.link, RedisLink)
+    shards = {there.link.shard_of(room) for room in USERS}
+    names = (("acme", f"late-{number}") for number in range(10_000))
+    late = next(room for room in names if there.link.shard_of(room) not in shards)
+    member = await there.joined(late)
+    here.backplane.publish([(late, Missed()), *((room, Missed()) for room in USERS)])
+    await until(lambda: member.told, "the event")
+    assert (member.told, member.gaps) == ([Missed()], [])
+
+
+@pytest.mark.parametrize("bodies", [b"\0\0", b"\0\0\0\x09\x91"], ids=["no length", "cut off"])
+async def test_joined_messages_that_cannot_be_read_are_counted_and_ignored(
+    channel: Channel, bodies: bytes
+) -> None:
+    """What comes behind them arrives."""
+    here, there = await channel.meet(2)
+    members = [there.join(room) for room in USERS]
+    await there.joined(USERS[-1])
+    refused: list[str] = []
+
+    def note(code: str) -> None:
+        refused.append(code)
+
+    dispatcher.connect(note, REFUSED, sender=there.backplane)
+    async with Redis.from_url(channel.settings.redis_url, protocol=2) as client:
+        assert await client.publish(f"{channel.settings.prefix}:{channel.epoch}:joined", bodies) == 1
+    await until(lambda: refused, "the message being refused")
+    here.backplane.publish((room, Missed()) for room in USERS)
+    await until(lambda: all(member.told for member in members), "the events behind it")
+    assert refused == ["garbled"]
 
 
 # -- the relay by which tests cut ways -----------------------------------------------------------------------

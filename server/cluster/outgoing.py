@@ -1,8 +1,8 @@
 """What waits to be sent to the other nodes: a bounded queue, and the task that empties it.
 
-All that is published while the last messages are on their way goes out together, in a message for each shard. What
-cannot be sent is sent again: repeats are harmless. With too much of it, or when it is too old, all of it is dropped,
-and the others are told that they have missed something as soon as they can be told anything.
+All that is published while the last messages are on their way, and for a while after, goes out together, in a message
+for each shard. What cannot be sent is sent again: repeats are harmless. With too much of it, or when it is too old, all
+of it is dropped, and the others are told that they have missed something as soon as they can be told anything.
 """
 
 from __future__ import annotations
@@ -37,6 +37,10 @@ BATCH_EVENTS = 2000
 MESSAGE_EVENTS = 500
 MESSAGE_BYTES = 256 * 1024
 """In one message, if it has more than one event."""
+
+REST_PER_SENDING, MAX_REST_S = 2.0, 0.02
+"""Sending is followed by so many times that of rest, up to so much. Who sends seldom does not wait for it; where it
+takes long, since the way is long or others need the processor, there is less of it, with more in each message."""
 
 RETRY_S = 1.0
 """Until the next try, unless the link says sooner that it is there again."""
@@ -113,11 +117,18 @@ class Outgoing:
     # -- sending ---------------------------------------------------------------------------------------------
     async def run(self) -> None:
         """Send until stopped or cancelled."""
+        rested_at = 0.0
         while not self._is_stopped:
             await self._wake.wait()
             self._wake.clear()
             while (self._queue or self._lost_since is not None) and not self._is_stopped:
+                began_at = time.monotonic()
+                if began_at < rested_at:
+                    await asyncio.sleep(rested_at - began_at)
+                    began_at = time.monotonic()
                 await self._send_some()
+                sent_at = time.monotonic()
+                rested_at = sent_at + min((sent_at - began_at) * REST_PER_SENDING, MAX_REST_S)
             self._last = None
             self._is_idle.set()
 
