@@ -137,12 +137,12 @@ class Node(Service):
         return {name: float(value) for name, _, value in lines}
 
     async def tasks(self) -> list[str]:
-        """The names of its tasks; [] if it does not say."""
+        """The names of its tasks. Raises OSError if it does not say."""
         told = self.folder / "tasks"
         told.unlink(missing_ok=True)
-        self.child.signal(signal.SIGUSR2)
+        self.child.signal(signal.SIGUSR1)
         if not await until(told.exists, SOME_S):
-            return []
+            raise OSError("nothing about its tasks")
         return [name for name, _ in json.loads(told.read_text())]
 
     def open_files(self) -> dict[str, int]:

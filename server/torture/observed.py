@@ -4,7 +4,7 @@ Its wall clock can be set: FOLDER/clock holds a double, by how many seconds it d
 once. What is shifted is what Python code sees: `time.time`, `time.time_ns`, and `datetime.now` in the modules of the
 server and of PyJWT. (A namespace of Linux shifts no wall clock, and the machine's own clock is none of our business.)
 
-At SIGUSR2 it writes to FOLDER/tasks, as JSON, a list of the names of its tasks, each with the line where it waits.
+At SIGUSR1 it writes to FOLDER/tasks, as JSON, a list of the names of its tasks, each with the line where it waits.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class _ShiftedDatetime(datetime.datetime, metaclass=_LikeDatetime):
 
 
 def tell_tasks(folder: Path) -> None:
-    """From now on, at SIGUSR2."""
+    """From now on, at SIGUSR1, which the server has no use for."""
 
     def tell(*_: object) -> None:
         try:
@@ -80,7 +80,7 @@ def tell_tasks(folder: Path) -> None:
         written.write_text(json.dumps(tasks))
         os.replace(written, folder / "tasks")
 
-    signal.signal(signal.SIGUSR2, tell)
+    signal.signal(signal.SIGUSR1, tell)
 
 
 def name_of(task: asyncio.Task[Any]) -> str:

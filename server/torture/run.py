@@ -35,6 +35,7 @@ from server.torture.leaks import leaked, when_quiet
 from server.torture.ledger import Request
 from server.torture.lines import LineEnded
 from server.torture.mailbox import Taken, read_taken
+from server.torture.node import Node
 from server.torture.publishers import NotifyDoor, publish_until_acknowledged
 from server.torture.report import Progress, Result
 from server.torture.services import MailServer
@@ -281,27 +282,29 @@ class Torture:
         result.passed_over = count_passed_over(house.ledger, inboxes)
 
     async def _look_for_leaks(self) -> None:
-        house = self.house
-        await house.leave()
+        await self.house.leave()
         if sys.platform != "linux":
             return
-        for node in house.nodes.all:
-            try:
-                used = await when_quiet(node)
-                if not await node.restart():
-                    self._broken(f"the {node.name} did not end at SIGTERM by itself")
-                await node.serves(30.0)
-                fresh = await when_quiet(node)
-            except OSError as error:
-                self._broken(f"the {node.name} does not say what it holds: {error}")
-                continue
-            self._findings += leaked(used, fresh)
-            name = f"{node.name}: " if len(house.nodes.all) > 1 else ""
-            self.result.holdings |= {
-                f"{name}memory, of a fresh one": f"{used.memory_mib:.0f} MiB, {fresh.memory_mib:.0f} MiB",
-                f"{name}files, of a fresh one": f"{sum(used.files.values())}, {sum(fresh.files.values())}",
-                f"{name}tasks, of a fresh one": f"{len(used.tasks)}, {len(fresh.tasks)}",
-            }
+        # Side by side: each of them waits for what others give up late.
+        await asyncio.gather(*map(self._look_for_leaks_of, self.house.nodes.all))
+
+    async def _look_for_leaks_of(self, node: Node) -> None:
+        try:
+            used = await when_quiet(node)
+            if not await node.restart():
+                self._broken(f"the {node.name} did not end at SIGTERM by itself")
+            await node.serves(30.0)
+            fresh = await when_quiet(node)
+        except OSError as error:
+            self._broken(f"the {node.name} does not say what it holds: {error}")
+            return
+        self._findings += leaked(used, fresh)
+        name = f"{node.name}: " if len(self.house.nodes.all) > 1 else ""
+        self.result.holdings |= {
+            f"{name}memory, of a fresh one": f"{used.memory_mib:.0f} MiB, {fresh.memory_mib:.0f} MiB",
+            f"{name}files, of a fresh one": f"{sum(used.files.values())}, {sum(fresh.files.values())}",
+            f"{name}tasks, of a fresh one": f"{len(used.tasks)}, {len(fresh.tasks)}",
+        }
 
     def _read_log(self) -> None:
         """What nobody foresaw ends with a traceback there."""
