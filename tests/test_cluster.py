@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from tests.support.backplanes import until
+from tests.support.backplanes import LINKS, until
 from tests.support.client import SocketClient
 from tests.support.client_v2 import ClientV2, client_v2
 from tests.support.cluster import Cluster
@@ -53,7 +53,7 @@ def amqp_url(rabbitmq: RabbitMQServer) -> Iterator[str]:
         yield url
 
 
-@pytest.fixture(scope="module", params=["redis"])
+@pytest.fixture(scope="module", params=LINKS)
 def started(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
@@ -459,6 +459,23 @@ async def test_a_node_is_cut_off_from_the_others(cluster: Cluster, how: str, use
 def dependency(node: RunningServer, name: str) -> str:
     found: str = node.get("/readyz").json()["dependencies"].get(name, {"status": "unknown"})["status"]
     return found
+
+
+@pytest.mark.parametrize("how", ["reset", "silent"])
+async def test_a_node_is_cut_off_from_the_store(cluster: Cluster, how: str, user: str) -> None:
+    """It says 503, so that the proxy leaves it alone; through the proxy everything goes on; and back again, its
+    connections are told what they missed."""
+    node = cluster.nodes[0]
+    async with client_v2(node, user) as screen:
+        cluster.network.cut(0, "mongod", is_silent=how == "silent")
+        async with Publishing(cluster.front, user) as publishing:
+            await until(lambda: node.get("/readyz").status == 503, "the cut being noticed")
+            assert node.notify(user, content="at the node itself", idempotency_key="x").status == 503
+            await publishing.some_more()
+        cluster.network.mend()
+        await told(screen, publishing.acknowledged)
+        there = contents(whole_inbox(cluster.nodes[1], user))
+        assert [each for each in there if each != "at the node itself"] == sorted(publishing.acknowledged)
 
 
 async def test_a_rolling_restart(cluster: Cluster, user: str) -> None:

@@ -21,7 +21,8 @@ import pytest
 from pymongo import MongoClient
 
 from server import cli
-from server.torture import house, leaks, run
+from server.torture import faults, house, leaks, run
+from server.torture.children import Reaper
 from server.torture.clients import ClientV2
 from server.torture.feeds import HubFeed
 from server.torture.house import Options
@@ -30,11 +31,13 @@ from server.torture.leaks import Holdings
 from server.torture.ledger import DELETED, RESTORED, SEEN, UNSEEN, Changes, Ledger, Request
 from server.torture.lines import SocketLine
 from server.torture.mailbox import Taken, read_taken
+from server.torture.node import Node
 from server.torture.observed import open_shift, write_shift
 from server.torture.publishers import NotifyDoor, address_of, publish_until_acknowledged
 from server.torture.report import Progress, Result, table
 from server.torture.run import Torture, tracebacks
 from tests.support.available import is_ci
+from tests.support.mongo_stores import collect_sockets_of_pymongo
 from tests.support.mongod import Mongod, mongod_binary
 from tests.support.processes import wait_until
 
@@ -381,6 +384,23 @@ def _is_alive(pid: int) -> bool:
         return False
 
 
+async def test_a_server_tells_its_tasks(tmp_path: Path) -> None:
+    """At a signal that it does not take for an order."""
+    reaper = Reaper()
+    node = Node(reaper, tmp_path, {})
+    try:
+        await node.start()
+        assert "sweep" in await node.tasks()
+        node.child.signal(signal.SIGSTOP)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("server.torture.node.SOME_S", 0.0)
+            with pytest.raises(OSError, match="nothing about its tasks"):
+                await node.tasks()
+    finally:
+        await node.close()
+        reaper.close()
+
+
 # -- the whole -----------------------------------------------------------------------------------------------
 
 
@@ -650,6 +670,93 @@ def test_the_short_plan(store: str, tmp_path: Path) -> None:
     assert not is_ci() or result["left_out"] == []
     assert not list(tmp_path.iterdir())
     assert not _processes_of(tmp_path)
+
+
+FAULTS = {
+    "redis": (
+        24,
+        [{"cut off from redis"}, {"kill server", "kill mongod", "cut off from mongod", "kill redis"}],
+    ),
+    "mongodb": (4, [{"kill server"}, {"kill server", "kill mongod", "cut off from mongod"}]),
+}
+"""For each backplane a seed, and what it has in the first round and in the second."""
+
+
+@pytest.mark.slow
+@pytest.mark.servers
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("backplane", FAULTS)
+def test_three_nodes(backplane: str, tmp_path: Path) -> None:
+    """Each way between nodes, over a replica set of three: nothing is lost and nothing comes twice, whether one thing
+    is broken or several are at once."""
+    seed, (first, second) = FAULTS[backplane]
+    only = [word for fault in sorted(first | second) for word in ("--only", fault)]
+    arguments = [
+        "--nodes",
+        "3",
+        "--backplane",
+        backplane,
+        "--rounds",
+        "2",
+        "--seed",
+        str(seed),
+        *only,
+        "--json",
+    ]
+    with _started(tmp_path, *arguments) as torture:
+        said, errors = torture.communicate(timeout=560)
+    assert said, errors
+    result = json.loads(said)
+    assert (torture.returncode, result["findings"]) == (0, []), result["folder"]
+    assert result["faults"].keys() == first | second
+    assert result["acknowledged"] == result["requests"] > 50
+    assert result["store"] == f"mongodb, 3 nodes over {backplane}"
+    assert not list(tmp_path.iterdir())
+    assert not _processes_of(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.servers
+@pytest.mark.timeout(400)
+@pytest.mark.usefixtures("quiet")
+# pymongo 4.20 forgets the socket of an attempt to connect that its own close cancels.
+@pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
+def test_a_node_that_reads_nothing_after_a_gap_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By those of its clients that cannot ask what they missed."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("MONGODB_BIN", str(mongod_binary()))
+    monkeypatch.setattr(Node, "launcher", "tests.support.deaf_node")
+    # So many users that some of their connections are on the node that is cut off.
+    monkeypatch.setitem(house.PLANS, "short", house.Plan(1, 3, 4, 0.1, 0.2))
+    monkeypatch.setattr(house, "RabbitMQ", NotInstalled)
+    monkeypatch.setattr(run, "TOLD_WITHIN_S", 1.0)  # what was planted never comes right
+    monkeypatch.setattr(Torture, "_look_for_leaks", AsyncNothing())
+    monkeypatch.setattr(faults, "CUT_OFF_S", (4.0, 5.0))
+    try:
+        assert (
+            cli.main(["torture", "--nodes", "2", "--seed", "1", "--only", "cut off from redis", "--json"])
+            == 1
+        )
+    finally:
+        collect_sockets_of_pymongo()
+    result = json.loads(capsys.readouterr().out)
+    assert {each["kind"] for each in result["findings"]} == {"differs"}
+    assert not _processes_of(tmp_path)
+
+
+class NotInstalled:
+    name = "rabbitmq"
+
+    @staticmethod
+    def program() -> None:
+        return None
+
+
+class AsyncNothing:
+    async def __call__(self) -> None:
+        """Nothing."""
 
 
 def _processes_of(folder: Path) -> list[str]:

@@ -17,6 +17,7 @@ import warnings
 from dataclasses import asdict
 from pathlib import Path
 
+from server.torture import leaks
 from server.torture.brokers import RedisPublisher
 from server.torture.children import Reaper
 from server.torture.clients import Client, read_pages
@@ -31,7 +32,7 @@ from server.torture.judging import (
     count_repeated,
     judge,
 )
-from server.torture.leaks import leaked, when_quiet
+from server.torture.leaks import when_quiet
 from server.torture.ledger import Request
 from server.torture.lines import LineEnded
 from server.torture.mailbox import Taken, read_taken
@@ -290,15 +291,18 @@ class Torture:
 
     async def _look_for_leaks_of(self, node: Node) -> None:
         try:
-            used = await when_quiet(node)
+            used = await when_quiet(node, leaks.QUIET_WITHIN_S)
             if not await node.restart():
                 self._broken(f"the {node.name} did not end at SIGTERM by itself")
             await node.serves(30.0)
-            fresh = await when_quiet(node)
+            fresh = await when_quiet(node, leaks.FRESH_WITHIN_S)
         except OSError as error:
             self._broken(f"the {node.name} does not say what it holds: {error}")
             return
-        self._findings += leaked(used, fresh)
+        if fresh.down:
+            self._broken(f"the {node.name}, just started, does not reach: {', '.join(fresh.down)}")
+            return
+        self._findings += leaks.leaked(used, fresh)
         name = f"{node.name}: " if len(self.house.nodes.all) > 1 else ""
         self.result.holdings |= {
             f"{name}memory, of a fresh one": f"{used.memory_mib:.0f} MiB, {fresh.memory_mib:.0f} MiB",
