@@ -296,7 +296,7 @@ class Server:
         self._backplane.start()
         self._loops.start(self._counts.run(), "counts")
         self._loops.start(self._outbox.run(), "outbox")
-        self._loops.start(self._tenants.run(), "tenants")
+        self._tenants.start(self._loops)
         self._loops.start(self._metrics.run(), "metrics")
         self._loops.start(self._broadcaster.run(), "broadcasts")
         self._loops.start(self._marks.run(), "marks")

@@ -20,6 +20,7 @@ from server.messages import now
 from server.rooms import Room, SignIn
 from server.sign_outs import SignOuts
 from server.store import STEP, Access, Directory
+from server.tasks import Tasks
 from server.wire import REVOKED, SIGNED_OUT, TOKEN_EXPIRED, CloseReason
 
 logger = logging.getLogger(__name__)
@@ -137,14 +138,14 @@ class Tenants:
         # Nothing is read for it: however many are signed out at once, that costs no more than each of them.
         self._sign_outs.take([sign_out])
 
-    async def run(self) -> None:
-        """Follow the changes that other processes make, and write down what was used, until cancelled."""
+    def start(self, tasks: Tasks) -> None:
+        """Follow the changes that other processes make, and write down what was used, as tasks of this owner, until
+        cancelled."""
         # Apart: thousands who join at once take seconds to write down, going over all sign-outs may take minutes, and a
-        # revoked key must not wait for that.
-        async with asyncio.TaskGroup() as all_of_it:
-            all_of_it.create_task(self._follow(), name="following")
-            all_of_it.create_task(self._keep_writing(), name="writing use")
-            all_of_it.create_task(self._sign_outs.run(), name="going over sign-outs")
+        # revoked key must not wait for that. Not in a TaskGroup, which cancels once: see `tasks.CANCEL_AGAIN_S`.
+        tasks.start(self._follow(), "following")
+        tasks.start(self._keep_writing(), "writing use")
+        tasks.start(self._sign_outs.run(), "going over sign-outs")
 
     async def _keep_writing(self) -> None:
         while True:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -15,6 +15,7 @@ import pytest
 from pydispatch import dispatcher
 
 from server import sign_outs as sign_outs_module
+from server import tasks as tasks_module
 from server import tenants as tenants_module
 from server.bus import ACCESS_CHANGED, USERS_SIGNED_OUT
 from server.errors import StoreUnavailable
@@ -25,6 +26,7 @@ from server.rooms import SignIn
 from server.store import Directory
 from server.store.sqlite import SQLiteStore
 from server.store.sqlite_beside import SQLiteBeside
+from server.tasks import Tasks
 from server.tenants import Tenants
 from server.wire import REVOKED, SIGNED_OUT, TOKEN_EXPIRED, CloseReason
 from tests.support.core import FragileStore
@@ -107,12 +109,12 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 @asynccontextmanager
 async def running(node: Node) -> AsyncIterator[None]:
     """While it follows the changes."""
-    task = asyncio.create_task(node.tenants.run())
+    tasks = Tasks()
+    node.tenants.start(tasks)
     try:
         yield
     finally:
-        task.cancel()
-        await asyncio.wait([task])
+        await tasks.cancel()
 
 
 @pytest.fixture
@@ -551,3 +553,25 @@ async def test_a_flood_of_joins_is_bounded(node: Node, monkeypatch: pytest.Monke
     await node.tenants.write_down()
     users = await node.other.users(DEFAULT_TENANT, after=None, limit=10)
     assert [user.user_id for user in users] == ["alice", "bob", "carol"]
+
+
+async def test_it_ends_though_a_cancellation_gets_lost(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one does that comes in the same turn as the answer of the store."""
+    is_looking, go_on = asyncio.Event(), asyncio.Event()
+
+    async def look(*, anyway: bool) -> bool:
+        if is_looking.is_set():
+            await go_on.wait()
+        is_looking.set()
+        with suppress(asyncio.CancelledError):
+            await go_on.wait()
+        return False
+
+    monkeypatch.setattr(node.tenants, "_read_changes", look)
+    monkeypatch.setattr(tasks_module, "CANCEL_AGAIN_S", 0.01)
+    tasks = Tasks()
+    node.tenants.start(tasks)
+    await is_looking.wait()
+    async with asyncio.timeout(30):
+        await tasks.cancel()
+    assert not tasks
