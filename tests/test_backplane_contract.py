@@ -319,6 +319,7 @@ async def test_without_what_is_between_them_nodes_go_on_and_then_catch_up(
     await until(lambda: Seen(("new",), 2) in far.told, "what is new")
 
 
+@pytest.mark.timeout(300)
 async def test_a_frozen_one_holds_up_nobody(own_channel: Channel, request: pytest.FixtureRequest) -> None:
     """Connections stay open and nothing is answered: questions end in time, and it is found out; thawed, what
     was published meanwhile is told, or read."""
