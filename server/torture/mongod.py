@@ -125,10 +125,19 @@ class ReplicaSet:
     async def start(self) -> None:
         """Those that do not run; return when all follow one primary. Raises `StartupError`."""
         await asyncio.gather(*(each.start() for each in self.members if not each.child.is_running))
-        with contextlib.suppress(PyMongoError):  # it is one already
-            if not (await self.members[0].ask("hello")).get("setName"):
-                await self.members[0].initiate(self.members)
+        await self._unite()
         await self._agree(self.members)
+
+    async def _unite(self) -> None:
+        """Make a replica set of them, unless they are one. Asked again and again: on a busy machine an answer may be
+        late."""
+        ends_at = time.monotonic() + READY_WITHIN_S
+        while time.monotonic() < ends_at:
+            with contextlib.suppress(PyMongoError):
+                if (await self.members[0].ask("hello")).get("setName"):
+                    return
+                await self.members[0].initiate(self.members)
+            await asyncio.sleep(0.05)
 
     async def kill(self) -> None:
         """The primary; return when the others have another one."""
