@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from server.errors import ServerError
+from server.tasks import Tasks
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +23,9 @@ TIMEOUT_S = 2.0
 
 KEPT_S = 1.0
 """For how long an answer is given again, however many ask."""
+
+GIVEN_UP_AFTER_S = 60.0
+"""A probe that has no limit of its own. Longer than any store waits for a server."""
 
 Probe = Callable[[], Awaitable[None]]
 """Returns if all is well; raises what is wrong (a `Trouble` or a `ServerError` where that can be expected)."""
@@ -82,6 +86,8 @@ class Checks:
         self._found_at = float("-inf")
         self._failing: set[str] = set()
         self._looking = asyncio.Lock()
+        self._tasks = Tasks()
+        self._asked: dict[str, asyncio.Task[Exception | None]] = {}
 
     def add(self, name: str, probe: Probe, *, is_vital: bool = False) -> None:
         """From now on ask this one, too. `name` is for people and figures."""
@@ -100,16 +106,32 @@ class Checks:
 
     async def _ask(self, dependency: _Dependency) -> Finding:
         began_at = time.monotonic()
-        reason, error = "", None
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                await dependency.probe()
-        except Exception as exc:
-            reason, error = self._reason(exc), exc
+        # Not cancelled when it is late: a call that is cut off while pymongo waits for a server may leave its client
+        # locked for ever (with Python 3.11). It ends by its own limit, and until then is not asked again.
+        asked = self._asked.get(dependency.name)
+        if asked is None or asked.done():
+            asked = self._tasks.start(self._outcome(dependency), f"check of {dependency.name}")
+            self._asked[dependency.name] = asked
+        await asyncio.wait([asked], timeout=self._timeout_s)
+        error: Exception | None = TimeoutError()
+        if asked.done():
+            del self._asked[dependency.name]
+            error = asked.result()
+        reason = "" if error is None else self._reason(error)
         took_s = time.monotonic() - began_at
         self._note(dependency.name, not reason, took_s)
         self._log(dependency.name, error)
         return Finding(dependency.name, dependency.is_vital, round(took_s * 1000, 3), reason)
+
+    @staticmethod
+    async def _outcome(dependency: _Dependency) -> Exception | None:
+        """What its probe raised, if anything."""
+        try:
+            async with asyncio.timeout(GIVEN_UP_AFTER_S):
+                await dependency.probe()
+        except Exception as error:
+            return error
+        return None
 
     def _reason(self, error: Exception) -> str:
         if isinstance(error, Trouble):

@@ -86,6 +86,27 @@ async def test_who_hangs_is_down_when_the_time_is_over(clock: Clock) -> None:
     assert [each.reason for each in await checks.look()] == ["no answer within 0.01 s", ""]
 
 
+async def test_who_hangs_is_not_cut_off(clock: Clock) -> None:
+    """Cut off in the middle, the client of a store may never work again. Nor is it asked a second time meanwhile."""
+    asked, go_on = 0, asyncio.Event()
+
+    async def probe() -> None:
+        nonlocal asked
+        asked += 1
+        await go_on.wait()
+
+    checks = Checks(timeout_s=0.01, kept_s=0.0, clock=clock)
+    checks.state = State.SERVING
+    checks.add("store", probe)
+    for _ in range(2):
+        [finding] = await checks.look()
+        assert not finding.is_up
+    assert asked == 1
+    go_on.set()
+    while not finding.is_up:
+        [finding] = await checks.look()
+
+
 async def test_a_flood_of_questions_is_one_question(checks: Checks, clock: Clock) -> None:
     """Those that come while it is being asked share the answer, and so do those of the next second."""
     store = Dependency()
