@@ -408,6 +408,7 @@ async def test_the_join_of_a_known_user_asks_the_store_once(core: Core, since: b
 
 async def test_what_comes_while_a_new_user_is_written_down_is_pushed(core: Core) -> None:
     """Their inbox was read before that: nothing falls between."""
+    await core.broadcaster._look()
     gate, connection = core.store.hold("welcome"), core.connect()
     async with core.tenants._writing:  # as while others are written down
         say(connection, "join", {"login": "alice", "password": "alice", "v": 2}, 1)
