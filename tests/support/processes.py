@@ -57,6 +57,21 @@ def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 30.0
         time.sleep(0.02)
 
 
+def _states(group: int) -> set[str]:
+    """In which states the threads of a process group are (proc_pid_stat(5))."""
+    states = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            if _stat(process)[2] == str(group):
+                states |= {_stat(thread)[0] for thread in (process / "task").iterdir()}
+    return states
+
+
+def _stat(process: Path) -> list[str]:
+    """State, parent, process group and more."""
+    return (process / "stat").read_text().rpartition(")")[2].split()
+
+
 def _port(address: str) -> int:
     """Of an address as the kernel's tables have it."""
     return int(address.rpartition(":")[2], 16)
@@ -174,8 +189,10 @@ class Process:
             self.wait()
 
     def freeze(self) -> None:
-        """SIGSTOP: alive and connected, but silent."""
+        """SIGSTOP: alive and connected, but silent. Returns when every thread of the group has stopped: on a busy
+        machine some go on for a while, and answer."""
         self.signal(signal.SIGSTOP)
+        wait_until(lambda: _states(self.pid) <= {"T", "Z", "X"}, f"{self.argv[0]} standing still")
 
     def thaw(self) -> None:
         self.signal(signal.SIGCONT)
