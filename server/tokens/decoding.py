@@ -1,16 +1,9 @@
 """PyJWT, with secrets looked at once: whether one is a key of another kind, which would be an attack (RFC 8725 section
-2.1), takes longer to find out than all the rest of a check, and is the same each time.
-
-Checking is PyJWT's alone; our own tokens are made here, which is little beside that.
-"""
+2.1), takes longer to find out than all the rest of a check, and is the same each time."""
 
 from __future__ import annotations
 
-import hmac
-import json
-from base64 import urlsafe_b64encode
-from collections.abc import Callable, Mapping
-from functools import lru_cache
+from collections.abc import Mapping
 from typing import Any
 
 import jwt
@@ -19,24 +12,6 @@ from jwt.algorithms import HMACAlgorithm
 MAX_REMEMBERED = 16
 
 HS256 = "HS256"
-
-
-_to_json: Callable[[Any], str] = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
-
-
-def signed(said: Mapping[str, Any], kind: str, key_id: str, secret: str) -> str:
-    """A JSON Web Token of this kind (its header `typ`) that says this, signed with HS256 (RFC 7515 section 7.1)."""
-    text = f"{_header(kind, key_id)}.{_base64(_to_json(said).encode())}"
-    return f"{text}.{_base64(hmac.digest(secret.encode(), text.encode(), 'sha256'))}"
-
-
-@lru_cache(maxsize=100)
-def _header(kind: str, key_id: str) -> str:
-    return _base64(_to_json({"alg": HS256, "kid": key_id, "typ": kind}).encode())
-
-
-def _base64(data: bytes) -> str:
-    return urlsafe_b64encode(data).rstrip(b"=").decode()
 
 
 class _RememberingHMAC(HMACAlgorithm):
