@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 
 import pytest
 
 from server import rooms as module
-from server.dialects import Dialect
 from server.messages import (
     Added,
     AllSeen,
@@ -24,18 +22,15 @@ from server.messages import (
     altered,
     now,
 )
-from server.rooms import REORDER_WINDOW_S, Listener, Push, Room, Rooms, SignIn
+from server.rooms import REORDER_WINDOW_S, Listener, Room, Rooms
 from server.scan import Publication, Scan
-from server.wire import GOING_AWAY, SLOW, CloseReason, EventFrames, Frame
+from server.wire import GOING_AWAY, SLOW, CloseReason
 from server.wire_v2 import InboxFrames
-from tests.support.recording import Message, RecordingConnection, messages_of
+from tests.support.recording import Member
 
 ALICE: Room = ("acme", "alice")
 BOB: Room = ("acme", "bob")
 ALICE_OF_ANOTHER_TENANT: Room = ("globex", "alice")
-
-
-CLASSIC = EventFrames()
 
 
 class Clock:
@@ -58,29 +53,6 @@ def deliver(rooms: Rooms, room: Room, events: Iterable[Event]) -> None:
         scan.enter(event, Publication(None))
     while not scan.is_over:
         scan.step()
-
-
-@dataclass(eq=False)
-class Member:
-    """A listener that keeps what it is told."""
-
-    connection: RecordingConnection = field(default_factory=RecordingConnection)
-    told: list[Push] = field(default_factory=list)
-    bursts: list[Frame] = field(default_factory=list)
-    dialect: Dialect = CLASSIC
-    sign_in: SignIn | None = None
-
-    def push(self, pushes: Sequence[Push], burst: Frame) -> None:
-        self.told.extend(pushes)
-        self.bursts.append(burst)
-
-    @property
-    def events(self) -> list[Event]:
-        return [event for event, _ in self.told]
-
-    @property
-    def messages(self) -> list[Message]:
-        return [message for burst in self.bursts for message in messages_of(burst)]
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import pytest
 from hypothesis import settings
@@ -20,7 +20,6 @@ from hypothesis.stateful import (
 )
 
 from server import scan as module
-from server.dialects import Dialect
 from server.messages import (
     Added,
     AllSeen,
@@ -33,47 +32,14 @@ from server.messages import (
     altered,
     now,
 )
-from server.rooms import Push, Room, Rooms, SignIn
+from server.rooms import Push, Room, Rooms
 from server.scan import Publication, Scan
-from server.wire import FAILED, EventFrames, Frame, count_frame
+from server.wire import FAILED, Frame, count_frame
 from server.wire_v2 import InboxFrames
-from tests.support.recording import Message, RecordingConnection, messages_of
+from tests.support.recording import Member, messages_of
 
 ALICE: Room = ("acme", "alice")
 BOB: Room = ("acme", "bob")
-
-CLASSIC = EventFrames()
-
-
-@dataclass(eq=False)
-class Member:
-    """A listener that keeps what it is told."""
-
-    connection: RecordingConnection = field(default_factory=RecordingConnection)
-    told: list[Push] = field(default_factory=list)
-    bursts: list[Frame] = field(default_factory=list)
-    dialect: Dialect = CLASSIC
-    sign_in: SignIn | None = None
-    failure: Exception | None = None
-
-    def push(self, pushes: Sequence[Push], burst: Frame) -> None:
-        if self.failure is not None:
-            raise self.failure
-        self.told.extend(pushes)
-        self.bursts.append(burst)
-
-    @property
-    def events(self) -> list[Event]:
-        return [event for event, _ in self.told]
-
-    @property
-    def counts(self) -> list[int]:
-        """The numbers of the counts it was told."""
-        return [event.count for event in self.events if isinstance(event, UnseenCount)]
-
-    @property
-    def messages(self) -> list[Message]:
-        return [message for burst in self.bursts for message in messages_of(burst)]
 
 
 def _added(id_: str = "d1", rev: int = 10) -> Added:

@@ -6,14 +6,20 @@ import asyncio
 import json
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from server.callers import Caller
-from server.wire import CloseReason, Frame
+from server.dialects import Dialect
+from server.messages import Event, UnseenCount
+from server.rooms import Push, SignIn
+from server.wire import CloseReason, EventFrames, Frame
 
 if TYPE_CHECKING:
     from server.session import Session
+
+CLASSIC = EventFrames()
 
 LOCAL = Caller("127.0.0.1")
 ELSEWHERE = Caller("192.0.2.1", "the address 192.0.2.1 is not loopback", is_loopback=False)
@@ -128,3 +134,34 @@ def messages_of(frame: Frame) -> list[Message]:
         )
         for message in json.loads(f"[{frame.text}]")
     ]
+
+
+@dataclass(eq=False)
+class Member:
+    """A `rooms.Listener` that keeps what it is told. `failure`: what it raises instead."""
+
+    connection: RecordingConnection = field(default_factory=RecordingConnection)
+    told: list[Push] = field(default_factory=list)
+    bursts: list[Frame] = field(default_factory=list)
+    dialect: Dialect = CLASSIC
+    sign_in: SignIn | None = None
+    failure: Exception | None = None
+
+    def push(self, pushes: Sequence[Push], burst: Frame) -> None:
+        if self.failure is not None:
+            raise self.failure
+        self.told.extend(pushes)
+        self.bursts.append(burst)
+
+    @property
+    def events(self) -> list[Event]:
+        return [event for event, _ in self.told]
+
+    @property
+    def counts(self) -> list[int]:
+        """The numbers of the counts it was told."""
+        return [event.count for event in self.events if isinstance(event, UnseenCount)]
+
+    @property
+    def messages(self) -> list[Message]:
+        return [message for burst in self.bursts for message in messages_of(burst)]
