@@ -130,7 +130,7 @@ async def test_counts_are_made_by_each_node(channel: Channel) -> None:
     here.backplane.publish(
         [(ALICE, event) for event in [*counts, Seen(("a",), 1)]] + [(BOB, Seen(("a",), 1))]
     )
-    await until(lambda: counted, "the change being heard of")
+    await until(lambda: counted and alice.told, "the change being heard of, here and by her connection")
     assert alice.told == [Seen(("a",), 1)]
     assert counted == [ALICE]
 

@@ -19,7 +19,8 @@ from server.checks import Trouble
 from server.config.doors import RedisHub
 from server.errors import InProgress
 from server.ingest.consumer import Lease
-from server.ingest.redis import TURN, RedisDoor
+from server.ingest.redis import RedisDoor
+from server.redis_client import TURN
 from tests.support.certificates import CertificateAuthority
 from tests.support.consuming import (
     LIMITS,

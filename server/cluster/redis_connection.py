@@ -12,27 +12,17 @@ from datetime import UTC, datetime
 from typing import Any
 
 from redis.asyncio import Connection
-from redis.exceptions import (
-    AuthenticationError,
-    AuthenticationWrongNumberOfArgsError,
-    NoPermissionError,
-    RedisError,
-)
+from redis.exceptions import RedisError
 
 from server.cluster.link import ACCESS_REFUSED, LinkDown
 from server.config import Cluster
-from server.redis_client import address_of, make_connection
+from server.redis_client import REFUSALS, address_of, make_connection, pushed
 
 PING_S = 1.0
 """After so long a silence Redis is asked whether it is there; after as long again it is not."""
 
-TURN = 64
-"""Messages after which others get a turn: a full socket is read without waiting, and so without giving up the loop."""
-
 COMMANDS_AT_ONCE = 500
 """Written in one go."""
-
-_REFUSALS = AuthenticationError, AuthenticationWrongNumberOfArgsError, NoPermissionError
 
 
 class _Place:
@@ -121,24 +111,13 @@ class Subscription(_Place):
         await self._connection.send_command(*command)
 
     async def pushed(self) -> AsyncIterator[list[Any]]:
-        """All that comes, until the connection ends or is silent although asked. Raises as `connect`."""
-        is_asked, turn = False, 0
-        while (connection := self._connection) is not None:
-            pushed = await connection.read_response(
-                disable_decoding=True, timeout=PING_S, disconnect_on_error=False
-            )
-            if pushed is not None:
-                is_asked = False
-                self.heard_at = datetime.now(UTC)
-                yield pushed
-                turn = (turn + 1) % TURN
-                if not turn:
-                    await asyncio.sleep(0)
-            elif is_asked:
-                raise TimeoutError
-            else:
-                is_asked = True
-                await self._say("PING")
+        """All that comes, until the connection ends or is silent although asked. Raises as `connect`, or
+        `LinkDown`."""
+        if self._connection is None:
+            raise LinkDown("not connected")
+        async for message in pushed(self._connection, PING_S):
+            self.heard_at = datetime.now(UTC)
+            yield message
 
 
 async def _hang_up(connection: Connection) -> None:
@@ -148,7 +127,7 @@ async def _hang_up(connection: Connection) -> None:
 
 def reason_of(error: Exception) -> str | None:
     """What an error means, for the log: no secrets. None: it was not to be expected."""
-    if isinstance(error, _REFUSALS):
+    if isinstance(error, REFUSALS):
         return ACCESS_REFUSED
     chain: list[BaseException] = [error]
     while below := chain[-1].__cause__ or chain[-1].__context__:
@@ -156,7 +135,7 @@ def reason_of(error: Exception) -> str | None:
     for each in chain:
         if isinstance(each, ssl.SSLError | socket.gaierror):
             return _in_one_line(str(each))
-        if isinstance(each, _REFUSALS):
+        if isinstance(each, REFUSALS):
             return ACCESS_REFUSED
     for each in chain:
         if isinstance(each, OSError) and each.errno:

@@ -13,12 +13,7 @@ from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 
 from redis.asyncio import Connection
-from redis.exceptions import (
-    AuthenticationError,
-    AuthenticationWrongNumberOfArgsError,
-    NoPermissionError,
-    RedisError,
-)
+from redis.exceptions import RedisError
 
 from server.checks import Trouble
 from server.config.doors import RedisHub
@@ -48,21 +43,16 @@ from server.ingest.consumer import (
 from server.messages import Publication, altered
 from server.notifier import Notifier
 from server.parsers import FieldLimits, parse_hub
-from server.redis_client import address_of, make_connection
+from server.redis_client import REFUSALS, address_of, make_connection, pushed
 from server.rooms import Room
 
 logger = logging.getLogger(__name__)
-
-REFUSALS = AuthenticationError, AuthenticationWrongNumberOfArgsError, NoPermissionError
 
 RECONNECT_MAX_S = 2.0
 """Between two tries to reach Redis: what is published meanwhile is gone, and a try costs next to nothing."""
 
 STORE_RETRY_MAX_S = 5.0
 """Between two tries to store a message that waits: who reads it has been waiting, too."""
-
-TURN = 64
-"""Messages after which others get a turn: a full socket is read without waiting, and so without giving up the loop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,22 +149,8 @@ class RedisDoor(Consumer):
     async def _listen(self, connection: Connection) -> None:
         """Take what comes; never waits for the store, or Redis would cut off a subscriber that is slow. Raises when the
         connection has ended, or is silent also when asked."""
-        is_asked, turn = False, 0
-        while True:
-            pushed = await connection.read_response(
-                disable_decoding=True, timeout=self._settings.timeout_s, disconnect_on_error=False
-            )
-            if pushed is not None:
-                is_asked = False
-                self._take(pushed)
-                turn = (turn + 1) % TURN
-                if not turn:
-                    await asyncio.sleep(0)
-            elif is_asked:
-                raise TimeoutError
-            else:
-                is_asked = True
-                await connection.send_command("PING")
+        async for message in pushed(connection, self._settings.timeout_s):
+            self._take(message)
 
     def _take(self, pushed: list[bytes | int]) -> None:
         match pushed:
