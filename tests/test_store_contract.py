@@ -213,6 +213,32 @@ async def test_a_thousand_recipients(store: Store) -> None:
         assert await newest(store, document.user_id) == [document]
 
 
+async def test_many_recipients_of_whom_some_are_new(store: Store) -> None:
+    """Each gets the one document that is returned in their place, be they known or not, in whichever order."""
+    users = [f"user-{number}" for number in range(1200)]
+    await store.add(make_notification(), [Recipient(user) for user in users[100:900]], None)
+    later = make_notification(content="later")
+    documents = (await store.add(later, [Recipient(user) for user in reversed(users)], None)).documents
+    assert [document.user_id for document in documents] == users[::-1]
+    counts = await store.count_unseen(TENANT, users)
+    assert [counts[user] for user in users] == [1] * 100 + [2] * 800 + [1] * 300
+    for document in documents[::60]:
+        found = await newest(store, document.user_id)
+        assert [each for each in found if each.notification.nid == later.nid] == [document]
+
+
+async def test_ids_of_many_recipients_may_be_any_text(store: Store) -> None:
+    """What means something in JSON or SQL means nothing in them, and none stands for another."""
+    odd = ["a", "a\0b", '"', "\\", "\\u0000", "a\\u0000b", "a\nb", "ü", "😀", "1", "1.0", "null", "'", " a"]
+    users = odd + [f"user-{number}" for number in range(600)]
+    for chosen in (users, [user for user in users if "\0" not in user], users):
+        stored = await store.add(make_notification(), [Recipient(user) for user in chosen], None)
+        for document in stored.documents[: len(odd)]:
+            assert (await newest(store, document.user_id))[0] == document
+    counts = await store.count_unseen(TENANT, users)
+    assert [counts[user] for user in users] == [2 if "\0" in user else 3 for user in users]
+
+
 async def test_concurrent_adds(store: Store) -> None:
     """Fifty callers at once: each has its own answer, and all of it is stored exactly once."""
 
