@@ -2,6 +2,8 @@
 there if and only if the other is. Knows no threads and no clock.
 """
 
+# ruff: noqa: S608  # a statement is put together from texts of these modules only
+
 from __future__ import annotations
 
 import sqlite3
@@ -20,8 +22,8 @@ FORGET_AT_A_TIME = 20
 EXPIRED = "SELECT tenant, key FROM once WHERE expires_at <= ? ORDER BY expires_at LIMIT ?"
 
 # Without statistics SQLite would go through all documents of each user.
-_DOCUMENTS = """
-    SELECT u.user_id, d.id, d.created_at, d.updated_at, d.rev, d.seen, d.deleted_at
+_DOCUMENTS = f"""
+    SELECT u.user_id, {reading.DOCUMENT}
     FROM notifications n CROSS JOIN documents d INDEXED BY of_notification CROSS JOIN users u
     ON d.notification = n.key AND u.key = d.user WHERE n.nid = ? AND n.tenant = ?
 """
@@ -63,12 +65,8 @@ def documents(
 ) -> list[Document]:
     """Those of a notification, tombstones too, in the order of these users."""
     rows = connection.execute(_DOCUMENTS, (bytes.fromhex(notification.nid), notification.tenant))
-    found = {user_id: row for user_id, *row in rows}
-    return [
-        reading.read_document(user_id, notification, found[user_id])
-        for user_id in user_ids
-        if user_id in found
-    ]
+    found = {user_id: reading.read_document(notification.tenant, user_id, *row) for user_id, *row in rows}
+    return [altered(found[each], notification=notification) for each in user_ids if each in found]
 
 
 def erase(connection: sqlite3.Connection, tenant: str, limit: int) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from datetime import datetime
 from typing import Any
 
 from server.messages import Document, Notification
@@ -27,10 +28,12 @@ USER = "(SELECT key FROM users WHERE tenant = ? AND user_id = ?)"
 NOTIFICATION = "n.nid, n.created_at, n.type, n.title, n.content, n.url, n.icon, n.image, n.data"
 """What `read_notification` reads."""
 
+DOCUMENT = f"d.id, d.created_at, d.updated_at, d.rev, d.seen, d.deleted_at, {NOTIFICATION}"
+"""What `read_document` reads."""
+
 # CROSS JOIN keeps the order: the documents by their index, then each one's notification.
 _SELECT = f"""
-    SELECT d.id, d.created_at, d.updated_at, d.rev, d.seen, d.deleted_at, {NOTIFICATION}
-    FROM documents d CROSS JOIN notifications n ON n.key = d.notification
+    SELECT {DOCUMENT} FROM documents d CROSS JOIN notifications n ON n.key = d.notification
 """
 
 NEWEST = f"""{_SELECT}
@@ -280,42 +283,64 @@ def _documents(
     statement: str,
     values: Sequence[Any] | dict[str, Any],
 ) -> list[Document]:
-    return [_document(tenant, user_id, row) for row in connection.execute(statement, values).fetchall()]
+    rows = connection.execute(statement, values).fetchall()
+    return [read_document(tenant, user_id, *row) for row in rows]
 
 
-def _document(tenant: str, user_id: str, row: Sequence[Any]) -> Document:
-    """A document of a row of `_SELECT`."""
-    return read_document(user_id, read_notification(tenant, row[6:]), row[:6])
+# Most of a reading's Python is in these: columns go by their places, and an instant, which takes as long to make as all
+# the rest, is made once where it is the same.
 
 
-def read_document(user_id: str, notification: Notification, row: Sequence[Any]) -> Document:
-    """A document of this notification, in the first columns of `_SELECT`."""
-    id_, created_ms, updated_ms, rev, seen, deleted_ms = row
+def read_document(
+    tenant: str,
+    user_id: str,
+    id_: bytes,
+    created_ms: int,
+    updated_ms: int,
+    rev: int,
+    seen: int,
+    deleted_ms: int | None,
+    nid: bytes,
+    accepted_ms: int,
+    *texts: Any,
+) -> Document:
+    """A document in the columns `DOCUMENT`."""
     created_at = from_ms(created_ms)
-    # To make an instant takes as long as all the rest: most were never changed.
+    accepted_at = created_at if accepted_ms == created_ms else from_ms(accepted_ms)
     updated_at = created_at if updated_ms == created_ms else from_ms(updated_ms)
-    deleted_at = None if deleted_ms is None else from_ms(deleted_ms)
-    # By their places, which takes half as long as by their names.
     return Document(
         id_.hex(),
         user_id,
-        notification,
+        _notification(tenant, nid, accepted_at, *texts),
         created_at,
         updated_at,
         rev,
-        bool(seen),
-        deleted_at is not None,
-        deleted_at,
+        seen != 0,
+        deleted_ms is not None,
+        None if deleted_ms is None else from_ms(deleted_ms),
     )
+
+
+def _notification(
+    tenant: str,
+    nid: bytes,
+    accepted_at: datetime,
+    type_: str,
+    title: str,
+    content: str,
+    url: str,
+    icon: str,
+    image: str,
+    data: str | None,
+) -> Notification:
+    value = None if data is None else json.loads(data)
+    return Notification(nid.hex(), tenant, accepted_at, content, type_, title, url, icon, image, value)
 
 
 def read_notification(tenant: str, row: Sequence[Any]) -> Notification:
     """The notification in the columns `NOTIFICATION`."""
-    nid, created_ms, type_, title, content, url, icon, image, data = row
-    value = None if data is None else json.loads(data)
-    return Notification(
-        nid.hex(), tenant, from_ms(created_ms), content, type_, title, url, icon, image, value
-    )
+    nid, accepted_ms, *texts = row
+    return _notification(tenant, nid, from_ms(accepted_ms), *texts)
 
 
 # -- what the statements need --------------------------------------------------------------------------------
