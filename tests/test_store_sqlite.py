@@ -698,7 +698,7 @@ async def test_closing_a_writer_does_what_waits(writer: Writer) -> None:
 async def test_full_readers_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
     """At once, and take more as soon as they have done some."""
     monkeypatch.setattr(sqlite_threads, "MAX_WAITING", 2)
-    readers = Readers([memory()])
+    readers = Readers([memory()], timeout_s=60)
     blocker = Blocker()
     first = readers.submit(blocker)
     await blocker.runs()
@@ -716,7 +716,7 @@ async def test_full_readers_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_closing_readers_does_what_waits() -> None:
     """Whichever of the threads are busy."""
-    readers = Readers([memory(), memory()])
+    readers = Readers([memory(), memory()], timeout_s=60)
     blocker = Blocker()
     blocked = readers.submit(blocker)
     await blocker.runs()
@@ -732,7 +732,7 @@ async def test_closing_readers_does_what_waits() -> None:
 
 async def test_a_read_nobody_waits_for_is_left_out() -> None:
     """It was cancelled before it began."""
-    readers, done = Readers([memory()]), []
+    readers, done = Readers([memory()], timeout_s=60), []
     blocker = Blocker()
     blocked = readers.submit(blocker)
     await blocker.runs()
@@ -742,6 +742,23 @@ async def test_a_read_nobody_waits_for_is_left_out() -> None:
     await asyncio.gather(blocked, last)
     assert done == ["last"]
     await readers.close()
+
+
+async def test_a_read_that_takes_too_long_is_given_up() -> None:
+    """Whether it has begun or waits behind another; what waits is left out then. The same goes for a later one."""
+    readers, done = Readers([memory()], timeout_s=0.05), []
+    blocker = Blocker()
+    blocked = readers.submit(blocker)
+    await blocker.runs()
+    waiting = readers.submit(lambda _: done.append("waiting"))
+    for given_up in (blocked, waiting):
+        with pytest.raises(StoreUnavailable):
+            await given_up
+    with pytest.raises(StoreUnavailable):
+        await readers.submit(lambda _: done.append("later"))
+    blocker.let_go()
+    await readers.close()
+    assert done == []
 
 
 @pytest.mark.parametrize("kind", ["reader", "writer"])

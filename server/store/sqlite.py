@@ -12,7 +12,7 @@ import contextlib
 import sqlite3
 import threading
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
@@ -113,7 +113,7 @@ class SQLiteStore:
         self._writer = Writer(writer, self._store_rev, self._busy_timeout_s, self._show_rev)
         adder = Adder(lambda count: self._revs.take(count), self._clock)
         self._additions = Additions(self._writer, adder, self._unheard.extend, self._timeout_s)
-        self._readers = Readers(readers)
+        self._readers = Readers(readers, self._timeout_s)
 
     async def close(self) -> None:
         """See `Store.close`."""
@@ -337,7 +337,7 @@ class SQLiteStore:
         timeout_s = self._timeout_s if timeout_s is None else timeout_s
         return await within(timeout_s, self._writer.submit(work, unheard))
 
-    async def _read(self, work: Work[T]) -> T:
+    def _read(self, work: Work[T]) -> Awaitable[T]:
         if self._readers is None:
             raise StoreUnavailable("the store is not open")
-        return await within(self._timeout_s, self._readers.submit(work))
+        return self._readers.submit(work)

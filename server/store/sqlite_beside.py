@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
@@ -56,7 +56,7 @@ class SQLiteBeside:
         `StoreUnavailable` if it cannot be used yet."""
         writer, reader = await asyncio.to_thread(self._connect)
         self._writer = Writer(writer, lambda _: None, self._busy_timeout_s)
-        self._readers = Readers([reader])
+        self._readers = Readers([reader], self._timeout_s)
 
     async def close(self) -> None:
         """Finish what was begun, then let go. Idempotent."""
@@ -130,10 +130,10 @@ class SQLiteBeside:
         await asyncio.sleep(PAUSE_S)
         return result
 
-    async def _read(self, work: Work[T], /) -> T:
+    def _read(self, work: Work[T], /) -> Awaitable[T]:
         if self._readers is None:
             raise StoreUnavailable("the store is not open")
-        return await within(self._timeout_s, self._readers.submit(work))
+        return self._readers.submit(work)
 
 
 def active_tenants(path: Path) -> frozenset[str] | None:

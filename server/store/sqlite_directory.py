@@ -7,7 +7,7 @@ What the verbs do in the file is in `sqlite_access`, `sqlite_sign_outs` and `sql
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from datetime import datetime
 from functools import partial
 from itertools import islice
@@ -37,7 +37,7 @@ ROWS_PER_TRANSACTION = 1000
 class Run(Protocol):
     """Runs a work on a connection, in a transaction if it is one that writes."""
 
-    async def __call__(self, work: Work[T], /) -> T: ...
+    def __call__(self, work: Work[T], /) -> Awaitable[T]: ...
 
 
 class SQLiteDirectory:

@@ -233,11 +233,15 @@ def _give_answers(jobs: Sequence[_Job]) -> None:
 class Readers:
     """Runs works on connections that only read, one thread to a connection."""
 
-    def __init__(self, connections: Sequence[sqlite3.Connection]) -> None:
-        """Takes over the connections. Made, used and closed on one loop."""
+    def __init__(self, connections: Sequence[sqlite3.Connection], timeout_s: float) -> None:
+        """Takes over the connections. `timeout_s` bounds each work. Made, used and closed on one loop."""
         self._loop = asyncio.get_running_loop()
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._unfinished = 0
+        self._timeout_s = timeout_s
+        self._unfinished: dict[
+            _Job, float
+        ] = {}  # with the loop's time at which each has taken too long, in order
+        self._timer: asyncio.TimerHandle | None = None
         self.is_closing = False
         self._running = len(connections)
         self._ended = asyncio.Event()
@@ -247,15 +251,19 @@ class Readers:
             _start_thread(self._run, "sqlite-reader", connection)
 
     def submit(self, work: Work[T]) -> asyncio.Future[T]:
-        """Queue a work, for the answer that it returns or raises. One whose answer was cancelled before it began is
-        left out."""
+        """Queue a work, for the answer that it returns or raises, or `StoreUnavailable` if that takes too long. One
+        whose answer is there or was cancelled before it began is left out."""
         if self.is_closing:
             raise StoreUnavailable("the store is closed")
-        if self._unfinished >= MAX_WAITING:
+        if len(self._unfinished) >= MAX_WAITING:
             raise StoreUnavailable("the store has too much to do; try again")
-        self._unfinished += 1
         answer: asyncio.Future[T] = self._loop.create_future()
-        self._jobs.put(_Job(work, answer, None))
+        job = _Job(work, answer, None)
+        until = self._unfinished[job] = self._loop.time() + self._timeout_s
+        # One timer for all of them: one for each would cost more than the rest of this.
+        if self._timer is None:
+            self._timer = self._loop.call_at(until, self._time_out)
+        self._jobs.put(job)
         return answer
 
     async def close(self) -> None:
@@ -269,12 +277,26 @@ class Readers:
     def _give_all(self) -> None:
         self._is_told = False  # before looking: what is done from now on is told anew
         while self._done:
-            self._unfinished -= 1
-            self._done.popleft().give()
+            job = self._done.popleft()
+            del self._unfinished[job]
+            job.give()
+
+    def _time_out(self) -> None:
+        """Nobody waits any longer for what has taken too long, which is unfinished until a thread has had it."""
+        self._timer = None
+        now = self._loop.time()
+        for job, until in self._unfinished.items():
+            if until > now:
+                self._timer = self._loop.call_at(until, self._time_out)
+                return
+            if not job.answer.done():
+                job.answer.set_exception(StoreUnavailable())
 
     def _end(self) -> None:
         self._running -= 1
         if not self._running:
+            if self._timer is not None:
+                self._timer.cancel()
             self._ended.set()
 
     # -- in the threads --------------------------------------------------------------------------------------
@@ -289,7 +311,7 @@ class Readers:
         job = self._jobs.get()
         if job is None:
             return False
-        if not job.answer.cancelled():
+        if not job.answer.done():
             job.run(connection)
         self._done.append(job)
         # To wake the loop costs as much as many a read: once for all that are done before it has looked.
