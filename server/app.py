@@ -46,7 +46,7 @@ from server.smtp import SMTPTransport
 from server.streams import open_stream
 from server.sweep import sweep
 from server.sync import Sync
-from server.tasks import Tasks, step
+from server.tasks import Tasks, first_of, step
 from server.tenants import Tenants
 from server.tokens.resume import ResumeTickets
 from server.wire import CloseReason, EventFrames
@@ -235,15 +235,8 @@ class Server:
 
     async def _open_store(self, stop: asyncio.Event) -> bool:
         """Open the store, waiting for one that is not there yet; False if told to stop meanwhile."""
-        opening, stopping = asyncio.create_task(self._keep_opening()), asyncio.create_task(stop.wait())
-        await asyncio.wait((opening, stopping), return_when=asyncio.FIRST_COMPLETED)
-        stopping.cancel()
-        if opening.done():
-            opening.result()  # its error, if it failed
-            return not stop.is_set()
-        opening.cancel()
-        await asyncio.wait([opening], timeout=LETTING_GO_S)
-        return False
+        await first_of(self._keep_opening(), stop.wait())
+        return not stop.is_set()
 
     async def _keep_opening(self) -> None:
         is_open = False
@@ -298,7 +291,7 @@ class Server:
         self._loops.start(self._outbox.run(), "outbox")
         self._tenants.start(self._loops)
         self._loops.start(self._metrics.run(), "metrics")
-        self._loops.start(self._broadcaster.run(), "broadcasts")
+        self._broadcaster.start(self._loops)
         self._loops.start(self._marks.run(), "marks")
         self._loops.start(self._retention.run(), "retention")
         self._loops.start(sweep(self._notifier, self._outbox, self._presence), "sweep")

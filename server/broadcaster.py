@@ -31,6 +31,7 @@ from server.notifier import KEEP_KEYS_S, once_of
 from server.revs import COUNTER_BITS
 from server.rooms import NOBODY, Room, Rooms
 from server.store import Accepted, Broadcast, BroadcastRefused, Store, Welcome
+from server.tasks import Tasks
 from server.tenants import Tenants
 
 logger = logging.getLogger(__name__)
@@ -213,12 +214,14 @@ class Broadcaster:
         return after is not None
 
     # -- in the background -----------------------------------------------------------------------------------
-    async def run(self) -> None:
-        """Bring all broadcasts to their users, until cancelled."""
-        async with asyncio.TaskGroup() as carrying:
-            while True:
-                await self._patiently(self._take_up(carrying))
-                await self._pause()
+    def start(self, tasks: Tasks) -> None:
+        """Bring all broadcasts to their users, as tasks of this owner, until cancelled."""
+        tasks.start(self._run(tasks), "broadcasts")
+
+    async def _run(self, tasks: Tasks) -> None:
+        while True:
+            await self._patiently(self._take_up(tasks))
+            await self._pause()
 
     async def _patiently(self, step: Awaitable[None]) -> None:
         """What fails of it is tried again, by this node or another, but not at once."""
@@ -231,7 +234,7 @@ class Broadcaster:
             logger.exception("a broadcast could not be carried on; it is tried again")
             await asyncio.sleep(RETRY_S)
 
-    async def _take_up(self, carrying: asyncio.TaskGroup) -> None:
+    async def _take_up(self, tasks: Tasks) -> None:
         """Begin with what is open, of each tenant the oldest."""
         await self._look()
         while self._open_count and len(self._in_hand) < MAX_AT_ONCE:
@@ -239,7 +242,7 @@ class Broadcaster:
             if claimed is None:
                 break
             self._in_hand.add(claimed.notification.tenant)
-            carrying.create_task(self._carry(claimed), name=f"broadcast {claimed.notification.nid}")
+            tasks.start(self._carry(claimed), f"broadcast {claimed.notification.nid}")
 
     async def _carry(self, broadcast: Broadcast) -> None:
         notification = broadcast.notification

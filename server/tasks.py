@@ -1,18 +1,18 @@
-"""An owner for tasks that come and go: keeps them, names them, logs their failure, and awaits their end; and bounds the
-steps of an orderly end."""
+"""An owner for tasks that come and go: keeps them, names them, logs their failure, and awaits their end; tasks that
+belong together; and bounds for the steps of an orderly end."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from typing import Any
 
 logger = logging.getLogger(__name__)
 
 CANCEL_AGAIN_S = 1.0
-"""A cancellation can get lost: in Python 3.11 `asyncio.wait_for`, by which pymongo waits, drops one that comes in the
-same turn as the answer."""
+"""A cancellation can get lost: in Python 3.11 `asyncio.wait_for`, by which pymongo and aiormq wait, drops one that
+comes in the same turn as the answer. So who cancels asks again, which an `asyncio.TaskGroup` does not."""
 
 
 class Tasks:
@@ -38,19 +38,49 @@ class Tasks:
             logger.error("task %s failed", task.get_name(), exc_info=error)
 
     async def cancel(self) -> None:
-        """Cancel all tasks and await their end, which is when they have cleaned up. Who takes longer than
-        `CANCEL_AGAIN_S` is cancelled again."""
-        tasks = set(self._tasks)
-        while tasks:
-            for task in tasks:
-                task.cancel()
-            _, tasks = await asyncio.wait(tasks, timeout=CANCEL_AGAIN_S)
+        """Cancel all tasks and await their end, which is when they have cleaned up; those, too, that one of them starts
+        meanwhile. Who takes longer than `CANCEL_AGAIN_S` is cancelled again."""
+        while self._tasks:
+            await _cancel(self._tasks)
 
     async def finish(self, deadline_s: float) -> None:
         """Let the tasks end by themselves for so long, then cancel what is left."""
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=deadline_s)
         await self.cancel()
+
+
+async def first_of(*parts: Coroutine[Any, Any, object]) -> None:
+    """Run these until the first one ends; then end the others, and raise what it raised. When this is cancelled, all of
+    them are; either way none is left when it returns."""
+    tasks = [asyncio.create_task(part) for part in parts]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        await _end(tasks)
+        # Of all of them: what nobody asks for is logged as a mistake.
+        errors = [error for task in tasks if not task.cancelled() and (error := task.exception()) is not None]
+    if errors:
+        raise errors[0]
+
+
+async def _end(tasks: Sequence[asyncio.Task[Any]]) -> None:
+    """Whoever cancels this meanwhile has to wait, too: it is their owner, and there is no other."""
+    is_cancelled = False
+    while pending := [task for task in tasks if not task.done()]:
+        try:
+            await _cancel(pending)
+        except asyncio.CancelledError:
+            is_cancelled = True
+    if is_cancelled:
+        raise asyncio.CancelledError
+
+
+async def _cancel(tasks: Collection[asyncio.Task[Any]]) -> None:
+    """Cancel these, and wait for them, but no longer than until they are to be cancelled again."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks, timeout=CANCEL_AGAIN_S)
 
 
 async def step(what: str, end: Callable[[], Awaitable[None] | None], until: float) -> None:

@@ -142,7 +142,7 @@ class Tenants:
         """Follow the changes that other processes make, and write down what was used, as tasks of this owner, until
         cancelled."""
         # Apart: thousands who join at once take seconds to write down, going over all sign-outs may take minutes, and a
-        # revoked key must not wait for that. Not in a TaskGroup, which cancels once: see `tasks.CANCEL_AGAIN_S`.
+        # revoked key must not wait for that.
         tasks.start(self._follow(), "following")
         tasks.start(self._keep_writing(), "writing use")
         tasks.start(self._sign_outs.run(), "going over sign-outs")

@@ -14,6 +14,7 @@ import pytest
 from pydispatch import dispatcher
 
 from server import broadcaster as module
+from server import tasks as tasks_module
 from server.backplane import LocalBackplane
 from server.broadcaster import Broadcaster
 from server.bus import NOTIFICATION_FAILED, NOTIFICATION_PUSHED, NOTIFICATION_STORED
@@ -93,7 +94,7 @@ class Node:
     tasks: Tasks
 
     def runs(self) -> None:
-        self.tasks.start(self.broadcaster.run(), "broadcasts")
+        self.broadcaster.start(self.tasks)
 
     async def joins(self, user: str, tenant: str = ACME) -> None:
         """As a session does it: the room first, then what is open."""
@@ -568,6 +569,23 @@ async def test_a_failure_amid_it_delays_it(
     node.store.is_back()
     await node.is_done()
     assert await node.having(notification, *users) == [1] * 7
+
+
+@pytest.mark.parametrize("held", ["expand", "claim"])
+async def test_it_ends_though_a_cancellation_gets_lost(
+    store: Store, node: Node, monkeypatch: pytest.MonkeyPatch, held: str
+) -> None:
+    """While a batch is stored, and before a broadcast is begun that the end knows nothing of."""
+    monkeypatch.setattr(tasks_module, "CANCEL_AGAIN_S", 0.01)
+    await put(store, "alice", ACME)
+    await node.broadcast()
+    gate = node.store.hold(held, loses_cancellation=True)
+    node.store.hold("advance")
+    node.runs()
+    await gate.reached()
+    async with asyncio.timeout(30):
+        await node.tasks.cancel()
+    assert not node.tasks
 
 
 async def test_who_has_lost_the_lease_stops(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 
@@ -14,7 +13,7 @@ from redis.asyncio import Redis
 
 from server.bus import INBOX_CHANGED, REFUSED
 from server.cluster.gaps import Gaps
-from server.cluster.link import LinkDown, together
+from server.cluster.link import LinkDown
 from server.cluster.redis import MANY_SHARDS, RedisLink
 from server.cluster.redis_connection import Commands
 from server.config import Cluster
@@ -47,20 +46,6 @@ async def test_nobody_uses_a_connection_that_is_being_made(redis_server: RedisSe
     finally:
         await commands.disconnect()
         await relay.close()
-
-
-async def test_when_several_parts_fail_at_once_one_is_raised_and_none_is_forgotten(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """asyncio would log each error that nobody asked for."""
-
-    async def fail() -> None:
-        raise LinkDown("gone")
-
-    with pytest.raises(LinkDown):
-        await together(fail(), fail(), fail())
-    gc.collect()
-    assert not caplog.records
 
 
 async def test_who_is_brought_up_to_date_is_told_how_many_there_are() -> None:

@@ -13,7 +13,7 @@ from pydispatch import dispatcher
 from server.bus import CONSUMER_CHANGED
 from server.checks import Trouble
 from server.errors import InvalidNotification, StoreUnavailable, TooLarge
-from server.ingest.consumer import Backoff, Consumer, Lanes, Lease, first_of, json_of, reason_of
+from server.ingest.consumer import Backoff, Consumer, Lanes, Lease, json_of, reason_of
 from tests.support.consuming import MemoryLeases
 
 
@@ -160,31 +160,6 @@ async def test_a_stop_before_anything_returns_at_once() -> None:
     async with asyncio.timeout(30):
         await door.stop(30)
         await door.run()
-
-
-async def test_the_first_one_ends_the_others() -> None:
-    """As it ended itself; also when all of it is cancelled."""
-    cancelled: list[str] = []
-
-    async def wait(name: str) -> None:
-        try:
-            await asyncio.Event().wait()
-        finally:
-            cancelled.append(name)
-
-    async def fail() -> None:
-        raise ConnectionError("gone")
-
-    with pytest.raises(ConnectionError, match="gone"):
-        await first_of(wait("a"), fail())
-    await first_of(wait("b"), asyncio.sleep(0))
-    task = asyncio.create_task(first_of(wait("c"), wait("d")))
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    assert cancelled == ["a", "b", "c", "d"]
 
 
 # -- reading and saying --------------------------------------------------------------------------------------

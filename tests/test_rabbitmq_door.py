@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from pika.adapters.blocking_connection import BlockingChannel
 from pika.exceptions import UnroutableError
 
+from server import tasks as tasks_module
 from server.checks import Trouble
 from server.config.doors import RabbitMQ
 from server.errors import InProgress
@@ -26,6 +27,7 @@ from server.ingest.rabbitmq import RabbitDoor
 from server.messages import Document
 from server.parsers import parse_service
 from server.store import Store
+from server.tasks import Tasks
 from tests.support.certificates import CertificateAuthority
 from tests.support.consuming import (
     LIMITS,
@@ -445,6 +447,24 @@ async def test_a_stop_stores_what_is_in_hand(broker: Broker) -> None:
     stored = len(await broker.behind.inbox("alice"))
     assert stored >= 1
     assert broker.waiting() == 10 - stored
+
+
+async def test_nothing_of_it_is_left_though_a_cancellation_gets_lost(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a message is stored."""
+    monkeypatch.setattr(tasks_module, "CANCEL_AGAIN_S", 0.01)
+    tasks, before = Tasks(), asyncio.all_tasks()
+    broker.declare()
+    broker.publish(GOOD, GOOD)
+    gate = broker.behind.store.hold("add", loses_cancellation=True)
+    tasks.start(broker.door().run(), "rabbitmq")
+    await gate.reached()
+    async with asyncio.timeout(30):
+        await tasks.cancel()
+    assert gate.has_lost.is_set()
+    left = asyncio.all_tasks() - before
+    assert not [task for task in left if "server/" in task.get_coro().cr_code.co_filename]
 
 
 async def test_nothing_is_acknowledged_before_it_is_stored(broker: Broker) -> None:

@@ -8,19 +8,22 @@ import logging
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
+from server import tasks as tasks_module
 from server.checks import Trouble
 from server.config.doors import RedisHub
 from server.errors import InProgress
 from server.ingest.consumer import Lease
 from server.ingest.redis import RedisDoor
 from server.redis_client import TURN
+from server.store import Store
+from server.tasks import Tasks
 from tests.support.certificates import CertificateAuthority
 from tests.support.consuming import (
     LIMITS,
@@ -35,6 +38,7 @@ from tests.support.consuming import (
     said,
     until_said,
 )
+from tests.support.core import FragileStore
 from tests.support.redis_server import RedisServer
 
 GOOD = {"type": "notification", "payload": {"title": "New Order", "message": "You have a new order"}}
@@ -518,6 +522,41 @@ async def test_a_stop_ends_though_the_store_is_away(hub: Hub, caplog: pytest.Log
     task.cancel()
     await asyncio.wait([task])
     assert "1 messages could not be stored in time" in caplog.text
+
+
+async def test_it_comes_back_though_a_cancellation_gets_lost(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the connection breaks while the lease is renewed."""
+    monkeypatch.setattr(tasks_module, "CANCEL_AGAIN_S", 0.01)
+    leases = FragileStore(cast("Store", hub.leases))
+    hub.leases = cast("MemoryLeases", leases)
+    async with running(hub.behind, hub.door(lease_s=0.3)) as heard:
+        gate = leases.hold("take", loses_cancellation=True)
+        await gate.reached()
+        hub.server.run("CLIENT", "KILL", "TYPE", "pubsub")
+        async with asyncio.timeout(30):
+            await gate.has_lost.wait()
+            gate.open()
+            await hub.publish_one()
+        await heard.stored(1)
+
+
+async def test_nothing_of_it_is_left_though_a_cancellation_gets_lost(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a message is stored."""
+    monkeypatch.setattr(tasks_module, "CANCEL_AGAIN_S", 0.01)
+    tasks, before = Tasks(), asyncio.all_tasks()
+    gate = hub.behind.store.hold("add", loses_cancellation=True)
+    tasks.start(hub.door().run(), "redis")
+    await hub.publish_one()
+    await hub.publish("alice", GOOD)
+    await gate.reached()
+    async with asyncio.timeout(30):
+        await tasks.cancel()
+    assert gate.has_lost.is_set()
+    assert asyncio.all_tasks() <= before
 
 
 # -- the lease -----------------------------------------------------------------------------------------------

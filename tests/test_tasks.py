@@ -10,7 +10,7 @@ import logging
 import pytest
 
 from server import tasks as module
-from server.tasks import Tasks
+from server.tasks import Tasks, first_of
 
 
 async def test_a_task_is_kept_while_it_runs() -> None:
@@ -144,3 +144,101 @@ async def test_nothing_to_finish_takes_no_time() -> None:
     """An owner without tasks is done."""
     async with asyncio.timeout(30):
         await Tasks().finish(deadline_s=1000)
+
+
+async def test_what_a_task_starts_while_all_are_cancelled_is_cancelled_too() -> None:
+    """As one does whose cancellation got lost."""
+    tasks, late = Tasks(), []
+
+    async def run() -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        late.append(tasks.start(asyncio.Event().wait(), "late"))
+
+    tasks.start(run(), "loses one")
+    await asyncio.sleep(0)
+    async with asyncio.timeout(30):
+        await tasks.cancel()
+    assert [task.cancelled() for task in late] == [True]
+
+
+# -- parts ---------------------------------------------------------------------------------------------------
+async def test_the_first_one_ends_the_others() -> None:
+    """As it ended itself; also when all of it is cancelled."""
+    cancelled: list[str] = []
+
+    async def wait(name: str) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.append(name)
+
+    async def fail() -> None:
+        raise ConnectionError("gone")
+
+    with pytest.raises(ConnectionError, match="gone"):
+        await first_of(wait("a"), fail())
+    await first_of(wait("b"), asyncio.sleep(0))
+    task = asyncio.create_task(first_of(wait("c"), wait("d")))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert cancelled == ["a", "b", "c", "d"]
+
+
+@pytest.mark.parametrize("is_cancelled", [False, True])
+async def test_when_several_parts_fail_at_once_one_is_raised_and_none_is_forgotten(
+    caplog: pytest.LogCaptureFixture, is_cancelled: bool
+) -> None:
+    """asyncio would log each error that nobody asked for; also when it is cancelled in that moment."""
+    go_on = asyncio.Event()
+
+    async def fail() -> None:
+        await go_on.wait()
+        raise LookupError("gone")
+
+    running = asyncio.create_task(first_of(fail(), fail(), fail()))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    go_on.set()
+    await asyncio.sleep(0)
+    if is_cancelled:
+        running.cancel()
+    await asyncio.wait([running])
+    assert running.cancelled() if is_cancelled else isinstance(running.exception(), LookupError)
+    del running
+    gc.collect()
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("cancelled", [0, 1, 3])
+async def test_no_part_is_left_though_cancellations_get_lost(
+    monkeypatch: pytest.MonkeyPatch, cancelled: int
+) -> None:
+    """Those of the parts, and however often it is cancelled itself."""
+    monkeypatch.setattr(module, "CANCEL_AGAIN_S", 0.01)
+    go_on, ended = asyncio.Event(), 0
+
+    async def stay() -> None:
+        nonlocal ended
+        try:
+            for _ in range(3):
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.Event().wait()
+            await asyncio.Event().wait()
+        finally:
+            ended += 1
+
+    running = asyncio.create_task(first_of(stay(), go_on.wait(), stay()))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    go_on.set()
+    for _ in range(cancelled):
+        running.cancel()
+        await asyncio.sleep(0)
+    async with asyncio.timeout(30):
+        await asyncio.wait([running])
+    assert ended == 2
+    assert running.cancelled() is bool(cancelled)

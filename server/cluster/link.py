@@ -7,14 +7,13 @@ import logging
 import random
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Protocol
 
 from server.checks import Trouble
 from server.rooms import Room
-from server.tasks import CANCEL_AGAIN_S
 
 logger = logging.getLogger(__name__)
 
@@ -110,33 +109,6 @@ class Link(ABC):
     @abstractmethod
     async def probe(self) -> None:
         """Raises `Trouble`."""
-
-
-async def together(*parts: Coroutine[Any, Any, None]) -> None:
-    """Run these until the first one ends; then end the others, and raise what it raised. Unlike a TaskGroup this asks
-    again who takes no notice: see `tasks.CANCEL_AGAIN_S`."""
-    tasks = [asyncio.ensure_future(part) for part in parts]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        await _end(tasks)
-    # Of all of them: what nobody asks for is logged as a mistake.
-    errors = [error for task in tasks if not task.cancelled() and (error := task.exception()) is not None]
-    if errors:
-        raise errors[0]
-
-
-async def _end(tasks: Sequence[asyncio.Future[None]]) -> None:
-    is_cancelled = False
-    while pending := [task for task in tasks if not task.done()]:
-        for task in pending:
-            task.cancel()
-        try:
-            await asyncio.wait(pending, timeout=CANCEL_AGAIN_S)
-        except asyncio.CancelledError:
-            is_cancelled = True
-    if is_cancelled:
-        raise asyncio.CancelledError
 
 
 class Patience:

@@ -32,11 +32,11 @@ from server.cluster.link import (
     LinkDown,
     Message,
     Patience,
-    together,
 )
 from server.cluster.redis_connection import Commands, Subscription, reason_of
 from server.config import Cluster
 from server.rooms import Room
+from server.tasks import first_of
 
 T = TypeVar("T")
 
@@ -143,7 +143,7 @@ class RedisLink(Link):
             ears.connected()
             await self._beat(ears)
             self._patience.well()
-            await together(
+            await first_of(
                 self._listen(ears),
                 self._keep_beating(ears),
                 self._keep_up(),

@@ -106,9 +106,7 @@ class Target:
 
     async def publish_many(self, user: User, count: int) -> None:
         """So many, in any order."""
-        async with asyncio.TaskGroup() as tasks:
-            for number in range(count):
-                tasks.create_task(self.publish(user, str(number)))
+        await asyncio.gather(*(self.publish(user, str(number)) for number in range(count)))
 
     async def user(self, expires_in_s: int = 600) -> User:
         """Somebody who never was here. Raises `CannotCheck`, `Unreachable`."""

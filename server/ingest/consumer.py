@@ -12,7 +12,7 @@ import socket
 import ssl
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
@@ -20,6 +20,7 @@ from server.bus import CONSUMER_CHANGED, MESSAGE_RECEIVED, REFUSED, tell
 from server.checks import Trouble
 from server.errors import InvalidNotification, StoreUnavailable, TooLarge
 from server.store import Leases
+from server.tasks import first_of
 
 logger = logging.getLogger(__name__)
 
@@ -123,9 +124,7 @@ class Lanes(Generic[T]):
 
     async def run(self) -> None:
         """Work until cancelled."""
-        async with asyncio.TaskGroup() as group:
-            for number, queue in enumerate(self._queues):
-                group.create_task(self._run_lane(queue), name=f"lane {number}")
+        await first_of(*map(self._run_lane, self._queues))
 
     async def _run_lane(self, queue: asyncio.Queue[T]) -> None:
         while True:
@@ -285,20 +284,6 @@ def json_of(body: bytes, max_bytes: int) -> Any:
 
 def _no_constant(name: str) -> None:
     raise ValueError(name)
-
-
-async def first_of(*coroutines: Coroutine[Any, Any, object]) -> None:
-    """Run these until the first one ends, cancel the others, and end as it did."""
-    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
-    failures = [task.exception() for task in tasks if not task.cancelled() and task.exception()]
-    if failures and failures[0] is not None:
-        raise failures[0]
 
 
 def reason_of(error: BaseException) -> str:

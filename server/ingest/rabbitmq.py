@@ -30,7 +30,6 @@ from server.ingest.consumer import (
     Backoff,
     Consumer,
     Lanes,
-    first_of,
     json_of,
     reason_of,
 )
@@ -39,6 +38,7 @@ from server.messages import Publication, altered
 from server.notifier import Notifier
 from server.parsers import FieldLimits, parse_service
 from server.store import Store
+from server.tasks import first_of
 
 logger = logging.getLogger(__name__)
 
@@ -108,20 +108,23 @@ class RabbitDoor(Consumer):
         async with AsyncExitStack() as stack:
             async with asyncio.timeout(self._settings.timeout_s):
                 link = await open_link(self._settings, stack, end)
-                session = _Session(self, self._notifier, self._settings, link, end)
-                stack.push_async_callback(session.close)
-                await session.begin()
-            self._session = session
-            self._note_up()
-            try:
-                await first_of(end.wait(), self._keep_bound(link), self._stopping.wait())
-            except Exception:  # not when cancelled: then there is no time left
-                await session.finish()
-                raise
-            else:
-                await session.finish()
-            finally:
-                self._session = None
+            session = _Session(self, self._notifier, self._settings, link, end)
+            await first_of(self._fetch(session, end), session.work())
+
+    async def _fetch(self, session: _Session, end: End) -> None:
+        async with asyncio.timeout(self._settings.timeout_s):
+            await session.begin()
+        self._session = session
+        self._note_up()
+        try:
+            await first_of(end.wait(), self._keep_bound(session.link), self._stopping.wait())
+        except Exception:  # not when cancelled: then there is no time left
+            await session.finish()
+            raise
+        else:
+            await session.finish()
+        finally:
+            self._session = None
 
     async def _keep_bound(self, link: Link) -> None:
         while True:
@@ -198,11 +201,14 @@ class _Session:
         self._are_results_taken = True
         self._tag = ""
         self._lanes = Lanes(self._work)
-        self._working = asyncio.create_task(self._lanes.run(), name="rabbitmq lanes")
 
     @property
     def waiting(self) -> int:
         return self._lanes.waiting
+
+    async def work(self) -> None:
+        """Store what is fetched, until cancelled."""
+        await self._lanes.run()
 
     async def begin(self) -> None:
         self._tag = await self.link.queue.consume(self._take)
@@ -217,10 +223,6 @@ class _Session:
         with suppress(TimeoutError):
             async with asyncio.timeout(self._settings.timeout_s):
                 await self._lanes.idle()
-
-    async def close(self) -> None:
-        self._working.cancel()
-        await asyncio.wait([self._working])
 
     # -- working ---------------------------------------------------------------------------------------------
     async def _take(self, message: AbstractIncomingMessage) -> None:

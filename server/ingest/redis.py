@@ -36,7 +36,6 @@ from server.ingest.consumer import (
     Lanes,
     Lease,
     check_size,
-    first_of,
     json_of,
     reason_of,
 )
@@ -45,6 +44,7 @@ from server.notifier import Notifier
 from server.parsers import FieldLimits, parse_hub
 from server.redis_client import REFUSALS, address_of, make_connection, pushed
 from server.rooms import Room
+from server.tasks import first_of
 
 logger = logging.getLogger(__name__)
 

@@ -28,7 +28,7 @@ from server.greeting import announce
 from server.ingest.consumer import Backoff
 from server.listening import bind, bind_shared
 from server.service_manager import tell_manager
-from server.tasks import Tasks
+from server.tasks import Tasks, first_of
 from server.workers.channel import Message, line
 from server.workers.child import DEAF, STARTUP_CODES, Child, command
 from server.workers.tally import Tally
@@ -359,12 +359,9 @@ class Supervisor:
 
 async def _trouble_of(new: Child) -> str:
     """Wait until it serves; else why it does not."""
-    waiting = [asyncio.create_task(each.wait()) for each in (new.is_ready, new.has_ended)]
-    try:
-        await asyncio.wait(waiting, timeout=COMING_UP_S, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in waiting:
-            task.cancel()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(COMING_UP_S):
+            await first_of(new.is_ready.wait(), new.has_ended.wait())
     if new.has_ended.is_set():
         return f"{new.end_told} before it served"
     return "" if new.is_ready.is_set() else f"does not serve after {COMING_UP_S:g} s"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection
+from contextlib import suppress
 
 from server.figures import Packed, added_up, counted
 from server.workers.channel import line
@@ -32,18 +33,18 @@ class Tally:
     async def answer(self, asker: Child, children: Collection[Child]) -> None:
         """Tell the asker the figures of all these but itself."""
         others = [child for child in children if child is not asker]
-        waiting = [self._ask(child) for child in others if child.is_ready.is_set()]
-        if waiting:
-            await asyncio.wait(waiting, timeout=WAIT_S)
-            for task in waiting:
-                task.cancel()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(WAIT_S):
+                await asyncio.gather(
+                    *(self._ask(child).wait() for child in others if child.is_ready.is_set())
+                )
         # What those have counted that have ended meanwhile is in the other sum.
         others = [child for child in others if not child.has_ended.is_set()]
         asker.say(line("all", packed=added_up([self._ended, *(child.figures for child in others)])))
 
-    def _ask(self, child: Child) -> asyncio.Task[bool]:
+    def _ask(self, child: Child) -> asyncio.Event:
         """Nobody is asked again who has not answered yet: so little waits for one that hangs."""
         if child not in self._asked:
             self._asked[child] = asyncio.Event()
             child.say(line("ask"))
-        return asyncio.create_task(self._asked[child].wait(), name=f"figures of {child}")
+        return self._asked[child]

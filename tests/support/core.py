@@ -57,9 +57,12 @@ MAX_PENDING_BYTES = 10_000
 
 
 class Gate:
-    """Where answers of a store wait, until it is opened."""
+    """Where answers of a store wait, until it is opened. `loses_cancellation`: the first who is cancelled here goes on,
+    as in a library that drops a cancellation which comes in the same turn as an answer."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, loses_cancellation: bool = False) -> None:
+        self._loses_cancellation = loses_cancellation
+        self.has_lost = asyncio.Event()
         self._reached = asyncio.Event()
         self._opened = asyncio.Event()
 
@@ -73,7 +76,12 @@ class Gate:
 
     async def pass_through(self) -> None:
         self._reached.set()
-        await self._opened.wait()
+        try:
+            await self._opened.wait()
+        except asyncio.CancelledError:
+            if not self._loses_cancellation or self.has_lost.is_set():
+                raise
+            self.has_lost.set()
 
 
 class FragileStore:
@@ -99,9 +107,9 @@ class FragileStore:
     def is_back(self) -> None:
         self.failure = None
 
-    def hold(self, verb: str) -> Gate:
+    def hold(self, verb: str, *, loses_cancellation: bool = False) -> Gate:
         """Let the answers of this verb wait: it is carried out at once, and so its answer grows stale."""
-        self._gates[verb] = Gate()
+        self._gates[verb] = Gate(loses_cancellation=loses_cancellation)
         return self._gates[verb]
 
     def __getattr__(self, name: str) -> Any:
