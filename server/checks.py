@@ -104,6 +104,11 @@ class Checks:
                 self._found_at = self._clock()
             return self._findings
 
+    async def close(self, deadline_s: float) -> None:
+        """Let what has been asked be answered for so many seconds, then give it up. Nothing is asked any more: the node
+        does not serve."""
+        await self._tasks.finish(deadline_s)
+
     async def _ask(self, dependency: _Dependency) -> Finding:
         began_at = time.monotonic()
         # Not cancelled when it is late: a call that is cut off while pymongo waits for a server may leave its client
@@ -116,7 +121,7 @@ class Checks:
         error: Exception | None = TimeoutError()
         if asked.done():
             del self._asked[dependency.name]
-            error = asked.result()
+            error = error if asked.cancelled() else asked.result()
         reason = "" if error is None else self._reason(error)
         took_s = time.monotonic() - began_at
         self._note(dependency.name, not reason, took_s)

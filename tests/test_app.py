@@ -243,6 +243,30 @@ app.OutboxWorker.stop = hang
     assert not list(server.data.glob("*-wal")), "the store was not closed"
 
 
+def test_no_task_is_left_when_the_store_is_closed(tmp_path: Path) -> None:
+    """Not even the question to a dependency that does not answer."""
+    faults = """
+import asyncio
+from server import app
+from server.store.sqlite import SQLiteStore
+app.SHUTDOWN_DEADLINE_S, app.LETTING_GO_S = 5.0, 4.0
+async def hang(_):
+    await asyncio.Event().wait()
+app.Server._check_mail = hang
+close_well = SQLiteStore.close
+async def close_and_tell(store):
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    print("left:", *sorted(task.get_name() for task in left), flush=True)
+    await close_well(store)
+SQLiteStore.close = close_and_tell
+"""
+    with faulty(tmp_path, faults) as server:
+        assert "no answer" in server.get("/readyz").body.decode()
+        assert server.stop() == 0
+        [told] = [line for line in server.log.splitlines() if line.startswith("left:")]
+        assert told == "left:"
+
+
 @pytest.mark.parametrize("kind", ["_readers", "_writer"])
 def test_a_disk_that_hangs_does_not_keep_it_from_ending(tmp_path: Path, kind: str) -> None:
     """Neither while it reads nor while it writes."""

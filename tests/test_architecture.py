@@ -89,6 +89,9 @@ WITHOUT_IO = (
 )
 """PURE but for the owner of tasks, and what looks for files and the name of the machine."""
 
+OWNERS = "tasks store.mongo_batches logins.sql_database torture.*"
+"""Who starts tasks: all others have `tasks.Tasks` do it, or `tasks.first_of`. These see to the end of theirs."""
+
 MAX_LINES = 400
 
 
@@ -182,9 +185,21 @@ def test_a_module_says_what_it_is_for(module: str) -> None:
     assert len(text.splitlines()) <= MAX_LINES
 
 
+@each_module
+def test_a_task_has_an_owner_that_sees_to_its_end(module: str) -> None:
+    """Also where a cancellation gets lost: a TaskGroup cancels once, and `wait_for` loses them (Python 3.11)."""
+    used = {
+        node.attr
+        for node in ast.walk(ast.parse(MODULES[module].read_text()))
+        if isinstance(node, ast.Attribute)
+    }
+    assert not used & {"TaskGroup", "wait_for"}
+    assert "create_task" not in used or _is_in(module, OWNERS)
+
+
 def test_the_rules_speak_of_what_there_is() -> None:
     """A rule about a module or library that is gone is a mistake of these tables."""
-    for patterns in [*LAYERS.values(), *EDGES, *HOMES.values()]:
+    for patterns in [*LAYERS.values(), *EDGES, *HOMES.values(), OWNERS]:
         for pattern in patterns.split():
             assert any(fnmatchcase(module, pattern) for module in MODULES), pattern
     assert set(HOMES) <= set().union(*map(_libraries, MODULES))

@@ -107,6 +107,24 @@ async def test_who_hangs_is_not_cut_off(clock: Clock) -> None:
         [finding] = await checks.look()
 
 
+async def test_at_the_end_nothing_is_left_that_was_asked(clock: Clock) -> None:
+    """What is answered in time comes to its end by itself, the rest is given up; who waits for it gets an answer."""
+    checks, store, mail = Checks(clock=clock), Dependency(), Dependency()
+    checks.state = State.SERVING
+    before = asyncio.all_tasks()
+    store.gate, mail.gate = asyncio.Event(), asyncio.Event()
+    checks.add("store", store.probe)
+    checks.add("mail", mail.probe)
+    looking = asyncio.create_task(checks.look())
+    await store.reached.wait()
+    await mail.reached.wait()
+    checks.state = State.STOPPING
+    store.gate.set()
+    await checks.close(0.1)
+    assert [each.is_up for each in await looking] == [True, False]
+    assert asyncio.all_tasks() <= before
+
+
 async def test_a_flood_of_questions_is_one_question(checks: Checks, clock: Clock) -> None:
     """Those that come while it is being asked share the answer, and so do those of the next second."""
     store = Dependency()

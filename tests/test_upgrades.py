@@ -386,10 +386,32 @@ async def test_who_waits_for_their_turn_at_the_end_gets_no_session() -> None:
             service.upgrades.close()
             turns[0]()
             assert await first.read_to_end() == b""
-            service.upgrades.cut_off()
+            await service.upgrades.cut_off()
             assert await second.read_to_end() == b""
             turns[1]()
         assert service.all_sessions == []
+
+
+async def test_no_message_is_being_handled_any_more_when_all_are_cut_off() -> None:
+    """However long its session would have had it wait."""
+    async with door(is_short=True) as service:
+        before, handled = asyncio.all_tasks(), []
+
+        async def wait_for_ever() -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                handled.append("x")
+
+        service.on_message = lambda session, text: wait_for_ever()
+        async with connected(service) as (client, session):
+            client.writer.write(frame(TEXT, b"x"))
+            await asyncio.wait_for(session.received.get(), WAIT_S)
+            service.upgrades.close()
+            await service.upgrades.cut_off()
+            assert handled == ["x"]
+            assert await client.read_to_end() == b""
+        assert asyncio.all_tasks() <= before
 
 
 async def test_a_session_that_cannot_be_opened_closes_its_own_connection(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from tornado.iostream import StreamClosedError
 
+from server.tasks import Tasks
 from server.transports.connections import LOG
 from server.transports.frame_reader import (
     BINARY,
@@ -45,7 +46,7 @@ class UpgradedSocket:
         "_close_timer",
         "_connection",
         "_frames",
-        "_handling",
+        "_handlings",
         "_is_reading",
         "_is_server_done",
         "_loop",
@@ -56,13 +57,13 @@ class UpgradedSocket:
         "stream",
     )
 
-    def __init__(self, stream: SocketStream) -> None:
+    def __init__(self, stream: SocketStream, handlings: Tasks) -> None:
+        """`handlings`: the owner of what the handling of a message takes, where that takes a while."""
         self._loop = asyncio.get_running_loop()
         self._connection: WebSocketConnection
         self._frames = FrameReader()
         self._is_reading = False
-        # the one message that is being handled, for as long as that takes
-        self._handling: asyncio.Task[None] | None = None
+        self._handlings = handlings
         self._close_timer: asyncio.TimerHandle | None = None
         self._is_server_done = False
         # the pong that is on its way, and what the one after it answers
@@ -135,7 +136,7 @@ class UpgradedSocket:
             handling = self._handle(*message)
             if handling is not None:
                 self._pause()
-                self._handling = self._loop.create_task(self._finish(handling))
+                self._handlings.start(self._finish(handling), "message")
                 return
             pause_s = self._connection.note_frame()
             if pause_s is not None:
@@ -154,7 +155,6 @@ class UpgradedSocket:
         pause_s = self._connection.note_frame()
         if pause_s is not None:
             await asyncio.sleep(pause_s)
-        self._handling = None
         self._go_on()
 
     def _handle(self, opcode: int, payload: bytes) -> Awaitable[None] | None:

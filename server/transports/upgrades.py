@@ -24,6 +24,7 @@ from tornado.httputil import HTTPHeaders, format_timestamp
 from server.callers import Caller
 from server.errors import RateLimited
 from server.rooms import Connection
+from server.tasks import Tasks
 from server.transports.connections import ClientSession, tune_socket
 from server.transports.origins import Asking
 from server.transports.registry import Connections
@@ -154,6 +155,7 @@ class Upgrades:
         self._waiting: dict[_Newcomer, None] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._streams: set[SocketStream] = set()
+        self._handlings = Tasks()
         self._coming: set[_Newcomer] = set()  # let in, when it is their turn
         self._is_closed = False
 
@@ -181,13 +183,14 @@ class Upgrades:
         while self._waiting:
             self._send_on(next(iter(self._waiting)))
 
-    def cut_off(self) -> None:
+    async def cut_off(self) -> None:
         """Close all WebSockets that are still open, without a word, and who waits to become one. Idempotent."""
         for newcomer in tuple(self._coming):
             self._coming.discard(newcomer)
             newcomer.close()
         for stream in tuple(self._streams):
             stream.close()
+        await self._handlings.cancel()
 
     # -- looking ---------------------------------------------------------------------------------------------
     def _look(self, newcomer: _Newcomer) -> bool:
@@ -275,7 +278,7 @@ class Upgrades:
             return
         try:
             tune_socket(stream, connections.give_up_after_s)
-            protocol = UpgradedSocket(stream)
+            protocol = UpgradedSocket(stream, self._handlings)
             connection = way.connection_class(connections, way.transport, caller, protocol)
             connection.open(way.open_session)
             protocol.start(connection)

@@ -140,7 +140,7 @@ class DoorService:
         self.connections.stop()
         self._stop_listening()
         self.upgrades.close()
-        self.upgrades.cut_off()
+        await self.upgrades.cut_off()
         self._server.stop()
         await self._server.close_all_connections()
 
