@@ -11,11 +11,11 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from pymongo import MongoClient
@@ -319,6 +319,53 @@ def test_a_leak_is_found(fields: dict[str, Any]) -> None:
     assert not list(leaks.leaked(holdings(), holdings()))
     [finding] = leaks.leaked(holdings(**fields), holdings())
     assert finding.kind == "leak"
+
+
+class Busy:
+    """Stands for a node. `lasting`: its tasks; `late`: those that come in the end; of others it
+    has `passing` at a time, each of another kind every time it is looked at."""
+
+    def __init__(self, *lasting: str, late: Sequence[str] = (), passing: int = 0) -> None:
+        self.lasting = list(lasting)
+        self.late = late
+        self.passing = passing
+        self.looks = 0
+
+    async def figures(self) -> dict[str, float]:
+        return {}
+
+    def status(self) -> dict[str, str]:
+        return {"Threads": "3", "VmRSS": "61440 kB"}
+
+    async def tasks(self) -> list[str]:
+        self.looks += 1
+        late = self.late if self.looks == leaks.LOOKS else ()
+        return [*self.lasting, *late] + [
+            f"{'abcdefgh'[self.looks]}{each * 'x'}" for each in range(self.passing)
+        ]
+
+    def open_files(self) -> dict[str, int]:
+        return {"socket": 5 + (self.passing if self.looks % 2 else 0)}
+
+
+async def test_what_comes_and_goes_is_no_leak(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However much there is of it at one moment, as on a busy machine; what stays is one, also beside that."""
+    monkeypatch.setattr(leaks, "LOOK_EVERY_S", 0.0)
+    fresh = await leaks.what_there_may_be(cast("Node", Busy("sweep")), 1.0)
+    for left in ([], [f"lane {number}" for number in range(9)]):
+        used = await leaks.what_stays(cast("Node", Busy("sweep", *left, passing=20)), 1.0)
+        assert [finding.what for finding in leaks.leaked(used, fresh)] == (
+            ["tasks more than in a fresh server: lane (9)"] if left else []
+        )
+
+
+async def test_what_a_fresh_server_has_only_begun_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that has just been started does not do at once all that it will always do."""
+    monkeypatch.setattr(leaks, "LOOK_EVERY_S", 0.0)
+    lanes = [f"lane {number}" for number in range(9)]
+    used = await leaks.what_stays(cast("Node", Busy("sweep", *lanes)), 1.0)
+    fresh = await leaks.what_there_may_be(cast("Node", Busy("sweep", late=lanes)), 1.0)
+    assert not list(leaks.leaked(used, fresh))
 
 
 def test_tracebacks_are_found() -> None:

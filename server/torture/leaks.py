@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import asyncio
+import operator
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from server.torture.judging import Finding
 from server.torture.node import Node
@@ -24,6 +25,9 @@ POOLED_TASKS = frozenset({"PyMongoProtocol.read", "_poll_cancellation"})
 MORE_MIB = 96.0
 """By how much the memory may have grown: an interpreter gives little of it back."""
 
+LOOKS, LOOK_EVERY_S = 5, 1.0
+"""What comes and goes is not at each of these: on a busy machine there may be a lot of it at one moment."""
+
 QUIET_WITHIN_S = 40.0
 
 FRESH_WITHIN_S = 120.0
@@ -32,8 +36,8 @@ FRESH_WITHIN_S = 120.0
 
 @dataclass(frozen=True, slots=True)
 class Holdings:
-    """`files`: open descriptors by kind; `tasks`: names of tasks; `connections`, `queues`: figures of /metrics; `down`:
-    what the server depends on and does not reach."""
+    """`files`: open descriptors by kind; `tasks`: names of tasks, or their kinds; `connections`, `queues`: figures of
+    /metrics; `down`: what the server depends on and does not reach."""
 
     files: Mapping[str, int]
     threads: int
@@ -64,9 +68,29 @@ def _labelled(figures: Mapping[str, float], name: str) -> dict[str, float]:
     return {labels.split('"')[1]: value for (found, _, labels), value in parts if found == name}
 
 
-async def when_quiet(node: Node, within_s: float) -> Holdings:
+async def what_stays(node: Node, within_s: float) -> Holdings:
     """What the server holds when all connections are gone, nothing waits and all that it depends on is reached, or what
-    is left after so long."""
+    is left after so long. Of tasks and descriptors only as many as there are at each of several looks."""
+    return await _looked_at(node, await _when_quiet(node, within_s), operator.and_)
+
+
+async def what_there_may_be(node: Node, within_s: float) -> Holdings:
+    """As `what_stays`, but as many as there are at any look: some of what lasts is only begun."""
+    return await _looked_at(node, await _when_quiet(node, within_s), operator.or_)
+
+
+async def _looked_at(
+    node: Node, first: Holdings, both: Callable[[Counter[str], Counter[str]], Counter[str]]
+) -> Holdings:
+    tasks, files = Counter(map(_kind, first.tasks)), Counter(first.files)
+    for _ in range(LOOKS - 1):
+        await asyncio.sleep(LOOK_EVERY_S)
+        tasks = both(tasks, Counter(map(_kind, await node.tasks())))
+        files = both(files, Counter(node.open_files()))
+    return replace(first, tasks=sorted(tasks.elements()), files=files)
+
+
+async def _when_quiet(node: Node, within_s: float) -> Holdings:
     ends_at = time.monotonic() + within_s
     while True:
         holdings = await take_stock(node)
@@ -93,7 +117,7 @@ def leaked(used: Holdings, fresh: Holdings) -> Iterator[Finding]:
         more = used.files[kind] - fresh.files.get(kind, 0)
         if more > MORE_FILES:
             yield Finding("leak", f"{more} descriptors of the kind {kind} more than in a fresh server")
-    more_tasks = Counter(map(_kind, used.tasks)) - Counter(map(_kind, fresh.tasks))
+    more_tasks = Counter(used.tasks) - Counter(fresh.tasks)
     for kind in POOLED_TASKS:
         del more_tasks[kind]
     if sum(more_tasks.values()) > MORE_FILES:

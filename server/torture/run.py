@@ -32,7 +32,6 @@ from server.torture.judging import (
     count_repeated,
     judge,
 )
-from server.torture.leaks import when_quiet
 from server.torture.ledger import Request
 from server.torture.lines import LineEnded
 from server.torture.mailbox import Taken, read_taken
@@ -291,11 +290,11 @@ class Torture:
 
     async def _look_for_leaks_of(self, node: Node) -> None:
         try:
-            used = await when_quiet(node, leaks.QUIET_WITHIN_S)
+            used = await leaks.what_stays(node, leaks.QUIET_WITHIN_S)
             if not await node.restart():
                 self._broken(f"the {node.name} did not end at SIGTERM by itself")
             await node.serves(30.0)
-            fresh = await when_quiet(node, leaks.FRESH_WITHIN_S)
+            fresh = await leaks.what_there_may_be(node, leaks.FRESH_WITHIN_S)
         except OSError as error:
             self._broken(f"the {node.name} does not say what it holds: {error}")
             return
