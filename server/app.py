@@ -280,6 +280,7 @@ class Server:
                     "sockets": lambda: len(self._peers),
                     **self._backplane.queues,
                     **self._consumers.queues,
+                    **self._seat.queues,
                 },
                 mail_counts=self._store.mail_counts,
             )
@@ -345,7 +346,6 @@ class Server:
         cut_at, work_ends_at = ends_at - LETTING_GO_S / 2, ends_at - LETTING_GO_S
         self._checks.state = State.STOPPING
         await step("listening", lambda: self._refuse_new(listener), cut_at)
-        self._doors.upgrades.close()
         await step("reloading", self._reloads.cancel, cut_at)
         await step("fetching", lambda: self._consumers.stop(max(0.0, work_ends_at - now())), work_ends_at)
         await step("notifying", self._notifier.close, work_ends_at)
@@ -367,6 +367,7 @@ class Server:
 
     async def _refuse_new(self, listener: TCPListener) -> None:
         await listener.close()
+        self._doors.upgrades.close()
         # Who has a connection is answered on it once more, and then knows that it is over: a request that met one just
         # being closed would leave its caller in doubt whether it was carried out.
         self._http.conn_params.no_keep_alive = True

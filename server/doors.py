@@ -168,7 +168,7 @@ class Doors:
         if self._handoff is None:
             return None
         return Relocation(
-            affinity=self._handoff.affinity, session_in=self._session_in, give=self._handoff.give
+            session_in=self._session_in, owner_of=self._handoff.owner_of, give=self._handoff.give
         )
 
     def _session_in(self, uri: str) -> str | None:

@@ -9,24 +9,24 @@ from socket import socket
 from tornado.http1connection import HTTP1Connection
 from tornado.httputil import HTTPConnection, HTTPHeaders, RequestStartLine
 
-from server.affinity import Affinity
 from server.streams import PlainStream
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Relocation:
-    """`session_in`: the name in the path and query of a request that says where it belongs; None: anywhere. `give`:
-    hands a copy of a socket, and what was read of it, to the worker of this number."""
+    """`session_in`: the name in the path and query of a request that says where it belongs; None: anywhere. `owner_of`:
+    the number of the worker to which a request of this name belongs; None: this one. `give`: hands a copy of a socket,
+    and what was read of it, to the worker of this number."""
 
-    affinity: Affinity
     session_in: Callable[[str], str | None]
+    owner_of: Callable[[str | None], int | None]
     give: Callable[[int, socket, bytes], None]
 
     def takes(self, start_line: RequestStartLine, headers: HTTPHeaders, http: HTTPConnection) -> bool:
         """Whether this request, of which only the head has been read, has gone elsewhere. Under TLS none can: what two
         ends have agreed on is in the memory of this process."""
-        name = self.session_in(start_line.path)
-        if name is None or (owner := self.affinity.owner(name)) == self.affinity.number:
+        owner = self.owner_of(self.session_in(start_line.path))
+        if owner is None:
             return False
         if not isinstance(http, HTTP1Connection) or not isinstance(http.stream, PlainStream):
             return False

@@ -26,15 +26,23 @@ from tests.support.event_streams import event_stream
 from tests.support.feeds import SETTINGS, internal, user_token
 from tests.support.mongod import MongoDatabase
 from tests.support.processes import wait_until
-from tests.support.realtime import PollingClient, connect_packet, socket_client, stock_client
+from tests.support.realtime import PollingClient, connect_packet, figure, socket_client, stock_client
 from tests.support.sockjs_clients import PollingClient as XhrClient
-from tests.support.workers import WorkersServer, connections
+from tests.support.workers import WorkersServer, connections, listens
+
+SLOW_TO_GO = """
+from server.workers import supervisor, worker
+worker.HAND_OVER_S, supervisor.END_S = 60.0, 120.0
+"""
+"""So that a slow machine has the time for what a test does meanwhile."""
+
+HEALTHZ = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 @contextlib.contextmanager
-def running(folder: Path, database: MongoDatabase) -> Iterator[WorkersServer]:
+def running(folder: Path, database: MongoDatabase, *, fault: str = "") -> Iterator[WorkersServer]:
     settings = SETTINGS | {"NOTIFY_MONGODB_URL": database.url, "NOTIFY_MONGODB_DB": database.name}
-    with WorkersServer(folder, **settings) as server:
+    with WorkersServer(folder, fault=fault, **settings) as server:
         server.wait_for("backplane: connected to", 2)
         yield server
 
@@ -160,7 +168,7 @@ async def test_a_connection_that_is_many_sessions(server: WorkersServer, user: s
                 request = f"GET /socket.io/?{client.query} HTTP/1.1\r\nHost: localhost\r\n\r\n"
                 writer.write(request.encode())
                 assert await answered(reader) == (200, f'42["notification:new",{{"n":{number}}}]'.encode())
-            writer.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            writer.write(HEALTHZ)
             assert (await answered(reader))[0] == 200
 
 
@@ -272,6 +280,40 @@ async def test_workers_that_are_replaced(own_server: WorkersServer, user: str) -
         assert await client.poll() == ['42["notification:new",{"n":1}]']
 
 
+async def test_connections_that_are_kept_go_to_who_has_replaced_a_worker(
+    tmp_path: Path, mongo_database: MongoDatabase, user: str
+) -> None:
+    """Whatever comes over them: what the new one has begun is not known to the old one."""
+    async with AsyncExitStack() as stack:
+        server = stack.enter_context(running(tmp_path, mongo_database, fault=SLOW_TO_GO))
+        kept = [await stack.enter_async_context(raw(server)) for _ in range(12)]
+        for reader, writer in kept:
+            writer.write(HEALTHZ)
+            assert (await answered(reader))[0] == 200
+        old = server.workers[0]
+        server.spoil(2)  # one that is replaced is enough
+        assert 0 < connections(old, local=server.port) < len(kept), "all of them are at one worker"
+        stack.callback(os.kill, old, signal.SIGKILL)  # or the end would wait for it
+        server.tell(signal.SIGUSR2)
+        await asyncio.to_thread(server.wait_for, r"worker 1 \(pid \d+\) is replaced by")
+        await until(lambda: not listens(old, server.port))
+        client = PollingClient(server)
+        await client.join(user)
+        while Affinity(count=2).owner(client.sid):
+            client = PollingClient(server)
+            await client.join(user)
+        for number, (reader, writer) in enumerate(kept):
+            internal(server, [user], {"n": number})
+            writer.write(f"GET /socket.io/?{client.query} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+            assert await answered(reader) == (200, f'42["notification:new",{{"n":{number}}}]'.encode())
+            writer.write(HEALTHZ)
+            assert (await answered(reader))[0] == 200
+        assert not connections(old, local=server.port)
+        assert figure(server, 'notification_handoffs_total{outcome="given"}') >= len(kept)
+        assert figure(server, 'notification_handoffs_total{outcome="taken"}') > 0
+        assert figure(server, 'notification_queue_depth{queue="handoff"}') == 0
+
+
 async def test_no_connection_stays_behind(server: WorkersServer, user: str) -> None:
     """Neither with whom it came to, nor with whom it went to, when its client has gone."""
     clients = [PollingClient(server) for _ in range(4)]
@@ -319,6 +361,12 @@ async def two_workers() -> AsyncIterator[list[Handoff]]:
             each.close()
 
 
+def outcomes(worker: Handoff) -> dict[str, float]:
+    """How many connections, by what became of them."""
+    [family] = worker.figures.collect()
+    return {sample.labels["outcome"]: sample.value for sample in family.samples}
+
+
 async def test_what_one_worker_gives_the_other_takes() -> None:
     async with two_workers() as (one, other):
         taken: asyncio.Queue[tuple[socket.socket, bytes]] = asyncio.Queue()
@@ -331,6 +379,20 @@ async def test_what_one_worker_gives_the_other_takes() -> None:
         assert not connection.getblocking()
         assert not os.get_inheritable(connection.fileno())
         connection.close()
+
+
+async def test_who_has_given_way_has_nothing_that_is_still_to_come() -> None:
+    """Neither of a session nor of none; until then it has what is its own, and what is nobody's."""
+    async with two_workers() as (one, other):
+        names = [secrets.token_urlsafe(8) for _ in range(50)]
+        mine = [name for name in names if one.affinity.owner(name) == 0]
+        foreign = [name for name in names if one.affinity.owner(name) == 1]
+        assert {one.owner_of(name) for name in [None, *mine]} == {None}
+        assert {one.owner_of(name) for name in foreign} == {1}
+        one.give_way()
+        assert {one.owner_of(name) for name in [None, *mine]} == {0}
+        assert {one.owner_of(name) for name in foreign} == {1}
+        assert other.owner_of(None) is None
 
 
 async def test_what_waits_is_given_when_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -362,6 +424,9 @@ async def test_what_waits_is_given_when_there_is_room(monkeypatch: pytest.Monkey
                 one.give(1, there, b" " * 50_000)
         await until(lambda: not one.waiting)
         assert clients[-1].recv(1) == b""
+        assert outcomes(other) == {"given": 0, "taken": given, "closed": 0}
+        assert outcomes(one)["given"] >= given
+        assert outcomes(one)["closed"] > 0
         for each in clients:
             each.close()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,14 @@ from typing import Any
 import pytest
 
 from server import bus
+from server.affinity import Affinity
 from server.messages import MailRecipient
 from server.metrics import Metrics, Sources
 from server.store import MailCounts, MailOutcome
 from server.wire import SLOW
+from server.workers.handoff import Handoff
 from tests.support.mongod import MongoDatabase
-from tests.support.running_server import RunningServer
+from tests.support.workers import WorkersServer
 from tests.test_metrics import AT, Speaker, publication, stored
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -75,6 +78,8 @@ async def families() -> Families:
     metrics.note_check("store", True, 0.1)
     await metrics.refresh()
     metrics.close()
+    with socket.socket() as inbox:
+        metrics.registry.register(Handoff(Affinity(), inbox, []).figures)
     found: Families = {}
     for family in metrics.registry.collect():
         samples = [sample for sample in family.samples if not sample.name.endswith("_created")]
@@ -117,8 +122,8 @@ async def test_every_metric_is_documented_as_it_is(families: Families) -> None:
 
 
 def test_what_waits_and_what_is_depended_on_is_named(tmp_path: Path, mongo_database: MongoDatabase) -> None:
-    """Every queue and every dependency of a server that has all brokers, whether they are there or not, and a way to
-    other nodes."""
+    """Every queue and every dependency of a server that has all brokers, whether they are there or not, a way to other
+    nodes, and workers."""
     settings = {
         "NOTIFY_REDIS_HUB_URL": "redis://127.0.0.1:9/0",
         "NOTIFY_RABBITMQ_URL": "amqp://127.0.0.1:9/",
@@ -126,7 +131,7 @@ def test_what_waits_and_what_is_depended_on_is_named(tmp_path: Path, mongo_datab
         "NOTIFY_MONGODB_DB": mongo_database.name,
         "NOTIFY_CLUSTER_BACKPLANE": "mongodb",
     }
-    with RunningServer(tmp_path, **settings) as server:
+    with WorkersServer(tmp_path, **settings) as server:
         figures = server.request("GET", "/metrics", headers={"Accept": "text/plain"}).body.decode()
         dependencies = set(server.get("/readyz").json()["dependencies"])
     queues = set(re.findall(r'^notification_queue_depth\{queue="(\w+)"', figures, re.MULTILINE))

@@ -12,10 +12,11 @@ import socket
 import struct
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from server.affinity import Affinity
+from server.tallies import TallyFamily
 from server.tasks import Tasks
 
 logger = logging.getLogger(__name__)
@@ -58,17 +59,36 @@ class Handoff:
 
     def __init__(self, affinity: Affinity, inbox: socket.socket, posts: Sequence[socket.socket]) -> None:
         self.affinity = affinity
+        self.has_successor = False
+        """Whether another worker has this number now: see `give_way`."""
+        self.figures = TallyFamily(
+            "notification_handoffs",
+            "Connections that belong to another worker, by what became of them.",
+            ("outcome",),
+        )
+        self._given, self._taken, self._closed = map(self.figures.labels, ("given", "taken", "closed"))
         self._inbox = inbox
         self._ways = [_Way(post) for post in posts]
         self._throwing = Tasks()
         self._take: Take | None = None
-        self._closed = 0
+        self._closed_unsaid = 0
         self._reported_at = -REPORT_EVERY_S
 
     @property
     def waiting(self) -> int:
         """How many connections there was no room for yet."""
         return sum(len(way.waiting) for way in self._ways)
+
+    @property
+    def queues(self) -> Mapping[str, Callable[[], int]]:
+        """How much waits, by name."""
+        return {"handoff": lambda: self.waiting}
+
+    def owner_of(self, session: str | None) -> int | None:
+        """The worker to which a request of the session of this name (None: of none) belongs; None: to this one."""
+        number = self.affinity.number
+        owner = number if session is None else self.affinity.owner(session)
+        return None if owner == number and not self.has_successor else owner
 
     # -- giving ----------------------------------------------------------------------------------------------
     def give(self, owner: int, connection: socket.socket, request: bytes) -> None:
@@ -105,24 +125,33 @@ class Handoff:
             return False
         except OSError as exc:  # whatever is wrong with it, it will not get better
             self._report(str(exc))
+        else:
+            self._given.value += 1
         return True
 
     def _report(self, why: str) -> None:
-        self._closed += 1
+        self._closed.value += 1
+        self._closed_unsaid += 1
         now = time.monotonic()
         if now - self._reported_at >= REPORT_EVERY_S:
             logger.warning(
                 "closed %d connections that belong to another worker, the last one since %s",
-                self._closed,
+                self._closed_unsaid,
                 why,
             )
-            self._closed, self._reported_at = 0, now
+            self._closed_unsaid, self._reported_at = 0, now
 
     # -- taking ----------------------------------------------------------------------------------------------
     def start(self, take: Take) -> None:
         """Take what comes from now on."""
         self._take = take
         asyncio.get_running_loop().add_reader(self._inbox, self._receive)
+
+    def give_way(self) -> None:
+        """Another one has this number now, and with it all requests that are still to come, of whatever session: it may
+        be one that the other has begun."""
+        self.has_successor = True
+        self.stop()
 
     def stop(self) -> None:
         """Take no more: another one with the same number does. Idempotent."""
@@ -148,6 +177,7 @@ class Handoff:
             self._report("it has waited for too long")
             connection.close()
         else:
+            self._taken.value += 1
             self._take(connection, datagram[_HEAD.size :])
 
     async def close(self) -> None:

@@ -7,8 +7,9 @@ import contextvars
 import logging
 import signal
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from server.config import Config
 from server.greeting import announce
@@ -48,6 +49,8 @@ class Seat:
 
     handoff: Handoff | None = None
     """To the other processes on these ports; None: there are none."""
+    queues: Mapping[str, Callable[[], int]] = MappingProxyType({})
+    """How much waits to be handed to them, by name."""
 
     async def take(self, orders: Orders) -> None:
         """Obey from now on."""

@@ -27,8 +27,8 @@ WAIT_S = 2.0
 """For the figures of the others; the supervisor waits for none of them half as long."""
 
 HAND_OVER_S = 3.0
-"""Callers that keep a connection open send something over it within this time, mostly; the answer says that it was the
-last one there."""
+"""Callers that keep a connection open send something over it within this time, mostly; it goes to the successor, or,
+where that cannot be (TLS), the answer says that it was the last one there."""
 
 LEAVE_S = 1.0
 """For the last figures to be handed over."""
@@ -44,6 +44,8 @@ class WorkerSeat(Seat):
         self.listens_early = given.is_early
         self.lease_holder = given.lease_holder
         self.handoff = _handoff(given)
+        if self.handoff is not None:
+            self.queues = self.handoff.queues
         self._lifeline = given.lifeline
         self._connected = socket.socket(fileno=given.channel)
         self._channel: Channel | None = None
@@ -68,8 +70,7 @@ class WorkerSeat(Seat):
         while (message := await channel.hear()) is not None:
             match message:
                 case {"is": "end", "replaced": replaced}:
-                    self.hand_over_s = HAND_OVER_S if replaced else 0.0
-                    orders.end()
+                    self._end(orders, is_replaced=replaced)
                 case {"is": "reload"}:
                     orders.reload()
                 case {"is": "sign"}:
@@ -80,6 +81,15 @@ class WorkerSeat(Seat):
                     self._answer.set_result(message)
         logger.warning("the supervisor is gone, so this worker ends, too")
         self.drains = False
+        orders.end()
+
+    def _end(self, orders: Orders, *, is_replaced: bool) -> None:
+        """It may be told twice: the one that has replaced it may have to end as well, before this one has."""
+        self.hand_over_s = HAND_OVER_S if is_replaced else 0.0
+        if self.handoff is not None and is_replaced:
+            self.handoff.give_way()
+        elif self.handoff is not None:
+            self.handoff.has_successor = False
         orders.end()
 
     def _watch(self, orders: Orders) -> None:
@@ -109,6 +119,8 @@ class WorkerSeat(Seat):
     def watch(self, metrics: Metrics) -> None:
         self._metrics = metrics
         metrics.others = self._with_others
+        if self.handoff is not None:
+            metrics.registry.register(self.handoff.figures)
 
     async def _tell_figures(self, channel: Channel) -> None:
         if self._metrics is not None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from tests.support.processes import wait_until
 from tests.support.running_server import RunningServer
 
-_ESTABLISHED = "01"
+_ESTABLISHED, _LISTENS = "01", "0A"
 
 _FAULT = """
 import json, os, signal, time
@@ -25,10 +25,13 @@ if given:
 
 
 class WorkersServer(RunningServer):
-    """`serve --workers 2`. A worker whose number has been `spoil`t ends as soon as it is started."""
+    """`serve --workers 2`. A worker whose number has been `spoil`t ends as soon as it is started. `fault`: run in each
+    process before anything else."""
 
-    def __init__(self, folder: Path, *, arguments: Sequence[str] = (), **settings: str) -> None:
-        (folder / "sitecustomize.py").write_text(_FAULT)
+    def __init__(
+        self, folder: Path, *, arguments: Sequence[str] = (), fault: str = "", **settings: str
+    ) -> None:
+        (folder / "sitecustomize.py").write_text(_FAULT + fault)
         root = Path(__file__).resolve().parents[2]
         settings = {"PYTHONPATH": f"{folder}:{root}", **settings}
         super().__init__(folder, arguments=("--workers", "2", *arguments), **settings)
@@ -68,11 +71,20 @@ class WorkersServer(RunningServer):
 
 def connections(pid: int, *, local: int | None = None, remote: int | None = None) -> int:
     """How many TCP connections (IPv4) a process has at this port of its own, or to this one of another."""
+    return _sockets(pid, _ESTABLISHED, local, remote)
+
+
+def listens(pid: int, port: int) -> bool:
+    """Whether a process accepts connections there."""
+    return bool(_sockets(pid, _LISTENS, port, None))
+
+
+def _sockets(pid: int, state: str, local: int | None, remote: int | None) -> int:
     inodes = set()
     for entry in Path("/proc/net/tcp").read_text().splitlines()[1:]:
         fields = entry.split()
         ports = [int(fields[number].rpartition(":")[2], 16) for number in (1, 2)]
-        if fields[3] == _ESTABLISHED and local in (None, ports[0]) and remote in (None, ports[1]):
+        if fields[3] == state and local in (None, ports[0]) and remote in (None, ports[1]):
             inodes.add(f"socket:[{fields[9]}]")
     return len(inodes & {_target(file) for file in Path(f"/proc/{pid}/fd").iterdir()})
 
