@@ -358,6 +358,18 @@ def test_sigusr2_replaces_all_workers_and_no_request_fails(server: WorkersServer
     assert "Traceback" not in server.log
 
 
+def test_sigusr2_replaces_a_worker_too_that_does_not_serve_yet(server: WorkersServer) -> None:
+    """It was started with what was there before."""
+    killed = server.workers[1]
+    os.kill(killed, signal.SIGKILL)
+    wait_until(lambda: len(server.workers) == 2 and killed not in server.workers, "the next one")
+    begun = server.workers
+    assert not server.said(rf"worker 2 \(pid {begun[1]}\) serves$")
+    server.tell(signal.SIGUSR2)
+    server.wait_for("all workers are replaced$", timeout_s=120)
+    assert not set(server.workers) & set(begun)
+
+
 def test_a_worker_stays_if_the_one_to_replace_it_does_not_come_up(server: WorkersServer) -> None:
     """And so do all others: a clear line in the log, and nobody notices anything else."""
     before = server.workers
