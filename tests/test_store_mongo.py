@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from bson import ObjectId
-from pymongo import MongoClient
+from pymongo import AsyncMongoClient, MongoClient
 from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.database import Database
 from pymongo.errors import (
@@ -27,6 +27,7 @@ from pymongo.errors import (
     PyMongoError,
     WTimeoutError,
 )
+from pymongo.message import _CursorAddress
 
 from server.errors import Busy, NotFound, ServerError, StartupError, StoreUnavailable, TooLarge
 from server.messages import Document, EmailDuty, Mail, MailRecipient, Recipient, now
@@ -1162,6 +1163,23 @@ async def test_a_frozen_server(own_mongod: Mongod, monkeypatch: pytest.MonkeyPat
         assert len(await inboxes(store)) == len(USERS)
         assert await whole_inbox(store) == [before]
         assert await store.mail_counts() == MailCounts(len(USERS), 0)
+
+
+@pytest.mark.usefixtures("sockets_of_pymongo")
+async def test_pymongo_does_not_say_once_more_that_the_server_is_away(
+    own_mongod: Mongod, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With a traceback, about its own housekeeping; anything else that goes wrong there is to be seen."""
+    async with AsyncMongoClient[Any](own_mongod.url, serverSelectionTimeoutMS=50) as client:
+        await client.admin.command("ping")
+        own_mongod.kill()
+        client._close_cursor_soon(1, _CursorAddress(("127.0.0.1", own_mongod.port), "db.documents"))
+        await client._process_kill_cursors()
+        assert not caplog.records
+        client._close_cursor_soon(1, 7)  # type: ignore[arg-type]  # no address
+        await client._process_kill_cursors()
+    [record] = caplog.records
+    assert record.exc_info is not None
 
 
 async def test_killing_the_server_under_load(own_mongod: Mongod) -> None:

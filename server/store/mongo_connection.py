@@ -52,6 +52,15 @@ PARALLEL_ARRAYS_CODE = 171
 """A document has lists in two fields of an index."""
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+    """pymongo logs what fails of its own housekeeping with a traceback; that MongoDB is away says who waits for it."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, ConnectionFailure)
+
+
+logging.getLogger("pymongo.client").addFilter(_is_news)
+
+
 class DocumentRefused(OperationFailure):
     """MongoDB will never take this document. What it says beside the code may hold what the document holds, so it is
     left out. `is_there`: it has one with this `_id`."""
