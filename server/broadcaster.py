@@ -195,8 +195,8 @@ class Broadcaster:
         any document was given: what was read of their inbox before is without it."""
         if known_since is None:
             # Not at the next time that joins are written down: a broadcast that another node accepts before that would
-            # be over without this user. Of many who join at once a few calls write them all.
-            await self._tenants.write_down()
+            # be over without this user.
+            await self._tenants.write_user(*room)
         if self._open_count == 0:
             return False  # nothing is owed to anybody: it makes no difference since when
         if known_since is None:

@@ -1,9 +1,9 @@
-"""What is asked for several times at the same moment: one answer for all, or one after the other."""
+"""What is asked for several times at the same moment: one answer for all, all at once, or one after the other."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
@@ -12,7 +12,18 @@ from server.errors import Busy, InProgress, ServerError
 from server.tasks import Tasks
 
 K = TypeVar("K", bound=Hashable)
+Q = TypeVar("Q")
 T = TypeVar("T")
+
+QUIET_TURNS = 4
+"""Of the loop, in which nobody came: then those who were gathered go on. A loop that has nothing else to do is through
+them in a moment; in a busy one they take about as long as it pays to wait for others."""
+
+GATHER_S = 0.005
+"""However many still come, nobody waits longer for others (but to the end of the turn)."""
+
+GATHERED_AT_ONCE = 32
+"""So many do not wait for more."""
 
 
 class SingleFlight(Generic[K, T]):
@@ -50,6 +61,69 @@ async def _outcome(make: Callable[[], Awaitable[T]]) -> T | ServerError:
         return await make()
     except ServerError as error:
         return error
+
+
+class Gathering(Generic[Q, T]):
+    """Questions of the same moment go on as one: where an answer costs less than asking for it. `name`: what its tasks
+    are called. `ask`: the answers to several questions, in their order; what it raises is the answer to each."""
+
+    def __init__(self, name: str, ask: Callable[[Sequence[Q]], Awaitable[Sequence[T]]]) -> None:
+        self._name = name
+        self._ask = ask
+        self._tasks = Tasks()
+        self._gathered: list[tuple[Q, asyncio.Future[T]]] = []
+        self._until = 0.0
+        self._unanswered = 0
+
+    def __len__(self) -> int:
+        """How many questions have no answer yet."""
+        return self._unanswered
+
+    def put(self, question: Q) -> asyncio.Future[T]:
+        """The answer to this question. One that is cancelled before it goes on is left out."""
+        loop = asyncio.get_running_loop()
+        if not self._gathered:
+            self._until = loop.time() + GATHER_S
+            loop.call_soon(self._look, 1, QUIET_TURNS)
+        answer: asyncio.Future[T] = loop.create_future()
+        self._gathered.append((question, answer))
+        self._unanswered += 1
+        return answer
+
+    async def finish(self, deadline_s: float) -> None:
+        """Answer what was asked so far; what takes longer is cancelled."""
+        self._go_on()
+        await self._tasks.finish(deadline_s)
+
+    def _look(self, before: int, turns: int) -> None:
+        """Whether to wait for more, a turn later: then there were so many, and so many turns might go by."""
+        loop, count = asyncio.get_running_loop(), len(self._gathered)
+        turns = QUIET_TURNS if count > before else turns - 1
+        if turns and 0 < count < GATHERED_AT_ONCE and loop.time() < self._until:
+            loop.call_soon(self._look, count, turns)
+        else:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        if self._gathered:
+            gathered, self._gathered = self._gathered, []
+            self._tasks.start(self._answer(gathered), self._name)
+
+    async def _answer(self, gathered: Sequence[tuple[Q, asyncio.Future[T]]]) -> None:
+        waiting = [each for each in gathered if not each[1].done()]
+        try:
+            answers = await self._ask([question for question, _ in waiting]) if waiting else ()
+            for (_, answer), said in zip(waiting, answers, strict=True):
+                if not answer.done():
+                    answer.set_result(said)
+        except Exception as error:
+            for _, answer in waiting:
+                if not answer.done():
+                    answer.set_exception(error)
+        finally:
+            self._unanswered -= len(gathered)
+            for _, answer in waiting:
+                answer.cancel()  # does nothing, unless this was cancelled
 
 
 @dataclass(slots=True)

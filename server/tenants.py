@@ -15,6 +15,7 @@ from datetime import datetime
 
 from server.bus import ACCESS_CHANGED, USERS_SIGNED_OUT, tell
 from server.errors import StoreUnavailable
+from server.flights import Gathering
 from server.grants import ApiKey, SigningSecret, SignOut, Tenant, hash_secret
 from server.messages import now
 from server.rooms import Room, SignIn
@@ -55,6 +56,7 @@ class Tenants:
         self._used_keys: dict[str, datetime] = {}
         self._seen_users: dict[tuple[str, str], datetime] = {}
         self._writing = asyncio.Lock()
+        self._joins = Gathering("writing joins", self._write_joins)
 
     # -- what is known ---------------------------------------------------------------------------------------
     def is_active(self, tenant: str) -> bool:
@@ -182,6 +184,17 @@ class Tenants:
         # In turn: what another call has taken, and not written yet, is to be written when this one returns.
         async with self._writing:
             await self._write_down()
+
+    async def write_user(self, tenant: str, user_id: str) -> None:
+        """Return when it is written down that this user has joined, as `note_user` was told; of many who join at once a
+        few writes do. Raises `StoreUnavailable`."""
+        await self._joins.put((tenant, user_id))
+
+    async def _write_joins(self, users: Sequence[tuple[str, str]]) -> Sequence[None]:
+        async with self._writing:
+            if not self._seen_users.keys().isdisjoint(users):
+                await self._write_down()
+        return [None] * len(users)
 
     async def _write_down(self) -> None:
         directory = self._directory()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 
 import pytest
 
+from server import flights as flights_module
 from server.errors import BadCredentials, Busy, InProgress
-from server.flights import SingleFlight, Turns
+from server.flights import GATHERED_AT_ONCE, QUIET_TURNS, Gathering, SingleFlight, Turns
 
 
 class Slow:
@@ -156,3 +158,125 @@ async def test_who_is_cancelled_while_waiting_blocks_nobody() -> None:
     await waiting[1]
     assert waiting[0].cancelled()
     assert not turns._turns
+
+
+# -- questions that go on together ---------------------------------------------------------------------------
+class Asked:
+    """Answers with the double, when it is let; keeps what it was asked."""
+
+    def __init__(self) -> None:
+        self.questions: list[list[int]] = []
+        self.may_answer = asyncio.Event()
+        self.may_answer.set()
+
+    async def __call__(self, questions: Sequence[int]) -> list[int]:
+        self.questions.append(list(questions))
+        await self.may_answer.wait()
+        if 13 in questions:
+            raise BadCredentials
+        return [2 * question for question in questions]
+
+
+@pytest.fixture
+def asked() -> Asked:
+    return Asked()
+
+
+@pytest.fixture
+def gathering(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> Gathering[int, int]:
+    """One in which it makes no difference how fast this machine is."""
+    monkeypatch.setattr(flights_module, "GATHER_S", 60.0)
+    return Gathering("test", asked)
+
+
+async def test_questions_of_the_same_moment_are_one(gathering: Gathering[int, int], asked: Asked) -> None:
+    """Also of the turns that follow, as long as more come. Each gets its own answer."""
+    answers = []
+    for question in range(1, 6):
+        answers.append(gathering.put(question))
+        for _ in range(QUIET_TURNS - 1):
+            await asyncio.sleep(0)
+    assert len(gathering) == 5
+    assert await asyncio.gather(*answers) == [2, 4, 6, 8, 10]
+    assert await gathering.put(6) == 12
+    assert asked.questions == [[1, 2, 3, 4, 5], [6]]
+    assert len(gathering) == 0
+
+
+async def test_nobody_waits_for_one_that_is_under_way(gathering: Gathering[int, int], asked: Asked) -> None:
+    asked.may_answer.clear()
+    first = gathering.put(1)
+    await _turns(2 * QUIET_TURNS)
+    second = gathering.put(2)
+    await _turns(2 * QUIET_TURNS)
+    assert asked.questions == [[1], [2]]
+    asked.may_answer.set()
+    assert await asyncio.gather(first, second) == [2, 4]
+
+
+async def test_a_crowd_goes_on_in_portions(gathering: Gathering[int, int], asked: Asked) -> None:
+    """Though one comes in every turn: the first of them do not wait for the last."""
+    answers = []
+    for question in range(2 * GATHERED_AT_ONCE):
+        answers.append(gathering.put(question + 100))
+        await asyncio.sleep(0)
+    await asyncio.gather(*answers)
+    assert len(asked.questions) > 1
+    assert all(len(portion) <= GATHERED_AT_ONCE + 1 for portion in asked.questions)
+
+
+async def test_nobody_waits_long_for_others(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many still come."""
+    monkeypatch.setattr(flights_module, "GATHER_S", 0.0)
+    gathering = Gathering("test", asked)
+    answers = []
+    for question in (1, 2):
+        answers.append(gathering.put(question))
+        await _turns(2)
+    assert await asyncio.gather(*answers) == [2, 4]
+    assert asked.questions == [[1], [2]]
+
+
+async def test_a_failure_is_the_answer_to_all_of_them(
+    gathering: Gathering[int, int], asked: Asked, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And of no others; it is no failure of a task."""
+    answers = [gathering.put(question) for question in (1, 13)]
+    for outcome in await asyncio.gather(*answers, return_exceptions=True):
+        assert isinstance(outcome, BadCredentials)
+    assert await gathering.put(2) == 4
+    assert not caplog.records
+    assert len(gathering) == 0
+
+
+async def test_a_question_that_was_given_up_is_left_out(gathering: Gathering[int, int], asked: Asked) -> None:
+    """If all were, nothing is asked. One that is given up later changes nothing for the others."""
+    first, second = gathering.put(1), gathering.put(2)
+    first.cancel()
+    assert await second == 4
+    gathering.put(3).cancel()
+    await _turns(2 * QUIET_TURNS)
+    asked.may_answer.clear()
+    fourth, fifth = gathering.put(4), gathering.put(5)
+    await _turns(2 * QUIET_TURNS)
+    fourth.cancel()
+    asked.may_answer.set()
+    assert await fifth == 10
+    assert asked.questions == [[2], [4, 5]]
+    assert len(gathering) == 0
+
+
+async def test_at_the_end_all_is_answered(gathering: Gathering[int, int], asked: Asked) -> None:
+    """What had not gone on yet, too; what takes too long is cancelled, and so is who waits for it."""
+    answer = gathering.put(1)
+    await gathering.finish(60)
+    assert answer.result() == 2
+    asked.may_answer.clear()
+    answer = gathering.put(2)
+    await gathering.finish(0.01)
+    assert answer.cancelled()
+
+
+async def _turns(count: int) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)

@@ -266,6 +266,22 @@ async def test_the_welcome_of_whom_nobody_knows(store: Store) -> None:
     assert await store.welcome(TENANT, "nobody") == Welcome(at)
 
 
+async def test_the_welcomes_of_many_at_once(store: Store) -> None:
+    """Each gets what they asked for, and theirs."""
+    for number in range(40):
+        await put_many(store, number % 3, f"user{number}")
+    asked = [
+        store.welcome(TENANT, f"user{number}", unseen=number % 2, counts=True, changes=2)
+        for number in range(40)
+    ]
+    for number, welcome in enumerate(await asyncio.gather(*asked)):
+        assert welcome == await store.welcome(
+            TENANT, f"user{number}", unseen=number % 2, counts=True, changes=2
+        )
+        assert {each.user_id for each in (*welcome.unseen, *welcome.changes)} <= {f"user{number}"}
+        assert welcome.counts.total == number % 3
+
+
 # -- parts of the inbox --------------------------------------------------------------------------------------
 
 

@@ -24,12 +24,14 @@ from server.store import (
     WAYS,
     MailOutcome,
     RefusedMail,
+    Welcome,
     sqlite_broadcasts,
     sqlite_deliveries,
     sqlite_mail,
     sqlite_reading,
     sqlite_threads,
 )
+from server.store import sqlite as sqlite_module
 from server.store.sqlite import SQLiteStore
 from server.store.sqlite_schema import VERSION
 from server.store.sqlite_threads import Readers, Writer
@@ -712,6 +714,29 @@ async def test_full_readers_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
     await readers.close()
     with pytest.raises(StoreUnavailable, match="closed"):
         readers.submit(lambda c: 5)
+
+
+async def test_too_many_welcomes_are_refused(store: SQLiteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once, though they would go on together."""
+    monkeypatch.setattr(sqlite_module, "MAX_WAITING", 3)
+    welcomes = [asyncio.ensure_future(store.welcome(TENANT, USER)) for _ in range(5)]
+    outcomes = await asyncio.gather(*welcomes, return_exceptions=True)
+    assert outcomes[:3] == [Welcome(None)] * 3
+    assert all(isinstance(outcome, StoreUnavailable) for outcome in outcomes[3:])
+    assert await store.welcome(TENANT, USER) == Welcome(None)
+
+
+async def test_closing_reads_the_welcomes_that_were_asked_for(path: Path) -> None:
+    """Who asks afterwards is refused."""
+    await create(path)
+    store = SQLiteStore(path)
+    await store.open()
+    asked = asyncio.ensure_future(store.welcome(TENANT, USER))
+    await asyncio.sleep(0)
+    await store.close()
+    assert await asked == Welcome(None)
+    with pytest.raises(StoreUnavailable, match="closed"):
+        await store.welcome(TENANT, USER)
 
 
 async def test_closing_readers_does_what_waits() -> None:

@@ -543,6 +543,41 @@ async def test_writing_down_nothing_asks_nothing(node: Node) -> None:
     assert node.directory.calls == []
 
 
+async def test_who_waits_for_it_is_written_down(node: Node) -> None:
+    """Many at once in a few writes; who joins during one is in the next."""
+    gate = node.directory.hold("note_users")
+    node.tenants.note_user(*ALICE)
+    first = asyncio.create_task(node.tenants.write_user(*ALICE))
+    await gate.reached()
+    late = [(DEFAULT_TENANT, f"user{number}") for number in range(20)]
+    for user in late:
+        node.tenants.note_user(*user)
+    others = [asyncio.create_task(node.tenants.write_user(*user)) for user in late]
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert not any(other.done() for other in (first, *others))
+    node.directory.calls.clear()
+    gate.open()
+    await asyncio.gather(first, *others)
+    assert node.directory.calls == ["note_users"]
+    users = await node.other.users(DEFAULT_TENANT, after=None, limit=30)
+    assert {user.user_id for user in users} == {"alice", *(user_id for _, user_id in late)}
+
+
+async def test_who_is_written_down_already_waits_for_nothing(node: Node) -> None:
+    """Also if others are to be written, or the store is away; who is not, hears that it is."""
+    node.tenants.note_user(*ALICE)
+    await node.tenants.write_user(*ALICE)
+    node.tenants.note_user(DEFAULT_TENANT, "bob")
+    node.directory.goes_away()
+    await node.tenants.write_user(*ALICE)
+    with pytest.raises(StoreUnavailable):
+        await node.tenants.write_user(DEFAULT_TENANT, "bob")
+    node.directory.is_back()
+    await node.tenants.write_user(DEFAULT_TENANT, "bob")
+    assert len(await node.other.users(DEFAULT_TENANT, after=None, limit=10)) == 2
+
+
 async def test_a_flood_of_joins_is_bounded(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     """More users than can be noted are noted at their next join."""
     monkeypatch.setattr(tenants_module, "MAX_NOTED", 2)

@@ -19,7 +19,7 @@ from typing import TypeVar
 
 from server import messages
 from server.errors import StoreUnavailable
-from server.flights import Turns
+from server.flights import Gathering, Turns
 from server.folder_lock import FolderLock
 from server.messages import Document, EmailDuty, Notification, Recipient
 from server.revs import RevClock
@@ -53,7 +53,7 @@ from server.store.sqlite_leases import SQLiteLeases
 from server.store.sqlite_outbox import SQLiteOutbox
 from server.store.sqlite_retention import SQLiteRetention
 from server.store.sqlite_schema import cannot_open, open_reader, to_ms
-from server.store.sqlite_threads import Readers, Work, Writer, within
+from server.store.sqlite_threads import MAX_WAITING, Readers, Work, Writer, within
 from server.store.sqlite_upgrade import open_upgraded
 
 T = TypeVar("T")
@@ -96,6 +96,7 @@ class SQLiteStore:
         self._stored_rev = self._visible_rev = 0
         self._unheard: deque[Document] = deque(maxlen=MAX_UNHEARD)
         self._turns: Turns[tuple[str, str]] = Turns(timeout_s)
+        self._welcomes = Gathering("welcomes", self._read_welcomes)
         self._writer: Writer | None = None
         self._additions: Additions | None = None
         self._readers: Readers | None = None
@@ -117,6 +118,7 @@ class SQLiteStore:
 
     async def close(self) -> None:
         """See `Store.close`."""
+        await self._welcomes.finish(self._timeout_s)
         if self._readers is not None:
             await self._readers.close()
         if self._additions is not None:
@@ -224,7 +226,13 @@ class SQLiteStore:
         after: tuple[int, str] = (0, ""),
     ) -> Welcome:
         """See `Store.welcome`."""
-        return await self._read(lambda c: reading.welcome(c, tenant, user_id, unseen, counts, changes, after))
+        if len(self._welcomes) >= MAX_WAITING:
+            raise StoreUnavailable("the store has too much to do; try again")
+        return await self._welcomes.put((tenant, user_id, unseen, counts, changes, after))
+
+    async def _read_welcomes(self, asked: Sequence[reading.WelcomeAsked]) -> list[Welcome]:
+        """To wake a thread, and the loop again, costs several times what it costs to read one."""
+        return await self._read(lambda c: [reading.welcome(c, *each) for each in asked])
 
     # -- changing --------------------------------------------------------------------------------------------
     async def mark_seen(self, tenant: str, user_id: str, ids: Sequence[str]) -> Change:

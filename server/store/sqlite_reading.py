@@ -131,6 +131,9 @@ STILL_UNSEEN = """
 Position = tuple[int, bytes]
 """Of a document in its inbox: (created_at, id)."""
 
+WelcomeAsked = tuple[str, str, int, bool, int, tuple[int, str]]
+"""What `welcome` is asked: tenant, user id, and how much of what."""
+
 FIRST: Position = (-(1 << 63), b"")
 _LAST: Position = ((1 << 63) - 1, b"")
 """Before and after all documents."""
