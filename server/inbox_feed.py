@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from server.auth import Identity
-from server.conversations.v2 import REFRESH_S, chunk_fields, telling_of_delay
+from server.conversations.v2 import REFRESH_S, TellingOfDelay, chunk_fields
 from server.errors import StoreUnavailable
 from server.feed import Feed, FeedServices, Portion
 from server.rooms import Connection
@@ -43,7 +43,7 @@ class InboxFeed(Feed):
             self._refreshing.cancel()
 
     async def _patiently(self, read: Callable[[], Awaitable[T]]) -> T:
-        with telling_of_delay(lambda: self.connection.send(self.dialect.of(delayed_frame()))):
+        with TellingOfDelay(lambda: self.connection.send(self.dialect.of(delayed_frame()))):
             return await super()._patiently(read)
 
     async def _backlog(self) -> AsyncIterator[Portion]:

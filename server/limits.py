@@ -180,9 +180,10 @@ class Limits:
 
     def _held_up(self, **waits_s: float) -> float:
         """The longest of these waits, each by the name of its limit."""
+        if not any(waits_s.values()):
+            return 0.0
         limit = max(waits_s, key=lambda name: waits_s[name])
-        if waits_s[limit]:
-            tell(THROTTLED, self, limit=limit)
+        tell(THROTTLED, self, limit=limit)
         return waits_s[limit]
 
     # -- connections of clients ------------------------------------------------------------------------------

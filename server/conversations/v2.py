@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
@@ -204,7 +204,7 @@ class ConversationV2(Conversation):
         """What `read` returns, when the store is away as soon as it is back; None if the connection ended before. Who
         waits for it is told so; who has not asked for it does not wait."""
         delay_s = JOIN_RETRY_FIRST_S
-        telling = telling_of_delay(lambda: self.line.connection.send(delayed_frame()))
+        telling = TellingOfDelay(lambda: self.line.connection.send(delayed_frame()))
         with telling if is_asked_for else contextlib.nullcontext():
             while not self.line.is_closed:
                 try:
@@ -336,22 +336,26 @@ def chunk_fields(chunk: Chunk) -> dict[str, Any]:
     )
 
 
-@contextlib.contextmanager
-def telling_of_delay(tell: Callable[[], None]) -> Iterator[None]:
-    """Call `tell` now and then for as long as this takes, if it takes long."""
-    loop = asyncio.get_running_loop()
-    timer: asyncio.TimerHandle
+class TellingOfDelay:
+    """A context in which `tell` is called now and then, if it takes long."""
 
-    def wait(delay_s: float) -> None:
-        nonlocal timer
-        timer = loop.call_later(delay_s, tell_again)
+    # Not a generator with functions that know each other: of each join that would leave something to the garbage
+    # collector.
+    __slots__ = ("_tell", "_timer")
 
-    def tell_again() -> None:
-        wait(DELAYED_EACH_S)
-        tell()
+    def __init__(self, tell: Callable[[], None]) -> None:
+        self._tell = tell
+        self._timer: asyncio.TimerHandle
 
-    wait(DELAYED_AFTER_S)
-    try:
-        yield
-    finally:
-        timer.cancel()
+    def __enter__(self) -> None:
+        self._wait(DELAYED_AFTER_S)
+
+    def __exit__(self, *error: object) -> None:
+        self._timer.cancel()
+
+    def _wait(self, delay_s: float) -> None:
+        self._timer = asyncio.get_running_loop().call_later(delay_s, self._tell_again)
+
+    def _tell_again(self) -> None:
+        self._wait(DELAYED_EACH_S)
+        self._tell()

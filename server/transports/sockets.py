@@ -98,14 +98,15 @@ class SocketStream:
             if not future.done():
                 future.set_result(None)
         if not futures:
-            self._loop.remove_writer(self.socket)
+            self._loop.remove_writer(self.fileno())
 
     def close(self) -> None:
         """Close the socket; what is still queued is lost. Idempotent."""
         if self.closed():
             return
-        self._loop.remove_reader(self.socket)
-        self._loop.remove_writer(self.socket)
+        # By its number: see `UpgradedSocket`.
+        self._loop.remove_reader(self.fileno())
+        self._loop.remove_writer(self.fileno())
         self.socket.close()
         self._open.discard(self)
         self._queue.clear()
