@@ -65,9 +65,10 @@ async def _outcome(make: Callable[[], Awaitable[T]]) -> T | ServerError:
 
 class Gathering(Generic[Q, T]):
     """Questions of the same moment go on as one: where an answer costs less than asking for it. `name`: what its tasks
-    are called. `ask`: the answers to several questions, in their order; what it raises is the answer to each."""
+    are called. `ask`: the answers to several questions, in their order, in place of one the error that it is; what it
+    raises is the answer to each."""
 
-    def __init__(self, name: str, ask: Callable[[Sequence[Q]], Awaitable[Sequence[T]]]) -> None:
+    def __init__(self, name: str, ask: Callable[[Sequence[Q]], Awaitable[Sequence[T | Exception]]]) -> None:
         self._name = name
         self._ask = ask
         self._tasks = Tasks()
@@ -113,17 +114,21 @@ class Gathering(Generic[Q, T]):
         waiting = [each for each in gathered if not each[1].done()]
         try:
             answers = await self._ask([question for question, _ in waiting]) if waiting else ()
-            for (_, answer), said in zip(waiting, answers, strict=True):
-                if not answer.done():
-                    answer.set_result(said)
         except Exception as error:
+            answers = [error] * len(waiting)
+        except asyncio.CancelledError:
             for _, answer in waiting:
-                if not answer.done():
-                    answer.set_exception(error)
+                answer.cancel()
+            raise
         finally:
             self._unanswered -= len(gathered)
-            for _, answer in waiting:
-                answer.cancel()  # does nothing, unless this was cancelled
+        for (_, answer), said in zip(waiting, answers, strict=True):
+            if answer.done():
+                continue
+            if isinstance(said, Exception):
+                answer.set_exception(said)
+            else:
+                answer.set_result(said)
 
 
 @dataclass(slots=True)

@@ -169,12 +169,12 @@ class Asked:
         self.may_answer = asyncio.Event()
         self.may_answer.set()
 
-    async def __call__(self, questions: Sequence[int]) -> list[int]:
+    async def __call__(self, questions: Sequence[int]) -> list[int | Exception]:
         self.questions.append(list(questions))
         await self.may_answer.wait()
         if 13 in questions:
             raise BadCredentials
-        return [2 * question for question in questions]
+        return [KeyError(question) if question < 0 else 2 * question for question in questions]
 
 
 @pytest.fixture
@@ -247,6 +247,15 @@ async def test_a_failure_is_the_answer_to_all_of_them(
     assert await gathering.put(2) == 4
     assert not caplog.records
     assert len(gathering) == 0
+
+
+async def test_an_error_may_be_the_answer_to_one(gathering: Gathering[int, int], asked: Asked) -> None:
+    """The others have theirs."""
+    answers = [gathering.put(question) for question in (1, -1, 2)]
+    first, error, last = await asyncio.gather(*answers, return_exceptions=True)
+    assert (first, last) == (2, 4)
+    assert isinstance(error, KeyError)
+    assert asked.questions == [[1, -1, 2]]
 
 
 async def test_a_question_that_was_given_up_is_left_out(gathering: Gathering[int, int], asked: Asked) -> None:

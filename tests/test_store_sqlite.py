@@ -726,6 +726,24 @@ async def test_too_many_welcomes_are_refused(store: SQLiteStore, monkeypatch: py
     assert await store.welcome(TENANT, USER) == Welcome(None)
 
 
+async def test_what_cannot_be_read_of_one_user_is_no_business_of_others(
+    store: SQLiteStore, path: Path
+) -> None:
+    """Though their welcomes are read together."""
+    await put(store, USER)
+    await put(store, "other")
+    with another_program(path) as connection:
+        connection.execute(
+            "UPDATE notifications SET data = '{' WHERE key = (SELECT min(notification) FROM documents)"
+        )
+    welcomes = [store.welcome(TENANT, user, unseen=1, counts=True) for user in (USER, "other", "nobody")]
+    broken, other, nobody = await asyncio.gather(*welcomes, return_exceptions=True)
+    assert isinstance(broken, ValueError)
+    assert isinstance(other, Welcome)
+    assert [each.user_id for each in other.unseen] == ["other"]
+    assert nobody == Welcome(None)
+
+
 async def test_closing_reads_the_welcomes_that_were_asked_for(path: Path) -> None:
     """Who asks afterwards is refused."""
     await create(path)

@@ -230,9 +230,9 @@ class SQLiteStore:
             raise StoreUnavailable("the store has too much to do; try again")
         return await self._welcomes.put((tenant, user_id, unseen, counts, changes, after))
 
-    async def _read_welcomes(self, asked: Sequence[reading.WelcomeAsked]) -> list[Welcome]:
+    async def _read_welcomes(self, asked: Sequence[reading.WelcomeAsked]) -> list[Welcome | Exception]:
         """To wake a thread, and the loop again, costs several times what it costs to read one."""
-        return await self._read(lambda c: [reading.welcome(c, *each) for each in asked])
+        return await self._read(lambda c: reading.welcomes(c, asked))
 
     # -- changing --------------------------------------------------------------------------------------------
     async def mark_seen(self, tenant: str, user_id: str, ids: Sequence[str]) -> Change:
