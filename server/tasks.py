@@ -51,29 +51,34 @@ class Tasks:
 
 
 async def first_of(*parts: Coroutine[Any, Any, object]) -> None:
-    """Run these until the first one ends; then end the others, and raise what it raised. When this is cancelled, all of
-    them are; either way none is left when it returns."""
+    """Run these until the first one ends; then end the others, and raise what it raised, or else what another raised as
+    it was ended. When this is cancelled, all of them are; either way none is left when it returns."""
     tasks = [asyncio.create_task(part) for part in parts]
+    ended: set[asyncio.Task[Any]] = set()
     try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        await _end(tasks)
-        # Of all of them: what nobody asks for is logged as a mistake.
-        errors = [error for task in tasks if not task.cancelled() and (error := task.exception()) is not None]
+        errors = await _end(tasks)
     if errors:
-        raise errors[0]
+        raise errors[min(errors, key=lambda task: task not in ended)]
 
 
-async def _end(tasks: Sequence[asyncio.Task[Any]]) -> None:
-    """Whoever cancels this meanwhile has to wait, too: it is their owner, and there is no other."""
+async def _end(tasks: Sequence[asyncio.Task[Any]]) -> dict[asyncio.Task[Any], BaseException]:
+    """What they have raised. Whoever cancels this meanwhile has to wait, too: it is their owner, and there is no
+    other."""
     is_cancelled = False
     while pending := [task for task in tasks if not task.done()]:
         try:
             await _cancel(pending)
         except asyncio.CancelledError:
             is_cancelled = True
+    # Of all of them: what nobody asks for is logged as a mistake.
+    errors = {
+        task: error for task in tasks if not task.cancelled() and (error := task.exception()) is not None
+    }
     if is_cancelled:
         raise asyncio.CancelledError
+    return errors
 
 
 async def _cancel(tasks: Collection[asyncio.Task[Any]]) -> None:

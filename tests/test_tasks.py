@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+from functools import partial
 
 import pytest
 
@@ -208,6 +209,52 @@ async def test_when_several_parts_fail_at_once_one_is_raised_and_none_is_forgott
         running.cancel()
     await asyncio.wait([running])
     assert running.cancelled() if is_cancelled else isinstance(running.exception(), LookupError)
+    del running
+    gc.collect()
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("is_stubborn_first", [False, True])
+async def test_of_several_errors_that_of_the_first_one_is_raised(is_stubborn_first: bool) -> None:
+    """What comes of ending the others is raised only if the first one ended well."""
+
+    async def fail() -> None:
+        raise ConnectionError("gone")
+
+    async def stay() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            raise LookupError("cut off")
+
+    for first, error in ((fail, ConnectionError), (partial(asyncio.sleep, 0), LookupError)):
+        parts = [stay(), first()] if is_stubborn_first else [first(), stay()]
+        with pytest.raises(error):
+            await first_of(*parts)
+
+
+async def test_no_error_is_forgotten_when_it_is_cancelled_while_it_ends_the_others(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Though nobody hears of it any more."""
+    is_ending = asyncio.Event()
+
+    async def fail() -> None:
+        raise LookupError("gone")
+
+    async def stay() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            is_ending.set()
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+
+    running = asyncio.create_task(first_of(fail(), stay()))
+    await is_ending.wait()
+    running.cancel()
+    await asyncio.wait([running])
+    assert running.cancelled()
     del running
     gc.collect()
     assert not caplog.records
