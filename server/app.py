@@ -354,6 +354,7 @@ class Server:
         await step("the clients", self._doors.close, cut_at)
         await step("commands", lambda: self._sessions.finish(max(0.0, work_ends_at - now())), cut_at)
         await step("the mail", lambda: self._outbox.stop(max(0.0, work_ends_at - now())), cut_at)
+        await step("the joins", lambda: self._tenants.close(max(0.0, work_ends_at - now())), cut_at)
         await step("the checks", lambda: self._checks.close(max(0.0, work_ends_at - now())), cut_at)
         await step("the background tasks", self._loops.cancel, cut_at)
         await step("the other nodes", self._backplane.close, cut_at)

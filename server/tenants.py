@@ -149,6 +149,11 @@ class Tenants:
         tasks.start(self._keep_writing(), "writing use")
         tasks.start(self._sign_outs.run(), "going over sign-outs")
 
+    async def close(self, deadline_s: float) -> None:
+        """Let the joins for which somebody has waited be written down for so many seconds, then give it up: they stay
+        noted."""
+        await self._joins.finish(deadline_s)
+
     async def _keep_writing(self) -> None:
         while True:
             await asyncio.sleep(WRITE_USE_S)

@@ -243,16 +243,23 @@ app.OutboxWorker.stop = hang
     assert not list(server.data.glob("*-wal")), "the store was not closed"
 
 
-def test_no_task_is_left_when_the_store_is_closed(tmp_path: Path) -> None:
-    """Not even the question to a dependency that does not answer."""
+async def test_no_task_is_left_when_the_store_is_closed(tmp_path: Path) -> None:
+    """Not even the question to a dependency that does not answer, or a join that is not written down."""
     faults = """
 import asyncio
 from server import app
 from server.store.sqlite import SQLiteStore
+from server.store.sqlite_directory import SQLiteDirectory
 app.SHUTDOWN_DEADLINE_S, app.LETTING_GO_S = 5.0, 4.0
-async def hang(_):
+async def hang(*_):
+    print("hangs", flush=True)
     await asyncio.Event().wait()
 app.Server._check_mail = hang
+note_well = SQLiteDirectory.note_users
+async def hang_once(*_):
+    SQLiteDirectory.note_users = note_well
+    await hang()
+SQLiteDirectory.note_users = hang_once
 close_well = SQLiteStore.close
 async def close_and_tell(store):
     left = asyncio.all_tasks() - {asyncio.current_task()}
@@ -262,7 +269,10 @@ SQLiteStore.close = close_and_tell
 """
     with faulty(tmp_path, faults) as server:
         assert "no answer" in server.get("/readyz").body.decode()
-        assert server.stop() == 0
+        async with SocketClient(server) as client:
+            await client.send("join", {"login": "alice", "password": "alice"})
+            await asyncio.to_thread(wait_until, lambda: server.log.count("hangs") >= 2, "the join")
+            assert await asyncio.to_thread(server.stop) == 0
         [told] = [line for line in server.log.splitlines() if line.startswith("left:")]
         assert told == "left:"
 
