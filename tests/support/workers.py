@@ -19,6 +19,8 @@ from pathlib import Path
 given = json.loads(os.environ.get("NOTIFICATION_WORKER", "{}"))
 if given and (Path(__file__).parent / f"fault-{given['number']}").exists():
     os._exit(7)
+while given and (Path(__file__).parent / f"hold-{given['number']}").exists():
+    time.sleep(0.02)
 if given:
     signal.signal(signal.SIGUSR1, lambda *_: time.sleep(600))
 """
@@ -45,6 +47,12 @@ class WorkersServer(RunningServer):
         fault = self._folder / f"fault-{number}"
         fault.touch()
         return fault
+
+    def hold(self, number: int) -> Path:
+        """A file: until it is removed, a worker of this number that is started from now on waits before it begins."""
+        file = self._folder / f"hold-{number}"
+        file.touch()
+        return file
 
     def hang(self, worker: int) -> None:
         """Let this process do nothing any more: its event loop stands still."""
