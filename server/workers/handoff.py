@@ -186,6 +186,7 @@ class Handoff:
         await self._throwing.cancel()
         for way in self._ways:
             for connection, _ in way.waiting:
+                self._report("this one has ended")
                 connection.close()
             way.waiting.clear()
             way.waiting_bytes = 0

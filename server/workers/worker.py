@@ -151,11 +151,11 @@ class WorkerSeat(Seat):
             return
         with suppress(TimeoutError):
             async with asyncio.timeout(LEAVE_S):
+                if self.handoff is not None:
+                    await self.handoff.close()
                 if self._metrics is not None:
                     # Without a `refresh`: there is nobody left to be asked.
                     channel.say(line("last", packed=counted(pack(self._metrics.registry.collect()))))
-                if self.handoff is not None:
-                    await self.handoff.close()
                 await self._tasks.cancel()
                 await channel.close()
 
