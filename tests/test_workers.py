@@ -371,6 +371,24 @@ def test_sigusr2_replaces_a_worker_too_that_does_not_serve_yet(server: WorkersSe
     assert not set(server.workers) & set(begun)
 
 
+def test_none_is_replaced_while_one_does_not_come_to_serve(
+    tmp_path: Path, mongo_database: MongoDatabase
+) -> None:
+    """Nor is it said that all are: it may be one of what was there before."""
+    fault = "from server.workers import supervisor; supervisor.COMING_UP_S = 0.1"
+    with WorkersServer(tmp_path, fault=fault, **on_mongodb(mongo_database)) as server:
+        killed, other = server.workers
+        server.hold(1)
+        os.kill(killed, signal.SIGKILL)
+        wait_until(lambda: len(server.workers) == 2 and killed not in server.workers, "the next one")
+        server.tell(signal.SIGUSR2)
+        server.wait_for(
+            r"ERROR .*worker 1 \(pid \d+\) does not serve after 0.1 s, so it is not replaced, and no other is$"
+        )
+        assert other in server.workers
+        assert not server.said("all workers are replaced$")
+
+
 def test_a_worker_stays_if_the_one_to_replace_it_does_not_come_up(server: WorkersServer) -> None:
     """And so do all others: a clear line in the log, and nobody notices anything else."""
     before = server.workers

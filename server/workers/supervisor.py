@@ -309,8 +309,13 @@ class Supervisor:
 
     async def _replace(self, slot: Slot) -> bool:
         """False: the new one did not come up, and neither would others."""
-        if slot.child is not None and not slot.child.is_ready.is_set():
-            await _trouble_of(slot.child)  # it may have been started before what is there now
+        old = slot.child
+        if old is not None and not old.is_ready.is_set():
+            # It may have been started before what is there now.
+            trouble = await _trouble_of(old)
+            if trouble and not old.has_ended.is_set():
+                logger.error("%s %s, so it is not replaced, and no other is", old, trouble)
+                return False
         old = slot.child
         if old is None or not old.is_ready.is_set() or not slot.main:
             return True  # it is being started anew anyway
