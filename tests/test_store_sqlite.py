@@ -10,6 +10,7 @@ import resource
 import sqlite3
 import stat
 import threading
+import tracemalloc
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -23,6 +24,7 @@ from server.messages import MailRecipient, Recipient, now
 from server.store import (
     WAYS,
     MailOutcome,
+    Once,
     RefusedMail,
     Welcome,
     sqlite_broadcasts,
@@ -742,6 +744,23 @@ async def test_what_cannot_be_read_of_one_user_is_no_business_of_others(
     assert isinstance(other, Welcome)
     assert [each.user_id for each in other.unseen] == ["other"]
     assert nobody == Welcome(None)
+
+
+async def test_what_is_repeated_is_not_read_for_each_of_its_users(store: SQLiteStore) -> None:
+    """However long it is, and however many they are."""
+    notification = make_notification(content="x" * 1_000_000)
+    recipients = [Recipient(f"user{number}") for number in range(100)]
+    once = Once("key", b"", keep_s=60)
+    first = await store.add(notification, recipients, None, once)
+    tracemalloc.start()
+    try:
+        again = await store.add(notification, recipients, None, once)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert again.is_repeat
+    assert again.documents == first.documents
+    assert peak < 20_000_000
 
 
 async def test_closing_reads_the_welcomes_that_were_asked_for(path: Path) -> None:

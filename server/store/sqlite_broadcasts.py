@@ -139,7 +139,7 @@ def claim(
     row = connection.execute(
         f"SELECT {reading.NOTIFICATION} FROM notifications n WHERE n.key = ?", (key,)
     ).fetchone()
-    return Broadcast(reading.read_notification(tenant, row), after, lease)
+    return Broadcast(reading.read_notification(tenant, *row), after, lease)
 
 
 def expand(
@@ -223,7 +223,7 @@ def open_of(
         "after": None if after is None else bytes.fromhex(after.nid),
         "limit": limit,
     }
-    return [reading.read_notification(tenant, row) for row in connection.execute(OPEN_OF, values)]
+    return [reading.read_notification(tenant, *row) for row in connection.execute(OPEN_OF, values)]
 
 
 def count_open(connection: sqlite3.Connection) -> int:

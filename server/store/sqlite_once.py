@@ -65,8 +65,9 @@ def documents(
 ) -> list[Document]:
     """Those of a notification, tombstones too, in the order of these users."""
     rows = connection.execute(_DOCUMENTS, (bytes.fromhex(notification.nid), notification.tenant))
-    found = {user_id: reading.read_document(notification.tenant, user_id, *row) for user_id, *row in rows}
-    return [altered(found[each], notification=notification) for each in user_ids if each in found]
+    ms = to_ms(notification.created_at)
+    found = {user_id: reading.read_document(user_id, notification, ms, *row) for user_id, *row in rows}
+    return [found[each] for each in user_ids if each in found]
 
 
 def erase(connection: sqlite3.Connection, tenant: str, limit: int) -> int:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from datetime import datetime
 from typing import Any
 
 from server.messages import Document, Notification
@@ -29,12 +28,12 @@ USER = "(SELECT key FROM users WHERE tenant = ? AND user_id = ?)"
 NOTIFICATION = "n.nid, n.created_at, n.type, n.title, n.content, n.url, n.icon, n.image, n.data"
 """What `read_notification` reads."""
 
-DOCUMENT = f"d.id, d.created_at, d.updated_at, d.rev, d.seen, d.deleted_at, {NOTIFICATION}"
+DOCUMENT = "d.id, d.created_at, d.updated_at, d.rev, d.seen, d.deleted_at"
 """What `read_document` reads."""
 
 # CROSS JOIN keeps the order: the documents by their index, then each one's notification.
 _SELECT = f"""
-    SELECT {DOCUMENT} FROM documents d CROSS JOIN notifications n ON n.key = d.notification
+    SELECT {DOCUMENT}, {NOTIFICATION} FROM documents d CROSS JOIN notifications n ON n.key = d.notification
 """
 
 NEWEST = f"""{_SELECT}
@@ -304,37 +303,37 @@ def _documents(
     statement: str,
     values: Sequence[Any] | dict[str, Any],
 ) -> list[Document]:
+    """Those of the rows of a statement that begins with `_SELECT`."""
+    # Most of a reading's Python is in this and the two functions below. Columns go by their places, each with a name:
+    # to pass on parts of a row takes longer. An instant, which takes as long to make as all the rest, is made once
+    # where it is the same.
+    documents = []
     rows = connection.execute(statement, values).fetchall()
-    return [read_document(tenant, user_id, *row) for row in rows]
-
-
-# Most of a reading's Python is in these: columns go by their places, and an instant, which takes as long to make as all
-# the rest, is made once where it is the same.
+    for id_, created, updated, rev, seen, gone, nid, at, type_, title, text, url, icon, image, data in rows:
+        notification = read_notification(tenant, nid, at, type_, title, text, url, icon, image, data)
+        documents.append(read_document(user_id, notification, at, id_, created, updated, rev, seen, gone))
+    return documents
 
 
 def read_document(
-    tenant: str,
     user_id: str,
+    notification: Notification,
+    accepted_ms: int,
     id_: bytes,
     created_ms: int,
     updated_ms: int,
     rev: int,
     seen: int,
     deleted_ms: int | None,
-    nid: bytes,
-    accepted_ms: int,
-    *texts: Any,
 ) -> Document:
-    """A document in the columns `DOCUMENT`."""
-    created_at = from_ms(created_ms)
-    accepted_at = created_at if accepted_ms == created_ms else from_ms(accepted_ms)
-    updated_at = created_at if updated_ms == created_ms else from_ms(updated_ms)
+    """A document of this notification, which was created at `accepted_ms`, in the columns `DOCUMENT`."""
+    created_at = notification.created_at if created_ms == accepted_ms else from_ms(created_ms)
     return Document(
         id_.hex(),
         user_id,
-        _notification(tenant, nid, accepted_at, *texts),
+        notification,
         created_at,
-        updated_at,
+        created_at if updated_ms == created_ms else from_ms(updated_ms),
         rev,
         seen != 0,
         deleted_ms is not None,
@@ -342,10 +341,10 @@ def read_document(
     )
 
 
-def _notification(
+def read_notification(
     tenant: str,
     nid: bytes,
-    accepted_at: datetime,
+    accepted_ms: int,
     type_: str,
     title: str,
     content: str,
@@ -354,14 +353,10 @@ def _notification(
     image: str,
     data: str | None,
 ) -> Notification:
-    value = None if data is None else json.loads(data)
-    return Notification(nid.hex(), tenant, accepted_at, content, type_, title, url, icon, image, value)
-
-
-def read_notification(tenant: str, row: Sequence[Any]) -> Notification:
     """The notification in the columns `NOTIFICATION`."""
-    nid, accepted_ms, *texts = row
-    return _notification(tenant, nid, from_ms(accepted_ms), *texts)
+    value = None if data is None else json.loads(data)
+    accepted_at = from_ms(accepted_ms)
+    return Notification(nid.hex(), tenant, accepted_at, content, type_, title, url, icon, image, value)
 
 
 # -- what the statements need --------------------------------------------------------------------------------
