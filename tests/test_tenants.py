@@ -578,6 +578,20 @@ async def test_who_is_written_down_already_waits_for_nothing(node: Node) -> None
     assert len(await node.other.users(DEFAULT_TENANT, after=None, limit=10)) == 2
 
 
+async def test_no_join_is_being_written_down_any_more_at_the_end(node: Node) -> None:
+    """Though whoever waited for it is gone."""
+    gate = node.directory.hold("note_users")
+    node.tenants.note_user(*ALICE)
+    before = asyncio.all_tasks()
+    waiting = asyncio.create_task(node.tenants.write_user(*ALICE))
+    await gate.reached()
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    assert asyncio.all_tasks() - before
+    await node.tenants.close(0.01)
+    assert asyncio.all_tasks() <= before
+
+
 async def test_a_flood_of_joins_is_bounded(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     """More users than can be noted are noted at their next join."""
     monkeypatch.setattr(tenants_module, "MAX_NOTED", 2)
