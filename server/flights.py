@@ -23,7 +23,8 @@ GATHER_S = 0.005
 """However many still come, nobody waits longer for others (but to the end of the turn)."""
 
 GATHERED_AT_ONCE = 32
-"""So many do not wait for more."""
+"""So many do not wait for more, and more do not go on as one: of a crowd that comes in one turn, as after an outage,
+the first are not kept waiting by the last, nor do all fail if that takes too long."""
 
 
 class SingleFlight(Generic[K, T]):
@@ -74,6 +75,7 @@ class Gathering(Generic[Q, T]):
         self._tasks = Tasks()
         self._gathered: list[tuple[Q, asyncio.Future[T]]] = []
         self._until = 0.0
+        self._looking: asyncio.Handle | None = None
         self._unanswered = 0
 
     def __len__(self) -> int:
@@ -85,10 +87,12 @@ class Gathering(Generic[Q, T]):
         loop = asyncio.get_running_loop()
         if not self._gathered:
             self._until = loop.time() + GATHER_S
-            loop.call_soon(self._look, 1, QUIET_TURNS)
+            self._looking = loop.call_soon(self._look, 1, QUIET_TURNS)
         answer: asyncio.Future[T] = loop.create_future()
         self._gathered.append((question, answer))
         self._unanswered += 1
+        if len(self._gathered) >= GATHERED_AT_ONCE:
+            self._go_on()
         return answer
 
     async def finish(self, deadline_s: float) -> None:
@@ -100,12 +104,15 @@ class Gathering(Generic[Q, T]):
         """Whether to wait for more, a turn later: then there were so many, and so many turns might go by."""
         loop, count = asyncio.get_running_loop(), len(self._gathered)
         turns = QUIET_TURNS if count > before else turns - 1
-        if turns and 0 < count < GATHERED_AT_ONCE and loop.time() < self._until:
-            loop.call_soon(self._look, count, turns)
+        if turns and loop.time() < self._until:
+            self._looking = loop.call_soon(self._look, count, turns)
         else:
             self._go_on()
 
     def _go_on(self) -> None:
+        if self._looking is not None:
+            self._looking.cancel()
+            self._looking = None
         if self._gathered:
             gathered, self._gathered = self._gathered, []
             self._tasks.start(self._answer(gathered), self._name)

@@ -221,8 +221,17 @@ async def test_a_crowd_goes_on_in_portions(gathering: Gathering[int, int], asked
         answers.append(gathering.put(question + 100))
         await asyncio.sleep(0)
     await asyncio.gather(*answers)
-    assert len(asked.questions) > 1
-    assert all(len(portion) <= GATHERED_AT_ONCE + 1 for portion in asked.questions)
+    assert [len(portion) for portion in asked.questions] == [GATHERED_AT_ONCE] * 2
+
+
+async def test_a_crowd_of_one_turn_goes_on_in_portions(gathering: Gathering[int, int], asked: Asked) -> None:
+    """As after a moment in which the loop was held up; those who are left wait for others as ever."""
+    count = 2 * GATHERED_AT_ONCE + 1
+    answers = [gathering.put(question + 100) for question in range(count)]
+    await asyncio.sleep(0)
+    answers.append(gathering.put(100 + count))
+    assert await asyncio.gather(*answers) == [2 * (question + 100) for question in range(count + 1)]
+    assert [len(portion) for portion in asked.questions] == [GATHERED_AT_ONCE, GATHERED_AT_ONCE, 2]
 
 
 async def test_nobody_waits_long_for_others(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
