@@ -578,6 +578,21 @@ async def test_who_is_written_down_already_waits_for_nothing(node: Node) -> None
     assert len(await node.other.users(DEFAULT_TENANT, after=None, limit=10)) == 2
 
 
+async def test_who_shared_a_write_that_failed_is_written_down_by_the_next(node: Node) -> None:
+    """None of them is taken for written, nor forgotten."""
+    users = [(DEFAULT_TENANT, f"user{number}") for number in range(20)]
+    for user in users:
+        node.tenants.note_user(*user)
+    node.directory.goes_away()
+    writes = [node.tenants.write_user(*user) for user in users]
+    for outcome in await asyncio.gather(*writes, return_exceptions=True):
+        assert isinstance(outcome, StoreUnavailable)
+    assert await node.other.users(DEFAULT_TENANT, after=None, limit=30) == []
+    node.directory.is_back()
+    await node.tenants.write_user(*users[-1])
+    assert len(await node.other.users(DEFAULT_TENANT, after=None, limit=30)) == 20
+
+
 async def test_no_join_is_being_written_down_any_more_at_the_end(node: Node) -> None:
     """Though whoever waited for it is gone."""
     gate = node.directory.hold("note_users")
