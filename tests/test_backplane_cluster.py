@@ -15,8 +15,8 @@ from server import feed as feed_module
 from server.auth import Identity
 from server.cluster import gaps, outgoing
 from server.cluster.backplane import ClusterBackplane
-from server.cluster.codec import Lost, Reader, Told, decode, encode, encode_notification, encode_told
-from server.cluster.link import Ears, Link, LinkDown, Message, Patience
+from server.cluster.codec import Left, Lost, Reader, Told, decode, encode, encode_notification, encode_told
+from server.cluster.link import LIFE_S, Ears, Link, LinkDown, Message, Patience
 from server.cluster.redis_connection import Commands, reason_of
 from server.config import Cluster, load
 from server.conversations import v2
@@ -271,6 +271,38 @@ async def test_a_node_that_lost_something_has_all_brought_up_to_date(
     rooms.leave(("acme", "user-8"), members.pop(("acme", "user-8")))
     await until(lambda: all(member.gaps for member in members.values()), "all being brought up to date")
     assert {len(member.gaps) for member in members.values()} == {1}
+
+
+@pytest.mark.parametrize("was_known", [True, False])
+async def test_who_died_while_nobody_could_be_heard_of_may_have_told_nobody(
+    node: tuple[ClusterBackplane, Rooms], caplog: pytest.LogCaptureFixture, was_known: bool
+) -> None:
+    """Also a node that has come, stored something and gone in that time. What it stored is read, however long ago that
+    was."""
+    backplane, rooms = node
+    backplane.heard_of({"us", "them"} if was_known else {"us"})
+    heard_at = now()
+    alice = Member()
+    rooms.join(ALICE, alice)
+    await asyncio.sleep(0.05)
+    assert alice.gaps == []
+    backplane.connected()
+    backplane.heard_of({"us"})
+    await until(lambda: alice.gaps, "the gap")
+    assert alice.gaps[0] < heard_at - timedelta(seconds=2 * LIFE_S)
+    assert ("1 nodes are gone without a word" in caplog.text) == was_known
+
+
+async def test_who_left_in_order_has_told_everybody(node: tuple[ClusterBackplane, Rooms]) -> None:
+    """Nothing is read again for that."""
+    backplane, rooms = node
+    alice = Member()
+    rooms.join(ALICE, alice)
+    backplane.heard_of({"us", "them"})
+    backplane.received(encode(Left("them")))
+    backplane.heard_of({"us"})
+    await asyncio.sleep(0.05)
+    assert alice.gaps == []
 
 
 async def test_a_gap_that_never_was_cannot_reach_back_for_ever(

@@ -79,7 +79,9 @@ class ClusterBackplane(Backplane):
         self._reader = Reader()
         self._tasks = Tasks()
         self._answering = Tasks()
+        # as they were last heard of
         self._nodes: frozenset[str] = frozenset()
+        self._heard_of_at = now()
         self._left: set[str] = set()
         self._garbled = 0
         self._reported_at = -REPORT_EVERY_S
@@ -217,7 +219,8 @@ class ClusterBackplane(Backplane):
         await self._local.has_space()
 
     def connected(self) -> None:
-        self._nodes = frozenset()
+        """As `Ears`. Nodes may have come and died of which this one has never heard."""
+        self._note_deaths_since(self._heard_of_at)
         self._outgoing.connected()
 
     def missed(self, rooms: Iterable[Room], since: datetime) -> None:
@@ -226,11 +229,16 @@ class ClusterBackplane(Backplane):
     def heard_of(self, nodes: Collection[str]) -> None:
         """As `Ears`. A node that is gone without a word may have stored what it has told nobody of."""
         before, self._nodes = self._nodes, frozenset(nodes)
+        heard_at, self._heard_of_at = self._heard_of_at, now()
         died = before - self._nodes - self._left - {self._node}
         self._left &= self._nodes
         if died:
             logger.warning("backplane: %d nodes are gone without a word", len(died))
-            self.missed(self._rooms.all(), now() - timedelta(seconds=2 * LIFE_S))
+            self._note_deaths_since(heard_at)
+
+    def _note_deaths_since(self, heard_of_at: datetime) -> None:
+        """Nodes may have died since it was last heard who is alive, and what they stored need not have been told."""
+        self.missed(self._rooms.all(), heard_of_at - timedelta(seconds=2 * LIFE_S))
 
     def _note_garbled(self) -> None:
         self._garbled += 1

@@ -60,13 +60,14 @@ class Ears(Protocol):
         """Return when more can be received: what comes faster than it is delivered waits on its way."""
 
     def connected(self) -> None:
-        """From now on messages can be sent. Who is alive is told next; what was told before counts no more."""
+        """From now on messages can be sent. Who is alive is told next."""
 
     def missed(self, rooms: Iterable[Room], since: datetime) -> None:
         """Messages for these users that were sent since then may not have come, and will not come any more."""
 
     def heard_of(self, nodes: Collection[str]) -> None:
-        """Who is alive now, this node included."""
+        """Who is alive now, this node included: each time all of them. Whoever was in the last list and is not in this
+        one is gone, however long nobody could be heard of in between."""
 
 
 class Link(ABC):
