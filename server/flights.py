@@ -130,12 +130,17 @@ class Gathering(Generic[Q, T]):
         finally:
             self._unanswered -= len(gathered)
         for (_, answer), said in zip(waiting, answers, strict=True):
-            if answer.done():
-                continue
-            if isinstance(said, Exception):
-                answer.set_exception(said)
-            else:
-                answer.set_result(said)
+            settle(answer, said)
+
+
+def settle(future: asyncio.Future[T], answer: T | Exception) -> None:
+    """Give this answer, or the error that it is, to whoever waits, unless there is one already."""
+    if future.done():
+        return
+    if isinstance(answer, Exception):
+        future.set_exception(answer)
+    else:
+        future.set_result(answer)
 
 
 @dataclass(slots=True)

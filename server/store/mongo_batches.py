@@ -15,6 +15,7 @@ from bson.raw_bson import RawBSONDocument
 from pymongo.errors import BulkWriteError, PyMongoError
 
 from server.errors import Busy, StoreUnavailable
+from server.flights import settle
 from server.store.mongo_connection import Connection, document_error
 from server.store.mongo_users import KnownUsers, UserKey
 
@@ -62,7 +63,7 @@ class Batches(ABC, Generic[T, R]):
             raise Busy("too many notifications wait to be stored; try again")
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[R] = loop.create_future()
-        time_out = loop.call_later(self._connection.timeout_s, _settle, answer, StoreUnavailable())
+        time_out = loop.call_later(self._connection.timeout_s, settle, answer, StoreUnavailable())
         self._waiting.append(_Waiting(item, size, answer, time_out))
         self._waiting_bytes += size
         if not self._is_taking_off and len(self._flights) < MAX_FLIGHTS:
@@ -94,7 +95,7 @@ class Batches(ABC, Generic[T, R]):
             answers = [exc] * len(batch)
         for waiting, answer in zip(batch, answers, strict=True):
             waiting.time_out.cancel()
-            _settle(waiting.answer, answer)
+            settle(waiting.answer, answer)
 
     def _next_batch(self) -> list[_Waiting[T, R]]:
         """Of those waiting, leaving out whose request has given up, so that a 503 mostly means: not stored."""
@@ -140,12 +141,3 @@ class Batcher(Batches[_Insert, None]):
             for error in exc.details["writeErrors"]:
                 answers[error["index"]] = document_error(error)
         return answers
-
-
-def _settle(future: asyncio.Future[R], answer: R | Exception) -> None:
-    if future.done():
-        return
-    if isinstance(answer, Exception):
-        future.set_exception(answer)
-    else:
-        future.set_result(answer)

@@ -49,10 +49,11 @@ from server.store.sqlite_adding import Adder, Additions, Outcome
 from server.store.sqlite_broadcasts import SQLiteBroadcasts
 from server.store.sqlite_deliveries import SQLiteDeliveries
 from server.store.sqlite_directory import SQLiteDirectory
+from server.store.sqlite_errors import cannot_open
 from server.store.sqlite_leases import SQLiteLeases
 from server.store.sqlite_outbox import SQLiteOutbox
 from server.store.sqlite_retention import SQLiteRetention
-from server.store.sqlite_schema import cannot_open, open_reader, to_ms
+from server.store.sqlite_schema import open_reader, to_ms
 from server.store.sqlite_threads import MAX_WAITING, Readers, Work, Writer, within
 from server.store.sqlite_upgrade import open_upgraded
 

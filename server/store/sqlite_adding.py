@@ -15,7 +15,8 @@ from server.store import Addition, Stored
 from server.store import sqlite_documents as documents
 from server.store import sqlite_mail as mail
 from server.store import sqlite_once as keys
-from server.store.sqlite_threads import MAX_WAITING, Writer, as_store_error
+from server.store.sqlite_errors import as_store_error
+from server.store.sqlite_threads import MAX_WAITING, Writer
 
 Outcome = Stored | Exception
 """What became of an addition."""

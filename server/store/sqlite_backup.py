@@ -18,7 +18,8 @@ from server.errors import StartupError
 from server.folder_lock import FolderLock
 from server.ids import new_id
 from server.store import backup
-from server.store.sqlite_schema import cannot_open, check, open_reader
+from server.store.sqlite_errors import cannot_open
+from server.store.sqlite_schema import check, open_reader
 
 NAME = "notifications.sqlite3"
 

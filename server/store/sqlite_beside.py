@@ -21,8 +21,9 @@ from server.errors import StartupError, StoreUnavailable
 from server.folder_lock import FolderInUse, FolderLock
 from server.store import Directory, Outbox
 from server.store.sqlite_directory import SQLiteDirectory
+from server.store.sqlite_errors import cannot_open
 from server.store.sqlite_outbox import SQLiteOutbox
-from server.store.sqlite_schema import VERSION, cannot_open, complete, open_reader, open_writer, version_of
+from server.store.sqlite_schema import VERSION, complete, open_reader, open_writer, version_of
 from server.store.sqlite_threads import Readers, Work, Writer, within
 from server.store.sqlite_upgrade import is_being_upgraded, open_upgraded
 

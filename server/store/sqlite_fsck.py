@@ -16,8 +16,9 @@ from pathlib import Path
 from server.errors import StartupError
 from server.folder_lock import FolderLock
 from server.store.fsck import Finding, Report
+from server.store.sqlite_errors import cannot_open
 from server.store.sqlite_fsck_kinds import KINDS
-from server.store.sqlite_schema import VERSION, cannot_open, check, open_reader, open_writer, version_of
+from server.store.sqlite_schema import VERSION, check, open_reader, open_writer, version_of
 
 BUSY_TIMEOUT_S = 10.0
 

@@ -14,8 +14,8 @@ from typing import Any
 from server.messages import Document, Notification
 from server.store import MAX_TYPES, NO_COUNTS, WAYS, Counts, TypeCounts, Welcome
 from server.store.sqlite_access import known_since
+from server.store.sqlite_errors import as_store_error
 from server.store.sqlite_schema import from_ms, id_bytes, to_ms
-from server.store.sqlite_threads import as_store_error
 
 IDS_PER_STATEMENT = 500
 """SQLite takes 999 variables in a statement by default before 3.32, and more gain nothing."""

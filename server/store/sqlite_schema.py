@@ -12,7 +12,7 @@ import sqlite3
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from server.errors import StartupError, StoreUnavailable
+from server.errors import StartupError
 from server.grants import DEFAULT_TENANT, new_secret
 from server.ids import is_id, new_id
 from server.store import WAYS
@@ -233,14 +233,6 @@ def open_reader(path: Path, busy_timeout_s: float) -> sqlite3.Connection:
     connection = _connect(path, busy_timeout_s, _READER_CACHE_KIB)
     connection.execute("PRAGMA query_only = ON")
     return connection
-
-
-def cannot_open(path: Path, error: Exception) -> Exception:
-    """What opening is to raise instead of this error of SQLite or the system."""
-    if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY:
-        return StoreUnavailable(f"{path} is locked by another program")
-    reason = error.strerror.lower() if isinstance(error, OSError) and error.strerror else error
-    return StartupError(f"{path} cannot be opened: {reason}")
 
 
 def version_of(connection: sqlite3.Connection) -> int:

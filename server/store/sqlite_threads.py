@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from server.errors import StoreUnavailable
+from server.store.sqlite_errors import as_store_error, is_busy
 
 T = TypeVar("T")
 Work = Callable[[sqlite3.Connection], T]
@@ -32,35 +33,6 @@ waiting by its last."""
 _BUSY_POLL_S = 0.001
 """Between two tries to begin a transaction while another process writes. SQLite's own waiting grows to 0.1 s a try and
 may never hit upon the short moments between the transactions of somebody who writes all the time."""
-
-_UNAVAILABLE = {
-    sqlite3.SQLITE_BUSY,
-    sqlite3.SQLITE_CANTOPEN,
-    sqlite3.SQLITE_CORRUPT,
-    sqlite3.SQLITE_FULL,
-    sqlite3.SQLITE_IOERR,
-    sqlite3.SQLITE_LOCKED,
-    sqlite3.SQLITE_NOMEM,
-    sqlite3.SQLITE_NOTADB,
-    sqlite3.SQLITE_PERM,
-    sqlite3.SQLITE_PROTOCOL,
-    sqlite3.SQLITE_READONLY,
-}
-
-
-def is_busy(error: Exception) -> bool:
-    """Whether SQLite says that somebody else has a lock."""
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
-
-
-def as_store_error(error: Exception) -> Exception:
-    """`StoreUnavailable` caused by `error` where SQLite speaks of the disk, the file or a lock; else `error` itself,
-    which is a mistake of ours."""
-    if getattr(error, "sqlite_errorcode", 0) & 0xFF not in _UNAVAILABLE:
-        return error
-    unavailable = StoreUnavailable(f"the store cannot be used now ({error}); try again")
-    unavailable.__cause__ = error
-    return unavailable
 
 
 class _Job:
@@ -238,9 +210,8 @@ class Readers:
         self._loop = asyncio.get_running_loop()
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._timeout_s = timeout_s
-        self._unfinished: dict[
-            _Job, float
-        ] = {}  # with the loop's time at which each has taken too long, in order
+        # with the loop's time at which each has taken too long, in order
+        self._unfinished: dict[_Job, float] = {}
         self._timer: asyncio.TimerHandle | None = None
         self.is_closing = False
         self._running = len(connections)

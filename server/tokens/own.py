@@ -18,15 +18,13 @@ from server.errors import AuthUnavailable, BadCredentials, TokenExpired
 from server.grants import SigningSecret
 from server.messages import now
 from server.store import STEP
-from server.tokens.decoding import decoder
+from server.tokens.decoding import HS256, decoder
 from server.tokens.verifier import MAX_TOKEN_CHARS, looks_like_jwt, read_header
 
 ISSUER = "notification-server"
 
 TYPE = "notification+jwt"
 """The header `typ` (RFC 8725 section 3.11). Nothing else that is signed with the same secret is one of these tokens."""
-
-_ALGORITHM = "HS256"
 
 _CLAIMS = ("iss", "sub", "tenant", "iat", "exp", "jti", "key")
 
@@ -104,7 +102,7 @@ class OwnTokens:
         if secret is None:
             raise AuthUnavailable("there is no secret to sign tokens with yet; try again")
         whole = {"iss": ISSUER, "jti": random.token_urlsafe(12), **said}
-        return self._jwt.encode(whole, secret.secret, _ALGORITHM, {"kid": secret.id, "typ": kind})
+        return self._jwt.encode(whole, secret.secret, HS256, {"kid": secret.id, "typ": kind})
 
     def check_refresh(self, token: str) -> Proof:
         """Whose refresh token this is. Raises `BadCredentials`, `TokenExpired`."""
@@ -129,7 +127,7 @@ class OwnTokens:
         if secret is None:
             return None
         try:
-            said: dict[str, Any] = self._jwt.decode(token, secret.secret, [_ALGORITHM], issuer=ISSUER)
+            said: dict[str, Any] = self._jwt.decode(token, secret.secret, [HS256], issuer=ISSUER)
         except ExpiredSignatureError:
             raise TokenExpired from None
         except (PyJWTError, ValueError):

@@ -9,7 +9,6 @@ import signal
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 
 from server.config import Config
 from server.greeting import announce
@@ -49,8 +48,11 @@ class Seat:
 
     handoff: Handoff | None = None
     """To the other processes on these ports; None: there are none."""
-    queues: Mapping[str, Callable[[], int]] = MappingProxyType({})
-    """How much waits to be handed to them, by name."""
+
+    @property
+    def queues(self) -> Mapping[str, Callable[[], int]]:
+        """How much waits to be handed to them, by name."""
+        return {} if self.handoff is None else self.handoff.queues
 
     async def take(self, orders: Orders) -> None:
         """Obey from now on."""

@@ -44,8 +44,6 @@ class WorkerSeat(Seat):
         self.listens_early = given.is_early
         self.lease_holder = given.lease_holder
         self.handoff = _handoff(given)
-        if self.handoff is not None:
-            self.queues = self.handoff.queues
         self._lifeline = given.lifeline
         self._connected = socket.socket(fileno=given.channel)
         self._channel: Channel | None = None
