@@ -27,13 +27,15 @@ MIN_INTERVAL_S = 0.25
 """Between two rounds of counts: the first change is told at once, a burst costs four counts a second."""
 
 REST_PER_WORK, MAX_INTERVAL_S = 19.0, 2.0
-"""While many change all the time, a round that took long is followed by so many times that of rest, up to so much: what
-matters then are the changes themselves."""
+"""While many change all the time, a round that was much work is followed by so many times that of rest, up to so much:
+what matters then are the changes themselves."""
+
+USERS_AT_ONCE, PAUSE_PER_WORK, MAX_PAUSE_S = 8, 3.0, 0.01
+"""A round counts and tells for so many users in one go, then pauses for so many times what that took, up to so much: a
+notification that comes meanwhile waits for half a millisecond of it, not for the whole round."""
 
 RETRY_INTERVAL_S = 2.0
 """Until the next try when the store does not answer."""
-
-USERS_PER_QUERY = 500
 
 
 class UnseenCounts:
@@ -58,9 +60,9 @@ class UnseenCounts:
             await self._wake.wait()
             self._wake.clear()
             changed, self._changed = self._changed, set()
-            began_at = time.monotonic()
+            worked_s = 0.0
             try:
-                await self._tell(changed)
+                worked_s = await self._tell(changed)
             except StoreUnavailable:
                 logger.debug("counts wait for the store")
                 self._changed |= changed
@@ -69,16 +71,22 @@ class UnseenCounts:
             except Exception:
                 # The next change brings the next count: a bug in one must not silence all that follow.
                 logger.exception("could not tell counts")
-            rest_s = (time.monotonic() - began_at) * REST_PER_WORK
-            await asyncio.sleep(min(max(rest_s, MIN_INTERVAL_S), MAX_INTERVAL_S))
+            await asyncio.sleep(min(max(worked_s * REST_PER_WORK, MIN_INTERVAL_S), MAX_INTERVAL_S))
 
-    async def _tell(self, rooms: Collection[Room]) -> None:
+    async def _tell(self, rooms: Collection[Room]) -> float:
+        """The seconds it took, without the pauses."""
         by_tenant: dict[str, list[str]] = {}
         for tenant, user_id in rooms:
             by_tenant.setdefault(tenant, []).append(user_id)
+        worked_s = 0.0
         for tenant, user_ids in by_tenant.items():
-            for start in range(0, len(user_ids), USERS_PER_QUERY):
-                await self._tell_some(tenant, user_ids[start : start + USERS_PER_QUERY])
+            for start in range(0, len(user_ids), USERS_AT_ONCE):
+                began_at = time.monotonic()
+                await self._tell_some(tenant, user_ids[start : start + USERS_AT_ONCE])
+                took_s = time.monotonic() - began_at
+                await asyncio.sleep(min(took_s * PAUSE_PER_WORK, MAX_PAUSE_S))
+                worked_s += took_s
+        return worked_s
 
     async def _tell_some(self, tenant: str, user_ids: Collection[str]) -> None:
         counting = {user_id for _, user_id in self._rooms.counting((tenant, user_id) for user_id in user_ids)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -111,22 +111,48 @@ async def test_a_store_that_is_away_delays_the_count(core: Core, counts: UnseenC
     assert [await _count(alice), await _count(bob)] == [2, 1]
 
 
-async def test_many_users_are_counted_in_portions(
-    core: Core, counts: UnseenCounts, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One query never holds up the store for all of them; users of several tenants are kept apart."""
-    monkeypatch.setattr(module, "USERS_PER_QUERY", 3)
-    connections = [RecordingConnection() for _ in range(8)]
-    rooms = [*(("default", user) for user in MANY), ("acme", MANY[0])]
+def _connected(core: Core, rooms: Sequence[Room]) -> list[RecordingConnection]:
+    connections = [RecordingConnection() for _ in rooms]
     for room, connection in zip(rooms, connections, strict=True):
         core.connect(connection)
         assert connection.session is not None
         core.rooms.join(room, connection.session._screen)
+    return connections
+
+
+async def test_many_users_are_counted_in_portions(
+    core: Core, counts: UnseenCounts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One query never holds up the store for all of them; users of several tenants are kept apart."""
+    monkeypatch.setattr(module, "USERS_AT_ONCE", 3)
+    rooms = [*(("default", user) for user in MANY), ("acme", MANY[0])]
+    connections = _connected(core, rooms)
     await core.fill(MANY[0], 2)
     core.store.calls.clear()
     _changed(*rooms)
     assert [await _count(connection) for connection in connections] == [2, *[0] * 7]
     assert core.store.calls == ["count_unseen"] * 4
+
+
+async def test_between_two_portions_is_time_for_others(
+    core: Core, counts: UnseenCounts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A round, however many it is about, is not told in one go: what is pushed meanwhile need not wait for its end."""
+    monkeypatch.setattr(module, "USERS_AT_ONCE", 1)
+    monkeypatch.setattr(module, "PAUSE_PER_WORK", 1e9)
+    monkeypatch.setattr(module, "MAX_PAUSE_S", 1e9)
+    rooms = [ALICE, BOB]
+    connections = _connected(core, rooms)
+    core.store.calls.clear()
+    _changed(*rooms)
+    messages = [asyncio.create_task(connection.next()) for connection in connections]
+    [told], [untold] = await asyncio.wait(messages, return_when=asyncio.FIRST_COMPLETED)
+    assert told.result().name == "count"
+    index = messages.index(told)
+    await core.notify(rooms[index][1])
+    assert (await connections[index].next()).name == "notification"
+    assert core.store.calls == ["count_unseen", "add"]
+    assert untold.cancel()
 
 
 async def test_without_a_change_there_is_nothing_to_do(
@@ -135,9 +161,9 @@ async def test_without_a_change_there_is_nothing_to_do(
     """One change, one round; then it sleeps, also if all who would be told are gone."""
     rounds, tell = [], counts._tell
 
-    async def noted(rooms: set[Room]) -> None:
+    async def noted(rooms: set[Room]) -> float:
         rounds.append(rooms)
-        await tell(rooms)
+        return await tell(rooms)
 
     monkeypatch.setattr(counts, "_tell", noted)
     alice = await core.join("alice")
