@@ -12,6 +12,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 
 from server.cluster.codec import Entry, Lost, encode, encode_notification, encode_told, notification_of
 from server.cluster.link import Link, LinkDown, Message
@@ -44,6 +45,9 @@ takes long, since the way is long or others need the processor, there is less of
 
 RETRY_S = 1.0
 """Until the next try, unless the link says sooner that it is there again."""
+
+LOOK_EVERY_S = 0.05
+"""Whether nothing can be sent any more, for who waits until all is."""
 
 
 class Outgoing:
@@ -101,12 +105,10 @@ class Outgoing:
 
     async def flushed(self) -> None:
         """Return when all is sent, or when nothing can be."""
-        idle = asyncio.ensure_future(self._is_idle.wait())
-        try:
-            while not idle.done() and self._is_connected.is_set():
-                await asyncio.wait([idle], timeout=0.05)
-        finally:
-            idle.cancel()
+        while self._is_connected.is_set() and not self._is_idle.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_EVERY_S):
+                    await self._is_idle.wait()
 
     def stop(self) -> None:
         """Let `run` end when what is on its way has been sent, or not."""
@@ -170,11 +172,9 @@ class Outgoing:
                 return False
 
     async def _until_connected(self) -> None:
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(RETRY_S):
                 await self._is_connected.wait()
-        except TimeoutError:
-            pass
 
     def _drop_what_is_too_old(self) -> None:
         if self._queue and self._clock() - self._queue[0][0] > MAX_AGE_S:

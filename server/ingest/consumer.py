@@ -34,7 +34,10 @@ STABLE_S = 10.0
 
 LEASE_S = 15.0
 """For how long one process alone consumes. It is renewed three times as often, so that a short trouble loses nothing; a
-process that dies is followed by another after at most this and a third."""
+process that dies is followed by another after at most this and `STANDBY_S`."""
+
+STANDBY_S = 1.0
+"""Until who waits for a lease asks again: one that was given back in order is taken up so soon."""
 
 LANES = 16
 """How many notifications of different users a door has stored at once: enough for the store's group commit."""
@@ -76,6 +79,11 @@ class Lease:
     @property
     def renew_every_s(self) -> float:
         return self._lease_s / 3
+
+    @property
+    def ask_every_s(self) -> float:
+        """While somebody else has it."""
+        return min(self.renew_every_s, STANDBY_S)
 
     async def renew(self) -> bool:
         """Whether the lease is ours. While the store cannot say: whether it was, since others cannot get it either."""

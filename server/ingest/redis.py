@@ -120,7 +120,7 @@ class RedisDoor(Consumer):
             if not self._lease.is_known:
                 raise StoreUnavailable
             self._note_standby()
-            await self._pause(self._lease.renew_every_s)
+            await self._pause(self._lease.ask_every_s)
             return
         settings = self._settings
         connection = make_connection(
