@@ -33,7 +33,8 @@ Told = list[tuple[list[Push], Frame]]
 
 
 class Publication:
-    """Events that were published together, and how many of them have not been told to all yet."""
+    """Events that were published together, and how many of them have not been told to all yet, or one more while they
+    enter."""
 
     __slots__ = ("frames", "handed_over", "under_way")
 
@@ -42,7 +43,7 @@ class Publication:
         self.handed_over = handed_over
         self.frames = 0
         """How many they make: one for each connection of each of their users."""
-        self.under_way = 0
+        self.under_way = 1
 
 
 class _Entry:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 
 import pytest
@@ -12,35 +12,14 @@ import pytest
 from server import backplane as module
 from server import scan
 from server.backplane import LocalBackplane
-from server.dialects import Dialect
 from server.messages import Event, UnseenCount, now
-from server.rooms import Push, Room, Rooms, SignIn
-from server.wire import FAILED, EventFrames, Frame
-from tests.support.recording import RecordingConnection
+from server.rooms import Push, Room, Rooms
+from server.wire import FAILED, Frame
+from tests.support.recording import Member
 
 ALICE: Room = ("acme", "alice")
 BOB: Room = ("acme", "bob")
 CAROL: Room = ("acme", "carol")
-
-CLASSIC = EventFrames()
-
-
-class Member:
-    """A listener that keeps what it is told, and may fail at it."""
-
-    def __init__(self) -> None:
-        self.connection = RecordingConnection()
-        self.dialect: Dialect = CLASSIC
-        self.sign_in: SignIn | None = None
-        self.told: list[Event] = []
-        self.pushes = 0
-        self.failure: Exception | None = None
-
-    def push(self, pushes: Sequence[Push], burst: Frame) -> None:
-        if self.failure is not None:
-            raise self.failure
-        self.pushes += 1
-        self.told.extend(event for event, _ in pushes)
 
 
 @pytest.fixture
@@ -60,9 +39,9 @@ async def test_events_go_out_in_the_order_in_which_they_were_published(rooms: Ro
     backplane = LocalBackplane(rooms)
     backplane.publish((ALICE, UnseenCount(number)) for number in range(3))
     backplane.publish([(ALICE, UnseenCount(3))])
-    assert alice.told == []
+    assert alice.events == []
     await backplane.flushed()
-    assert alice.told == [UnseenCount(number) for number in range(4)]
+    assert alice.events == [UnseenCount(number) for number in range(4)]
 
 
 async def test_nothing_published_is_flushed_at_once(rooms: Rooms) -> None:
@@ -80,7 +59,7 @@ async def test_who_comes_after_the_publishing_is_not_told(rooms: Rooms) -> None:
     backplane.publish([(BOB, UnseenCount(1))])
     rooms.join(BOB, bob)
     await backplane.flushed()
-    assert bob.told == []
+    assert bob.events == []
 
 
 async def test_nobody_is_elsewhere(rooms: Rooms, alice: Member) -> None:
@@ -107,12 +86,12 @@ async def test_a_long_fan_out_leaves_the_loop_to_others_in_between(rooms: Rooms,
     rooms.join(BOB, bob)
     backplane.publish([(ALICE, UnseenCount(0)), (BOB, UnseenCount(1)), (ALICE, UnseenCount(2))])
     await asyncio.sleep(0)
-    assert (alice.told, bob.told) == ([UnseenCount(0), UnseenCount(2)], [])
+    assert (alice.events, bob.events) == ([UnseenCount(0), UnseenCount(2)], [])
     backplane.publish([(ALICE, UnseenCount(3)), (BOB, UnseenCount(4))])
     await asyncio.sleep(0)
-    assert (alice.told, bob.told) == ([UnseenCount(0), UnseenCount(2)], [UnseenCount(1), UnseenCount(4)])
+    assert (alice.events, bob.events) == ([UnseenCount(0), UnseenCount(2)], [UnseenCount(1), UnseenCount(4)])
     await backplane.flushed()
-    assert alice.told == [UnseenCount(0), UnseenCount(2), UnseenCount(3)]
+    assert alice.events == [UnseenCount(0), UnseenCount(2), UnseenCount(3)]
 
 
 async def test_who_fails_at_an_event_keeps_it_from_nobody_else(
@@ -125,7 +104,7 @@ async def test_who_fails_at_an_event_keeps_it_from_nobody_else(
     with caplog.at_level(logging.ERROR):
         backplane.publish([(ALICE, UnseenCount(1)), (BOB, UnseenCount(2))])
         await backplane.flushed()
-    assert bob.told == [UnseenCount(2)]
+    assert bob.events == [UnseenCount(2)]
     [record] = caplog.records
     assert record.getMessage() == "could not deliver events to tenant=acme user=alice"
     assert record.exc_info is not None
@@ -173,12 +152,12 @@ async def test_publishers_wait_while_the_backlog_is_over_its_bound(
     rooms.join(CAROL, carol)
     backplane.publish([(ALICE, UnseenCount(0)), (ALICE, UnseenCount(1))])
     await backplane.has_space()
-    assert alice.told == []
+    assert alice.events == []
     backplane.publish([(BOB, UnseenCount(2)), (CAROL, UnseenCount(3)), (CAROL, UnseenCount(4))])
     await backplane.has_space()
-    assert [len(member.told) for member in (alice, bob, carol)] == [2, 1, 0]
+    assert [len(member.events) for member in (alice, bob, carol)] == [2, 1, 0]
     await backplane.flushed()
-    assert len(carol.told) == 2
+    assert len(carol.events) == 2
 
 
 @pytest.mark.usefixtures("short_slices")
@@ -189,9 +168,89 @@ async def test_a_publisher_can_wait_for_one_user_alone(rooms: Rooms, alice: Memb
     rooms.join(CAROL, carol)
     backplane.publish((room, UnseenCount(1)) for room in (ALICE, BOB, CAROL))
     await backplane.delivered(BOB)
-    assert [len(member.told) for member in (alice, bob, carol)] == [1, 1, 0]
+    assert [len(member.events) for member in (alice, bob, carol)] == [1, 1, 0]
     await backplane.delivered(BOB)
     await backplane.flushed()
+
+
+# -- very many at once ---------------------------------------------------------------------------------------
+@pytest.fixture
+def crowd(rooms: Rooms, monkeypatch: pytest.MonkeyPatch) -> list[Member]:
+    """Of whom two are entered in one go."""
+    monkeypatch.setattr(module, "ENTERED_AT_ONCE", 2)
+    members = [Member() for _ in range(6)]
+    for number, member in enumerate(members):
+        rooms.join(("acme", f"user {number}"), member)
+    return members
+
+
+def _to_all(crowd: list[Member], count: int, read: list[int] | None = None) -> Iterator[tuple[Room, Event]]:
+    """`read`: gets the numbers of those that have been taken."""
+    for number in range(len(crowd)):
+        if read is not None:
+            read.append(number)
+        yield ("acme", f"user {number}"), UnseenCount(count)
+
+
+@pytest.mark.usefixtures("short_slices")
+async def test_what_is_for_very_many_is_read_in_portions(rooms: Rooms, crowd: list[Member]) -> None:
+    """Others get a turn between them; in the end all are told."""
+    backplane, read, portions = LocalBackplane(rooms), list[int](), list[int]()
+    backplane.publish(_to_all(crowd, 1, read))
+    while not portions or portions[-1] < len(crowd):
+        portions.append(len(read))
+        await asyncio.sleep(0)
+    assert portions == [2, 4, 6]
+    await backplane.flushed()
+    assert all(member.events == [UnseenCount(1)] for member in crowd)
+    assert backplane.waiting == 0
+
+
+async def test_what_is_published_later_comes_behind_what_is_still_to_be_read(
+    rooms: Rooms, crowd: list[Member], alice: Member
+) -> None:
+    """For whomever it is."""
+    backplane, last = LocalBackplane(rooms), ("acme", f"user {len(crowd) - 1}")
+    backplane.publish(_to_all(crowd, 1))
+    backplane.publish([(last, UnseenCount(2)), (ALICE, UnseenCount(2))])
+    backplane.publish(_to_all(crowd, 3))
+    await backplane.flushed()
+    assert crowd[-1].events == [UnseenCount(1), UnseenCount(2), UnseenCount(3)]
+    assert alice.events == [UnseenCount(2)]
+
+
+async def test_who_waits_for_a_user_waits_for_what_is_still_to_be_read(
+    rooms: Rooms, crowd: list[Member]
+) -> None:
+    backplane = LocalBackplane(rooms)
+    backplane.publish(_to_all(crowd, 1))
+    await backplane.delivered(("acme", f"user {len(crowd) - 1}"))
+    assert crowd[-1].events == [UnseenCount(1)]
+    await backplane.flushed()
+
+
+@pytest.mark.parametrize("gone", [0, 2, 4], ids=["nobody", "the last two", "all but two"])
+async def test_who_publishes_to_very_many_hears_once(rooms: Rooms, crowd: list[Member], gone: int) -> None:
+    """Of all of them, also when nobody is here whom the rest is for, and the others were told before it is read."""
+    backplane, heard = LocalBackplane(rooms), list[int]()
+    for number in range(len(crowd) - gone, len(crowd)):
+        rooms.leave(("acme", f"user {number}"), crowd[number])
+    backplane.publish(_to_all(crowd, 1), heard.append)
+    assert heard == []
+    await backplane.flushed()
+    assert heard == [len(crowd) - gone]
+
+
+async def test_who_publishes_to_very_many_who_are_away_hears_nothing(
+    rooms: Rooms, crowd: list[Member]
+) -> None:
+    """And who waits until all is told is not left waiting."""
+    backplane, heard = LocalBackplane(rooms), list[int]()
+    for number, member in enumerate(crowd):
+        rooms.leave(("acme", f"user {number}"), member)
+    backplane.publish(_to_all(crowd, 1), heard.append)
+    await backplane.flushed()
+    assert heard == []
 
 
 # -- a user with many connections ----------------------------------------------------------------------------
@@ -212,12 +271,12 @@ async def test_what_comes_while_a_user_is_told_joins_what_is_under_way(
     backplane = LocalBackplane(rooms)
     backplane.publish([(ALICE, UnseenCount(0))])
     await asyncio.sleep(0)
-    [told] = [screen for screen in screens if screen.told]
+    [told] = [screen for screen in screens if screen.events]
     for number in (1, 2, 3):
         backplane.publish([(ALICE, UnseenCount(number))])
     await backplane.flushed()
-    assert [screen.told for screen in screens] == [[UnseenCount(number) for number in range(4)]] * 3
-    assert [screen.pushes for screen in screens] == [2 if screen is told else 1 for screen in screens]
+    assert [screen.events for screen in screens] == [[UnseenCount(number) for number in range(4)]] * 3
+    assert [len(screen.bursts) for screen in screens] == [2 if screen is told else 1 for screen in screens]
 
 
 async def test_a_user_who_is_told_without_end_holds_up_nobody(rooms: Rooms, screens: list[Member]) -> None:
@@ -230,9 +289,9 @@ async def test_a_user_who_is_told_without_end_holds_up_nobody(rooms: Rooms, scre
             backplane.publish([(BOB, UnseenCount(number))])
         await asyncio.sleep(0)
         await asyncio.sleep(0)
-        assert len(bob.told) == 1 + number // 10
+        assert len(bob.events) == 1 + number // 10
     await backplane.flushed()
-    assert [len(screen.told) for screen in screens] == [30, 30, 30]
+    assert [len(screen.events) for screen in screens] == [30, 30, 30]
 
 
 async def test_a_user_is_not_told_before_the_last_of_their_connections_is(
@@ -257,7 +316,7 @@ async def test_a_user_is_not_told_before_the_last_of_their_connections_is(
 
 
 def _told(screens: list[Member]) -> int:
-    return sum(len(screen.told) for screen in screens)
+    return sum(len(screen.events) for screen in screens)
 
 
 async def test_who_waits_for_a_user_does_not_wait_for_what_is_published_later(
@@ -280,13 +339,13 @@ async def test_who_leaves_or_joins_under_way_is_not_told_of_it(rooms: Rooms, scr
     backplane, late = LocalBackplane(rooms), Member()
     backplane.publish([(ALICE, UnseenCount(0))])
     await asyncio.sleep(0)
-    gone = next(screen for screen in screens if not screen.told)
+    gone = next(screen for screen in screens if not screen.events)
     rooms.leave(ALICE, gone)
     rooms.join(ALICE, late)
     backplane.publish([(ALICE, UnseenCount(1))])
     await backplane.flushed()
-    assert gone.told == []
-    assert late.told == [UnseenCount(1)]
+    assert gone.events == []
+    assert late.events == [UnseenCount(1)]
     assert _told(screens) == 4
 
 
@@ -321,7 +380,7 @@ async def test_the_publisher_hears_when_all_have_been_told_and_how_many_frames_t
     heard: list[tuple[int, int]] = []
     backplane.publish(
         ((room, UnseenCount(1)) for room in (ALICE, BOB, CAROL)),
-        lambda frames: heard.append((frames, len(bob.told))),
+        lambda frames: heard.append((frames, len(bob.events))),
     )
     assert heard == []
     await backplane.flushed()
@@ -349,14 +408,14 @@ async def test_each_publisher_hears_of_its_own_end(rooms: Rooms, alice: Member) 
         [(ALICE, UnseenCount(1)), (BOB, UnseenCount(1))], lambda frames: heard.append(f"first {frames}")
     )
     await asyncio.sleep(0)
-    assert (len(alice.told), len(bob.told), heard) == (1, 0, [])
+    assert (len(alice.events), len(bob.events), heard) == (1, 0, [])
     backplane.publish(
         [(BOB, UnseenCount(2)), (CAROL, UnseenCount(2))], lambda frames: heard.append(f"second {frames}")
     )
     await asyncio.sleep(0)
-    assert (len(bob.told), len(carol.told), heard) == (2, 0, ["first 2"])
+    assert (len(bob.events), len(carol.events), heard) == (2, 0, ["first 2"])
     await backplane.flushed()
-    assert (len(carol.told), heard) == (1, ["first 2", "second 2"])
+    assert (len(carol.events), heard) == (1, ["first 2", "second 2"])
 
 
 async def test_what_waits_is_counted(rooms: Rooms, alice: Member) -> None:
