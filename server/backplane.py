@@ -129,7 +129,23 @@ class LocalBackplane(Backplane):
     def _enter(self, done: list[Publication]) -> None:
         """Some events of what was published first. Adds to `done` as `_tell_some`."""
         events, publication = self._entering[0]
-        count, before = 0, publication.under_way
+        before, has_more = publication.under_way, False
+        try:
+            has_more = self._enter_some(events, publication)
+        except Exception:
+            # The others must not wait for it for ever.
+            logger.exception("events could not be told")
+        self._waiting += publication.under_way - before
+        if self._waiting > MAX_BACKLOG:
+            self._has_space.clear()
+        if not has_more:
+            self._entering.popleft()
+            self._entered += 1
+            _end_one(publication, done)
+
+    def _enter_some(self, events: Iterator[tuple[Room, Event]], publication: Publication) -> bool:
+        """Whether there may be more."""
+        count = 0
         for room, event in islice(events, ENTERED_AT_ONCE):
             count += 1
             members = self._rooms.members(room)
@@ -146,13 +162,7 @@ class LocalBackplane(Backplane):
             scan.enter(current, publication)
             publication.under_way += 1
             publication.frames += len(members)
-        self._waiting += publication.under_way - before
-        if self._waiting > MAX_BACKLOG:
-            self._has_space.clear()
-        if count < ENTERED_AT_ONCE:
-            self._entering.popleft()
-            self._entered += 1
-            _end_one(publication, done)
+        return count == ENTERED_AT_ONCE
 
     async def has_space(self) -> None:
         await self._has_space.wait()

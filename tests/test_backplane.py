@@ -253,6 +253,27 @@ async def test_who_publishes_to_very_many_who_are_away_hears_nothing(
     assert heard == []
 
 
+async def test_what_cannot_be_read_to_its_end_holds_up_nobody(
+    rooms: Rooms, crowd: list[Member], alice: Member, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What was read of it is told."""
+    backplane, heard = LocalBackplane(rooms), list[int]()
+
+    def broken() -> Iterator[tuple[Room, Event]]:
+        for number, event in enumerate(_to_all(crowd, 1)):
+            if number == 3:
+                raise RuntimeError("broken")
+            yield event
+
+    backplane.publish(broken(), heard.append)
+    backplane.publish([(ALICE, UnseenCount(2))])
+    await backplane.flushed()
+    assert [len(member.events) for member in crowd] == [1, 1, 1, 0, 0, 0]
+    assert alice.events == [UnseenCount(2)]
+    assert (heard, backplane.waiting) == ([3], 0)
+    assert "events could not be told" in caplog.text
+
+
 # -- a user with many connections ----------------------------------------------------------------------------
 @pytest.fixture
 def screens(rooms: Rooms, short_slices: None, monkeypatch: pytest.MonkeyPatch) -> list[Member]:
