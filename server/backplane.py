@@ -2,8 +2,8 @@
 no other: `LocalBackplane` is the whole of it. Several have theirs wrapped by that of `cluster`.
 
 Events go out in the order in which they were published. Fan-out runs after the publisher has been answered,
-in slices that leave the loop to others in between; so does what comes before it, of a notification for very many. Users
-take turns in it, some connections at a time (`scan`): who has many holds up nobody who has few.
+in slices that leave the loop to others in between. Users take turns in it, some connections at a time (`scan`): who has
+many holds up nobody who has few.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import datetime
-from itertools import islice
 
 from server.checks import Probe
 from server.messages import Event
@@ -32,9 +31,6 @@ TURNS_BETWEEN_SLICES = 8
 """Of the loop, that others get if these take no longer than `MAX_SLICE_S`. An answer takes several: the sooner it is
 out, the sooner comes what is published next, and the more goes out as one write."""
 
-ENTERED_AT_ONCE = 256
-"""Events of one publication that enter fan-out in one go, before others get a turn: half a millisecond."""
-
 MAX_BACKLOG = 100_000
 """Events waiting for fan-out above which new notifications wait before they are stored."""
 
@@ -46,9 +42,9 @@ class Backplane(ABC):
     def publish(
         self, events: Iterable[tuple[Room, Event]], handed_over: Callable[[int], None] | None = None
     ) -> None:
-        """Queue events for the screens of their users, here and on every other node. Never blocks or raises. `events`
-        may be read on later. `handed_over` is called once they have been handed to the connections of this node, at the
-        end of that slice, with how many frames that made; not at all if there are none."""
+        """Queue events for the screens of their users, here and on every other node. Never blocks or
+        raises. `handed_over` is called once they have been handed to the connections of this node, at the end of that
+        slice, with how many frames that made; not at all if there are none."""
 
     @abstractmethod
     async def has_space(self) -> None:
@@ -101,9 +97,6 @@ class LocalBackplane(Backplane):
     def __init__(self, rooms: Rooms, clock: Callable[[], float] = time.monotonic) -> None:
         self._rooms = rooms
         self._clock = clock
-        # what is published and has not entered fan-out as a whole yet, in order; how many were and have, ever
-        self._entering: deque[tuple[Iterator[tuple[Room, Event]], Publication]] = deque()
-        self._published = self._entered = 0
         # by room, and in the order in which they have their turns
         self._scans: dict[Room, Scan] = {}
         self._turns: deque[Scan] = deque()
@@ -118,36 +111,8 @@ class LocalBackplane(Backplane):
     def publish(
         self, events: Iterable[tuple[Room, Event]], handed_over: Callable[[int], None] | None = None
     ) -> None:
-        self._entering.append((iter(events), Publication(handed_over)))
-        self._published += 1
-        if len(self._entering) == 1:
-            self._enter([])  # nobody has been told anything yet
-        if (self._entering or self._turns) and self._is_flushed.is_set():
-            self._is_flushed.clear()
-            self._pause(1)
-
-    def _enter(self, done: list[Publication]) -> None:
-        """Some events of what was published first. Adds to `done` as `_tell_some`."""
-        events, publication = self._entering[0]
-        before, has_more = publication.under_way, False
-        try:
-            has_more = self._enter_some(events, publication)
-        except Exception:
-            # The others must not wait for it for ever.
-            logger.exception("events could not be told")
-        self._waiting += publication.under_way - before
-        if self._waiting > MAX_BACKLOG:
-            self._has_space.clear()
-        if not has_more:
-            self._entering.popleft()
-            self._entered += 1
-            _end_one(publication, done)
-
-    def _enter_some(self, events: Iterator[tuple[Room, Event]], publication: Publication) -> bool:
-        """Whether there may be more."""
-        count = 0
-        for room, event in islice(events, ENTERED_AT_ONCE):
-            count += 1
+        publication = Publication(handed_over)
+        for room, event in events:
             members = self._rooms.members(room)
             # Who is offline now reads the inbox at join: the store has the change already.
             if not members:
@@ -162,7 +127,12 @@ class LocalBackplane(Backplane):
             scan.enter(current, publication)
             publication.under_way += 1
             publication.frames += len(members)
-        return count == ENTERED_AT_ONCE
+        self._waiting += publication.under_way
+        if self._waiting > MAX_BACKLOG:
+            self._has_space.clear()
+        if self._turns and self._is_flushed.is_set():
+            self._is_flushed.clear()
+            self._pause(1)
 
     async def has_space(self) -> None:
         await self._has_space.wait()
@@ -171,9 +141,6 @@ class LocalBackplane(Backplane):
         await self._is_flushed.wait()
 
     async def delivered(self, room: Room) -> None:
-        published = self._published
-        while self._entered < published:  # noqa: ASYNC110  # as below
-            await asyncio.sleep(0)
         scan = self._scans.get(room)
         if scan is None:
             return
@@ -201,36 +168,28 @@ class LocalBackplane(Backplane):
         began_at = self._clock()
         end = began_at + min(max(began_at - self._paused_at, MIN_SLICE_S), MAX_SLICE_S)
         done: list[Publication] = []
-        while self._entering or self._turns:
-            if self._entering:
-                self._enter(done)
-            if self._turns:
-                self._tell_some(self._turns.popleft(), done)
+        while self._turns:
+            self._tell_some(self._turns.popleft(), done)
             if self._clock() >= end:
                 break
         if self._waiting <= MAX_BACKLOG:
             self._has_space.set()
-        if self._entering or self._turns:
+        if self._turns:
             self._pause(TURNS_BETWEEN_SLICES)
         else:
             self._is_flushed.set()
         for publication in done:
-            if publication.handed_over is not None and publication.frames:
+            if publication.handed_over is not None:
                 publication.handed_over(publication.frames)
 
     def _tell_some(self, scan: Scan, done: list[Publication]) -> None:
         """Some connections of a room. Adds to `done` the publications of which all have been told everything now."""
         for publication in scan.step():
             self._waiting -= 1
-            _end_one(publication, done)
+            publication.under_way -= 1
+            if not publication.under_way:
+                done.append(publication)
         if scan.is_over:
             del self._scans[scan.room]
         else:
             self._turns.append(scan)
-
-
-def _end_one(publication: Publication, done: list[Publication]) -> None:
-    """Of what is under way."""
-    publication.under_way -= 1
-    if not publication.under_way:
-        done.append(publication)

@@ -33,8 +33,7 @@ Told = list[tuple[list[Push], Frame]]
 
 
 class Publication:
-    """Events that were published together, and how many of them have not been told to all yet, or one more while they
-    enter."""
+    """Events that were published together, and how many of them have not been told to all yet."""
 
     __slots__ = ("frames", "handed_over", "under_way")
 
@@ -43,7 +42,7 @@ class Publication:
         self.handed_over = handed_over
         self.frames = 0
         """How many they make: one for each connection of each of their users."""
-        self.under_way = 1
+        self.under_way = 0
 
 
 class _Entry:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 
 import pytest
@@ -12,7 +12,7 @@ import pytest
 from server import backplane as module
 from server import scan
 from server.backplane import LocalBackplane
-from server.messages import Event, UnseenCount, now
+from server.messages import UnseenCount, now
 from server.rooms import Push, Room, Rooms
 from server.wire import FAILED, Frame
 from tests.support.recording import Member
@@ -171,107 +171,6 @@ async def test_a_publisher_can_wait_for_one_user_alone(rooms: Rooms, alice: Memb
     assert [len(member.events) for member in (alice, bob, carol)] == [1, 1, 0]
     await backplane.delivered(BOB)
     await backplane.flushed()
-
-
-# -- very many at once ---------------------------------------------------------------------------------------
-@pytest.fixture
-def crowd(rooms: Rooms, monkeypatch: pytest.MonkeyPatch) -> list[Member]:
-    """Of whom two are entered in one go."""
-    monkeypatch.setattr(module, "ENTERED_AT_ONCE", 2)
-    members = [Member() for _ in range(6)]
-    for number, member in enumerate(members):
-        rooms.join(("acme", f"user {number}"), member)
-    return members
-
-
-def _to_all(crowd: list[Member], count: int, read: list[int] | None = None) -> Iterator[tuple[Room, Event]]:
-    """`read`: gets the numbers of those that have been taken."""
-    for number in range(len(crowd)):
-        if read is not None:
-            read.append(number)
-        yield ("acme", f"user {number}"), UnseenCount(count)
-
-
-@pytest.mark.usefixtures("short_slices")
-async def test_what_is_for_very_many_is_read_in_portions(rooms: Rooms, crowd: list[Member]) -> None:
-    """Others get a turn between them; in the end all are told."""
-    backplane, read, portions = LocalBackplane(rooms), list[int](), list[int]()
-    backplane.publish(_to_all(crowd, 1, read))
-    while not portions or portions[-1] < len(crowd):
-        portions.append(len(read))
-        await asyncio.sleep(0)
-    assert portions == [2, 4, 6]
-    await backplane.flushed()
-    assert all(member.events == [UnseenCount(1)] for member in crowd)
-    assert backplane.waiting == 0
-
-
-async def test_what_is_published_later_comes_behind_what_is_still_to_be_read(
-    rooms: Rooms, crowd: list[Member], alice: Member
-) -> None:
-    """For whomever it is."""
-    backplane, last = LocalBackplane(rooms), ("acme", f"user {len(crowd) - 1}")
-    backplane.publish(_to_all(crowd, 1))
-    backplane.publish([(last, UnseenCount(2)), (ALICE, UnseenCount(2))])
-    backplane.publish(_to_all(crowd, 3))
-    await backplane.flushed()
-    assert crowd[-1].events == [UnseenCount(1), UnseenCount(2), UnseenCount(3)]
-    assert alice.events == [UnseenCount(2)]
-
-
-async def test_who_waits_for_a_user_waits_for_what_is_still_to_be_read(
-    rooms: Rooms, crowd: list[Member]
-) -> None:
-    backplane = LocalBackplane(rooms)
-    backplane.publish(_to_all(crowd, 1))
-    await backplane.delivered(("acme", f"user {len(crowd) - 1}"))
-    assert crowd[-1].events == [UnseenCount(1)]
-    await backplane.flushed()
-
-
-@pytest.mark.parametrize("gone", [0, 2, 4], ids=["nobody", "the last two", "all but two"])
-async def test_who_publishes_to_very_many_hears_once(rooms: Rooms, crowd: list[Member], gone: int) -> None:
-    """Of all of them, also when nobody is here whom the rest is for, and the others were told before it is read."""
-    backplane, heard = LocalBackplane(rooms), list[int]()
-    for number in range(len(crowd) - gone, len(crowd)):
-        rooms.leave(("acme", f"user {number}"), crowd[number])
-    backplane.publish(_to_all(crowd, 1), heard.append)
-    assert heard == []
-    await backplane.flushed()
-    assert heard == [len(crowd) - gone]
-
-
-async def test_who_publishes_to_very_many_who_are_away_hears_nothing(
-    rooms: Rooms, crowd: list[Member]
-) -> None:
-    """And who waits until all is told is not left waiting."""
-    backplane, heard = LocalBackplane(rooms), list[int]()
-    for number, member in enumerate(crowd):
-        rooms.leave(("acme", f"user {number}"), member)
-    backplane.publish(_to_all(crowd, 1), heard.append)
-    await backplane.flushed()
-    assert heard == []
-
-
-async def test_what_cannot_be_read_to_its_end_holds_up_nobody(
-    rooms: Rooms, crowd: list[Member], alice: Member, caplog: pytest.LogCaptureFixture
-) -> None:
-    """What was read of it is told."""
-    backplane, heard = LocalBackplane(rooms), list[int]()
-
-    def broken() -> Iterator[tuple[Room, Event]]:
-        for number, event in enumerate(_to_all(crowd, 1)):
-            if number == 3:
-                raise RuntimeError("broken")
-            yield event
-
-    backplane.publish(broken(), heard.append)
-    backplane.publish([(ALICE, UnseenCount(2))])
-    await backplane.flushed()
-    assert [len(member.events) for member in crowd] == [1, 1, 1, 0, 0, 0]
-    assert alice.events == [UnseenCount(2)]
-    assert (heard, backplane.waiting) == ([3], 0)
-    assert "events could not be told" in caplog.text
 
 
 # -- a user with many connections ----------------------------------------------------------------------------

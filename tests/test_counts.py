@@ -12,6 +12,7 @@ from pydispatch import dispatcher
 from server import counts as module
 from server.bus import INBOX_CHANGED
 from server.counts import UnseenCounts
+from server.errors import StoreUnavailable
 from server.rooms import Room
 from tests.support.core import ALICE, BOB, Core, command, open_core
 from tests.support.recording import RecordingConnection
@@ -155,15 +156,39 @@ async def test_between_two_portions_is_time_for_others(
     assert untold.cancel()
 
 
+async def test_only_what_the_store_did_not_answer_is_asked_again(
+    core: Core, counts: UnseenCounts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many there are: a store that fails now and then would else never get through all of them."""
+    monkeypatch.setattr(module, "USERS_AT_ONCE", 1)
+    asked: list[str] = []
+    tell = counts._tell
+
+    async def tell_or_fail(tenant: str, user_ids: list[str]) -> None:
+        asked.extend(user_ids)
+        if len(asked) == 4:
+            raise StoreUnavailable
+        await tell(tenant, user_ids)
+
+    monkeypatch.setattr(counts, "_tell", tell_or_fail)
+    connections = _connected(core, [("default", user) for user in MANY])
+    _changed(*(("default", user) for user in MANY))
+    assert [await _count(connection) for connection in connections] == [0] * 7
+    await core.backplane.flushed()
+    assert sorted(asked) == sorted([*MANY, asked[3]])
+    assert asked[-1] == asked[3]
+    assert not any(connection.received() for connection in connections)
+
+
 async def test_without_a_change_there_is_nothing_to_do(
     core: Core, counts: UnseenCounts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One change, one round; then it sleeps, also if all who would be told are gone."""
     rounds, tell = [], counts._tell
 
-    async def noted(rooms: set[Room]) -> float:
-        rounds.append(rooms)
-        return await tell(rooms)
+    async def noted(tenant: str, user_ids: list[str]) -> None:
+        rounds.append((tenant, user_ids))
+        await tell(tenant, user_ids)
 
     monkeypatch.setattr(counts, "_tell", noted)
     alice = await core.join("alice")
@@ -174,7 +199,7 @@ async def test_without_a_change_there_is_nothing_to_do(
     _changed(ALICE)
     for _ in range(20):
         await asyncio.sleep(0)
-    assert rounds == [{ALICE}]
+    assert rounds == [(ALICE[0], [ALICE[1]])]
 
 
 async def test_after_close_nothing_is_heard_any_more(core: Core, counts: UnseenCounts) -> None:

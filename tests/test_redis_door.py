@@ -19,6 +19,7 @@ from server import tasks as tasks_module
 from server.checks import Trouble
 from server.config.doors import RedisHub
 from server.errors import InProgress
+from server.ingest import consumer
 from server.ingest.consumer import Lease
 from server.ingest.redis import RedisDoor
 from server.redis_client import TURN
@@ -574,6 +575,22 @@ async def test_one_of_many_consumes(hub: Hub, caplog: pytest.LogCaptureFixture) 
     await second.stop(STOP_S)
     await waiting
     assert len(await hub.behind.inbox("alice")) == 2
+
+
+async def test_a_lease_that_was_given_back_is_soon_taken_up(
+    hub: Hub, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However seldom it has to be renewed: nobody listens meanwhile."""
+    monkeypatch.setattr(consumer, "STANDBY_S", 0.01)
+    caplog.set_level(logging.INFO)
+    first, second = (hub.door(holder=holder, lease_s=1e6) for holder in ("first", "second"))
+    async with running(hub.behind, first):
+        waiting = asyncio.create_task(second.run())
+        await until_said(caplog, "another process consumes")
+    await hub.publish_one()
+    await second.stop(STOP_S)
+    await waiting
+    assert len(await hub.behind.inbox("alice")) == 1
 
 
 async def test_who_loses_the_lease_stops(hub: Hub) -> None:

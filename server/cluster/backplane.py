@@ -11,7 +11,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 
 from server.backplane import Backplane, LocalBackplane
@@ -93,15 +93,12 @@ class ClusterBackplane(Backplane):
     def publish(
         self, events: Iterable[tuple[Room, Event]], handed_over: Callable[[int], None] | None = None
     ) -> None:
-        self._local.publish(self._telling_others(events), handed_over)
-
-    def _telling_others(self, events: Iterable[tuple[Room, Event]]) -> Iterator[tuple[Room, Event]]:
-        """Of each as it goes by."""
-        for room, event in events:
+        all_events = list(events)
+        self._local.publish(all_events, handed_over)
+        for room, event in all_events:
             # Each node counts for its own users.
             if not isinstance(event, UnseenCount | Counted):
                 self._outgoing.put(room, event)
-            yield room, event
 
     async def has_space(self) -> None:
         # Never for the other nodes: one that cannot be reached must hold up nobody.
