@@ -30,9 +30,9 @@ REST_PER_WORK, MAX_INTERVAL_S = 19.0, 2.0
 """While many change all the time, a round that was much work is followed by so many times that of rest, up to so much:
 what matters then are the changes themselves."""
 
-USERS_AT_ONCE, PAUSE_PER_WORK, MAX_PAUSE_S = 32, 1.0, 0.002
-"""A round counts and tells for so many users in one go, then leaves the loop to others for so many times what that took,
-up to so much: a notification that comes meanwhile waits for a millisecond, not for the whole round."""
+USERS_AT_ONCE, PAUSE_PER_WORK, MAX_PAUSE_S = 16, 2.0, 0.002
+"""A round counts and tells for so many users in one go, then leaves the loop to others for so many times what that
+took, up to so much: a notification that comes meanwhile waits for a millisecond, not for the whole round."""
 
 RETRY_INTERVAL_S = 2.0
 """Until the next try when the store does not answer."""
