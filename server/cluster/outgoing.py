@@ -105,10 +105,11 @@ class Outgoing:
 
     async def flushed(self) -> None:
         """Return when all is sent, or when nothing can be."""
-        while self._is_connected.is_set() and not self._is_idle.is_set():
+        while self._is_connected.is_set():
             with suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_EVERY_S):
                     await self._is_idle.wait()
+                    return  # what is put in from now on is not waited for
 
     def stop(self) -> None:
         """Let `run` end when what is on its way has been sent, or not."""
