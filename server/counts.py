@@ -64,7 +64,7 @@ class UnseenCounts:
             for tenant, user_ids in _portions(changed):
                 began_at = time.monotonic()
                 try:
-                    await self._tell(tenant, user_ids)
+                    await self.tell(tenant, user_ids)
                 except StoreUnavailable:
                     logger.debug("counts wait for the store")
                     self._changed.update((tenant, user_id) for user_id in user_ids)
@@ -79,7 +79,8 @@ class UnseenCounts:
                     await asyncio.sleep(min(took_s * PAUSE_PER_WORK, MAX_PAUSE_S))
             await asyncio.sleep(min(max(worked_s * REST_PER_WORK, MIN_INTERVAL_S), MAX_INTERVAL_S))
 
-    async def _tell(self, tenant: str, user_ids: Collection[str]) -> None:
+    async def tell(self, tenant: str, user_ids: Collection[str]) -> None:
+        """Count for these users of a tenant, and tell them, now. Raises `StoreUnavailable`: nobody was told."""
         counting = {user_id for _, user_id in self._rooms.counting((tenant, user_id) for user_id in user_ids)}
         told: list[tuple[Room, Event]] = []
         if counting:

@@ -162,7 +162,7 @@ async def test_only_what_the_store_did_not_answer_is_asked_again(
     """However many there are: a store that fails now and then would else never get through all of them."""
     monkeypatch.setattr(module, "USERS_AT_ONCE", 1)
     asked: list[str] = []
-    tell = counts._tell
+    tell = counts.tell
 
     async def tell_or_fail(tenant: str, user_ids: list[str]) -> None:
         asked.extend(user_ids)
@@ -170,7 +170,7 @@ async def test_only_what_the_store_did_not_answer_is_asked_again(
             raise StoreUnavailable
         await tell(tenant, user_ids)
 
-    monkeypatch.setattr(counts, "_tell", tell_or_fail)
+    monkeypatch.setattr(counts, "tell", tell_or_fail)
     connections = _connected(core, [("default", user) for user in MANY])
     _changed(*(("default", user) for user in MANY))
     assert [await _count(connection) for connection in connections] == [0] * 7
@@ -184,13 +184,13 @@ async def test_without_a_change_there_is_nothing_to_do(
     core: Core, counts: UnseenCounts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One change, one round; then it sleeps, also if all who would be told are gone."""
-    rounds, tell = [], counts._tell
+    rounds, tell = [], counts.tell
 
     async def noted(tenant: str, user_ids: list[str]) -> None:
         rounds.append((tenant, user_ids))
         await tell(tenant, user_ids)
 
-    monkeypatch.setattr(counts, "_tell", noted)
+    monkeypatch.setattr(counts, "tell", noted)
     alice = await core.join("alice")
     _changed(ALICE)
     _changed(BOB)

@@ -117,7 +117,7 @@ class Recorder:
 
     async def count(self) -> None:
         """The counts are told."""
-        await self._counting._tell([ALICE])
+        await self._counting.tell(ALICE[0], [ALICE[1]])
         await self.core.backplane.flushed()
 
     def instant_of(self, document: dict[str, Any]) -> datetime:
