@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import json
 import os
+import resource
 import secrets
 import signal
 import socket
@@ -444,6 +445,26 @@ async def test_what_waits_at_the_end_is_closed_and_counted() -> None:
             await one.close()
             assert outcomes(one)["closed"] == 1
             assert not one.waiting
+
+
+async def test_what_cannot_wait_since_no_more_files_can_be_opened_is_counted(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with two_workers() as (one, _):
+        here, there = socket.socketpair()
+        with here, there:
+            while not one.waiting:
+                one.give(1, there, b" " * 50_000)
+            limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+            # All numbers below are taken.
+            resource.setrlimit(resource.RLIMIT_NOFILE, (here.fileno(), limits[1]))
+            try:
+                one.give(1, there, b"")
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            assert outcomes(one)["closed"] == 1
+            assert one.waiting == 1
+            assert "Too many open files" in caplog.text
 
 
 async def test_a_request_too_long_to_be_given_ends_its_connection(caplog: pytest.LogCaptureFixture) -> None:

@@ -100,7 +100,11 @@ class Handoff:
         if len(way.waiting) >= MAX_WAITING or way.waiting_bytes + len(datagram) > MAX_WAITING_BYTES:
             self._report("its worker has no room for it")
             return
-        way.waiting.append((connection.dup(), datagram))
+        try:
+            way.waiting.append((connection.dup(), datagram))
+        except OSError as exc:  # no more files can be opened
+            self._report(str(exc))
+            return
         way.waiting_bytes += len(datagram)
         if len(way.waiting) == 1:
             self._throwing.start(self._keep_throwing(way), "handing over")
