@@ -174,6 +174,22 @@ def test_a_body_that_is_refused_as_a_whole(
     assert (answer.status, answer.headers["Content-Type"]) == (status, "application/problem+json")
 
 
+@pytest.mark.parametrize(
+    ("body", "form"),
+    [
+        (b"0\n" * 20_000, NDJSON),
+        (b"0\r\n\n \n" * 20_000 + b"\n" * 100_000, NDJSON),
+        (b"[" + b"0," * 19_999 + b"0]", JSON),
+    ],
+    ids=["lines", "empty-lines-between", "array"],
+)
+def test_as_many_items_as_there_may_be(server: RunningServer, body: bytes, form: str) -> None:
+    """The end of the last line begins no other item, and an empty line is none."""
+    answer = post(server, body, form)
+    assert answer.status == 200
+    assert answer.body.count(b'"index"') == 20_000
+
+
 def test_each_counts_as_a_request(server: RunningServer) -> None:
     """Of its key: what is over the limit is refused, and what came before is stored."""
     key = add_tenant(server, f"t{uuid4().hex[:8]}")
