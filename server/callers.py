@@ -85,8 +85,8 @@ class CallerPolicy:
             return f"the proxy at {remote_ip} is on another machine"
         if forwarded:
             return (
-                f"the header {forwarded[0]} says that a proxy passed the request on; name it in trusted_proxies, "
-                "and let it send X-Forwarded-For"
+                f"the header {forwarded[0].title()} says that a proxy passed the request on; name it in"
+                " trusted_proxies, and let it send X-Forwarded-For"
             )
         known = (*LOCAL_HOSTS, *self.hosts)
         # A name that somebody else's DNS resolves to 127.0.0.1 must not count as ours (DNS rebinding).

@@ -129,6 +129,16 @@ def test_behind_a_proxy_that_is_not_trusted_nobody_is_local(header: str, value: 
     assert caller.address == "127.0.0.1"
 
 
+def test_a_header_is_named_alike_however_it_is_written() -> None:
+    """What is said does not depend on who has read the headers."""
+    written = ("X-Forwarded-For", "x-forwarded-for", "X-FORWARDED-FOR")
+    said = {
+        DIRECT.identify("127.0.0.1", {"Host": "localhost", name: "1.2.3.4"}).why_not_local for name in written
+    }
+    assert len(said) == 1
+    assert "X-Forwarded-For says" in said.pop()
+
+
 def test_a_trusted_proxy_names_the_caller() -> None:
     """Its X-Forwarded-For is believed, for local callers and others."""
     assert _identify(PROXIED, "127.0.0.1", X_Forwarded_For="203.0.113.9").address == "203.0.113.9"
