@@ -19,6 +19,7 @@ from tornado.httputil import (
 )
 from tornado.web import Application, OutputTransform, RequestHandler, stream_request_body
 
+from server.ingest.lane.head import target_of
 from server.relocation import Relocation
 
 logger = logging.getLogger(__name__)
@@ -86,7 +87,8 @@ class _Request(HTTPMessageDelegate):
     def headers_received(
         self, start_line: RequestStartLine | ResponseStartLine, headers: HTTPHeaders
     ) -> Awaitable[None] | None:
-        self._delegate = self._lead(cast(RequestStartLine, start_line), headers)
+        start_line = _in_origin_form(cast(RequestStartLine, start_line))
+        self._delegate = self._lead(start_line, headers)
         return None if self._delegate is None else self._delegate.headers_received(start_line, headers)
 
     def data_received(self, chunk: bytes) -> Awaitable[None] | None:
@@ -99,6 +101,15 @@ class _Request(HTTPMessageDelegate):
     def on_connection_close(self) -> None:
         if self._delegate is not None:
             self._delegate.on_connection_close()
+
+
+def _in_origin_form(start_line: RequestStartLine) -> RequestStartLine:
+    """Servers have to take the absolute form, too (RFC 9112 section 3.2.2); Tornado looks for a route of that name."""
+    target = start_line.path
+    if target.startswith("/") or "://" not in target:
+        return start_line
+    path, query = target_of(target.encode("latin-1"))
+    return start_line._replace(path=f"{path}?{query.decode('latin-1')}" if query else path)
 
 
 class _EarlyApplication(Application):

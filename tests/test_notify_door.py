@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -255,6 +256,24 @@ def test_options_is_204_with_the_cors_headers(server: RunningServer) -> None:
     assert "Access-Control-Allow-Credentials" not in answer.headers
 
 
+@pytest.mark.parametrize(
+    ("target", "status"),
+    [
+        ("http://localhost/notify", 200),
+        ("HTTP://127.0.0.1:80/notify?content=x&users=[]", 200),
+        ("http://localhost/notify?content=%FF", 400),
+        ("http://localhost/notif", 404),
+    ],
+)
+def test_the_target_may_be_a_whole_address(server: RunningServer, target: str, status: int) -> None:
+    """RFC 9112 section 3.2.2."""
+    body = b"" if "content" in target else b"content=x"
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as stream:
+        lines = [f"POST {target} HTTP/1.1", "Host: localhost", f"Content-Length: {len(body)}"]
+        stream.sendall("\r\n".join([*lines, f"Content-Type: {FORM['Content-Type']}", "", ""]).encode() + body)
+        assert stream.recv(12) == f"HTTP/1.1 {status}".encode()
+
+
 def test_other_methods_are_405(server: RunningServer) -> None:
     """Only POST publishes."""
     assert server.get("/notify?content=x&users=" + quote(ALICE)).status == 405
@@ -284,6 +303,31 @@ async def test_who_may_not_be_on_this_machine_is_403(server: RunningServer, head
     assert answer.status == 403
     assert "notification-server key add" in problem(answer)["detail"]
     assert await inbox(server) == before
+
+
+@pytest.mark.parametrize(
+    ("query", "fields", "headers", "status"),
+    [
+        ("", {"apikey": "x"}, {"X_Forwarded_For": "203.0.113.9"}, 403),
+        ("?apikey=x", {"apikey": ""}, {}, 400),
+        ("?apikey=x", {}, {"X_Forwarded_For": "203.0.113.9"}, 400),
+        ("", {"apikey": "x"}, {}, 400),
+    ],
+)
+def test_a_key_in_a_field_where_there_are_none(
+    server: RunningServer, query: str, fields: dict[str, str], headers: dict[str, str], status: int
+) -> None:
+    """The answer is the same on both ports, and whether the body comes with the head or after it."""
+    body = urlencode({"content": "x", **fields}).encode()
+    named = {name.replace("_", "-"): value for name, value in {**FORM, **headers}.items()}
+    lines = [f"POST /notify{query} HTTP/1.1", "Host: localhost", f"Content-Length: {len(body)}"]
+    head = "\r\n".join([*lines, *(f"{name}: {value}" for name, value in named.items()), "", ""]).encode()
+    for parts in ([head + body], [head, body]):
+        with socket.create_connection(("127.0.0.1", server.port), timeout=10) as stream:
+            for part in parts:
+                stream.sendall(part)
+                time.sleep(0.05)
+            assert stream.recv(12) == f"HTTP/1.1 {status}".encode()
 
 
 def test_our_own_page_may_publish(server: RunningServer) -> None:

@@ -76,6 +76,8 @@ class NotifyDoor(Door):
     async def _admitted_fields(self, visit: Visit, body: bytes) -> dict[str, Any]:
         """The fields of query and body; of several values the last one wins, the body's over the query's. Who has no
         key learns nothing but that, whatever else is wrong."""
+        # Whom no field could help is told the same, whether the body was waited for or is there.
+        await self.check_early(visit)
         fields: dict[str, Any] = {name: values[-1] for name, values in visit.incoming.query.items()}
         try:
             fields |= _body_fields(visit, body)
