@@ -666,6 +666,25 @@ def test_what_would_fail_again_is_not_repeated(status: int) -> None:
     assert not is_repeated(PLAIN, answer(status))
 
 
+@pytest.mark.parametrize(
+    ("code", "maybe_done"),
+    [
+        ("busy", False),
+        ("auth_unavailable", False),
+        ("starting", False),
+        ("store_unavailable", True),
+        ("", True),
+    ],
+)
+def test_a_503_that_comes_before_anything_is_stored(code: str, maybe_done: bool) -> None:
+    """Is known to have done nothing, by the server's word for it."""
+    steps = exchange(PLAIN, Retries(attempts=1))
+    next(steps)
+    with pytest.raises(Unavailable) as caught:
+        steps.send(answer(503, code))
+    assert caught.value.maybe_done is maybe_done
+
+
 def test_attempts_are_bounded() -> None:
     """The first one counts; the last error is raised."""
     steps = exchange(PLAIN, Retries(attempts=3))

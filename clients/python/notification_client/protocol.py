@@ -39,7 +39,7 @@ LONGEST_DELAY_S = 5.0
 MAX_KEY_CHARS = 255
 """Of an idempotency key."""
 
-NOTHING_DONE = ("busy", "auth_unavailable")
+NOTHING_DONE = ("busy", "auth_unavailable", "starting")
 """The codes of a 503 that come before anything is stored. After `store_unavailable` all of it may be stored yet."""
 
 
