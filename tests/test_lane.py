@@ -244,10 +244,14 @@ def test_who_goes_away_in_the_midst_of_a_request(server: LaneServer) -> None:
         ),
         (b"POST /notify?" + b"x" * 70_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n", 431),
         (b"POST /notify HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n", 400),
+        (
+            b"POST /notify HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+            400,
+        ),
     ],
     ids=[
         *("nonsense", "tls", "two-framings", "two-lengths", "no-host", "two-hosts", "upgrade"),
-        *("large-head", "large-target", "broken-chunk"),
+        *("large-head", "large-target", "broken-chunk", "packed"),
     ],
 )
 def test_what_is_no_good_http(connection: socket.socket, sent: bytes, status: int) -> None:

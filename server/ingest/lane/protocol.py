@@ -213,6 +213,11 @@ class LaneConnection(asyncio.Protocol):
             return plain_refusal(400, "bad_request", "this port speaks HTTP/1.1 and upgrades to nothing else")
         if sum(map(len, request.headers.values())) + len(request.url) > MAX_HEAD_BYTES:
             return _HEAD_TOO_LARGE
+        # What is packed is not unpacked here (RFC 9112 section 6.1).
+        if request.headers.get("Transfer-Encoding", "chunked").lower() != "chunked":
+            return plain_refusal(
+                400, "bad_request", "the only Transfer-Encoding that is understood is chunked"
+            )
         host = request.headers.get("Host")
         if (host is None and request.version != "1.0") or (host is not None and "," in host):
             return plain_refusal(400, "bad_request", "there is to be one header Host (RFC 9112 section 3.2)")
