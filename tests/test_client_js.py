@@ -508,16 +508,17 @@ async def test_silence(pages: Pages, server: RunningServer) -> None:
     assert await page.evaluate("[inbox.state, refused]") == ["waiting", "no answer"]
 
 
+VISIBILITY = """() => {
+    let hidden = false;
+    Object.defineProperty(document, "hidden", { get: () => hidden });
+    window.setHidden = (value) => { hidden = value; document.dispatchEvent(new Event("visibilitychange")); };
+}"""
+
+
 async def test_back_in_the_foreground(pages: Pages, server: RunningServer) -> None:
     """A page that becomes visible tries again at once; after a long sleep it makes sure that the connection lives."""
     page = await scripted(pages, server)
-    await page.evaluate(
-        """() => {
-            let hidden = false;
-            Object.defineProperty(document, "hidden", { get: () => hidden });
-            window.setHidden = (value) => { hidden = value; document.dispatchEvent(new Event("visibilitychange")); };
-        }"""
-    )
+    await page.evaluate(VISIBILITY)
     await settle(page, "sockets[0].onclose({ code: 1006, reason: '' }); setHidden(true); setHidden(false)")
     assert await page.evaluate("[inbox.state, sockets.length]") == ["connecting", 2]
     await settle(page, JOINED + "sockets[1].page([], false)")
@@ -529,6 +530,31 @@ async def test_back_in_the_foreground(pages: Pages, server: RunningServer) -> No
     assert await page.evaluate("sockets[1].sent.length") == asked + 1
     await page.clock.run_for(20_000)
     assert await page.evaluate("inbox.state") == "waiting"
+
+
+async def test_back_after_a_sleep(pages: Pages, server: RunningServer) -> None:
+    """Also a machine that slept, so that only the clock on the wall has gone on, makes its page ask."""
+    page = await scripted(pages, server)
+    await settle(page, JOINED + "sockets[0].page([], false)")
+    await page.evaluate(VISIBILITY)
+    asked = await page.evaluate("sockets[0].sent.length")
+    await settle(page, "setHidden(true)")
+    await page.clock.set_system_time(3_600_000)
+    await settle(page, "setHidden(false)")
+    assert await page.evaluate("sockets[0].sent.length") == asked + 1
+
+
+async def test_back_in_a_network(pages: Pages, server: RunningServer) -> None:
+    """A page whose network is back, or another one, makes sure that the connection lives; else it comes back."""
+    page = await scripted(pages, server)
+    await settle(page, JOINED + "sockets[0].page([], false)")
+    asked = await page.evaluate("sockets[0].sent.length")
+    await settle(page, "window.dispatchEvent(new Event('online'))")
+    assert await page.evaluate("sockets[0].sent.length") == asked + 1
+    await page.clock.run_for(20_000)
+    assert await page.evaluate("[inbox.state, sockets[0].isClosed]") == ["waiting", True]
+    await settle(page, "window.dispatchEvent(new Event('online'))")
+    assert await page.evaluate("[inbox.state, sockets.length]") == ["connecting", 2]
 
 
 async def test_busy_at_the_join(pages: Pages, server: RunningServer) -> None:

@@ -9,7 +9,7 @@ const MAX_RETRY_MS = 30_000;
 const STABLE_MS = 10_000;
 /** Silence for this long, while something is awaited, means that the connection is dead. */
 const ANSWER_TIMEOUT_MS = 20_000;
-/** After this long in the background the connection is in doubt: machines sleep. */
+/** After this long in the background, by the clock on the wall, the connection is in doubt: machines sleep. */
 const DOUBTFUL_AFTER_MS = 60_000;
 
 /**
@@ -49,9 +49,9 @@ export class Connection {
 
   /** Connect, and stay so until `end`. While waiting for the next try: try now. */
   start() {
-    if (this.#isStarted) return this.#retryNow();
+    if (this.#isStarted) return this.#wake(false);
     this.#isStarted = true;
-    globalThis.addEventListener?.("online", this.#retryNow);
+    globalThis.addEventListener?.("online", this.#onOnline);
     globalThis.document?.addEventListener("visibilitychange", this.#onVisibility);
     this.#open();
   }
@@ -96,7 +96,7 @@ export class Connection {
   end(why) {
     this.#isStarted = this.#isWaiting = false;
     clearTimeout(this.#retryTimer);
-    globalThis.removeEventListener?.("online", this.#retryNow);
+    globalThis.removeEventListener?.("online", this.#onOnline);
     globalThis.document?.removeEventListener("visibilitychange", this.#onVisibility);
     this.#disconnect(why);
     this.#failures = 0;
@@ -144,17 +144,19 @@ export class Connection {
     socket.close();
   }
 
-  #retryNow = () => {
+  /** Do not wait any longer. @param {boolean} isInDoubt what is open may be dead, and not say so */
+  #wake(isInDoubt) {
     if (this.#isWaiting) this.#open();
-  };
+    else if (isInDoubt && this.#socket) this.handlers.doubtful();
+  }
+
+  // The network was away, or it is another one now.
+  #onOnline = () => this.#wake(true);
 
   #onVisibility = () => {
-    if (document.hidden) {
-      this.#hiddenSince = performance.now();
-      return;
-    }
-    this.#retryNow();
-    if (this.#socket && performance.now() - this.#hiddenSince > DOUBTFUL_AFTER_MS) this.handlers.doubtful();
+    // Not `performance.now()`, which may stand still while the machine sleeps.
+    if (document.hidden) this.#hiddenSince = Date.now();
+    else this.#wake(Date.now() - this.#hiddenSince > DOUBTFUL_AFTER_MS);
   };
 }
 
