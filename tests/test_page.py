@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import signal
 from collections.abc import AsyncIterator, Iterator
@@ -234,6 +235,24 @@ async def test_large_badge(pages: Pages, server: RunningServer) -> None:
     page = await signed_in(pages, server)
     await expect(page.locator("#badge")).to_have_text("99+")
     await expect(page.get_by_role("button", name="Notifications, 101 unseen")).to_be_visible()
+
+
+async def test_very_many_at_once(pages: Pages, server: RunningServer) -> None:
+    """Each of them is drawn, none by a layout of the whole page of its own, which would hold up the page for minutes."""
+    page = await signed_in(pages, server)
+    protocol = await page.context.new_cdp_session(page)
+    await protocol.send("Performance.enable")
+
+    async def layouts() -> int:
+        metrics = (await protocol.send("Performance.getMetrics"))["metrics"]
+        return next(int(metric["value"]) for metric in metrics if metric["name"] == "LayoutCount")
+
+    before = await layouts()
+    items = [{"content": f"number {number}", "users": [{"id": "alice"}]} for number in range(400)]
+    json_type = {"Content-Type": "application/json"}
+    assert server.request("POST", "/api/v2/notifications", json.dumps(items).encode(), json_type).status == 200
+    await expect(rows(page)).to_have_count(400)
+    assert await layouts() - before < 300
 
 
 # -- windows in step -----------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ const CLOCK_MS = 30_000;
 export class InboxList {
   /** @type {Map<string, { item: Notification, element: HTMLElement }>} */ #rows = new Map();
   #list = byId("list");
+  /** @type {HTMLElement | null} */ #entry = null;
 
   /** @param {{ seen: (id: string) => void, delete: (id: string) => void, undo: () => void }} commands */
   constructor(commands) {
@@ -29,7 +30,7 @@ export class InboxList {
       if (element === place) place = place.nextElementSibling;
       else this.#list.insertBefore(element, place);
     }
-    if (!this.#list.querySelector("[tabindex='0']")) this.#setEntry(/** @type {HTMLElement | null} */ (this.#list.firstElementChild));
+    if (!this.#entry?.isConnected) this.#setEntry(/** @type {HTMLElement | null} */ (this.#list.firstElementChild));
   }
 
   /** Let one stand out for a moment: it has just come. @param {string} id */
@@ -69,7 +70,7 @@ export class InboxList {
     if (!row) {
       row = { item, element: this.#draw(item) };
       this.#rows.set(item._id, row);
-    }
+    } else if (row.item === item) return row.element;
     row.item = item;
     row.element.classList.toggle("unseen", !item.seen);
     /** @type {HTMLElement} */ (row.element.querySelector(".unseen-mark")).hidden = item.seen;
@@ -122,7 +123,8 @@ export class InboxList {
 
   /** One row at a time can be reached with Tab; from there the arrows lead on. @param {HTMLElement | null} row */
   #setEntry(row) {
-    for (const element of this.#list.querySelectorAll("[tabindex='0']")) if (element !== row) element.setAttribute("tabindex", "-1");
+    this.#entry?.setAttribute("tabindex", "-1");
+    this.#entry = row;
     row?.setAttribute("tabindex", "0");
   }
 
