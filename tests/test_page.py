@@ -213,6 +213,51 @@ async def test_hostile_content(pages: Pages, server: RunningServer) -> None:
     assert await page.locator("#list script, #list img").count() == 0
 
 
+RIGHT_TO_LEFT = """() => {
+    const shown = document.querySelectorAll("#list h3, .item-text, .type, .filter-name, .mail-subject");
+    return [...shown].map((element) => {
+        const text = [...element.childNodes].at(-1), range = document.createRange();
+        const left = (index) => {
+            range.setStart(text, index);
+            range.setEnd(text, index + 1);
+            return range.getBoundingClientRect().left;
+        };
+        return [element.textContent, left(text.length - 1) < left(text.length - 2)];
+    });
+}"""
+"""Texts, and whether the last character of each stands left of the one before."""
+
+
+async def test_right_to_left(pages: Pages, server: RunningServer) -> None:
+    """A text in Hebrew ends at its left, also where it stands below one in English."""
+    recipients = ({"id": "alice", "email": "alice@example.test"}, {"id": "bob", "email": "bob@example.test"})
+    server.must_notify(
+        *recipients, title="שלום!", content="Two lines.\nשתי שורות!", type="הזמנה!", email_send=True
+    )
+    server.must_notify("alice", title="English!", content="One line.", type="order")
+    page = await signed_in(pages, server)
+    await expect(page.locator(".mail-subject")).to_have_count(1)
+    await expect(page.locator("#filters")).to_be_visible()
+    assert dict(await page.evaluate(RIGHT_TO_LEFT)) == {
+        **dict.fromkeys(["Unseen: שלום!", "Two lines.\nשתי שורות!", "הזמנה!", "שלום!"], True),
+        **dict.fromkeys(["Unseen: English!", "One line.", "order", "All"], False),
+    }
+
+
+async def test_very_long_text(pages: Pages, server: RunningServer) -> None:
+    """Does not push all others out of sight: it is scrolled in its place, and can be with the keyboard."""
+    server.must_notify("alice", title="before")
+    server.must_notify("alice", title="long", content="word " * 10_000)
+    page = await signed_in(pages, server)
+    await expect(row(page, "before").get_by_role("heading")).to_be_in_viewport()
+    text = page.locator(".item-text")
+    await row(page, "long").focus()
+    await page.keyboard.press("Tab")
+    await expect(text).to_be_focused()
+    await page.keyboard.press("PageDown")
+    await expect(text).not_to_have_js_property("scrollTop", 0)
+
+
 async def test_paging(pages: Pages, server: RunningServer) -> None:
     """The list begins with a page; further ones come at the press of a button until all are there."""
     for number in range(65):
@@ -238,7 +283,7 @@ async def test_large_badge(pages: Pages, server: RunningServer) -> None:
 
 
 async def test_very_many_at_once(pages: Pages, server: RunningServer) -> None:
-    """Each of them is drawn, none by a layout of the whole page of its own, which would hold up the page for minutes."""
+    """None of them takes a layout of the whole page for itself, which would hold up the page for minutes."""
     page = await signed_in(pages, server)
     protocol = await page.context.new_cdp_session(page)
     await protocol.send("Performance.enable")
@@ -250,7 +295,9 @@ async def test_very_many_at_once(pages: Pages, server: RunningServer) -> None:
     before = await layouts()
     items = [{"content": f"number {number}", "users": [{"id": "alice"}]} for number in range(400)]
     json_type = {"Content-Type": "application/json"}
-    assert server.request("POST", "/api/v2/notifications", json.dumps(items).encode(), json_type).status == 200
+    assert (
+        server.request("POST", "/api/v2/notifications", json.dumps(items).encode(), json_type).status == 200
+    )
     await expect(rows(page)).to_have_count(400)
     assert await layouts() - before < 300
 
@@ -413,6 +460,7 @@ async def test_what_was_done_without_a_connection(pages: Pages, server: RunningS
     server.kill()
     await expect(page.get_by_role("button", name="Try now")).to_be_visible()
     await row(page, "before").get_by_role("button", name="Delete").click()
+    await expect(page.locator("#toast-text")).to_contain_text("as soon as the connection is back")
     await expect(page.locator("[aria-live=polite]")).to_contain_text("as soon as the connection is back")
     server.start()
     for title in ("one", "two", "three"):
@@ -725,6 +773,8 @@ async def test_names_and_roles(pages: Pages, server: RunningServer) -> None:
         }).map(({ outerHTML }) => outerHTML)"""
     )
     assert unnamed == []
+    # A name of what has no role is not told.
+    assert await page.locator("pre[aria-label]:not([role])").count() == 0
     ids = await page.evaluate("[...document.querySelectorAll('[id]')].map(({ id }) => id)")
     assert len(ids) == len(set(ids))
     assert await page.evaluate("document.documentElement.lang") == "en"

@@ -195,7 +195,7 @@ function welcome(notification) {
 /** @param {"seen" | "delete"} name @param {string} id */
 function command(name, id) {
   if (!inbox) return;
-  if (inbox.state !== "online") announce("Not connected: this will be done as soon as the connection is back.");
+  if (inbox.state !== "online") toast.say("Not connected: this will be done as soon as the connection is back.");
   told = tell(name === "seen" ? "Marked as seen" : "Deleted", name, inbox[name]([id]));
 }
 

@@ -82,5 +82,5 @@ function draw(mail) {
         make("time", { dateTime: mail.date, title: date.toLocaleString("en") }),
         make("span", { class: "mail-to muted" })),
       make("p", { class: "mail-facts muted" }, `${mail.content_type} · ${mail.file}`),
-      make("pre", { tabIndex: 0, "aria-label": "The text of the mail" }, mail.text)));
+      make("pre", { role: "group", tabIndex: 0, "aria-label": "The text of the mail" }, mail.text)));
 }
