@@ -262,6 +262,25 @@ async def test_undo_is_seen_on_every_screen(pages: Pages, server: RunningServer)
             assert await events(page, name) == [{"ids": [two]}]
 
 
+async def test_who_has_all_keeps_having_it(pages: Pages, server: RunningServer) -> None:
+    """Also who reads a page that ends above what has come back: nothing behind it is lost sight of."""
+    notify(server, "one", "two", "three", "four")
+    other = await online(pages, server)
+    by_title = await ids(other)
+    older = [by_title[title] for title in ("one", "two", "three")]
+    await other.evaluate("ids => inbox.delete(ids)", older)
+    page = await online(pages, server)
+    await page.evaluate("ids => inbox.restore(ids)", older)
+    page_read = await page.evaluate(
+        "inbox.content({ limit: 2 }).then((items) => items.map(({ title }) => title))"
+    )
+    assert page_read == ["three", "two"]
+    await page.evaluate("id => inbox.delete([id])", by_title["one"])
+    await page.evaluate("id => inbox.restore([id])", by_title["one"])
+    assert await titles(page) == ["four", "three", "two", "one"]
+    assert not await page.evaluate("inbox.hasMore")
+
+
 async def test_a_change_tells_what_it_changed(pages: Pages, server: RunningServer) -> None:
     """Not what was so before, nor what is nobody's."""
     notify(server, "one", "two")

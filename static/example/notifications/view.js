@@ -66,10 +66,10 @@ export class View {
     return unknown;
   }
 
-  /** Take a page, and reach down to its end if it begins in what was read. @param {Page} page */
+  /** Take a page, and reach down to its end if it begins in what was read. Who has all keeps having it. @param {Page} page */
   extend({ items, more }) {
     const last = items.at(-1);
-    if (!(more && last && this.oldest && byAge(last, this.oldest) <= 0)) {
+    if (!this.isComplete && !(more && last && this.oldest && byAge(last, this.oldest) <= 0)) {
       this.isComplete = !more;
       this.oldest = last ?? this.oldest;
     }
