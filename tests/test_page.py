@@ -103,6 +103,19 @@ async def test_wrong_password(pages: Pages, server: RunningServer) -> None:
     await expect(page.locator("#state-text")).to_have_text("Live")
 
 
+async def test_sign_in_where_the_demo_users_are_not_told(pages: Pages, server: RunningServer) -> None:
+    """A server that goes away just as the page is loaded leaves it with its form, by which one gets in later."""
+    pages.forgive("ERR_FAILED")
+    page = await pages.open("about:blank")
+    await page.route("**/demo/users", lambda route: route.abort())
+    await page.goto(f"{server.url}/?as=alice")
+    await expect(page.get_by_role("alert")).to_have_text("The server does not answer.")
+    await page.get_by_label("Name").fill("alice")
+    await page.get_by_label("Password").fill("alice")
+    await page.get_by_role("button", name="Sign in").click()
+    await expect(page.locator("#state-text")).to_have_text("Live")
+
+
 async def test_sign_out(pages: Pages, server: RunningServer) -> None:
     """Signing out leaves nothing of the user on the page, and the next user sees their own."""
     server.must_notify("alice", title="for alice")

@@ -277,8 +277,12 @@ function showDemoUsers() {
 }
 
 async function start() {
-  const answer = await fetch("/demo/users");
-  if (answer.ok) demoUsers = (await answer.json()).users;
+  try {
+    const answer = await fetch("/demo/users");
+    if (answer.ok) demoUsers = (await answer.json()).users;
+  } catch {
+    byId("signin-error").textContent = "The server does not answer.";
+  }
   showDemoUsers();
   const wanted = demoUsers.find(({ id }) => id === parameters.get("as"));
   if (wanted) signIn(wanted.id, wanted.id);
