@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import signal
+import socket
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -485,6 +486,18 @@ async def test_what_was_done_without_a_connection(pages: Pages, server: RunningS
     await expect(row(page, "before")).to_be_focused()
     pages.forgive("ERR_CONNECTION")
     pages.forgive("503")  # while it starts
+
+
+async def test_a_try_that_is_not_answered(pages: Pages, server: RunningServer) -> None:
+    """While it lasts the page says that it connects, and not that it will."""
+    page = await signed_in(pages, server)
+    await page.evaluate("Math.random = () => 29.9")
+    server.kill()
+    await expect(page.locator("#state-text")).to_contain_text("Offline, next try in")
+    with socket.create_server(("127.0.0.1", server.port)):
+        await page.get_by_role("button", name="Try now").click()
+        await expect(page.locator("#state-text")).to_have_text("Connecting")
+    pages.forgive("ERR_")
 
 
 async def test_reconnected(pages: Pages, server: RunningServer) -> None:

@@ -138,7 +138,7 @@ function showState({ state, retryInMs }, login) {
     if (before !== "waiting" && before !== "connecting") announce("The connection is lost. Trying again.");
     if (byId("app").hidden) byId("signin-error").textContent = "The server does not answer. Trying again.";
     showCountdown(performance.now() + (retryInMs ?? 0));
-  } else if (byId("state-text").textContent === "Live" || state === "closed") byId("state-text").textContent = "Connecting";
+  } else byId("state-text").textContent = "Connecting";
   setEnabled();
 }
 
