@@ -117,6 +117,17 @@ async def test_sign_in_where_the_demo_users_are_not_told(pages: Pages, server: R
     await expect(page.locator("#state-text")).to_have_text("Live")
 
 
+async def test_an_address_that_does_not_sign_in(pages: Pages, tmp_path: Path) -> None:
+    """Whoever comes by an address with a name in it, and has to wait, is told why, and is in when the wait is over."""
+    with RunningServer(tmp_path, NOTIFY_LIMITS_CONNECTIONS_PER_USER="1") as server:
+        first = await signed_in(pages, server)
+        second = await pages.open(f"{server.url}/?as=alice")
+        await expect(second.get_by_role("alert")).to_contain_text("1 connections already")
+        await first.close()
+        await expect(second.locator("#state-text")).to_have_text("Live")
+        await expect(second.get_by_role("alert")).to_be_hidden()
+
+
 async def test_sign_out(pages: Pages, server: RunningServer) -> None:
     """Signing out leaves nothing of the user on the page, and the next user sees their own."""
     server.must_notify("alice", title="for alice")

@@ -106,17 +106,22 @@ function setSigningIn(isBusy) {
   if (isBusy) byId("signin-error").textContent = "";
 }
 
+/** Who comes by an address with a name in it sees the form only then. @param {string} text */
+function sayAtSignIn(text) {
+  byId("signin").hidden = false;
+  byId("signin-error").textContent = text;
+}
+
 /** @param {string} code @param {string} message */
 function showError(code, message) {
   if (inbox?.state !== "closed") {
-    if (byId("app").hidden) byId("signin-error").textContent = `${sentence(message)}`;
+    if (byId("app").hidden) sayAtSignIn(sentence(message));
     else toast.say(sentence(message));
     return;
   }
   if (!byId("app").hidden) signOut();
   setSigningIn(false);
-  byId("signin").hidden = false;
-  byId("signin-error").textContent = code === "bad_credentials" ? "The name or the password is wrong." : sentence(message);
+  sayAtSignIn(code === "bad_credentials" ? "The name or the password is wrong." : sentence(message));
   byId("password").focus();
 }
 
@@ -136,7 +141,7 @@ function showState({ state, retryInMs }, login) {
     enter(login);
   } else if (state === "waiting") {
     if (before !== "waiting" && before !== "connecting") announce("The connection is lost. Trying again.");
-    if (byId("app").hidden) byId("signin-error").textContent = "The server does not answer. Trying again.";
+    if (byId("app").hidden) sayAtSignIn("The server does not answer. Trying again.");
     showCountdown(performance.now() + (retryInMs ?? 0));
   } else byId("state-text").textContent = "Connecting";
   setEnabled();
@@ -281,7 +286,7 @@ async function start() {
     const answer = await fetch("/demo/users");
     if (answer.ok) demoUsers = (await answer.json()).users;
   } catch {
-    byId("signin-error").textContent = "The server does not answer.";
+    sayAtSignIn("The server does not answer.");
   }
   showDemoUsers();
   const wanted = demoUsers.find(({ id }) => id === parameters.get("as"));
