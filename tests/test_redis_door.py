@@ -523,6 +523,7 @@ async def test_a_stop_ends_though_the_store_is_away(hub: Hub, caplog: pytest.Log
     task.cancel()
     await asyncio.wait([task])
     assert "1 messages could not be stored in time" in caplog.text
+    assert not hub.leases.held
 
 
 async def test_it_comes_back_though_a_cancellation_gets_lost(
@@ -654,3 +655,22 @@ async def test_the_lease_is_given_back(hub: Hub) -> None:
     async with running(hub.behind, hub.door()):
         assert hub.leases.held["redis"][0] == "us"
     assert not hub.leases.held
+
+
+async def test_the_lease_is_kept_until_all_is_stored(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who has it next would store a user's next message before those that wait here."""
+    stored: list[int] = []
+    give_back = hub.leases.give_back
+
+    async def count_first(name: str, holder: str) -> None:
+        stored.append(len(heard.contents))
+        await give_back(name, holder)
+
+    monkeypatch.setattr(hub.leases, "give_back", count_first)
+    async with running(hub.behind, hub.door()) as heard:
+        gate = hub.behind.store.hold("add")
+        await hub.publish("alice", GOOD, GOOD)
+        await gate.reached()
+        await heard.got(2)
+        asyncio.get_running_loop().call_later(0.1, gate.open)  # during the stop, with which this ends
+    assert stored == [2]

@@ -108,12 +108,13 @@ class RedisDoor(Consumer):
         await first_of(super().run(), self._lanes.run())
 
     async def _finish(self) -> None:
-        await self._lease.give_back()
         try:
             await self._lanes.idle()
         finally:
             if self._lanes.waiting:
                 logger.warning("redis: %d messages could not be stored in time", self._lanes.waiting)
+            # Not before: who has it next would store a user's next message before those that waited here.
+            await self._lease.give_back()
 
     async def _consume(self) -> None:
         if not await self._lease.renew():
