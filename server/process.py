@@ -40,6 +40,17 @@ def serve(config: Config, reread: Callable[[], Config], seat: Seat | None = None
     return 0
 
 
+def check(config: Config) -> None:
+    """Make what `serve` makes before it opens anything: nothing is listened to, connected or written. Raises
+    `StartupError` as it would."""
+
+    async def make() -> None:
+        Server(config)
+
+    with asyncio.Runner(loop_factory=_loop_factory(config.application.event_loop)) as runner:
+        runner.run(make())
+
+
 def _loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop] | None:
     """None: asyncio's own. Raises `StartupError`."""
     if name == "asyncio":

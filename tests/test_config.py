@@ -547,6 +547,16 @@ def test_the_embedded_store_must_be_written_out_in_release(folder: Folder) -> No
     assert config.mongodb.url is None
 
 
+def test_the_publishing_port_is_one_of_its_own(folder: Folder) -> None:
+    """At the same address; and any free one is."""
+    for ports in ("port=1\npublish_port=1", "port=1\nalso_listen=2 3\npublish_port=3"):
+        assert folder.problems(f"[APPLICATION]\n{ports}") == [
+            "config.ini: [APPLICATION] publish_port: is one of port and also_listen; it takes one of its own"
+        ]
+    for ports in ("port=0\npublish_port=0", "port=1\npublish_port=1\npublish_address=::1"):
+        folder.load(f"[APPLICATION]\n{ports}")
+
+
 @pytest.mark.parametrize("key", ["content_bytes", "field_bytes", "data_bytes"])
 def test_a_limit_that_cannot_be_reached_is_reported(folder: Folder, key: str) -> None:
     """A text cannot be longer than the body it comes in."""

@@ -299,12 +299,14 @@ def test_files_that_cannot_be_used_are_one_clear_sentence(
     spoil: Callable[[Pair, CertificateAuthority], None],
     sentence: str,
 ) -> None:
-    """With the file; the server does not start, and asks nobody for a passphrase."""
+    """With the file; the server does not start, and asks nobody for a passphrase. `check-config` says the same."""
     server = SecureServer(tmp_path, authority, NOTIFY_TLS_CLIENT_CA=str(authority.ca_file))
     spoil(server.pair, authority)
     server.launch()
     assert server.wait() == 1
     last = server.log.strip().splitlines()[-1]
+    checked = server.run("check-config")
+    assert (checked.returncode, checked.stdout, checked.stderr) == (2, "", f"{last}\n")
     assert last.startswith("notification-server: [TLS] ") and sentence in last, last
     assert str(tmp_path) in last
     assert "Traceback" not in server.log and "BEGIN" not in server.log

@@ -125,9 +125,15 @@ def _reread(arguments: argparse.Namespace, config: Config) -> Callable[[], Confi
 
 def _check_config(arguments: argparse.Namespace) -> int:
     config = load_config(arguments)
-    print(shown(config), end="")
-    from server.wiring import missing_tenants  # takes a moment, which a wrong file need not wait for
+    from server.process import check  # takes a moment, which a wrong file need not wait for
+    from server.wiring import missing_tenants
 
+    try:
+        check(config)
+    except StartupError as exc:
+        # Here there is nothing else that could be in the way.
+        raise InvalidConfig([str(exc)]) from exc
+    print(shown(config), end="")
     say(*(f"warning: {warning}" for warning in (*config.warnings, *missing_tenants(config))))
     return 0
 

@@ -84,6 +84,11 @@ def _application(reading: Reading) -> Application:
     if record.publish_port is not None and not is_loopback(record.publish_address):
         reason = f"opens the publishing port to others ({record.publish_address}) in the clear: it has no TLS"
         reading.warn("APPLICATION", "publish_address", reason)
+    taken = {(record.address, port) for port in (record.port, *record.also_listen)} - {(record.address, 0)}
+    if (record.publish_address, record.publish_port) in taken:
+        reading.problem(
+            "APPLICATION", "publish_port", "is one of port and also_listen; it takes one of its own"
+        )
     return record
 
 

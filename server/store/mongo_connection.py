@@ -103,6 +103,7 @@ class Connection:
         # Everything up to the last @ may be a password, even in an address that is none.
         hosts = url.partition("://")[2].rpartition("@")[2].partition("/")[0].partition("?")[0]
         self.name = f"MongoDB ({hosts}, db {db})"
+        self._make_client()  # connects to nobody; an address that is none is found out before anything is opened
 
     async def open(self) -> None:
         """Connect. Raises as `Store.open`."""
@@ -190,7 +191,7 @@ class Connection:
         except (PyMongoError, ValueError, TypeError, OSError):
             # Neither its text nor the chain: both may hold pieces of the password.
             raise StartupError(
-                "[MONGODB] url is not a MongoDB address; it has the form"
+                "[MONGODB] url is not a MongoDB address, or an option of it cannot be used; it has the form"
                 " mongodb://[user:password@]host[:port]/[?options], special characters of the password as %xx"
             ) from None
 
