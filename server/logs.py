@@ -11,12 +11,17 @@ from __future__ import annotations
 import json
 import logging
 import logging.handlers
+import os
 import re
+import select
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from server import request_id
 from server.config import Log
@@ -39,6 +44,9 @@ SHARED_BUCKETS = 16
 _QUERY = re.compile(r"\?\S+")
 
 
+READER_MAY_TAKE_S = 0.1
+"""To make room for a line: whoever reads standard error may hang, and the server must not hang with them."""
+
 _worker: int | None = None
 """Which one this process is, of several."""
 
@@ -55,7 +63,7 @@ def setup(log: Log) -> None:
     The level holds for the server's own messages; those of libraries begin at INFO, as some of them show what
     they carry at DEBUG. Raises StartupError if the file cannot be written.
     """
-    handlers: list[logging.Handler] = [logging.StreamHandler()]
+    handlers: list[logging.Handler] = [StderrHandler()]
     if log.file is not None:
         handlers.append(_open_file(log.file))
     formatter = JSONFormatter() if log.format == "json" else LineFormatter()
@@ -67,6 +75,60 @@ def setup(log: Log) -> None:
     # One line for each request that went well is a web server's way, not a notification server's.
     logging.getLogger("tornado.access").setLevel(max(log.level, logging.WARNING))
     logging.captureWarnings(True)
+
+
+class StderrHandler(logging.StreamHandler[Any]):
+    """To standard error. What its reader makes no room for is left out; how much is said when there is room again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._left_out = 0
+        self._is_cut = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See `logging.Handler`."""
+        try:
+            descriptor = self.stream.fileno()
+        except (AttributeError, OSError):  # it was closed, or is something else than a file
+            return super().emit(record)
+        try:
+            if self._left_out and self._write(descriptor, self.format(self._of_left_out())):
+                self._left_out = 0
+            if self._left_out or not self._write(descriptor, self.format(record)):
+                self._left_out += 1
+        except Exception:
+            self.handleError(record)
+
+    def _of_left_out(self) -> logging.LogRecord:
+        text = "standard error was not read, so %d lines were left out"
+        level = {"levelno": logging.WARNING, "levelname": logging.getLevelName(logging.WARNING)}
+        return logging.makeLogRecord({"name": __name__, "msg": text, "args": (self._left_out,)} | level)
+
+    def _write(self, descriptor: int, line: str) -> bool:
+        begin = "\n" if self._is_cut else ""
+        text = f"{begin}{line}\n".encode(errors="backslashreplace")
+        # One wait for all that is left out in a row.
+        written = _write_within(descriptor, text, 0.0 if self._left_out else READER_MAY_TAKE_S)
+        if written:
+            self._is_cut = written < len(text)
+        return written == len(text)
+
+
+def last_word(sentence: str) -> None:
+    """To standard error, of a process that ends at once; does not raise, and takes no longer than a line may."""
+    with suppress(Exception):
+        _write_within(sys.stderr.fileno(), sentence.encode(), READER_MAY_TAKE_S)
+
+
+def _write_within(descriptor: int, text: bytes, wait_s: float) -> int:
+    """How much of it was written: what there is room for, waiting so long for the next piece of it."""
+    room = select.poll()
+    room.register(descriptor, select.POLLOUT)
+    written = 0
+    # A pipe that can be written to takes so much without a wait.
+    while written < len(text) and room.poll(wait_s * 1000):
+        written += os.write(descriptor, text[written : written + select.PIPE_BUF])
+    return written
 
 
 class FloodFilter(logging.Filter):

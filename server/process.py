@@ -8,10 +8,10 @@ import gc
 import logging
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable
 
+from server import logs
 from server.app import SHUTDOWN_DEADLINE_S, Server
 from server.config import Config
 from server.errors import StartupError
@@ -112,10 +112,9 @@ async def _serve(config: Config, reread: Callable[[], Config], seat: Seat) -> No
 def _leave(why: str) -> None:
     """End without what asyncio and the interpreter do at their end: they wait for each thread, as long as it may hang
     on a disk or a name look-up. Log records have been written, each when it was made."""
-    sentence = (
+    logs.last_word(
         f"notification-server: ended at once ({why}); what was under way is completed after the next start\n"
     )
-    os.write(sys.stderr.fileno(), sentence.encode())
     os._exit(1)
 
 

@@ -8,6 +8,8 @@ import logging
 import logging.handlers
 import re
 import stat
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,6 +58,42 @@ def test_events_go_to_standard_error_one_a_line(capsys: pytest.CaptureFixture[st
     match = LINE.fullmatch(err.rstrip("\n"))
     assert match
     assert match.groups() == ("WARNING", "server.x", "the queue is full")
+
+
+_INTO_A_FULL_PIPE = """
+import logging, os, sys
+from server import logs
+from server.config import Log
+
+reading, writing = os.pipe()
+os.set_blocking(writing, False)
+try:
+    while True:
+        os.write(writing, b"x")
+except BlockingIOError:
+    os.set_blocking(writing, True)
+sys.stderr = os.fdopen(writing, "w")
+logs.setup(Log())
+log = logging.getLogger("server.x")
+log.warning("one")
+log.warning("two")
+logs.last_word("a last word")
+os.read(reading, 1 << 20)
+log.warning("three" + 6_000 * " ")
+print(os.read(reading, 1 << 20).decode(), end="")
+"""
+
+
+def test_nobody_stands_still_because_of_who_reads_standard_error() -> None:
+    """What a reader who hangs makes no room for is left out, and said when there is room again."""
+    done = subprocess.run(
+        [sys.executable, "-c", _INTO_A_FULL_PIPE], capture_output=True, text=True, timeout=60, check=True
+    )
+    lines = done.stdout.splitlines()
+    assert [match[3].rstrip() for line in lines if (match := LINE.fullmatch(line))] == [
+        "standard error was not read, so 2 lines were left out",
+        "three",
+    ]
 
 
 def test_events_also_go_to_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,6 @@ import os
 import secrets
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -146,11 +145,10 @@ class Supervisor:
             return
         for child in self._children:
             child.kill()
-        sentence = (
+        logs.last_word(
             "notification-server: all workers were ended at once (a second signal);"
             " what was under way is completed after the next start\n"
         )
-        os.write(sys.stderr.fileno(), sentence.encode())
         os._exit(1)
 
     def _reap(self) -> None:
