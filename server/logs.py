@@ -92,17 +92,15 @@ class StderrHandler(logging.StreamHandler[Any]):
         except (AttributeError, OSError):  # it was closed, or is something else than a file
             return super().emit(record)
         try:
-            if self._left_out and self._write(descriptor, self.format(self._of_left_out())):
+            if self._left_out and self._write(descriptor, self.format(self._note())):
                 self._left_out = 0
             if self._left_out or not self._write(descriptor, self.format(record)):
                 self._left_out += 1
         except Exception:
             self.handleError(record)
 
-    def _of_left_out(self) -> logging.LogRecord:
-        text = "standard error was not read, so %d lines were left out"
-        level = {"levelno": logging.WARNING, "levelname": logging.getLevelName(logging.WARNING)}
-        return logging.makeLogRecord({"name": __name__, "msg": text, "args": (self._left_out,)} | level)
+    def _note(self) -> logging.LogRecord:
+        return _warning("standard error was not read, so %d lines were left out", self._left_out)
 
     def _write(self, descriptor: int, line: str) -> bool:
         begin = "\n" if self._is_cut else ""
@@ -112,6 +110,50 @@ class StderrHandler(logging.StreamHandler[Any]):
         if written:
             self._is_cut = written < len(text)
         return written == len(text)
+
+
+class LogFileHandler(logging.handlers.WatchedFileHandler):
+    """To a file, which is opened anew when it was moved away, as logrotate does. What cannot be written (the disk is
+    full, the folder is not ours) is left out: the log is nothing that a request may fail by. The first such line is
+    said to standard error; how many there were stands in the file when it can be written again."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, encoding="utf-8")
+        self._left_out = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See `logging.Handler`."""
+        try:
+            if self._left_out:
+                super().emit(
+                    _warning("the file could not be written, so %d lines were left out", self._left_out)
+                )
+                self._left_out = 0
+            super().emit(record)
+        except OSError as exc:
+            self._left_out += 1
+            if self._left_out == 1:
+                last_word(f"notification-server: {_cannot_be_written(Path(self.baseFilename), exc)}\n")
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """See `logging.Handler`: called where an error is handled."""
+        if isinstance(sys.exc_info()[1], OSError):
+            raise  # noqa: PLE0704  # to `emit`
+        super().handleError(record)
+
+    def close(self) -> None:
+        """See `logging.Handler`; what is not written by now will not be."""
+        with suppress(OSError):
+            super().close()
+
+
+def _warning(text: str, *arguments: object) -> logging.LogRecord:
+    level = {"levelno": logging.WARNING, "levelname": logging.getLevelName(logging.WARNING)}
+    return logging.makeLogRecord({"name": __name__, "msg": text, "args": arguments} | level)
+
+
+def _cannot_be_written(path: Path, exc: OSError) -> str:
+    return f"the log file {path} cannot be written: {exc.strerror}"
 
 
 def last_word(sentence: str) -> None:
@@ -154,13 +196,13 @@ class FloodFilter(logging.Filter):
 
 
 def _open_file(path: Path) -> logging.Handler:
-    """Opened anew when it was moved away, as logrotate does. A folder that is made is for this user only."""
+    """A folder that is made is for this user only."""
     try:
         path.parent.parent.mkdir(parents=True, exist_ok=True)
         path.parent.mkdir(mode=0o700, exist_ok=True)
-        return logging.handlers.WatchedFileHandler(path, encoding="utf-8")
+        return LogFileHandler(path)
     except OSError as exc:
-        raise StartupError(f"the log file {path} cannot be written: {exc.strerror}") from exc
+        raise StartupError(_cannot_be_written(path, exc)) from exc
 
 
 class LineFormatter(logging.Formatter):

@@ -120,6 +120,38 @@ def test_a_file_that_was_moved_away_is_opened_anew(tmp_path: Path) -> None:
     assert file.read_text().endswith("two\n")
 
 
+def test_a_file_that_cannot_be_opened_anew_hurts_nobody(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It is said once; and in the file, when it can be written again, how many lines are not in it."""
+    file = tmp_path / "log" / "server.log"
+    logs.setup(Log(file=file))
+    log = logging.getLogger("server.x")
+    file.parent.rename(tmp_path / "before")
+    file.parent.touch()
+    log.warning("one")
+    log.warning("two")
+    file.parent.unlink()
+    file.parent.mkdir()
+    log.warning("three")
+    assert [match[3] for line in file.read_text().splitlines() if (match := LINE.fullmatch(line))] == [
+        "the file could not be written, so 2 lines were left out",
+        "three",
+    ]
+    said = [line for line in capfd.readouterr().err.splitlines() if not LINE.fullmatch(line)]
+    assert said == [f"notification-server: the log file {file} cannot be written: Not a directory"]
+
+
+def test_a_disk_that_is_full_hurts_nobody(capfd: pytest.CaptureFixture[str]) -> None:
+    """Nor does setting up anew, which closes the file."""
+    logs.setup(Log(file=Path("/dev/full")))
+    logging.getLogger("server.x").warning("one")
+    logging.getLogger("server.x").warning("two")
+    logs.setup(Log())
+    said = [line for line in capfd.readouterr().err.splitlines() if not LINE.fullmatch(line)]
+    assert said == ["notification-server: the log file /dev/full cannot be written: No space left on device"]
+
+
 def test_a_file_that_cannot_be_written_is_one_clear_sentence(tmp_path: Path) -> None:
     """Here its folder is a file."""
     (tmp_path / "log").write_text("")
