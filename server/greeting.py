@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 
 from server import __version__
 from server.config import Config
@@ -28,7 +30,11 @@ def announce(
         lines.append(f"  publish  http://{_url_host(config.application.publish_address)}:{publish_port}/")
     if workers > 1:
         lines.append(f"  workers  {workers}")
-    print("\n".join(lines), flush=True)
+    try:
+        print("\n".join(lines), flush=True)
+    except OSError:
+        # Nobody reads it, which is no reason not to serve. What is left in the buffer would make the end fail.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     for warning in config.warnings:
         logger.warning("%s", warning)
 

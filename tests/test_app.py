@@ -24,6 +24,7 @@ from server import app, tenants
 from server.bus import NOTIFICATION_STORED
 from server.config import load
 from server.grants import ALL_SCOPES, DEFAULT_TENANT, ApiKey, hash_secret, new_secret
+from server.greeting import announce
 from server.ids import new_id
 from server.messages import now
 from server.rooms import Push, Room, SignIn
@@ -76,6 +77,13 @@ def test_it_says_what_a_newcomer_needs_to_know(server: RunningServer) -> None:
     assert str(server.data) in server.log
     assert "embedded" in server.log
     assert "files in" in server.log
+
+
+def test_it_serves_though_nobody_reads_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And its end, at which what is left unwritten goes out, does not fail by it either."""
+    with open("/dev/full", "w") as nowhere:
+        monkeypatch.setattr("sys.stdout", nowhere)
+        announce(load(None, {}), 8587, "a store", "a mail")
 
 
 def test_a_taken_port_is_one_clear_sentence(tmp_path: Path) -> None:
