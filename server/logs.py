@@ -77,72 +77,84 @@ def setup(log: Log) -> None:
     logging.captureWarnings(True)
 
 
-class StderrHandler(logging.StreamHandler[Any]):
-    """To standard error. What its reader makes no room for is left out; how much is said when there is room again."""
+class _LossyHandler(logging.StreamHandler[Any]):
+    """What cannot be written is left out: the log is nothing that a request may fail or wait by. How many lines that
+    were is said when there is room again. Keeps nothing to be written later, which would be there beside that."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    loss = ""
+    """What is said of so many lines."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
         self._left_out = 0
         self._is_cut = False
 
     def emit(self, record: logging.LogRecord) -> None:
         """See `logging.Handler`."""
         try:
-            descriptor = self.stream.fileno()
-        except (AttributeError, OSError):  # it was closed, or is something else than a file
-            return super().emit(record)
-        try:
-            if self._left_out and self._write(descriptor, self.format(self._note())):
+            if self._left_out and self._put(_warning(self.loss, self._left_out)):
                 self._left_out = 0
-            if self._left_out or not self._write(descriptor, self.format(record)):
+            if self._left_out or not self._put(record):
                 self._left_out += 1
         except Exception:
             self.handleError(record)
 
-    def _note(self) -> logging.LogRecord:
-        return _warning("standard error was not read, so %d lines were left out", self._left_out)
-
-    def _write(self, descriptor: int, line: str) -> bool:
+    def _put(self, record: logging.LogRecord) -> bool:
         begin = "\n" if self._is_cut else ""
-        text = f"{begin}{line}\n".encode(errors="backslashreplace")
-        # One wait for all that is left out in a row.
-        written = _write_within(descriptor, text, 0.0 if self._left_out else READER_MAY_TAKE_S)
+        text = f"{begin}{self.format(record)}\n".encode(errors="backslashreplace")
+        written = self._write(text)
         if written:
             self._is_cut = written < len(text)
         return written == len(text)
 
+    def _write(self, text: bytes) -> int:
+        """How much of it was written; does not raise OSError."""
+        raise NotImplementedError
 
-class LogFileHandler(logging.handlers.WatchedFileHandler):
-    """To a file, which is opened anew when it was moved away, as logrotate does. What cannot be written (the disk is
-    full, the folder is not ours) is left out: the log is nothing that a request may fail by. The first such line is
-    said to standard error; how many there were stands in the file when it can be written again."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path, encoding="utf-8")
-        self._left_out = 0
+class StderrHandler(_LossyHandler):
+    """To standard error, whose reader may hang or be gone."""
+
+    loss = "standard error was not read, so %d lines were left out"
 
     def emit(self, record: logging.LogRecord) -> None:
         """See `logging.Handler`."""
         try:
-            if self._left_out:
-                super().emit(
-                    _warning("the file could not be written, so %d lines were left out", self._left_out)
-                )
-                self._left_out = 0
-            super().emit(record)
-        except OSError as exc:
-            self._left_out += 1
-            if self._left_out == 1:
-                last_word(f"notification-server: {_cannot_be_written(Path(self.baseFilename), exc)}\n")
+            self.stream.fileno()
+        except (AttributeError, OSError):  # it was closed, or is something else than a file
+            return logging.StreamHandler.emit(self, record)
+        super().emit(record)
 
-    def handleError(self, record: logging.LogRecord) -> None:
-        """See `logging.Handler`: called where an error is handled."""
-        if isinstance(sys.exc_info()[1], OSError):
-            raise  # noqa: PLE0704  # to `emit`
-        super().handleError(record)
+    def _write(self, text: bytes) -> int:
+        # One wait for all that is left out in a row.
+        return _write_within(self.stream.fileno(), text, 0.0 if self._left_out else READER_MAY_TAKE_S)
+
+
+class LogFileHandler(_LossyHandler, logging.handlers.WatchedFileHandler):
+    """To a file, which is opened anew when it was moved away, as logrotate does. That it cannot be written (the disk is
+    full, the folder is not ours) is said to standard error, once for all lines in a row."""
+
+    loss = "the file could not be written, so %d lines were left out"
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, encoding="utf-8")
+
+    def _write(self, text: bytes) -> int:
+        written = 0
+        try:
+            self.reopenIfNeeded()
+            if self.stream is None:
+                self.stream = self._open()
+                self._statstream()
+            while written < len(text):
+                written += os.write(self.stream.fileno(), text[written:])
+        except OSError as exc:
+            if not self._left_out:
+                last_word(f"notification-server: {_cannot_be_written(Path(self.baseFilename), exc)}\n")
+        return written
 
     def close(self) -> None:
-        """See `logging.Handler`; what is not written by now will not be."""
+        """See `logging.Handler`; what a disk far away says then hurts nobody."""
         with suppress(OSError):
             super().close()
 
@@ -163,13 +175,15 @@ def last_word(sentence: str) -> None:
 
 
 def _write_within(descriptor: int, text: bytes, wait_s: float) -> int:
-    """How much of it was written: what there is room for, waiting so long for the next piece of it."""
+    """How much of it was written: what there is room for, waiting so long for the next piece of it. Does not raise
+    OSError."""
     room = select.poll()
     room.register(descriptor, select.POLLOUT)
     written = 0
-    # A pipe that can be written to takes so much without a wait.
-    while written < len(text) and room.poll(wait_s * 1000):
-        written += os.write(descriptor, text[written : written + select.PIPE_BUF])
+    with suppress(OSError):  # nobody reads it any more, or it is a file and the disk is full
+        # A pipe that can be written to takes so much without a wait.
+        while written < len(text) and room.poll(wait_s * 1000):
+            written += os.write(descriptor, text[written : written + select.PIPE_BUF])
     return written
 
 

@@ -152,6 +152,40 @@ def test_a_disk_that_is_full_hurts_nobody(capfd: pytest.CaptureFixture[str]) -> 
     assert said == ["notification-server: the log file /dev/full cannot be written: No space left on device"]
 
 
+_ONTO_A_FULL_DISK = """
+import logging, resource, signal, sys
+from pathlib import Path
+from server import logs
+from server.config import Log
+
+path, stderr = Path(sys.argv[1]), Path(sys.argv[2])
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+sys.stderr = stderr.open("w")
+logs.setup(Log(file=path))
+log = logging.getLogger("server.x")
+log.warning("one")
+_, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 10, most))
+for _ in range(20):
+    log.warning("two")
+resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+log.warning("three")
+"""
+
+
+def test_when_the_disk_has_room_again_it_is_said_once_what_is_missing(tmp_path: Path) -> None:
+    """Of what is counted as left out nothing comes after all; the next line stands by itself though one was cut."""
+    file, stderr = tmp_path / "server.log", tmp_path / "stderr"
+    subprocess.run([sys.executable, "-c", _ONTO_A_FULL_DISK, file, stderr], timeout=60, check=True)
+    for path, loss in (
+        (file, "the file could not be written, so 20 lines were left out"),
+        (stderr, "standard error was not read, so 20 lines were left out"),
+    ):
+        lines = path.read_text().splitlines()
+        assert [match[3] for line in lines if (match := LINE.fullmatch(line))] == ["one", loss, "three"]
+        assert len(lines) == 4, "beside them nothing but what there was room for"
+
+
 def test_a_file_that_cannot_be_written_is_one_clear_sentence(tmp_path: Path) -> None:
     """Here its folder is a file."""
     (tmp_path / "log").write_text("")
