@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -91,10 +92,15 @@ def query_of(query: bytes) -> dict[str, list[bytes]]:
         raise HeadError("the query cannot be read") from exc
 
 
+_ORIGIN = re.compile(rb"[^/?]*://[^/?]*")
+"""Which may be followed by a query at once (RFC 3986 section 3.2)."""
+
+
 def target_of(url: bytes) -> tuple[str, bytes]:
     """The path and the query of a request target in origin form or absolute form (RFC 9112 section 3.2)."""
     if not url.startswith(b"/"):
-        _, _, rest = url.partition(b"://")
-        url = b"/" + rest.partition(b"/")[2]
+        origin = _ORIGIN.match(url)
+        rest = b"" if origin is None else url[origin.end() :]
+        url = rest if rest.startswith(b"/") else b"/" + rest
     path, _, query = url.partition(b"?")
     return path.decode("latin-1"), query
