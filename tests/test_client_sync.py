@@ -527,6 +527,22 @@ async def break_off(page: Page, code: int = 1006) -> None:
     await settle(page, "sockets.at(-1).onopen()")
 
 
+async def test_nothing_is_asked_before_signing_in(pages: Pages, server: RunningServer) -> None:
+    """A network that is back while the page fetches a new token does not make the client ask what has changed: the
+    server would take it for one of the classic dialect, and answer in that."""
+    page = await scripted(pages, server, "void (window.fetchToken = () => window.token)")
+    await settle(page, "sockets[0].onopen()")
+    await settle(page, "sockets[0].joined()")
+    await settle(page, "sockets[0].answer('content', { documents: [], older: false })")
+    assert await page.evaluate("inbox.state") == "online"
+    await page.evaluate("void (window.token = new Promise((resolve) => (window.fetched = resolve)))")
+    await settle(page, "sockets[0].onclose({ code: 3005, reason: 'token_expired' })")
+    await settle(page, "sockets[1].onopen()")
+    await settle(page, "window.dispatchEvent(new Event('online'))")
+    await settle(page, "fetched('new')")
+    assert await page.evaluate("sockets[1].sent.map(({ name }) => name)") == ["join"]
+
+
 async def test_what_is_known_is_not_told_again(pages: Pages, server: RunningServer) -> None:
     """Only a state with a greater rev than the known one counts, also of what is deleted, whichever comes first."""
     page = await joined(pages, server, "[doc(1, { rev: '05', seen: false }), doc(2, { rev: '05' })]")

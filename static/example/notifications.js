@@ -144,7 +144,8 @@ export class Notifications extends EventTarget {
       waiting: (retryInMs) => this.#setState("waiting", retryInMs),
       // Without an answer the connection is dropped.
       silent: () => this.#dialect?.ping?.().catch(() => {}),
-      doubtful: () => this.#sync(),
+      // Before that an answer is awaited anyway, and who asks before signing in is taken for a client of the classic dialect.
+      doubtful: () => this.#state === "online" && this.#sync(),
       silentFor: () => (this.#state !== "online" || this.#dialect?.isWaiting ? 0 : this.#version === 2 ? this.#quietMs : null),
     });
     this.#changes = new Changes({
