@@ -34,7 +34,8 @@ def announce(
         print("\n".join(lines), flush=True)
     except OSError:
         # Nobody reads it, which is no reason not to serve. What is left in the buffer would make the end fail.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
     for warning in config.warnings:
         logger.warning("%s", warning)
 

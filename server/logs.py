@@ -169,7 +169,8 @@ def _cannot_be_written(path: Path, exc: OSError) -> str:
 
 
 def last_word(sentence: str) -> None:
-    """To standard error, of a process that ends at once; does not raise, and takes no longer than a line may."""
+    """To standard error, beside the log: of a process that ends at once, or of a log that cannot be written. Does not
+    raise, and takes no longer than a line may."""
     with suppress(Exception):
         _write_within(sys.stderr.fileno(), sentence.encode(), READER_MAY_TAKE_S)
 
