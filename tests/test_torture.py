@@ -789,7 +789,8 @@ def test_a_node_that_reads_nothing_after_a_gap_is_found(
     finally:
         collect_sockets_of_pymongo()
     result = json.loads(capsys.readouterr().out)
-    assert {each["kind"] for each in result["findings"]} == {"differs"}
+    found = result["findings"]
+    assert {each["kind"] for each in found} == {"differs"}, found
     assert not _processes_of(tmp_path)
 
 
