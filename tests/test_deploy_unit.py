@@ -240,9 +240,7 @@ def documented(beginning: str) -> str:
 
 def test_a_backup_of_a_running_server(tmp_path: Path) -> None:
     """Made and restored by the commands of the docs, it holds what was stored until then, and nothing since."""
-    backup = documented(
-        "cd /opt/notification-server\nrunuser -u notification-server -- .venv/bin/python -m server backup"
-    )
+    backup = documented("install -d -m 0700 -o notification-server /var/backups")
     restore = documented("systemctl stop notification-server\nmv")
     stop, *restore_lines, start = restore.splitlines()
     assert (stop, start) == ("systemctl stop notification-server", "systemctl start notification-server")
