@@ -59,7 +59,7 @@ def _loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop] | None:
         import uvloop
     except ImportError as exc:
         raise StartupError(
-            "[APPLICATION] event_loop: uvloop is not installed; `pip install notification-server[speed]` brings it"
+            "[APPLICATION] event_loop: uvloop is not installed; `pip install uvloop` brings it"
         ) from exc
     return uvloop.new_event_loop
 
