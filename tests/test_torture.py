@@ -684,7 +684,7 @@ def test_without_aiosmtpd(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     """A sentence says what is missing, and how to get it."""
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert cli.main(["torture"]) == 1
-    assert "pip install 'notification-server[torture]'" in capsys.readouterr().err
+    assert "pip install aiosmtpd" in capsys.readouterr().err
 
 
 def test_a_long_list_of_findings() -> None:

@@ -187,9 +187,7 @@ class MailServer(Service):
     def check() -> None:
         """Raises `StartupError` if it cannot be started."""
         if importlib.util.find_spec("aiosmtpd") is None:
-            raise StartupError(
-                "the mail server of the torture needs aiosmtpd: pip install 'notification-server[torture]'"
-            )
+            raise StartupError("the mail server of the torture needs aiosmtpd: pip install aiosmtpd")
 
     @property
     def taken(self) -> Path:
