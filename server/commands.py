@@ -81,12 +81,6 @@ class Leave:
 Command = Join | JoinByToken | ListUnseen | ListPage | ListNewest | MarkSeen | Delete | Leave
 
 
-def parse_command(text: str) -> Command:
-    """The command in a client's message. Raises `InvalidCommand`, whose `field` is a path into the
-    message."""
-    return command_of(read_message(text))
-
-
 def read_message(text: str) -> dict[str, Any]:
     """A client's message, in whatever dialect: a JSON object with a `name`. Raises `InvalidCommand`."""
     try:
@@ -99,7 +93,7 @@ def read_message(text: str) -> dict[str, Any]:
 
 
 def command_of(message: Mapping[str, Any]) -> Command:
-    """The command in such a message. Raises `InvalidCommand`."""
+    """The command in a client's message. Raises `InvalidCommand`, whose `field` is a path into the message."""
     parse = _COMMANDS.get(message["name"])
     if parse is None:
         raise InvalidCommand("name", f"unknown command; known are {', '.join(_COMMANDS)}")
@@ -128,7 +122,7 @@ def credential(fields: Mapping[str, Any], name: str, max_chars: int = MAX_CREDEN
         raise InvalidCommand(f"data.{name}", "missing, or not a text")
     if len(value) > max_chars:
         raise InvalidCommand(f"data.{name}", f"longer than {max_chars} characters")
-    if not _is_unicode(value):
+    if not is_unicode(value):
         raise InvalidCommand(f"data.{name}", "not valid Unicode")
     return value
 
@@ -192,8 +186,8 @@ def _object(data: Any) -> dict[str, Any]:
     return data
 
 
-def _is_unicode(text: str) -> bool:
-    """Whether `text` can be encoded: JSON can smuggle in lone surrogates."""
+def is_unicode(text: str) -> bool:
+    """Whether `text` can be encoded, stored and looked for: JSON can smuggle in lone surrogates."""
     try:
         text.encode()
     except UnicodeEncodeError:

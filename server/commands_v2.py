@@ -20,6 +20,7 @@ from server.commands import (
     MarkSeen,
     credential,
     distinct_ids,
+    is_unicode,
     parse_proof,
 )
 from server.errors import InvalidCommand
@@ -202,17 +203,12 @@ def content_of(fields: Mapping[str, Any], path: str = "") -> Content:
     if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
         raise InvalidCommand(f"{path}limit", "neither null nor an integer above 0")
     if type_ is not None and not (
-        isinstance(type_, str) and len(type_) <= MAX_TYPE_CHARS and _is_unicode(type_)
+        isinstance(type_, str) and len(type_) <= MAX_TYPE_CHARS and is_unicode(type_)
     ):
         raise InvalidCommand(f"{path}type", f"neither null nor a text of up to {MAX_TYPE_CHARS} characters")
     if seen is not None and not isinstance(seen, bool):
         raise InvalidCommand(f"{path}seen", "neither null, true nor false")
     return Content(before and before.lower(), limit and min(limit, MAX_PAGE_SIZE), type_, seen)
-
-
-def _is_unicode(text: str) -> bool:
-    """Whether a store can look for it: JSON can smuggle in lone surrogates."""
-    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _parse_seen(data: dict[str, Any]) -> MarkSeen | MarkAllSeen:

@@ -19,8 +19,6 @@ DEFAULT_TENANT = "default"
 NO_TENANT = "none"
 """What config calls having no default tenant; so no tenant is called that."""
 
-KEY_CHARS = 43
-
 MAX_NAME_CHARS = 64
 
 _NAME = re.compile(rf"[a-z0-9][a-z0-9._-]{{0,{MAX_NAME_CHARS - 1}}}")
@@ -138,11 +136,6 @@ def is_name(text: str) -> bool:
 def new_secret() -> str:
     """A fresh key or signing secret: 43 characters of `A-Z a-z 0-9 - _`, 256 bits."""
     return secrets.token_urlsafe(32)
-
-
-def looks_like_key(text: str) -> bool:
-    """Whether `text` has the form of a key; says nothing about whether it is one."""
-    return len(text) == KEY_CHARS and re.fullmatch(r"[A-Za-z0-9_-]+", text) is not None
 
 
 def hash_secret(secret: str) -> str:

@@ -106,7 +106,7 @@ class Metrics(Collector):
         self._heard: list[object] = []
         self._tenant, self._door, self._code = _Values(MAX_TENANTS), _Values(), _Values()
         self._transport, self._reason, self._method = _Values(), _Values(), _Values()
-        self._limit, self._dependency, self._status = _Values(), _Values(), _Values()
+        self._limit, self._dependency = _Values(), _Values()
         # At tens of thousands a second, finding them anew each time would be half of the cost of counting.
         self._stored_by = lru_cache(MAX_TENANTS)(self._counters_of)
         self._answered_by = lru_cache(MAX_VALUES)(self._duration_of)

@@ -12,7 +12,7 @@ from server.config import Config
 from server.grants import Grant
 from server.publishers import CertificateHolder, PublisherRules, missing_tenant
 from server.rooms import Rooms
-from server.store import Directory, Store
+from server.store import Store
 
 if TYPE_CHECKING:
     from server.store.mongo_beside import MongoBeside
@@ -57,13 +57,6 @@ def make_backplane(config: Config, rooms: Rooms, store: Store) -> Backplane:
 
         link = MongoLink(cluster, config.mongodb, node, lambda: store.epoch)
     return ClusterBackplane(rooms, link, node)
-
-
-@asynccontextmanager
-async def open_directory(config: Config) -> AsyncIterator[Directory]:
-    """The directory of that store, as `open_beside`."""
-    async with open_beside(config) as place:
-        yield place.directory
 
 
 @asynccontextmanager

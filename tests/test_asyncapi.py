@@ -15,7 +15,7 @@ import pytest
 from jsonschema import Draft7Validator, Draft202012Validator, ValidationError
 
 from server import __version__, wire
-from server.commands import _COMMANDS, parse_command
+from server.commands import _COMMANDS, command_of, read_message
 from server.dialects import HubDialect, RealtimeDialect, ServiceDialect, StreamDialect, TenantDialect
 from server.errors import (
     AuthUnavailable,
@@ -140,7 +140,7 @@ COMMANDS = [each["$ref"].rpartition("/")[2] for each in RAW["operations"]["takeC
 def test_the_commands_of_the_document_are_taken(name: str) -> None:
     """Each example is a command."""
     for example in MESSAGES[name]["examples"]:
-        assert parse_command(json.dumps(example["payload"]))
+        assert command_of(read_message(json.dumps(example["payload"])))
 
 
 def test_the_document_has_every_command() -> None:
@@ -171,7 +171,7 @@ def test_the_document_has_every_command() -> None:
 def test_what_is_refused_is_not_in_the_document(command: Any) -> None:
     """The one is as strict as the other."""
     with pytest.raises(InvalidCommand):
-        parse_command(json.dumps(command))
+        command_of(read_message(json.dumps(command)))
     assert not [name for name in COMMANDS if fits(name, command)]
 
 

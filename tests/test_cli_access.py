@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import os
+import re
 import stat
 import sys
 import tempfile
@@ -17,7 +18,7 @@ import pytest
 
 from server.cli import access
 from server.config import load
-from server.grants import ALL_SCOPES, KEY_CHARS, hash_secret, looks_like_key
+from server.grants import ALL_SCOPES, hash_secret
 from server.messages import MailRecipient, now
 from server.store import MailOutcome, RefusedMail
 from server.wiring import EMBEDDED_FILE, make_store
@@ -32,6 +33,11 @@ from tests.support.sqlite_v1 import make_v1
 from tests.support.stores import owe, put_many
 
 BAD_NAMES = ["", "Acme", "a b", "-a", ".a", "a/b", "ä", "none", "x" * 65, "a\n", "\udcff"]
+
+
+def is_key(text: str) -> bool:
+    """43 characters of the URL-safe alphabet: 256 bits."""
+    return re.fullmatch(r"[A-Za-z0-9_-]{43}", text) is not None
 
 
 def names(tenants: list[dict[str, Any]]) -> list[str]:
@@ -82,8 +88,7 @@ def test_tenant_add_prints_its_first_key(command: Command) -> None:
     """The key alone on standard output, for a pipe; it may do everything, and only its hash is kept."""
     outcome = command("tenant", "add", "acme")
     secret = outcome.out.removesuffix("\n")
-    assert looks_like_key(secret)
-    assert len(secret) == KEY_CHARS
+    assert is_key(secret)
     assert outcome.err == (
         "notification-server: tenant acme is there; above is its first key, which is shown only now\n"
     )
@@ -98,7 +103,7 @@ def test_tenant_add_as_json(command: Command) -> None:
     tenant = outcome.json()
     assert tenant["tenant"] == "acme"
     assert tenant["removed_at"] is None
-    assert looks_like_key(tenant["key"]["secret"])
+    assert is_key(tenant["key"]["secret"])
     assert tenant["key"]["scopes"] == ["publish", "listen", "admin"]
     assert tenant["created_at"].endswith("Z")
 
@@ -277,7 +282,7 @@ def test_key_add_prints_the_key(command: Command) -> None:
     """The key alone on standard output; it may publish unless more is said."""
     outcome = command("key", "add", "default", "ci")
     secret = outcome.out.removesuffix("\n")
-    assert looks_like_key(secret)
+    assert is_key(secret)
     assert outcome.err == (
         "notification-server: key ci of tenant default (publish) is shown only now; only its hash is kept\n"
     )
@@ -292,7 +297,7 @@ def test_key_add_as_json(command: Command) -> None:
         "key", "add", "default", "app", "--scope", "admin", "--scope", "listen", "--expires", "2100-01-31"
     )
     secret = key.pop("secret")
-    assert looks_like_key(secret)
+    assert is_key(secret)
     assert key["scopes"] == ["listen", "admin"]
     assert key["expires_at"] == "2100-01-31T00:00:00Z"
     assert [key] == command.must("key", "list")

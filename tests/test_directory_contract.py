@@ -18,7 +18,6 @@ from server.errors import Conflict, NotFound, StoreUnavailable
 from server.grants import (
     ALL_SCOPES,
     DEFAULT_TENANT,
-    KEY_CHARS,
     ApiKey,
     KnownUser,
     Scope,
@@ -127,7 +126,7 @@ async def test_a_new_store_has_the_default_tenant_and_a_secret(directory: Direct
     access = await directory.access()
     [tenant], [secret] = access.tenants, access.secrets
     assert (tenant.name, tenant.removed_at) == (DEFAULT_TENANT, None)
-    assert len(secret.secret) == KEY_CHARS
+    assert len(secret.secret) == 43
     assert secret.retired_at is None
     for created_at in (tenant.created_at, secret.created_at):
         assert abs(created_at - now()) < timedelta(minutes=5)

@@ -23,7 +23,7 @@ from server.grants import ApiKey, Scope, hash_secret, new_secret
 from server.ids import new_id
 from server.messages import now
 from server.store.sqlite_beside import SQLiteBeside
-from server.wiring import EMBEDDED_FILE, open_directory
+from server.wiring import EMBEDDED_FILE, open_beside
 from tests.support.backends import Backend, add_key, add_tenant, known
 from tests.support.client import SocketClient
 from tests.support.command import STORES
@@ -492,8 +492,8 @@ async def test_a_sign_out_by_a_machine_whose_clock_is_ahead(house: House) -> Non
         await first.join_by_token(old)
         await second.join("alice")
         config = load(None, {"NOTIFY_APPLICATION_DATA": str(server.data), **house.store})
-        async with open_directory(config) as directory:
-            await directory.sign_out("default", "alice", now() + timedelta(minutes=5))
+        async with open_beside(config) as beside:
+            await beside.directory.sign_out("default", "alice", now() + timedelta(minutes=5))
         for client in (first, second):
             assert await client.closed() == (3501, "signed_out")
     assert await refusal(server, old) == "bad_credentials"

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from server.config import load
 from server.messages import now
 from server.passwords import hash_password
-from server.wiring import open_directory
+from server.wiring import open_beside
 from tests.support.client import SocketClient
 from tests.support.feeds import listening, must, post, refused
 from tests.support.processes import wait_until
@@ -226,8 +226,8 @@ def test_a_sign_out_by_a_machine_whose_clock_is_ahead(tmp_path: Path) -> None:
         config = load(None, {"NOTIFY_APPLICATION_DATA": str(server.data)})
 
         async def sign_out() -> None:
-            async with open_directory(config) as directory:
-                await directory.sign_out("default", "alice", now() + timedelta(minutes=5))
+            async with open_beside(config) as beside:
+                await beside.directory.sign_out("default", "alice", now() + timedelta(minutes=5))
 
         asyncio.run(sign_out())
         wait_until(

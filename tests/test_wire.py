@@ -23,7 +23,8 @@ from server.commands import (
     ListPage,
     ListUnseen,
     MarkSeen,
-    parse_command,
+    command_of,
+    read_message,
 )
 from server.errors import BadCredentials, InvalidCommand, StoreUnavailable
 from server.messages import (
@@ -115,12 +116,12 @@ def _fresh(notification: Notification, user_id: str = "bob", rev: int = 1) -> Do
 
 
 def _command(name: str, data: Any = None) -> Command:
-    return parse_command(json.dumps({"name": name, "data": data}))
+    return command_of(read_message(json.dumps({"name": name, "data": data})))
 
 
 def _refusal(text: str) -> InvalidCommand:
     with pytest.raises(InvalidCommand) as caught:
-        parse_command(text)
+        command_of(read_message(text))
     return caught.value
 
 
@@ -250,7 +251,7 @@ def test_a_refusal_does_not_repeat_the_password() -> None:
 def test_any_text_is_a_command_or_refused(text: str) -> None:
     """Nothing a client sends raises anything but InvalidCommand."""
     try:
-        parse_command(text)
+        command_of(read_message(text))
     except InvalidCommand as error:
         assert error_frame(error).text.isascii()
 

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from server.errors import InvalidInput, NotFound, ServerError
+from server.errors import NotFound, ServerError
 from server.grants import Scope
 from server.ids import is_id
-from server.ingest.base import DoorHandler, Gate
+from server.ingest.base import Gate
+from server.ingest.paging import PagedHandler
 from server.store import Deliveries, Delivery
 from server.wire import instant
 
-PAGE = 100
-MAX_PAGE = 1000
 
-
-class DeliveriesHandler(DoorHandler):
+class DeliveriesHandler(PagedHandler):
     door = "deliveries"
     scope = Scope.PUBLISH
 
@@ -31,8 +29,8 @@ class DeliveriesHandler(DoorHandler):
             grant = await self.admit(self.presented())
             if not is_id(nid):
                 raise NotFound("there is no such notification")
-            limit = self._limit()
-            after = self._query("after")
+            limit = self.limit()
+            after = self.query("after")
             found = await self._deliveries.of_notification(grant.tenant, nid, after=after, limit=limit + 1)
         except ServerError as error:
             self.refuse(error)
@@ -40,21 +38,6 @@ class DeliveriesHandler(DoorHandler):
             shown = [_fields(delivery) for delivery in found[:limit]]
             following = found[limit - 1].user_id if len(found) > limit else None
             self.answer({"id": nid, "deliveries": shown, "next": following})
-
-    def _limit(self) -> int:
-        text = self._query("limit")
-        if text is None:
-            return PAGE
-        if not (text.isascii() and text.isdigit() and len(text) < 6 and 1 <= int(text) <= MAX_PAGE):
-            raise InvalidInput("limit", f"not a number from 1 to {MAX_PAGE}")
-        return int(text)
-
-    def _query(self, name: str) -> str | None:
-        values = self.request.query_arguments.get(name)
-        try:
-            return None if values is None else values[-1].decode()
-        except UnicodeDecodeError:
-            raise InvalidInput(name, "not UTF-8") from None
 
 
 def _fields(delivery: Delivery) -> dict[str, Any]:

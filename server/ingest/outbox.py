@@ -12,16 +12,14 @@ from server.grants import Scope
 from server.ids import is_id
 from server.ingest.base import Gate
 from server.ingest.keyed import KeyedHandler
+from server.ingest.paging import PagedHandler
 from server.store import MailState, Outbox, OutboxMail
 from server.wire import instant
 
 logger = logging.getLogger(__name__)
 
-PAGE = 100
-MAX_PAGE = 1000
 
-
-class _OutboxHandler(KeyedHandler):
+class _OutboxHandler(KeyedHandler, PagedHandler):
     door = "outbox"
     scope = Scope.ADMIN
 
@@ -30,23 +28,8 @@ class _OutboxHandler(KeyedHandler):
         self._outbox = outbox
 
     # -- what is asked for -----------------------------------------------------------------------------------
-    def _query(self, name: str) -> str | None:
-        values = self.request.query_arguments.get(name)
-        try:
-            return None if values is None else values[-1].decode()
-        except UnicodeDecodeError:
-            raise InvalidInput(name, "not UTF-8") from None
-
-    def _limit(self) -> int:
-        text = self._query("limit")
-        if text is None:
-            return PAGE
-        if not (text.isascii() and text.isdigit() and len(text) < 6 and 1 <= int(text) <= MAX_PAGE):
-            raise InvalidInput("limit", f"not a number from 1 to {MAX_PAGE}")
-        return int(text)
-
     def _after(self) -> tuple[str, str] | None:
-        text = self._query("after")
+        text = self.query("after")
         if text is None:
             return None
         nid, _, user_id = text.partition(":")
@@ -55,14 +38,14 @@ class _OutboxHandler(KeyedHandler):
         return nid, user_id
 
     def _state(self) -> MailState | None:
-        text = self._query("state")
+        text = self.query("state")
         try:
             return None if text is None else MailState(text)
         except ValueError:
             raise InvalidInput("state", f"none of {', '.join(MailState)}") from None
 
     def _users(self) -> list[str] | None:
-        text = self._query("user_id")
+        text = self.query("user_id")
         try:
             return None if text is None else [claims.user_id(text)]
         except ValueError as exc:
@@ -74,7 +57,7 @@ class ListHandler(_OutboxHandler):
         """`{"mails", "next"}`, by `state`; `next` is what `after` must be for the next page, null if there is none."""
         try:
             grant = await self.admit(self.presented())
-            limit, state, after = self._limit(), self._state(), self._after()
+            limit, state, after = self.limit(), self._state(), self._after()
             found = await self._outbox.entries(grant.tenant, state=state, after=after, limit=limit + 1)
         except ServerError as error:
             self.refuse(error)
@@ -87,7 +70,7 @@ class NotificationHandler(_OutboxHandler):
         """`{"id", "created_at", "subject", "forced", "mails", "next"}`: the last two as of the list."""
         try:
             grant = await self.admit(self.presented())
-            limit, after = self._limit(), self._after()
+            limit, after = self.limit(), self._after()
             found = await self._outbox.find(grant.tenant, nid)
             mails = await self._outbox.entries(grant.tenant, nid=nid, after=after, limit=limit + 1)
         except ServerError as error:

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from server.auth import Authenticator, Identity, Proof
-from server.commands import MAX_CREDENTIAL_CHARS, MAX_TOKEN_CHARS, Join, JoinByToken
+from server.commands import MAX_CREDENTIAL_CHARS, MAX_TOKEN_CHARS, Join, JoinByToken, is_unicode
 from server.errors import BadCredentials, InvalidInput, NoCredentials, Refused, ServerError
 from server.ingest.base import DoorHandler, Gate
 from server.tenants import Tenants
@@ -197,20 +197,11 @@ def _why_wrong(fields: Mapping[str, Any], name: str, max_chars: int) -> str:
     value = fields[name]
     if value is None:
         return NULL
-    if not isinstance(value, str) or not _is_unicode(value):
+    if not isinstance(value, str) or not is_unicode(value):
         return NOT_TEXT
     if not value.strip():
         return BLANK
     return f"longer than {max_chars} characters" if len(value) > max_chars else ""
-
-
-def _is_unicode(text: str) -> bool:
-    """JSON can smuggle in lone surrogates."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def routes(gate: Gate, doors: UserTokenDoors) -> list[tuple[Any, ...]]:

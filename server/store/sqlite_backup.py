@@ -18,7 +18,7 @@ from server.errors import StartupError
 from server.folder_lock import FolderLock
 from server.ids import new_id
 from server.store import backup
-from server.store.sqlite_errors import cannot_open
+from server.store.sqlite_errors import opening
 from server.store.sqlite_schema import check, open_reader
 
 NAME = "notifications.sqlite3"
@@ -41,7 +41,7 @@ def take(path: Path, folder: Path) -> dict[str, int]:
     if not path.exists():
         raise StartupError(f"{path}: there is no store to be backed up")
     copy = folder / NAME
-    with _translated(path), closing(open_reader(path, BUSY_TIMEOUT_S)) as source:
+    with opening(path), closing(open_reader(path, BUSY_TIMEOUT_S)) as source:
         check(source, path)
         os.close(os.open(copy, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
         with closing(sqlite3.connect(copy, isolation_level=None)) as target:
@@ -59,7 +59,7 @@ def take(path: Path, folder: Path) -> dict[str, int]:
 
 def restore(folder: Path, path: Path) -> None:
     """Put a backup to the file `path`, where there is none, with a new epoch. Raises `StartupError`."""
-    with _held(path), _translated(path):
+    with _held(path), opening(path):
         _refuse_used(path)
         new = path.with_name(f"{path.name}.restoring")
         new.unlink(missing_ok=True)  # of one that was interrupted
@@ -75,7 +75,7 @@ def renew_epoch(path: Path) -> None:
     """For a file that was put back by other means. Raises `StartupError`, `StoreUnavailable`."""
     if not path.exists():
         raise StartupError(f"{path}: there is no store")
-    with _held(path), _translated(path):
+    with _held(path), opening(path):
         _renew(path)
 
 
@@ -105,11 +105,3 @@ def _held(path: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-@contextmanager
-def _translated(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, sqlite3.Error) as exc:
-        raise cannot_open(path, exc) from exc

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from server.errors import StartupError, StoreUnavailable
@@ -43,3 +45,12 @@ def cannot_open(path: Path, error: Exception) -> Exception:
         return StoreUnavailable(f"{path} is locked by another program")
     reason = error.strerror.lower() if isinstance(error, OSError) and error.strerror else error
     return StartupError(f"{path} cannot be opened: {reason}")
+
+
+@contextmanager
+def opening(path: Path) -> Iterator[None]:
+    """Around what opens and reads a file for the command line: raises as `cannot_open` says."""
+    try:
+        yield
+    except (OSError, sqlite3.Error) as exc:
+        raise cannot_open(path, exc) from exc

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
 from server.errors import StartupError
 from server.folder_lock import FolderLock
 from server.store.fsck import Finding, Report
-from server.store.sqlite_errors import cannot_open
+from server.store.sqlite_errors import opening
 from server.store.sqlite_fsck_kinds import KINDS
 from server.store.sqlite_schema import VERSION, check, open_reader, open_writer, version_of
 
@@ -42,7 +42,7 @@ _DAMAGE = Finding(
 
 def look(path: Path) -> Report:
     """Raises `StartupError`, `StoreUnavailable`."""
-    with _translated(path), closing(_open(path)) as connection:
+    with opening(path), closing(_open(path)) as connection:
         return _look(connection)
 
 
@@ -51,7 +51,7 @@ def mend(path: Path) -> Report:
     lock = FolderLock(path.parent)
     lock.acquire()
     try:
-        with _translated(path):
+        with opening(path):
             _open(path).close()
             with closing(open_writer(path, BUSY_TIMEOUT_S)) as connection:
                 _mend(connection)
@@ -105,11 +105,3 @@ def _mend(connection: sqlite3.Connection) -> None:
             for statement in kind.mend:
                 connection.execute(statement)
             connection.execute("COMMIT")
-
-
-@contextmanager
-def _translated(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, sqlite3.Error) as exc:
-        raise cannot_open(path, exc) from exc

@@ -18,7 +18,7 @@ from pymongo import MongoClient
 from server import cli
 from server.config import load
 from server.store import Directory
-from server.wiring import open_directory
+from server.wiring import open_beside
 from tests.support.mongo_stores import collect_sockets_of_pymongo
 
 T = TypeVar("T")
@@ -96,7 +96,7 @@ def in_store(work: Callable[[Directory], Awaitable[T]]) -> T:
     """Do something in the directory of the store that the environment names."""
 
     async def run() -> T:
-        async with open_directory(load(None, os.environ)) as directory:
-            return await work(directory)
+        async with open_beside(load(None, os.environ)) as beside:
+            return await work(beside.directory)
 
     return asyncio.run(run())
