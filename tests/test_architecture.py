@@ -14,7 +14,8 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = {
     "PURE": "errors ids revs rates grants claims certificates messages payloads requests parsers idempotency"
     " commands commands_v2 since wire wire_v2 dialects requests_v2 requests_batch requests_plain openapi openapi.*"
-    " accept affinity callers bus tasks flights arrivals assets mail_message request_id methods config config.*",
+    " accept affinity callers bus tasks flights arrivals assets mail_message reasons request_id methods config"
+    " config.*",
     "PORTS": "store store.broadcasts store.deliveries store.backup store.directory store.fsck store.mail"
     " store.retention mail_transport metrics tallies exposition figures checks",
     "CORE 1": "credentials passwords guessing auth users rooms scan sign_outs tenants limits publishers outgoing"

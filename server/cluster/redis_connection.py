@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import socket
-import ssl
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -14,6 +11,7 @@ from typing import Any
 from redis.asyncio import Connection
 from redis.exceptions import RedisError
 
+from server import reasons
 from server.cluster.link import ACCESS_REFUSED, LinkDown
 from server.config import Cluster
 from server.redis_client import REFUSALS, address_of, make_connection, pushed
@@ -127,24 +125,12 @@ async def _hang_up(connection: Connection) -> None:
 
 def reason_of(error: Exception) -> str | None:
     """What an error means, for the log: no secrets. None: it was not to be expected."""
-    if isinstance(error, REFUSALS):
+    if any(isinstance(each, REFUSALS) for each in reasons.causes(error)):
         return ACCESS_REFUSED
-    chain: list[BaseException] = [error]
-    while below := chain[-1].__cause__ or chain[-1].__context__:
-        chain.append(below)
-    for each in chain:
-        if isinstance(each, ssl.SSLError | socket.gaierror):
-            return _in_one_line(str(each))
-        if isinstance(each, REFUSALS):
-            return ACCESS_REFUSED
-    for each in chain:
-        if isinstance(each, OSError) and each.errno:
-            return os.strerror(each.errno)
+    if reason := reasons.of_system(error):
+        return reason
     if isinstance(error, TimeoutError):
         return "no answer in time"
-    return _in_one_line(str(error)) if isinstance(error, RedisError | OSError | LinkDown) else None
-
-
-def _in_one_line(text: str) -> str:
-    printable = "".join(char if char.isprintable() else " " for char in text[:300])
-    return " ".join(printable.split()).rstrip(".") or "failed"
+    if isinstance(error, RedisError | OSError | LinkDown):
+        return reasons.in_one_line(str(error)) or "failed"
+    return None

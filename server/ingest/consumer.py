@@ -6,16 +6,14 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 import random
-import socket
-import ssl
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
+from server import reasons
 from server.bus import CONSUMER_CHANGED, MESSAGE_RECEIVED, REFUSED, tell
 from server.checks import Trouble
 from server.errors import InvalidNotification, StoreUnavailable, TooLarge
@@ -296,19 +294,4 @@ def _no_constant(name: str) -> None:
 
 def reason_of(error: BaseException) -> str:
     """Why something outside could not be reached, or what it said, for a line of the log."""
-    chain: list[BaseException] = [error]
-    while below := chain[-1].__cause__ or chain[-1].__context__:
-        chain.append(below)
-    # Libraries wrap what the system says into words of theirs.
-    for each in chain:
-        if isinstance(each, ssl.SSLError | socket.gaierror):
-            return _in_one_line(str(each))
-    for each in chain:
-        if isinstance(each, OSError) and each.errno:
-            return os.strerror(each.errno)
-    return _in_one_line(str(error)) or type(error).__name__
-
-
-def _in_one_line(text: str) -> str:
-    printable = "".join(char if char.isprintable() else " " for char in text[:300])
-    return " ".join(printable.split()).rstrip(".")
+    return reasons.of_system(error) or reasons.in_one_line(str(error)) or type(error).__name__
