@@ -1,4 +1,4 @@
-"""Those who come: clients that join or connect, all of them within a moment after a restart or an outage."""
+"""Admits clients that join or connect one by one: after a restart or an outage all of them come within a moment."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""How the things that the server depends on are: asks them, briefly, and not more often than makes sense.
+"""Health checks of what the server depends on: each is asked briefly, and not more often than makes sense.
 
-Whoever may ask us (load balancers, anybody) learns words of ours only: what an error says may name addresses. That is
-for the log.
+Whoever asks us for the result (load balancers, anybody) gets only words of ours: the text of an error may name
+addresses, and is for the log.
 """
 
 from __future__ import annotations

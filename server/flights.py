@@ -1,4 +1,5 @@
-"""What is asked for several times at the same moment: one answer for all, all at once, or one after the other."""
+"""Callers who come at the same moment: the same question is asked once for all of them (`SingleFlight`), different ones
+go on together (`Gathering`), or one after the other."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What systems that publish any JSON *payload* mean by it, in the fields of a notification, and back. Pure.
 
-The contracts C2, C3 and C4 know no title or text: what clients of other dialects are to show is lifted from the payload
-where it has such fields, and clients of these dialects get the payload as it came in.
+The contracts C2, C3 and C4 (docs/compatibility.md) have no title or text. What clients of other dialects are to show is
+taken from the payload, if it has such fields; clients of these dialects get the payload as it came in.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What nobody asks for and somebody has to do now and then: complete what was left half stored, forget what is old."""
+"""Periodic work: completes notifications that were left half stored, and forgets what is old."""
 
 from __future__ import annotations
 

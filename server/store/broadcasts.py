@@ -1,4 +1,5 @@
-"""What the core asks of a store about what is for everybody, and about who of many does what only one may do."""
+"""What the core asks of a store about notifications for everybody, and about leases: which of several processes does
+what only one may do."""
 
 from __future__ import annotations
 

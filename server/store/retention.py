@@ -1,4 +1,4 @@
-"""What the core asks of a store about what is kept no longer."""
+"""What the core asks of a store about removing what is too old."""
 
 from __future__ import annotations
 

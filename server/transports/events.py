@@ -5,10 +5,10 @@ goes in chunks, whose length is part of the bytes that are encoded once for all 
 nginx speaks unless told otherwise, it goes bare until the connection closes. Either way the TCP connection ends with
 the stream: what a client sends behind its request is for nobody.
 
-`Authorization` is what `fetch` can set. The browser's own `EventSource` cannot, so it comes with a ticket (`tickets`);
-it does not get in twice with one, and so not again by itself: its page asks for the next ticket and says in the query
-what the header `Last-Event-ID` says else. A header is left out of logs and histories, which is why no token is taken
-from the query.
+A client that uses `fetch` sends its token in the header `Authorization`. No token is taken from the query, because
+queries end up in logs and histories. The browser's own `EventSource` cannot set headers, so it comes with a ticket
+(`tickets`), which is good for one connection. So it cannot come back by itself: its page asks for the next ticket, and
+says in the query what is in the header `Last-Event-ID` otherwise.
 """
 
 from __future__ import annotations
