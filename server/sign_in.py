@@ -14,9 +14,9 @@ from server.config import Config, JWTRules
 from server.credentials import CredentialCache
 from server.grants import SignOut
 from server.guessing import Brake
+from server.http_client import HTTPClient
 from server.logins.hook import HookLogin
 from server.logins.token import TokenLogin
-from server.outgoing import HTTPClient
 from server.passwords import PasswordChecks
 from server.publishers import ServiceTokens
 from server.tenants import Tenants

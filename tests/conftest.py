@@ -19,7 +19,7 @@ from playwright.async_api import Browser, async_playwright
 from pymongo import MongoClient
 from pymongo.database import Database
 
-from server.outgoing import HTTPClient
+from server.http_client import HTTPClient
 from server.store import Store
 from server.tokens.verifier import key_set_client
 from tests.support import browser as browser_support

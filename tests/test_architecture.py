@@ -18,7 +18,7 @@ LAYERS = {
     " config.*",
     "PORTS": "store store.broadcasts store.deliveries store.backup store.directory store.fsck store.mail"
     " store.retention mail_transport metrics tallies exposition figures checks",
-    "CORE 1": "credentials passwords guessing auth users rooms scan sign_outs tenants limits publishers outgoing"
+    "CORE 1": "credentials passwords guessing auth users rooms scan sign_outs tenants limits publishers http_client"
     " redis_client",
     "CORE 2": "backplane presence cluster cluster.link cluster.codec cluster.outgoing cluster.gaps cluster.asking"
     " cluster.backplane",
@@ -66,7 +66,7 @@ HOMES = {
     "prometheus_client": "metrics tallies exposition figures",
     "sockjs": "transports.sockjs*",
     "sqlalchemy": "logins.sql*",
-    "tornado": "ingest.* transports.* admin health methods outgoing app doors entrance relocation streams"
+    "tornado": "ingest.* transports.* admin health methods http_client app doors entrance relocation streams"
     " security_headers torture.lines conformance.lines conformance.stage conformance.target",
     "pydispatch": "bus counts metrics app",
     "uvloop": "process",
@@ -90,7 +90,7 @@ WITHOUT_IO = (
 )
 """PURE but for the owner of tasks, and what looks for files and the name of the machine."""
 
-OWNERS = "tasks store.mongo_batches store.sqlite logins.sql_database outgoing transports.events torture.*"
+OWNERS = "tasks store.mongo_batches store.sqlite logins.sql_database http_client transports.events torture.*"
 """Who starts tasks: all others have `tasks.Tasks` do it, or `tasks.first_of`. These see to the end of theirs."""
 
 MAX_LINES = 400

@@ -1,4 +1,4 @@
-"""Tests of server/tokens/jwks.py, key_sets.py, loading.py and of server/outgoing.py."""
+"""Tests of server/tokens/jwks.py, key_sets.py, loading.py and of server/http_client.py."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from server.config.access import JWTRules
 from server.errors import AuthUnavailable, BadCredentials, StartupError
-from server.outgoing import HTTPClient, NoReply
+from server.http_client import HTTPClient, NoReply
 from server.tokens.jwks import AGAIN_AFTER_S, KEPT_S
 from server.tokens.key_sets import MAX_KEYS, parse_key_set
 from server.tokens.verifier import JWTVerifier, key_set_client

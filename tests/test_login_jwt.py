@@ -11,8 +11,8 @@ import pytest
 from server.auth import Proof
 from server.config.access import JWTRules
 from server.errors import BadCredentials, TokenExpired
+from server.http_client import HTTPClient
 from server.logins.token import TokenLogin
-from server.outgoing import HTTPClient
 from server.tokens.verifier import JWTVerifier
 from tests.support.jwt_keys import SECRET, claims, hs256
 from tests.support.recording import ELSEWHERE

@@ -23,9 +23,9 @@ from server.grants import (
     hash_secret,
     new_secret,
 )
+from server.http_client import HTTPClient
 from server.ids import new_id
 from server.messages import now
-from server.outgoing import HTTPClient
 from server.publishers import (
     KEY_WRONG,
     CertificateHolder,

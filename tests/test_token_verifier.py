@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from server.config.access import JWTRules
 from server.errors import BadCredentials, StartupError, TokenExpired
 from server.grants import Scope
-from server.outgoing import HTTPClient
+from server.http_client import HTTPClient
 from server.publishers import ServiceClaims
 from server.tokens.services import JWTServices
 from server.tokens.verifier import JWTVerifier

@@ -20,9 +20,9 @@ from server.callers import Caller
 from server.config.access import HTTPHook
 from server.errors import AuthUnavailable, Busy
 from server.flights import SingleFlight
+from server.http_client import HTTPClient, NoReply, Reply
 from server.logins.hook_cache import ProofCache
 from server.messages import now
-from server.outgoing import HTTPClient, NoReply, Reply
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from server.config.access import JWTRules
 from server.errors import AuthUnavailable
-from server.outgoing import HTTPClient
+from server.http_client import HTTPClient
 from server.tasks import Tasks
 from server.tokens.key_sets import KeySet, parse_key_set
 from server.tokens.keys import VerifyingKey

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from server.outgoing import HTTPClient, NoReply
+from server.http_client import HTTPClient, NoReply
 
 MAX_BYTES = 256 * 1024
 

@@ -15,7 +15,7 @@ from server import claims
 from server.claims import TOKEN_WRONG
 from server.config.access import JWTRules
 from server.errors import BadCredentials, StartupError, TokenExpired
-from server.outgoing import HTTPClient
+from server.http_client import HTTPClient
 from server.tokens.decoding import decoder
 from server.tokens.jwks import key_set_of
 from server.tokens.keys import KeySource, OneKey, VerifyingKey, read_public_key, secret_key

@@ -18,7 +18,7 @@ from tornado.httputil import HTTPHeaders
 from tornado.iostream import StreamClosedError
 from tornado.websocket import WebSocketClientConnection, WebSocketClosedError, websocket_connect
 
-from server.outgoing import NoReply
+from server.http_client import NoReply
 from server.torture.node import Node
 from server.torture.nodes import Entrance
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from server.outgoing import HTTPClient, NoReply, Reply
+from server.http_client import HTTPClient, NoReply, Reply
 from server.torture.children import Child, Reaper, until
 from server.torture.observed import write_shift
 from server.torture.services import PACKAGES, STOP_WITHIN_S, Service

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from server.outgoing import NoReply, Reply
+from server.http_client import NoReply, Reply
 from server.torture.ledger import Ledger, Request
 from server.torture.nodes import Entrance
 
