@@ -25,13 +25,13 @@ from server.bus import (
     NOTIFICATION_STORED,
     tell,
 )
-from server.errors import Busy, StoreUnavailable
+from server.errors import StoreUnavailable
 from server.messages import Added, Broadcasted, Document, Notification, Publication, altered
 from server.notifier import KEEP_KEYS_S, once_of
 from server.revs import COUNTER_BITS
 from server.rooms import NOBODY, Room, Rooms
 from server.store import Accepted, Broadcast, BroadcastRefused, Store, Welcome
-from server.tasks import Tasks
+from server.tasks import InFlight, Tasks
 from server.tenants import Tenants
 
 logger = logging.getLogger(__name__)
@@ -70,10 +70,7 @@ class Broadcaster:
         self._tenants = tenants
         self.keep_keys_s = KEEP_KEYS_S
         self._wake = asyncio.Event()
-        self._in_flight = 0
-        self._is_open = True
-        self._is_idle = asyncio.Event()
-        self._is_idle.set()
+        self._in_flight = InFlight()
         # None: not known yet, as before the first look
         self._open_count: int | None = None
         self._accepted_count = 0
@@ -88,21 +85,15 @@ class Broadcaster:
         self, notification: Notification, received_at: float = 0.0, idempotency_key: str | None = None
     ) -> Accepted:
         """Accept one: when this returns it is durable, and every user will get it. Raises as `Notifier.notify`."""
-        if not self._is_open:
-            raise Busy("the server is stopping; try again")
-        self._in_flight += 1
-        self._is_idle.clear()
+        self._in_flight.begin()
         try:
             return await self._accept(notification, received_at, idempotency_key)
         finally:
-            self._in_flight -= 1
-            if not self._in_flight:
-                self._is_idle.set()
+            self._in_flight.end()
 
     async def close(self) -> None:
         """Refuse what comes from now on; return when what came before is answered for."""
-        self._is_open = False
-        await self._is_idle.wait()
+        await self._in_flight.close()
 
     async def _accept(
         self, notification: Notification, received_at: float, idempotency_key: str | None

@@ -21,12 +21,13 @@ from server.bus import (
     tell,
     telling,
 )
-from server.errors import Busy, StoreUnavailable
+from server.errors import StoreUnavailable
 from server.idempotency import fingerprint_of
 from server.messages import Added, Document, EmailDuty, MailRecipient, Publication
 from server.presence import Presence
 from server.rooms import Room
 from server.store import Addition, Once, Store, Stored
+from server.tasks import InFlight
 
 logger = logging.getLogger(__name__)
 
@@ -44,10 +45,7 @@ class Notifier:
         self._presence = presence
         self.keep_keys_s = KEEP_KEYS_S
         self._is_store_away = False
-        self._in_flight = 0
-        self._is_open = True
-        self._is_idle = asyncio.Event()
-        self._is_idle.set()
+        self._in_flight = InFlight()
         self._telling: dict[str, Callable[..., None]] = {}
 
     async def notify(self, publication: Publication) -> Stored:
@@ -55,39 +53,26 @@ class Notifier:
         are under way. One with an idempotency key that came before changes nothing, and is answered with what is there.
         Raises `StoreUnavailable`: nothing was pushed, and either nothing is stored or all of it will be (then it is
         pushed too); `KeyReused` and `InProgress` as `Store.add`; `Busy` while the server stops."""
-        self._begin()
+        self._in_flight.begin()
         try:
             if not publication.recipients:
                 return Stored(publication.notification, [], [])
             return await self._walk(publication)
         finally:
-            self._end()
+            self._in_flight.end()
 
     async def notify_many(self, publications: Sequence[Publication]) -> Sequence[Stored | Exception]:
         """`notify` each of these, which have recipients, for little more than the time of one: what that returns or
         raises of each. Raises `StoreUnavailable` of all, and `Busy` while the server stops."""
-        self._begin()
+        self._in_flight.begin()
         try:
             return await self._walk_together(publications)
         finally:
-            self._end()
-
-    def _begin(self) -> None:
-        if not self._is_open:
-            raise Busy("the server is stopping; try again")
-        if not self._in_flight:
-            self._is_idle.clear()
-        self._in_flight += 1
-
-    def _end(self) -> None:
-        self._in_flight -= 1
-        if not self._in_flight:
-            self._is_idle.set()
+            self._in_flight.end()
 
     async def close(self) -> None:
         """Refuse what comes from now on; return when what came before is answered for."""
-        self._is_open = False
-        await self._is_idle.wait()
+        await self._in_flight.close()
 
     async def _walk(self, publication: Publication) -> Stored:
         await self._backplane.has_space()

@@ -1,5 +1,5 @@
 """An owner for tasks that come and go: keeps them, names them, logs their failure, and awaits their end; tasks that
-belong together; and bounds for the steps of an orderly end."""
+belong together; and, for an orderly end, what is in flight, and bounds for each step."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from typing import Any
+
+from server.errors import Busy
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +50,35 @@ class Tasks:
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=deadline_s)
         await self.cancel()
+
+
+class InFlight:
+    """Counts what is being carried out for callers: once closed nothing more begins, and what has begun is awaited."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._is_open = True
+        self._is_idle = asyncio.Event()
+        self._is_idle.set()
+
+    def begin(self) -> None:
+        """Raises `Busy` once closed; else `end` has to follow."""
+        if not self._is_open:
+            raise Busy("the server is stopping; try again")
+        if not self._count:
+            self._is_idle.clear()
+        self._count += 1
+
+    def end(self) -> None:
+        """After `begin`, whatever came of it."""
+        self._count -= 1
+        if not self._count:
+            self._is_idle.set()
+
+    async def close(self) -> None:
+        """Refuse what comes from now on; return when what has begun has ended."""
+        self._is_open = False
+        await self._is_idle.wait()
 
 
 async def first_of(*parts: Coroutine[Any, Any, object]) -> None:
