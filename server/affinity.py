@@ -23,7 +23,7 @@ class Affinity:
         return zlib.crc32(name.encode(errors="surrogatepass")) % self.count
 
     def mint(self, make: Callable[[], str]) -> str:
-        """The first of the names that `make` makes, which are to be chance, that is ours."""
+        """The first name that belongs to this worker, of the random ones that `make` makes."""
         while self.owner(name := make()) != self.number:
             pass
         return name

@@ -190,7 +190,8 @@ class Server:
             raise Trouble("mail cannot be handed over; it is kept, and tried again")
 
     def _is_exempt(self, address: str) -> bool:
-        """Behind a trusted proxy are many; what is on this machine is not kept out by counting."""
+        """Whether connections of this address are not counted: a trusted proxy stands for many clients, and what runs
+        on this machine is not kept out by counting."""
         return self._doors.callers.stands_for_many(address)
 
     # -- life ------------------------------------------------------------------------------------------------
@@ -328,8 +329,8 @@ class Server:
 
     # -- the end ---------------------------------------------------------------------------------------------
     async def _drain(self, listener: TCPListener) -> None:
-        """Serve on, for as long as those who ask at /readyz take to notice that nobody should be sent here; or, where
-        another process has these ports now, until who is connected here has been answered once more."""
+        """Go on serving: for as long as load balancers that ask /readyz take to notice; or, if another process has
+        these ports now, until those who are connected here have been answered once more."""
         if self._seat.hand_over_s:
             await self._refuse_new(listener)
             return await asyncio.sleep(self._seat.hand_over_s)

@@ -73,7 +73,7 @@ class _CountingApplication(Application):
         self._identify = identify
 
     def log_request(self, handler: RequestHandler) -> None:
-        """As Tornado does it, but with the address of the caller, where that would be a proxy's."""
+        """As Tornado does it, but with the address of the caller instead of that of a trusted proxy."""
         status, request = handler.get_status(), handler.request
         is_failure = (
             status >= 500 and getattr(handler, "door", "") != health.DOOR

@@ -342,10 +342,10 @@ class TenantFeed(Feed):
 
 
 class StreamFeed(Feed):
-    """Server-Sent Events: first all unseen documents, oldest first; or, to who comes back, what has changed since the
-    rev that they saw last, each document as it is now. Then how many are unseen. The unseen ones come in the order in
-    which they were made, which need not be that of their revs: none of them is where one could go on from, but all of
-    them together are."""
+    """Server-Sent Events: first all unseen documents, oldest first; or, for a client that comes back, what has changed
+    since the rev that it saw last, each document as it is now. Then how many are unseen. The unseen ones come in the
+    order in which they were made, which need not be that of their revs: so a client can go on from the end of that
+    listing, but not from any one of its documents."""
 
     __slots__ = ("_since", "_upto")
     dialect: StreamDialect = StreamDialect()

@@ -43,7 +43,7 @@ class Inbox:
 
     # -- reading ---------------------------------------------------------------------------------------------
     async def unseen(self, room: Room, *, after: Document | None, limit: int) -> list[Document]:
-        """Unseen documents, oldest first, from after that one."""
+        """Unseen documents, oldest first, those behind `after` (None: all)."""
         return await self._store.unseen(*room, after=after, limit=limit)
 
     async def page(self, room: Room, *, page: int, limit: int) -> list[Document]:
@@ -53,7 +53,8 @@ class Inbox:
     async def newest(
         self, room: Room, *, before: str | None, limit: int, type: str | None = None, seen: bool | None = None
     ) -> list[Document]:
-        """Newest first, from before that id; of this type and this `seen` only (None: any)."""
+        """Newest first, those older than the document `before` (None: all); only of this type and this `seen` (None:
+        any)."""
         if type is None and seen is None:
             return await self._store.newest(*room, before=before, limit=limit)
         return await self._store.newest(*room, before=before, limit=limit, type=type, seen=seen)
@@ -110,8 +111,8 @@ class Inbox:
     async def mark_seen_up_to(self, room: Room, upto: int | None) -> AllMarked:
         """Mark all documents seen whose rev is not above `upto` (None: all there are now), batch by batch.
 
-        Who tells documents by their revs is told once of all that are surely visible by now; where a rev may become
-        visible late, of the latest ones by their ids."""
+        Screens are told in one event of all documents up to a rev below which nothing can become visible any more, and
+        of the latest ones, where that may happen, by their ids."""
         position = await self._store.position()
         upto = position if upto is None else min(upto, position)
         settled = min(upto, position - (int(self._store.changes_overlap_s * 1000) << COUNTER_BITS))

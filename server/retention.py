@@ -219,7 +219,7 @@ class Retention:
 
 
 def _sum(total: Removed, step: Removed) -> Removed:
-    """But for the users, who may be many."""
+    """Of everything but the users, of whom there may be many."""
     kept_from = min((each.kept_from for each in (total, step) if each.kept_from), default=None)
     return replace(
         total,

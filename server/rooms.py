@@ -259,12 +259,12 @@ class Rooms:
 
     # -- what has become of documents ------------------------------------------------------------------------
     def brought_up_to_date(self, event: Event) -> Event | None:
-        """`event` as it is to be told behind all that came here before; None: it is not. To be called for each, in the
-        order in which they are told.
+        """`event` as it is to be told after all that came here before; None: not at all. To be called for each event,
+        in the order in which they are told.
 
-        An `Added` that was overtaken by a later change of its document tells of what it has become, or nothing if it
-        was deleted; of another change that was overtaken nothing is told. Nobody's screen goes back in time, and none
-        misses a document."""
+        Events may come late, after a later change of the same document. A late `Added` is told as what the document has
+        become, or not at all if it was deleted; any other late change is not told. So no screen goes back in time, and
+        none misses a document."""
         self._note_change(event)
         if not isinstance(event, Added | Restored):
             return self._without_overtaken(event) if isinstance(event, Seen | Unseen | Deleted) else event
@@ -277,9 +277,9 @@ class Rooms:
         return altered(event, document=document)
 
     def _without_overtaken(self, event: Seen | Unseen | Deleted) -> Event | None:
-        """The same of those documents of which nothing later was told; None: of all it was. Two connections, or two
-        nodes, may change the same document, and be heard of in the other order. Who speaks of no revs would take a
-        late `Deleted` for what became of a document that is there again."""
+        """The same event, for those of its documents of which nothing later was told; None: there are none. Two
+        connections, or two nodes, may change the same document, and be heard of in the other order. A client whose
+        dialect has no revs would take a late `Deleted` for the end of a document that was restored."""
         kept = tuple(
             id_
             for id_ in event.changed_ids

@@ -122,9 +122,10 @@ class Screen:
 
     @contextlib.contextmanager
     def listing_waits(self, after: Document | None) -> Iterator[None]:
-        """While the listing of unseen documents waits before it reads on, what is pushed and lies beyond `after` (the
-        last one shown; None: nothing is left) is left to it: a client on a slow line would else be closed as slow for
-        what it could not have been sent yet. The listing must read on afterwards, however often that fails."""
+        """While the listing of unseen documents waits before it reads on, pushes of documents beyond `after` (the last
+        one shown; None: nothing is left) are dropped, since the listing will come to them. Otherwise a client on a slow
+        line would be closed as slow for what it could not have been sent yet. The listing must read on afterwards,
+        however often that fails."""
         self._listed_to = after
         held, self._held, self._held_bytes = self._held or [], [], 0
         self._hold(self._held, held)

@@ -182,7 +182,8 @@ class Session:
                 self._space = None
 
     async def _pace(self, size: int) -> None:
-        """Who sends commands faster than they may waits; what they send meanwhile waits with them, then their door."""
+        """A client that sends commands faster than it may has to wait: what it sends meanwhile is queued, and when the
+        queue is full its door stops reading."""
         if self._bucket is None:
             self._bucket = TokenBucket()
         wait_s = self._services.limits.pace(self._bucket, self.connection.caller, self._room, size)
@@ -214,8 +215,8 @@ class Session:
             self._screen.end_answer()
 
     def _conversation_for(self, message: Mapping[str, Any]) -> Conversation:
-        """The conversation that a message belongs to: each join says anew which that is. Who has a user keeps theirs
-        until another join has come through. Raises `InvalidCommand`."""
+        """The conversation that a message belongs to. Each join chooses one; a connection that has a user keeps the one
+        it has until another join has succeeded. Raises `InvalidCommand`."""
         if message["name"] != "join":
             return self._conversation
         data = message.get("data")
@@ -321,7 +322,7 @@ class Session:
 
 
 def _read_short(text: str) -> Mapping[str, Any] | None:
-    """A message that will not be carried out, for its id; None: it is not worth reading."""
+    """A message that is refused unread, but whose id the answer needs; None: it is too long, or no message."""
     if len(text) > MAX_READ_FOR_ID:
         return None
     try:

@@ -77,7 +77,7 @@ class Sync:
         return self._retention.floor(tenant)
 
     async def now(self) -> Since:
-        """Who reads an inbox after this, all of it, is up to date as of it."""
+        """A client that reads all of its inbox after this call has missed nothing up to what this returns."""
         return Since(self._store.epoch, await self._store.position())
 
     def as_of(self, instant: datetime) -> str:
@@ -85,9 +85,9 @@ class Sync:
         return str(Since(self._store.epoch, int(instant.timestamp() * 1000) << COUNTER_BITS))
 
     async def read(self, room: Room, since: str, limit: int | None = None, *, goes_on: bool = False) -> Chunk:
-        """The next chunk, of at most so many documents (None: `chunk_documents`), for a client that says it is so far.
-        `goes_on`: `since` is the `upto` of the chunk before, of this same sync; it leads as far as that one was to.
-        Else it leads up to now."""
+        """The next chunk for a client that is as far as `since`, of at most `limit` documents (None:
+        `chunk_documents`). `goes_on`: `since` is the `upto` of the chunk before in this same sync, which leads as far
+        as that one was to. Otherwise the sync leads up to now."""
         limit = self.chunk_documents if limit is None else limit
         beginning = self.begin(room[0], since, await self.now(), goes_on=goes_on)
         if beginning.after is None:
@@ -131,7 +131,7 @@ class Sync:
         )
 
     def _after(self, known: Since, goes_on: bool = False) -> tuple[int, str]:
-        """The place among the changes behind which those begin that are to be read."""
+        """The place among the changes after which reading begins."""
         if known.id:
             exact = (known.rev, known.id)
             if goes_on or not self._overlap:

@@ -1,1 +1,2 @@
-"""Publishing doors: one file each, which reads its dialect and calls the notifier."""
+"""Doors for backends, one file each. Publishing doors read their dialect and call the notifier; others make tokens,
+sign users out, and show mail and deliveries. `base`, `door`, `visits`, `keyed`, `paging`: what they have in common."""
