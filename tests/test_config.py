@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.config import Config, Email, HTTPHook, JWTRules, MongoDB, SQLLogin, editor, load, values
-from server.config.doors import RabbitMQ, RedisHub
+from server.config.brokers import RabbitMQ, RedisHub
 from server.config.keys import Key
 from server.config.reader import read_file
 from server.config.schema import SECTIONS, Section

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from server.config.doors import RedisHub
+from server.config.brokers import RedisHub
 from server.ingest.consumer import Lease
 from server.ingest.redis import RedisDoor
 from tests.support import hub_clients

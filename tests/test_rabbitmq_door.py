@@ -21,7 +21,7 @@ from pika.exceptions import UnroutableError
 
 from server import tasks as tasks_module
 from server.checks import Trouble
-from server.config.doors import RabbitMQ
+from server.config.brokers import RabbitMQ
 from server.errors import InProgress
 from server.ingest.rabbitmq import RabbitDoor
 from server.messages import Document

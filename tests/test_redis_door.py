@@ -17,7 +17,7 @@ from redis.asyncio import Redis
 
 from server import tasks as tasks_module
 from server.checks import Trouble
-from server.config.doors import RedisHub
+from server.config.brokers import RedisHub
 from server.errors import InProgress
 from server.ingest import consumer
 from server.ingest.consumer import Lease

@@ -1,9 +1,9 @@
 """config.ini and the environment, made into frozen records; all defaults. Nobody else reads either.
 
-`schema`: keys, defaults, units, reasons and records; `access`, `doors`, `cluster`, `retention`: those of some sections.
-`keys`: how a field of a record is a key. `values`, `access_values`: kinds of values. `reader`: file and environment.
-`rules*`: what values mean together. `changes`: what may change while the server runs. `shown`, `editor`: for the
-command line. docs/configuration.md is the operator's page.
+`schema`: keys, defaults, units, reasons and records; `access`, `brokers`, `cluster`, `retention`: those of some
+sections. `keys`: how a field of a record is a key. `values`, `access_values`: kinds of values. `reader`: file and
+environment. `rules*`: what values mean together. `changes`: what may change while the server runs. `shown`, `editor`:
+for the command line. docs/configuration.md is the operator's page.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from server.config import values
-from server.config.doors import REDIS_URL
+from server.config.brokers import REDIS_URL
 from server.config.keys import setting
 
 _PREFIX = values.matching(r"[A-Za-z0-9_.:-]{1,100}", "is not a prefix of up to 100 of A-Z a-z 0-9 . _ : -")

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
-from server.config import rules_access, rules_cluster, rules_doors, rules_sql
+from server.config import rules_access, rules_brokers, rules_cluster, rules_sql
 from server.config.reader import Reading, Values
 from server.config.retention import Retention
 from server.config.schema import (
@@ -47,8 +47,8 @@ def make_config(reading: Reading) -> Config:
         service_jwt=rules_access.jwt(reading, "SERVICE_JWT"),
         sql=rules_sql.sql(reading),
         hook=rules_access.hook(reading),
-        redis_hub=rules_doors.redis_hub(reading),
-        rabbitmq=rules_doors.rabbitmq(reading),
+        redis_hub=rules_brokers.redis_hub(reading),
+        rabbitmq=rules_brokers.rabbitmq(reading),
     )
     is_embedded = config.mongodb.url is None
     config = replace(

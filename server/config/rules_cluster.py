@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from server.config.cluster import Cluster
 from server.config.reader import Reading
-from server.config.rules_doors import check_address
+from server.config.rules_brokers import check_address
 
 
 def cluster(reading: Reading, workers: int, *, is_embedded: bool) -> Cluster:

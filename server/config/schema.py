@@ -17,8 +17,8 @@ from zoneinfo import ZoneInfo
 from server.callers import IPNetwork
 from server.config import access_values, values
 from server.config.access import TLS, CertificateGrant, HTTPHook, JWTRules, SignIn, SQLLogin
+from server.config.brokers import RabbitMQ, RedisHub
 from server.config.cluster import Cluster
-from server.config.doors import RabbitMQ, RedisHub
 from server.config.keys import DAY_S, KIB, MIB, Key, setting
 from server.config.retention import Retention
 from server.grants import DEFAULT_TENANT

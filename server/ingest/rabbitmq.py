@@ -21,7 +21,7 @@ from aio_pika import DeliveryMode, Message
 from aio_pika.abc import AbstractIncomingMessage
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS, ChannelPreconditionFailed, DeliveryError
 
-from server.config.doors import RabbitMQ
+from server.config.brokers import RabbitMQ
 from server.errors import Busy, InProgress, InvalidInput, KeyReused, ServerError, StoreUnavailable
 from server.idempotency import field_key
 from server.ingest.consumer import (

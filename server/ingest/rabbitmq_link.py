@@ -15,7 +15,7 @@ from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange, 
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS
 from pamqp import decode
 
-from server.config.doors import RabbitMQ
+from server.config.brokers import RabbitMQ
 
 # They report each refused connection as an error, and with it addresses. What is wrong we say ourselves, and once.
 for _name in ("aio_pika", "aiormq"):

@@ -16,7 +16,7 @@ from redis.asyncio import Connection
 from redis.exceptions import RedisError
 
 from server.checks import Trouble
-from server.config.doors import RedisHub
+from server.config.brokers import RedisHub
 from server.errors import (
     Busy,
     InProgress,

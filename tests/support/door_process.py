@@ -11,7 +11,7 @@ from typing import Any, cast
 from pydispatch import dispatcher
 
 from server.bus import NOTIFICATION_STORED
-from server.config.doors import RabbitMQ
+from server.config.brokers import RabbitMQ
 from server.ingest.rabbitmq import RabbitDoor
 from server.store import Store
 from tests.support.consuming import LIMITS, MAX_MESSAGE_BYTES, open_behind, quickly

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from server.config.doors import RabbitMQ, RedisHub
+from server.config.brokers import RabbitMQ, RedisHub
 from server.config.shown import shown
 from tests.support.config import Folder
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
-from server.config.doors import RabbitMQ, RedisHub
+from server.config.brokers import RabbitMQ, RedisHub
 from server.config.reader import Reading
 from server.config.values import is_loopback
 
