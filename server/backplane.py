@@ -14,7 +14,6 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping
-from datetime import datetime
 
 from server.checks import Probe
 from server.messages import Event
@@ -85,9 +84,9 @@ class Backplane(ABC):
         """Those of these users who have a connection on another node. Who cannot be asked about has none."""
         return set()
 
-    async def alive_elsewhere(self, tenant: str, user_ids: Collection[str], instant: datetime) -> set[str]:
-        """Those of these users of whom another node had a sign of life after `instant` (aware UTC). Who cannot be asked
-        about gave none."""
+    async def alive_elsewhere(self, tenant: str, user_ids: Collection[str], silent_for_s: float) -> set[str]:
+        """Those of these users of whom another node had a sign of life within the last so many seconds. Who cannot be
+        asked about gave none."""
         return set()
 
 

@@ -24,7 +24,7 @@ async def sweep(notifier: Notifier, outbox: OutboxWorker, presence: Presence) ->
             if completed:
                 logger.info("completed %d documents that were left half stored", completed)
                 outbox.wake()  # a mail may be owed with them
-            presence.forget()
+            presence.sweep()
         except StoreUnavailable:
             logger.debug("the sweep waits for the store")
         except Exception:

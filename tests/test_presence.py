@@ -11,7 +11,7 @@ import pytest
 from server.backplane import LocalBackplane
 from server.dialects import Dialect
 from server.messages import now
-from server.presence import Presence
+from server.presence import Moments, Presence
 from server.rooms import Push, Room, Rooms, SignIn
 from server.wire import EventFrames, Frame
 from tests.support.recording import RecordingConnection
@@ -96,11 +96,76 @@ async def test_signs_of_life_are_kept_until_no_mail_depends_on_them(
     """Mail is decided one silence after the push; twice that is kept."""
     alice.connection.last_alive_at = time.monotonic() - 95
     rooms.leave(ALICE, alice)
-    presence.forget()
+    presence.sweep()
     assert await is_alive(presence, now() - timedelta(seconds=105))
     alice.connection.last_alive_at = time.monotonic() - 101
     rooms.forget_signs_of_life(time.monotonic())
     rooms.join(ALICE, alice)
     rooms.leave(ALICE, alice)
-    presence.forget()
+    presence.sweep()
     assert not await is_alive(presence, now() - timedelta(seconds=105))
+
+
+async def test_a_clock_that_is_set_ahead_makes_nobody_alive(
+    presence: Presence, alice: Member, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does a machine that was asleep. The last sign of life came before the notification, however long ago that
+    looks to be now: whoever is not there is mailed."""
+    alice.connection.last_alive_at = time.monotonic() - 10
+    accepted_at, showed_ns = now(), time.time_ns
+    monkeypatch.setattr(time, "time_ns", lambda: showed_ns() + 3600 * 10**9)
+    assert not await is_alive(presence, accepted_at)
+    alice.connection.last_alive_at = time.monotonic() + 10
+    assert await is_alive(presence, accepted_at)
+
+
+class Clocks:
+    """Both clocks of a machine, that of the wall set anew by a test."""
+
+    def __init__(self) -> None:
+        self.moment = time.monotonic()
+        self.wall = now()
+
+    def pass_(self, seconds: float) -> None:
+        self.moment += seconds
+        self.wall += timedelta(seconds=seconds)
+
+    def set(self, by: timedelta) -> None:
+        self.wall += by
+
+    def moments(self) -> Moments:
+        return Moments(lambda: self.wall, lambda: self.moment)
+
+
+@pytest.fixture
+def clocks() -> Clocks:
+    return Clocks()
+
+
+def test_an_instant_is_found_though_the_clock_was_set(clocks: Clocks) -> None:
+    """Before and after each time, ahead and back."""
+    moments, known = clocks.moments(), []
+    for hours in (0, 1, -3, 24, -22):
+        clocks.set(timedelta(hours=hours))
+        moments.note()
+        clocks.pass_(10)
+        known.append((clocks.wall, clocks.moment))
+        clocks.pass_(10)
+        moments.note()
+    assert [moments.of(wall) for wall, _ in known] == pytest.approx([moment for _, moment in known])
+
+
+def test_of_an_hour_that_the_clock_repeats_the_later_one_counts(clocks: Clocks) -> None:
+    """A mail too many beats one too few."""
+    moments, repeated = clocks.moments(), clocks.wall
+    clocks.pass_(10)
+    clocks.set(repeated - clocks.wall)
+    assert moments.of(repeated) == pytest.approx(clocks.moment)
+
+
+def test_what_the_clock_never_showed_is_now(clocks: Clocks) -> None:
+    """Nothing came after it: a mail too many beats one too few."""
+    moments = clocks.moments()
+    skipped = clocks.wall + timedelta(minutes=30)
+    clocks.set(timedelta(hours=1))
+    assert moments.of(skipped) == clocks.moment

@@ -159,11 +159,10 @@ class ClusterBackplane(Backplane):
         except LinkDown:
             return set()
 
-    async def alive_elsewhere(self, tenant: str, user_ids: Collection[str], instant: datetime) -> set[str]:
+    async def alive_elsewhere(self, tenant: str, user_ids: Collection[str], silent_for_s: float) -> set[str]:
         if not self.others:
             return set()
         try:
-            silent_for_s = (now() - instant).total_seconds()
             return await self._asking.alive(self.others, tenant, user_ids, silent_for_s)
         except LinkDown:
             return set()
