@@ -2,72 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections import deque
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Collection
 from datetime import datetime
 
 from server.backplane import Backplane
-from server.messages import now
+from server.moments import Moments
 from server.rooms import Room, Rooms
 
 HEARTBEATS_UNTIL_AWAY = 2
 """A user whose connections stay silent for so many heartbeats after a push is not reading: an open socket is
 not a reader."""
-
-
-STEP_S = 1.0
-"""A wall clock that differs by more from what it should show was set."""
-
-MAX_SPANS = 16
-"""So many are remembered, from one time that the clock is set to the next."""
-
-
-@dataclass(slots=True)
-class _Span:
-    """A time in which the wall clock went evenly, so many seconds ahead of the monotonic one. When exactly it was set
-    is not known: spans overlap."""
-
-    ahead_s: float
-    begins_at: float
-    ends_at: float
-
-
-class Moments:
-    """Which moment (`time.monotonic`) an instant was, also if the wall clock has been set since. That happens when a
-    machine was asleep, too: the monotonic clock stood still meanwhile."""
-
-    def __init__(
-        self, clock: Callable[[], datetime] = now, monotonic: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._clock = clock
-        self._monotonic = monotonic
-        ahead_s, present = self._look()
-        self._spans = deque([_Span(ahead_s, -math.inf, present)], MAX_SPANS)
-
-    def note(self) -> None:
-        """See whether the wall clock was set. To be called now and then."""
-        (ahead_s, present), last = self._look(), self._spans[-1]
-        if abs(ahead_s - last.ahead_s) <= STEP_S:
-            last.ahead_s = ahead_s  # it is slewed
-        else:
-            self._spans.append(_Span(ahead_s, last.ends_at, present))
-        last.ends_at = present
-
-    def of(self, instant: datetime) -> float:
-        """Of several moments in which the clock showed `instant` the last one; the present if there was none."""
-        self.note()
-        for span in reversed(self._spans):
-            at = instant.timestamp() - span.ahead_s
-            if span.begins_at <= at <= span.ends_at + STEP_S:
-                return at
-        return self._spans[-1].ends_at
-
-    def _look(self) -> tuple[float, float]:
-        moment = self._monotonic()
-        return self._clock().timestamp() - moment, moment
 
 
 class Presence:

@@ -22,6 +22,7 @@ from server.config import Retention as Rules
 from server.errors import StoreUnavailable
 from server.grants import Tenant
 from server.messages import now
+from server.moments import Moments
 from server.revs import COUNTER_BITS
 from server.store import Bounds, Horizon, Removed, Store
 from server.tenants import Tenants
@@ -36,6 +37,10 @@ HEARD_S = 60.0
 
 PASS_S = 3600.0
 """Between two passes over all inboxes."""
+
+SET_S = 3600.0
+"""A clock that was set by more is not believed before the next pass: what is removed does not come back when the clock
+is set right."""
 
 LEASE = "retention"
 LEASE_S = 60.0
@@ -72,6 +77,7 @@ class Retention:
         self._tenants = tenants
         self._keep_keys_s = keep_keys_s
         self._clock = clock
+        self._moments = Moments(clock)
         self._holder = secrets.token_hex(12)
         self._horizons: Mapping[str, Horizon] = {}
         # By tenant: the `oldest_rev` last read, and since when (monotonic) it is known here.
@@ -94,7 +100,10 @@ class Retention:
         while True:
             try:
                 await self.look()
-                if await self._hold() and time.monotonic() >= due_at:
+                is_mine = await self._hold()
+                if self._was_set():
+                    due_at = time.monotonic() + PASS_S
+                if is_mine and time.monotonic() >= due_at:
                     await self.work()
                     due_at = time.monotonic() + PASS_S
             except StoreUnavailable as error:
@@ -102,6 +111,15 @@ class Retention:
             except Exception:
                 logger.exception("what has had its time could not be removed; it is tried again")
             await asyncio.sleep(LOOK_S)
+
+    def _was_set(self) -> bool:
+        step_s = self._moments.note()
+        if abs(step_s) <= SET_S:
+            return False
+        logger.warning(
+            "the clock was set by %+.0f s: nothing is removed before %.0f s have passed", step_s, PASS_S
+        )
+        return True
 
     async def look(self) -> None:
         """Read the horizons. Raises `StoreUnavailable`."""
@@ -118,8 +136,9 @@ class Retention:
 
     async def work(self) -> None:
         """One pass over all inboxes, or until another node does it. Raises `StoreUnavailable`."""
+        at = self._clock()
         for tenant in self._tenants.active:
-            if not await self._serve(tenant):
+            if not await self._serve(tenant, at):
                 logger.info("another node removes what has had its time")
                 return
         forgotten = BATCH_DOCUMENTS
@@ -127,9 +146,8 @@ class Retention:
             forgotten = await self._store.retention.forget_keys(BATCH_DOCUMENTS)
             await asyncio.sleep(PAUSE_S)
 
-    async def _serve(self, tenant: Tenant) -> bool:
-        """False: somebody else has the lease."""
-        at = self._clock()
+    async def _serve(self, tenant: Tenant, at: datetime) -> bool:
+        """`at`: now. False: somebody else has the lease."""
         documents_s, tombstones_s = self._kept_for(tenant)
         bounds = Bounds(
             None if documents_s is None else at - timedelta(seconds=documents_s),

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 LAYERS = {
-    "PURE": "errors ids revs rates grants claims certificates messages payloads requests parsers idempotency"
+    "PURE": "errors ids revs rates grants claims certificates messages moments payloads requests parsers idempotency"
     " commands commands_v2 since wire wire_v2 dialects requests_v2 requests_batch requests_plain openapi openapi.*"
     " accept affinity callers bus tasks flights arrivals assets mail_message reasons request_id methods config"
     " config.*",

@@ -11,7 +11,7 @@ import pytest
 from server.backplane import LocalBackplane
 from server.dialects import Dialect
 from server.messages import now
-from server.presence import Moments, Presence
+from server.presence import Presence
 from server.rooms import Push, Room, Rooms, SignIn
 from server.wire import EventFrames, Frame
 from tests.support.recording import RecordingConnection
@@ -117,55 +117,3 @@ async def test_a_clock_that_is_set_ahead_makes_nobody_alive(
     assert not await is_alive(presence, accepted_at)
     alice.connection.last_alive_at = time.monotonic() + 10
     assert await is_alive(presence, accepted_at)
-
-
-class Clocks:
-    """Both clocks of a machine, that of the wall set anew by a test."""
-
-    def __init__(self) -> None:
-        self.moment = time.monotonic()
-        self.wall = now()
-
-    def pass_(self, seconds: float) -> None:
-        self.moment += seconds
-        self.wall += timedelta(seconds=seconds)
-
-    def set(self, by: timedelta) -> None:
-        self.wall += by
-
-    def moments(self) -> Moments:
-        return Moments(lambda: self.wall, lambda: self.moment)
-
-
-@pytest.fixture
-def clocks() -> Clocks:
-    return Clocks()
-
-
-def test_an_instant_is_found_though_the_clock_was_set(clocks: Clocks) -> None:
-    """Before and after each time, ahead and back."""
-    moments, known = clocks.moments(), []
-    for hours in (0, 1, -3, 24, -22):
-        clocks.set(timedelta(hours=hours))
-        moments.note()
-        clocks.pass_(10)
-        known.append((clocks.wall, clocks.moment))
-        clocks.pass_(10)
-        moments.note()
-    assert [moments.of(wall) for wall, _ in known] == pytest.approx([moment for _, moment in known])
-
-
-def test_of_an_hour_that_the_clock_repeats_the_later_one_counts(clocks: Clocks) -> None:
-    """A mail too many beats one too few."""
-    moments, repeated = clocks.moments(), clocks.wall
-    clocks.pass_(10)
-    clocks.set(repeated - clocks.wall)
-    assert moments.of(repeated) == pytest.approx(clocks.moment)
-
-
-def test_what_the_clock_never_showed_is_now(clocks: Clocks) -> None:
-    """Nothing came after it: a mail too many beats one too few."""
-    moments = clocks.moments()
-    skipped = clocks.wall + timedelta(minutes=30)
-    clocks.set(timedelta(hours=1))
-    assert moments.of(skipped) == clocks.moment

@@ -305,6 +305,23 @@ async def test_it_goes_on_by_itself(node: Node) -> None:
         await rounds.removed.wait()
 
 
+async def test_a_clock_that_was_just_set_is_not_believed(
+    node: Node, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It may be set back: what is removed would not come back. If it stays as it is, it counts."""
+    await add(node.store, 2)
+    monkeypatch.setattr(retention, "PASS_S", 3600.0)
+    node.clock.ahead = 60 * DAY
+    async with running(node) as rounds:
+        for _ in range(5):
+            await rounds.looked.get()
+        assert not rounds.removed.is_set()
+        assert "the clock was set by +5184000 s" in caplog.text
+    monkeypatch.setattr(retention, "PASS_S", 0.01)
+    async with running(node) as rounds:
+        await rounds.removed.wait()
+
+
 async def test_one_node_works(node: Node) -> None:
     """Who has not the lease only reads what the other has done."""
     assert await node.store.leases.take(LEASE, "another", 3600)
