@@ -16,10 +16,10 @@ from bson import ObjectId
 from pymongo import MongoClient
 from pymongo.database import Database
 
-from server.grants import ALL_SCOPES, ApiKey, Tenant, hash_secret
+from server.grants import ALL_SCOPES, DEFAULT_TENANT, ApiKey, Tenant, hash_secret
 from server.ids import new_id
 from server.messages import MailRecipient, Recipient, now
-from server.store import MailOutcome, Once, RefusedMail, Store
+from server.store import Horizon, MailOutcome, Once, RefusedMail, Store
 from server.store.mongo_connection import Connection
 from server.store.mongo_fsck_kinds import Kinds
 from server.store.sqlite_fsck_kinds import KINDS
@@ -253,6 +253,50 @@ async def test_damage_of_a_file(
     assert (exit_code, report["findings"]) == (0, [])
     assert code in {each["code"] for each in report["found"]}
     await goes_on(file)
+
+
+async def test_what_is_of_the_default_tenant_stays_in_use(
+    place: Place, run: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That tenant is in every store, and nobody has removed it: a database that no server of this version has opened
+    yet has no record of it."""
+    store = place.store()
+    await store.open()
+    await put(store, "alice", tenant=DEFAULT_TENANT)
+    await store.close()
+    if isinstance(place, SQLitePlace):
+        change_file(place, f"DELETE FROM tenants WHERE name = '{DEFAULT_TENANT}'")
+    else:
+        assert isinstance(place, MongoPlace)
+        client: MongoClient[Raw]
+        with MongoClient(place.url) as client:
+            assert client[place.db].notifications_tenants.delete_one({"_id": DEFAULT_TENANT}).deleted_count
+    use(place, monkeypatch)
+    assert (await fsck(run))[0] == 1
+    assert (await fsck(run, "--repair", "--yes"))[0] == 0
+    store = place.store()
+    await store.open()
+    assert [tenant.name for tenant in (await store.directory.access()).tenants] == [DEFAULT_TENANT]
+    await store.close()
+
+
+async def test_an_inbox_that_began_in_the_future_is_read_anew(
+    place: Place, run: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clients drop nothing of what is there, as they would if it began now."""
+    store = place.store()
+    await store.open()
+    before = await store.position()
+    await store.retention.raise_horizon(DEFAULT_TENANT, Horizon(now() + timedelta(days=30)))
+    await store.close()
+    use(place, monkeypatch)
+    assert (await fsck(run, "--repair", "--yes"))[0] == 0
+    store = place.store()
+    await store.open()
+    horizon = (await store.retention.horizons())[DEFAULT_TENANT]
+    assert horizon.floor is None
+    assert horizon.oldest_rev > before
+    await store.close()
 
 
 async def goes_on(place: Place) -> None:

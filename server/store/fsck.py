@@ -5,6 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from server.grants import DEFAULT_TENANT
+
+TENANTS_REMEDY = (
+    "they count as removed, and can be erased (tenant remove NAME --erase);"
+    f" {DEFAULT_TENANT!r} is there again"
+)
+HORIZON_REMEDY = "their clients read them anew, and nothing is dropped"
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:

@@ -7,7 +7,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from pymongo.errors import BulkWriteError
 
 from server import messages
+from server.grants import DEFAULT_TENANT
 from server.revs import COUNTER_BITS, RevClock
+from server.store.fsck import HORIZON_REMEDY, TENANTS_REMEDY
 from server.store.mongo_changing import Changing
 from server.store.mongo_connection import Connection, raise_but_for_duplicates
 from server.store.mongo_documents import ACCESS, Raw
@@ -259,7 +261,7 @@ class Kinds:
             Kind(
                 "horizon-ahead",
                 "tenants whose inboxes begin in the future: their clients drop everything, or read anew each time",
-                "they begin now",
+                HORIZON_REMEDY,
                 "tenants",
                 [{"$match": {"$expr": {"$or": _horizon_ahead()}}}, {"$project": {"_id": 1}}],
                 self._update("tenants", _horizon_now()),
@@ -301,7 +303,7 @@ class Kinds:
             Kind(
                 f"tenants-unknown-{place}",
                 "tenants that are not there, but have something",
-                "they count as removed, and can be erased (tenant remove NAME --erase)",
+                TENANTS_REMEDY,
                 place,
                 [{"$group": {"_id": name}}, *unknown],
                 self._add_removed,
@@ -311,7 +313,10 @@ class Kinds:
 
     async def _add_removed(self, found: Sequence[Raw]) -> None:
         at = messages.now()
-        tenants = [{"_id": each["_id"], "createdAt": at, "removedAt": at, "keys": []} for each in found]
+        tenants = [
+            {"_id": name, "createdAt": at, "removedAt": None if name == DEFAULT_TENANT else at, "keys": []}
+            for name in (each["_id"] for each in found)
+        ]
         await self._connection.tenants.insert_many(tenants)
         await self._connection.meta.update_one(ACCESS, {"$inc": {"sequence": 1}})
 
@@ -356,7 +361,10 @@ def _horizon_ahead() -> list[Raw]:
 
 
 def _horizon_now() -> Raw:
+    is_ahead: Raw = {"$gt": ["$horizon.floor", "$$NOW"]}
     return {
-        "horizon.floor": {"$cond": [{"$gt": ["$horizon.floor", "$$NOW"]}, "$$NOW", "$horizon.floor"]},
-        "horizon.oldestRev": {"$min": ["$horizon.oldestRev", _rev_of("$$NOW")]},
+        "horizon.floor": {"$cond": [is_ahead, "$$REMOVE", "$horizon.floor"]},
+        "horizon.oldestRev": {
+            "$min": [{"$cond": [is_ahead, _rev_of("$$NOW"), "$horizon.oldestRev"]}, _rev_of("$$NOW")]
+        },
     }

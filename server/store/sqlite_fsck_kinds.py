@@ -6,6 +6,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from server.grants import DEFAULT_TENANT
+from server.store.fsck import HORIZON_REMEDY, TENANTS_REMEDY
+
 _NOW = "CAST(1000 * (julianday('now') - 2440587.5) AS INTEGER)"
 
 _NEVER = (1 << 63) - 1
@@ -332,21 +335,22 @@ KINDS = (
     Kind(
         "tenants-unknown",
         "tenants that are not there, but have something",
-        "they count as removed, and can be erased (tenant remove NAME --erase)",
+        TENANTS_REMEDY,
         f"SELECT tenant AS example FROM ({_NO_TENANT})",
         (
-            f"INSERT INTO tenants SELECT tenant, {_NOW}, {_NOW} FROM ({_NO_TENANT})",
+            f"INSERT INTO tenants SELECT tenant, {_NOW}, CASE WHEN tenant <> '{DEFAULT_TENANT}' THEN {_NOW} END"
+            f" FROM ({_NO_TENANT})",
             "UPDATE meta SET value = value + 1 WHERE name = 'access_sequence'",
         ),
     ),
     Kind(
         "horizon-ahead",
         "tenants whose inboxes begin in the future: their clients drop everything, or read anew each time",
-        "they begin now",
+        HORIZON_REMEDY,
         f"SELECT tenant AS example FROM retention WHERE floor > {_NOW} + 60000"
         f" OR oldest_rev >> 16 > {_NOW} + 60000 OR NOT {_is_rev('oldest_rev')}",
         (
-            f"UPDATE retention SET floor = min(floor, {_NOW}) WHERE floor IS NOT NULL",
+            f"UPDATE retention SET floor = NULL, oldest_rev = {_NOW} << 16 WHERE floor > {_NOW}",
             f"UPDATE retention SET oldest_rev = min(oldest_rev, {_NOW} << 16)",
         ),
     ),
