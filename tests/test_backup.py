@@ -26,6 +26,7 @@ from server.sync import KeepsAll, Sync
 from tests.support.client_v2 import client_v2
 from tests.support.command import Command, no_variables
 from tests.support.feeds import SETTINGS
+from tests.support.full_disk import no_file_larger_than
 from tests.support.mongo_stores import collect_sockets_of_pymongo
 from tests.support.mongod import Mongod
 from tests.support.old_stores import put_old_store
@@ -331,11 +332,64 @@ async def test_what_is_no_backup(
             assert refused.code == 1
             assert refused.problem.startswith(reason)
         (folder / "backup.json").write_text(manifest)
-        [biggest] = sorted(folder.iterdir(), key=lambda path: path.stat().st_size)[-1:]
-        biggest.write_bytes(biggest.read_bytes()[: biggest.stat().st_size // 2])
+        biggest = max(set(folder.iterdir()) - {folder / "backup.json"}, key=lambda path: path.stat().st_size)
+        whole = biggest.read_bytes()
+        half = len(whole) // 2
+        for damaged in (whole[:half], whole[:half] + b"?" + whole[half + 1 :]):
+            biggest.write_bytes(damaged)
+            refused = await asyncio.to_thread(run, "restore", str(folder))
+            assert refused.code == 1
+            assert refused.problem == f"{biggest} is damaged: it is not what it was when the backup was taken"
+        biggest.unlink()
         refused = await asyncio.to_thread(run, "restore", str(folder))
         assert refused.code == 1
         assert "\n" not in refused.problem
+        biggest.write_bytes(whole)
+        await restore(run, str(folder))
+
+
+async def test_a_backup_of_an_earlier_version_is_restored(
+    place: Place, run: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does not say what its files were."""
+    store = await open_store(place)
+    await put(store, "alice")
+    await store.close()
+    use(place, monkeypatch)
+    folder = tmp_path / "backup"
+    await take(run, str(folder), *offline(place))
+    manifest = json.loads((folder / "backup.json").read_text())
+    del manifest["files"]
+    (folder / "backup.json").write_text(json.dumps(manifest))
+    with another(place, tmp_path) as other:
+        use(other, monkeypatch)
+        await restore(run, str(folder))
+
+
+async def test_on_a_full_disk_nothing_is_left(
+    run: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says which file is the one, and goes well when there is room again: a backup into the same folder, and a
+    restore."""
+    place = SQLitePlace(tmp_path / "data" / "notifications.sqlite3")
+    store = await open_store(place)
+    await put_many(store, 100, "alice", data="x" * 4000)
+    await store.close()
+    use(place, monkeypatch)
+    folder = tmp_path / "backup"
+    with no_file_larger_than(100_000):
+        failed = await asyncio.to_thread(run, "backup", str(folder))
+    assert failed.code == 1
+    assert failed.problem.startswith(f"{place.path} cannot be copied to {folder / place.path.name}: ")
+    assert list(folder.iterdir()) == []
+    await take(run, str(folder))
+    other = SQLitePlace(tmp_path / "other" / "notifications.sqlite3")
+    use(other, monkeypatch)
+    with no_file_larger_than(100_000):
+        failed = await asyncio.to_thread(run, "restore", str(folder))
+    assert (failed.code, failed.problem) == (1, f"{folder} cannot be restored: File too large")
+    assert [file.name for file in other.path.parent.iterdir()] == ["lock"]
+    await restore(run, str(folder))
 
 
 @pytest.mark.parametrize("arguments", [[], ["somewhere", "--new-epoch"]], ids=["nothing", "both"])

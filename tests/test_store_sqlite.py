@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-import resource
 import sqlite3
 import stat
 import threading
@@ -37,6 +36,7 @@ from server.store import sqlite as sqlite_module
 from server.store.sqlite import SQLiteStore
 from server.store.sqlite_schema import VERSION
 from server.store.sqlite_threads import Readers, Writer
+from tests.support.full_disk import no_file_larger_than
 from tests.support.stores import TENANT, USER, make_notification, owe, put, put_many, whole_inbox
 
 
@@ -435,17 +435,6 @@ async def test_half_an_add_is_undone(store: SQLiteStore) -> None:
     assert await whole_inbox(store, "alice") == []
     assert await store.count_unseen(TENANT, ["alice", "bob"]) == {"alice": 0, "bob": 0}
     await store.add(notification, twice[:2], None)
-
-
-@contextlib.contextmanager
-def no_file_larger_than(limit: int) -> Iterator[None]:
-    """For this process, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 async def test_a_disk_that_takes_no_more(store: SQLiteStore) -> None:

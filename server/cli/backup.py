@@ -57,10 +57,11 @@ def _take(arguments: argparse.Namespace) -> int:
     is_embedded = config.mongodb.url is None
     taken_at = instant(now()) or ""
     try:
-        backup.make_folder(folder)
-        counts = _copy_file(config, folder) if is_embedded else _copy_database(config, arguments)
-        manifest = Manifest("embedded" if is_embedded else "mongodb", __version__, taken_at, counts)
-        backup.write(folder, manifest)
+        with backup.new_folder(folder):
+            counts = _copy_file(config, folder) if is_embedded else _copy_database(config, arguments)
+            kind, files = "embedded" if is_embedded else "mongodb", backup.digests(folder)
+            manifest = Manifest(kind, __version__, taken_at, counts, files)
+            backup.write(folder, manifest)
     except OSError as exc:
         raise StartupError(f"{folder} cannot be written: {exc.strerror}") from exc
     if arguments.json:
@@ -96,6 +97,7 @@ def _restore(arguments: argparse.Namespace) -> int:
     if manifest.store != kind:
         raise StartupError(f"{folder} is a backup of another kind of store: {manifest.store}, not {kind}")
     try:
+        backup.check(folder, manifest)
         _put(config, folder)
     except OSError as exc:
         raise StartupError(f"{folder} cannot be restored: {exc.strerror}") from exc

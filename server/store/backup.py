@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from server.errors import StartupError
 
@@ -17,16 +20,29 @@ NAME = "backup.json"
 @dataclass(frozen=True, slots=True)
 class Manifest:
     """`store`: `embedded` or `mongodb`; `version`: that of the server; `taken_at`: RFC 3339; `counts`: how many there
-    are of what, `documents` and `users` among them."""
+    are of what, `documents` and `users` among them; `files`: the SHA-256 of each other file, hexadecimal, none in
+    backups of earlier versions."""
 
     store: str
     version: str
     taken_at: str
     counts: Mapping[str, int]
+    files: Mapping[str, str]
 
 
-def make_folder(folder: Path) -> None:
-    """An empty folder, for nobody else's eyes. Raises `StartupError`."""
+@contextmanager
+def new_folder(folder: Path) -> Iterator[None]:
+    """An empty folder, for nobody else's eyes; empty again if what is done in it fails. Raises `StartupError`."""
+    _make_empty(folder)
+    try:
+        yield
+    except BaseException:
+        for file in folder.iterdir():
+            file.unlink(missing_ok=True)
+        raise
+
+
+def _make_empty(folder: Path) -> None:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         is_used = any(folder.iterdir())
@@ -48,7 +64,9 @@ def read(folder: Path) -> Manifest:
     """Raises `StartupError` if there is no backup that was finished."""
     try:
         fields = json.loads((folder / NAME).read_text())
-        return Manifest(fields["store"], fields["version"], fields["taken_at"], fields["counts"])
+        return Manifest(
+            fields["store"], fields["version"], fields["taken_at"], fields["counts"], fields.get("files", {})
+        )
     except FileNotFoundError:
         raise StartupError(f"{folder} is no backup, or one that was not finished") from None
     except OSError as exc:
@@ -57,12 +75,29 @@ def read(folder: Path) -> Manifest:
         raise StartupError(f"{folder / NAME} is damaged") from None
 
 
+def digests(folder: Path) -> dict[str, str]:
+    """The `files` of a manifest that is not there yet. Raises `OSError`."""
+    return {file.name: _digest(file) for file in sorted(folder.iterdir())}
+
+
+def check(folder: Path, manifest: Manifest) -> None:
+    """Raises `StartupError` if a file is not what it was when the backup was taken, `OSError`."""
+    for name, digest in manifest.files.items():
+        if _digest(folder / name) != digest:
+            raise StartupError(f"{folder / name} is damaged: it is not what it was when the backup was taken")
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def create(path: Path) -> io.BufferedWriter:
     """A new file that only its owner can read."""
     return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
 
 
-def sync(file: io.BufferedWriter) -> None:
+def sync(file: BinaryIO) -> None:
     """Return when what was written is on the disk."""
     file.flush()
     os.fsync(file.fileno())

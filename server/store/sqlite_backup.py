@@ -7,7 +7,6 @@ after the backup.
 
 from __future__ import annotations
 
-import os
 import shutil
 import sqlite3
 from collections.abc import Iterator
@@ -37,37 +36,59 @@ _COUNTED = {
 
 def take(path: Path, folder: Path) -> dict[str, int]:
     """Copy the store in the file `path` into an empty folder; how many there are of what. Raises `StartupError`,
-    `StoreUnavailable`."""
+    `StoreUnavailable`, `OSError`."""
     if not path.exists():
         raise StartupError(f"{path}: there is no store to be backed up")
     copy = folder / NAME
-    with opening(path), closing(open_reader(path, BUSY_TIMEOUT_S)) as source:
-        check(source, path)
-        os.close(os.open(copy, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-        with closing(sqlite3.connect(copy, isolation_level=None)) as target:
-            source.backup(target)  # in one step: a read transaction, which holds up nobody
-            # One file, without a log beside it, however it is opened.
-            target.execute("PRAGMA journal_mode = DELETE")
-            found = [text for (text,) in target.execute("PRAGMA quick_check")]
-            if found != ["ok"]:
-                raise StartupError(f"{path} is damaged: {found[0]}")
-            counts = {what: target.execute(text).fetchone()[0] for what, text in _COUNTED.items()}
-        with copy.open("rb+") as file:
-            os.fsync(file.fileno())
+    with closing(_open(path)) as source:
+        backup.create(copy).close()
+        try:
+            counts = _copy(source, path, copy)
+        except sqlite3.Error as exc:
+            raise StartupError(f"{path} cannot be copied to {copy}: {exc}") from exc
+    with copy.open("rb+") as file:
+        backup.sync(file)
     return counts
 
 
+def _open(path: Path) -> sqlite3.Connection:
+    with opening(path):
+        source = open_reader(path, BUSY_TIMEOUT_S)
+        try:
+            check(source, path)
+        except BaseException:
+            source.close()
+            raise
+        return source
+
+
+def _copy(source: sqlite3.Connection, path: Path, copy: Path) -> dict[str, int]:
+    with closing(sqlite3.connect(copy, isolation_level=None)) as target:
+        source.backup(target)  # in one step: a read transaction, which holds up nobody
+        # One file, without a log beside it, however it is opened.
+        target.execute("PRAGMA journal_mode = DELETE")
+        found = [text for (text,) in target.execute("PRAGMA quick_check")]
+        if found != ["ok"]:
+            raise StartupError(f"{path} is damaged: {found[0]}")
+        return {what: target.execute(text).fetchone()[0] for what, text in _COUNTED.items()}
+
+
 def restore(folder: Path, path: Path) -> None:
-    """Put a backup to the file `path`, where there is none, with a new epoch. Raises `StartupError`."""
-    with _held(path), opening(path):
+    """Put a backup to the file `path`, where there is none, with a new epoch. Raises `StartupError`, `OSError`."""
+    with _held(path):
         _refuse_used(path)
         new = path.with_name(f"{path.name}.restoring")
-        new.unlink(missing_ok=True)  # of one that was interrupted
-        with backup.create(new) as target, (folder / NAME).open("rb") as source:
-            shutil.copyfileobj(source, target, 1024 * 1024)
-            backup.sync(target)
-        _renew(new)
-        new.rename(path)
+        new.unlink(missing_ok=True)  # of one that was killed
+        try:
+            with backup.create(new) as target, (folder / NAME).open("rb") as source:
+                shutil.copyfileobj(source, target, 1024 * 1024)
+                backup.sync(target)
+            with opening(new):
+                _renew(new)
+            new.rename(path)
+        except BaseException:
+            new.unlink(missing_ok=True)
+            raise
         backup.sync_folder(path.parent)
 
 
