@@ -48,7 +48,7 @@ class Store(SQLiteStore):
     """The real one; tells what was settled, and fails or waits on demand."""
 
     def __init__(self, path: Path, clock: Clock) -> None:
-        super().__init__(path, clock=clock)
+        super().__init__(path, clock=clock, monotonic=lambda: clock().timestamp())
         self.failing: set[str] = set()
         self.failed = asyncio.Event()
         self.claims = 0

@@ -9,8 +9,10 @@ import re
 import sqlite3
 import stat
 import threading
+import time
 import tracemalloc
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -24,6 +26,7 @@ from server.store import (
     WAYS,
     MailOutcome,
     Once,
+    PostponedMail,
     RefusedMail,
     Welcome,
     sqlite_broadcasts,
@@ -291,6 +294,9 @@ class Clock:
     def __call__(self) -> datetime:
         return self.at
 
+    def monotonic(self) -> float:
+        return self.at.timestamp()
+
     def step(self, seconds: float) -> None:
         self.at += timedelta(seconds=seconds)
 
@@ -338,7 +344,7 @@ async def test_changes_bear_the_stores_time(path: Path) -> None:
 async def test_due_and_lease_times_to_the_millisecond(path: Path) -> None:
     """Due when the clock reaches the due time; free again when it reaches the end of the lease."""
     clock = Clock()
-    store = SQLiteStore(path, clock=clock)
+    store = SQLiteStore(path, clock=clock, monotonic=clock.monotonic)
     await store.open()
     due_at = clock.at + timedelta(seconds=10)
     await owe(store, MailRecipient("alice", "a@example.test", due_at))
@@ -358,7 +364,7 @@ async def test_due_and_lease_times_to_the_millisecond(path: Path) -> None:
 async def test_a_lapsed_lease_beside_one_that_holds(path: Path) -> None:
     """Recipients of one notification can be leased apart, and fall free apart."""
     clock = Clock()
-    store = SQLiteStore(path, clock=clock)
+    store = SQLiteStore(path, clock=clock, monotonic=clock.monotonic)
     await store.open()
     recipients = [MailRecipient(str(n), f"{n}@x.test", clock.at + timedelta(seconds=n)) for n in range(2)]
     await owe(store, *recipients)
@@ -837,3 +843,83 @@ async def test_readers_cannot_write(store: SQLiteStore) -> None:
     assert store._readers is not None
     with pytest.raises(StoreUnavailable, match="readonly"):
         await store._readers.submit(lambda c: c.execute("DELETE FROM documents"))
+
+
+# -- the clock is set ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def set_clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[timedelta], None]:
+    """Sets the wall clock anew, so much ahead of what it showed at first."""
+    showed_ns = time.time_ns
+
+    def set_(ahead: timedelta) -> None:
+        monkeypatch.setattr(time, "time_ns", lambda: showed_ns() + int(ahead.total_seconds()) * 10**9)
+
+    return set_
+
+
+async def due_in(store: SQLiteStore) -> timedelta:
+    due_at = await store.next_mail_due()
+    assert due_at is not None
+    return due_at - now()
+
+
+SETTINGS = [timedelta(hours=1), timedelta(0), timedelta(hours=-1), timedelta(days=9), timedelta(0)]
+NEARLY = timedelta(minutes=10)
+
+
+async def test_mail_waits_as_long_as_it_was_to(
+    store: SQLiteStore, set_clock: Callable[[timedelta], None]
+) -> None:
+    """Whatever the wall clock is set to meanwhile, ahead and back."""
+    await owe(store, MailRecipient("alice", "a@example.test", now() + timedelta(minutes=30)))
+    for ahead in SETTINGS:
+        set_clock(ahead)
+        assert await store.claim_mail(60, 9) == []
+        assert abs(await due_in(store) - timedelta(minutes=30)) < NEARLY
+
+
+async def test_what_is_due_stays_due(store: SQLiteStore, set_clock: Callable[[timedelta], None]) -> None:
+    """Also if it had only just become so; and so does what is new."""
+    await owe(store, MailRecipient("alice", "a@example.test", now() - timedelta(minutes=30)))
+    set_clock(timedelta(hours=-1))
+    [job] = await store.claim_mail(60, 9)
+    await store.settle_mail(job, MailOutcome(sent=job.recipients))
+    await owe(store, MailRecipient("alice", "a@example.test", now()))
+    assert len(await store.claim_mail(60, 9)) == 1
+
+
+async def test_a_lease_lasts_as_long_as_it_was_to(
+    store: SQLiteStore, set_clock: Callable[[timedelta], None]
+) -> None:
+    """Else a mail would go out twice, or be stuck; and nobody is given up any sooner."""
+    await owe(store, MailRecipient("alice", "a@example.test", now()))
+    [job] = await store.claim_mail(60, 9)
+    retry = PostponedMail("alice", "a@example.test", 451, "later", now(), is_untried=False)
+    assert await store.settle_mail(job, MailOutcome(retry=(retry,)))
+    [job] = await store.claim_mail(1800, 9)
+    for ahead in SETTINGS:
+        set_clock(ahead)
+        assert await store.claim_mail(60, 9) == []
+        assert abs(await due_in(store) - timedelta(minutes=30)) < NEARLY
+    set_clock(timedelta(days=9))
+    assert await store.settle_mail(job, MailOutcome(retry=(replace(retry, retry_at=now()),)))
+    [job] = await store.claim_mail(60, 9)
+    assert job.recipients[0].failing_since is not None
+    assert abs(now() - job.recipients[0].failing_since) < NEARLY
+
+
+async def test_a_transaction_that_is_done_again_follows_the_clock_all_the_same(
+    store: SQLiteStore, set_clock: Callable[[timedelta], None]
+) -> None:
+    """What it did before is undone with all the rest; and the clock is followed once."""
+    await owe(store, MailRecipient("alice", "a@example.test", now() + timedelta(minutes=30)))
+    set_clock(timedelta(hours=1))
+
+    def fail(_: sqlite3.Connection) -> None:
+        raise ValueError
+
+    results = await asyncio.gather(store.ping(), store._write(fail), store.ping(), return_exceptions=True)
+    assert [type(each) for each in results] == [type(None), ValueError, type(None)]
+    assert abs(await due_in(store) - timedelta(minutes=30)) < NEARLY

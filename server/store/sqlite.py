@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import sqlite3
 import threading
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from datetime import datetime
@@ -22,6 +23,7 @@ from server.errors import StoreUnavailable
 from server.flights import Gathering, Turns
 from server.folder_lock import FolderLock
 from server.messages import Document, EmailDuty, Notification, Recipient
+from server.moments import Moments
 from server.revs import RevClock
 from server.store import (
     MAX_JOB_RECIPIENTS,
@@ -73,10 +75,15 @@ class SQLiteStore:
     """Revs are given out by the one thread that writes."""
 
     def __init__(
-        self, path: Path, *, timeout_s: float = 10.0, clock: Callable[[], datetime] = messages.now
+        self,
+        path: Path,
+        *,
+        timeout_s: float = 10.0,
+        clock: Callable[[], datetime] = messages.now,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """`path` is the database file. `timeout_s` bounds each verb. `clock` is the store's clock: aware UTC, whole
-        milliseconds."""
+        milliseconds; where `monotonic` does not go as far, it was set."""
         self.name = f"embedded ({path})"
         self.epoch = ""
         self.directory: Directory = SQLiteDirectory(self._write, self._read, clock)
@@ -92,6 +99,8 @@ class SQLiteStore:
         self._timeout_s = timeout_s
         self._busy_timeout_s = timeout_s / 2  # so that a lock is what is reported, not the time-out
         self._clock = clock
+        self._moments = Moments(clock, monotonic)
+        self._clock_set_s = 0.0
         self._lock = FolderLock(path.parent)
         self._revs = RevClock()
         self._stored_rev = self._visible_rev = 0
@@ -112,7 +121,9 @@ class SQLiteStore:
             is_given_up.set()
             await asyncio.wait([connecting], timeout=self._timeout_s)
             raise
-        self._writer = Writer(writer, self._store_rev, self._busy_timeout_s, self._show_rev)
+        self._writer = Writer(
+            writer, self._store_rev, self._busy_timeout_s, self._after_commit, self._follow_clock
+        )
         adder = Adder(lambda count: self._revs.take(count), self._clock)
         self._additions = Additions(self._writer, adder, self._unheard.extend, self._timeout_s)
         self._readers = Readers(readers, self._timeout_s)
@@ -330,9 +341,15 @@ class SQLiteStore:
             connection.execute("UPDATE meta SET value = ? WHERE name = 'last_rev'", (self._revs.last,))
             self._stored_rev = self._revs.last
 
-    def _show_rev(self) -> None:
-        """After each commit."""
+    def _follow_clock(self, connection: sqlite3.Connection) -> None:
+        """First in each transaction: what waits for a time waits no longer, nor shorter, if the clock was set."""
+        self._clock_set_s += self._moments.note()
+        if self._clock_set_s:
+            mail.follow_clock(connection, self._clock(), self._clock_set_s)
+
+    def _after_commit(self) -> None:
         self._visible_rev = self._stored_rev
+        self._clock_set_s = 0.0
 
     async def _write_documents(self, work: Work[list[Document]]) -> list[Document]:
         """Users are to hear of the new documents that this returns, also if they come too late for the caller."""

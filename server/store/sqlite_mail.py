@@ -116,6 +116,22 @@ def end_leases(connection: sqlite3.Connection, now: datetime) -> None:
         reschedule(connection, key, now_ms)
 
 
+def follow_clock(connection: sqlite3.Connection, now: datetime, set_by_s: float) -> None:
+    """Let all that is to come be as far away as it was before the clock was set."""
+    now_ms, step_ms = to_ms(now), round(set_by_s * 1000)
+    values = {"step": step_ms, "past": min(now_ms, now_ms - step_ms)}
+    for table in ("mails", "mail_recipients"):
+        for column in ("due_at", "leased_until"):
+            # What had come already has come all the same.
+            connection.execute(
+                f"UPDATE {table} SET {column} = max({column} + :step, :past) WHERE {column} > :past", values
+            )
+    connection.execute(
+        "UPDATE mail_recipients SET failing_since = failing_since + :step WHERE failing_since IS NOT NULL",
+        values,
+    )
+
+
 def hold(connection: sqlite3.Connection, tenant: str) -> None:
     """Let none of this tenant's mail become due, as it was removed."""
     connection.execute(

@@ -83,14 +83,17 @@ class Writer:
         before_commit: Callable[[sqlite3.Connection], None],
         patience_s: float = 0.0,
         after_commit: Callable[[], None] = lambda: None,
+        after_begin: Callable[[sqlite3.Connection], None] = lambda _: None,
     ) -> None:
-        """Takes over `connection`. `before_commit` is called at the end of each transaction, `after_commit` when
-        readers see it, before any answer is given, both in the writer's thread.
+        """Takes over `connection`. `after_begin` is called at the beginning of each transaction, and again when it has
+        to begin anew, `before_commit` at its end, `after_commit` when readers see it, before any answer is given, all
+        in the writer's thread.
         `patience_s`: how long to wait while another process writes. Made, used and closed on one loop."""
         connection.execute("PRAGMA busy_timeout = 0")
         self._connection = connection
         self._before_commit = before_commit
         self._after_commit = after_commit
+        self._after_begin = after_begin
         self._patience_s = patience_s
         self._loop = asyncio.get_running_loop()
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
@@ -166,11 +169,12 @@ class Writer:
         while True:
             try:
                 self._connection.execute("BEGIN IMMEDIATE")
-                return
+                break
             except sqlite3.OperationalError as exc:
                 if not is_busy(exc) or time.monotonic() >= until:
                     raise
                 time.sleep(_BUSY_POLL_S)
+        self._after_begin(self._connection)
 
     def _roll_back(self) -> None:
         if self._connection.in_transaction:
