@@ -82,7 +82,7 @@ class Sync:
 
     def as_of(self, instant: datetime) -> str:
         """The `since` of a client that has missed nothing until then (aware UTC)."""
-        return str(Since(self._store.epoch, int(instant.timestamp() * 1000) << COUNTER_BITS))
+        return str(Since(self._store.epoch, self._store.position_at(instant)))
 
     async def read(self, room: Room, since: str, limit: int | None = None, *, goes_on: bool = False) -> Chunk:
         """The next chunk for a client that is as far as `since`, of at most `limit` documents (None:

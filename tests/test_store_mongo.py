@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 import traceback
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -29,9 +30,10 @@ from pymongo.errors import (
 )
 from pymongo.message import _CursorAddress
 
+from server.checks import Trouble
 from server.errors import Busy, NotFound, ServerError, StartupError, StoreUnavailable, TooLarge
 from server.messages import Document, EmailDuty, Mail, MailRecipient, Recipient, now
-from server.revs import RevClock
+from server.revs import COUNTER_BITS
 from server.store import (
     HUB,
     BroadcastRefused,
@@ -41,7 +43,6 @@ from server.store import (
     MailOutcome,
     RefusedMail,
     TypeCounts,
-    mongo,
     mongo_adding,
     mongo_batches,
     mongo_connection,
@@ -368,15 +369,49 @@ class Profile:
 
 
 async def test_a_clock_that_stepped_back_repeats_no_rev(store: MongoStore) -> None:
-    """A node that starts with a wrong clock goes on above everything that was ever issued."""
+    """Were it that of MongoDB: a node that starts goes on above everything that was ever issued."""
     meta = store._connection.meta
-    before = StoredRevs(RevClock(wall_clock_ms=lambda: 2_000_000_000_000))
-    await before.open(meta)
-    issued = [await before.next() for _ in range(3)]
-    after = StoredRevs(RevClock(wall_clock_ms=lambda: 1_000_000_000_000))
-    await after.open(meta)
-    issued += [await after.next() for _ in range(3)]
-    assert issued == sorted(set(issued))
+    await meta.update_one(
+        {"_id": "rev"}, {"$set": {"ceiling": 2_000_000_000_000 << COUNTER_BITS}}, upsert=True
+    )
+    issued = []
+    for _ in range(2):
+        revs = StoredRevs()
+        await revs.open(meta)
+        issued += [await revs.next() for _ in range(3)]
+    assert issued == sorted(set(issued)) and issued[0] >> COUNTER_BITS >= 2_000_000_000_000
+
+
+@pytest.mark.parametrize("step_s", [3600.0, -3600.0])
+@pytest.mark.parametrize("when", ["before it opens", "while it is open"])
+async def test_a_node_whose_clock_is_wrong(
+    mongo_database: MongoDatabase,
+    store: MongoStore,
+    monkeypatch: pytest.MonkeyPatch,
+    step_s: float,
+    when: str,
+) -> None:
+    """Its revs are by MongoDB's clock, as those of the others: whoever is up to date there misses nothing of what is
+    changed elsewhere. And it is not ready."""
+    await store.ping()
+    shift_s = step_s if when == "before it opens" else 0.0
+    right_ns = time.time_ns
+    monkeypatch.setattr(time, "time_ns", lambda: right_ns() + int(shift_s * 1e9))
+    async with opened(mongo_database) as wrong:
+        await wrong.position()
+        shift_s = step_s
+        positions = [await each.position() for each in (store, wrong, store, wrong)]
+        gap_at = now()
+        of_other = await put(store)
+        overlap = int(store.changes_overlap_s * 1000) << COUNTER_BITS
+        assert of_other.rev > max(positions) - overlap
+        assert all(
+            abs(each - (right_ns() // 1_000_000 << COUNTER_BITS)) < 10_000 << COUNTER_BITS
+            for each in positions
+        )
+        assert of_other.rev > wrong.position_at(gap_at) - overlap
+        with pytest.raises(Trouble, match=r"the clocks of this node and of MongoDB differ by 3600 s"):
+            await wrong.ping()
 
 
 async def test_a_change_goes_above_the_revs_of_a_faster_clock(
@@ -399,8 +434,11 @@ async def test_a_position_is_never_behind_what_a_node_changes_later(
     """It is under the ceiling that is stored, so that not even the next start with a wrong clock goes below it."""
     async with opened(mongo_database) as store:
         position = await store.position()
-    yesterday = round((now() - timedelta(days=1)).timestamp() * 1000)
-    monkeypatch.setattr(mongo, "RevClock", lambda: RevClock(wall_clock_ms=lambda: yesterday))
+
+    async def yesterday(revs: StoredRevs) -> None:
+        revs._ahead_ms = ((now() - timedelta(days=1)).timestamp() - time.monotonic()) * 1000
+
+    monkeypatch.setattr(StoredRevs, "_look_at_clock", yesterday)
     async with opened(mongo_database) as store:
         assert (await put(store)).rev > position
         assert await store.position() > position

@@ -230,6 +230,10 @@ class Store(Protocol):
         """The rev clock now: whatever is changed after this returns has a higher rev, or (where `changes_overlap_s` is
         not 0) one that is at most so much lower."""
 
+    def position_at(self, instant: datetime) -> int:
+        """A position before which nothing was changed after `instant` (aware UTC, by the clock of a node); earlier than
+        then by as much as this node's clock is ahead of the store's."""
+
     async def counts(self, tenant: str, user_ids: Collection[str]) -> dict[str, Counts]:
         """Exact, of each of these users; every given user is in the answer."""
 

@@ -15,7 +15,6 @@ from pymongo.errors import OperationFailure
 
 from server import messages
 from server.messages import Document, EmailDuty, Notification, Recipient
-from server.revs import RevClock
 from server.store import (
     MAX_JOB_RECIPIENTS,
     Addition,
@@ -72,7 +71,7 @@ class MongoStore:
         clock: Callable[[], datetime] = messages.now,
     ) -> None:
         self._connection = Connection(url, db, collection, timeout_s)
-        self._revs = StoredRevs(RevClock())
+        self._revs = StoredRevs()
         users = KnownUsers(self._connection)
         self._adding = Adding(self._connection, self._revs, users)
         self._reading = Reading(self._connection)
@@ -189,6 +188,9 @@ class MongoStore:
         with self._connection.operation():
             # One that nobody else gets: whatever this node changes later has a higher one, also after a restart.
             return await self._revs.next()
+
+    def position_at(self, instant: datetime) -> int:
+        return self._revs.as_of(instant)
 
     async def counts(self, tenant: str, user_ids: Collection[str]) -> dict[str, Counts]:
         with self._connection.operation():

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import pymongo
+from bson.codec_options import CodecOptions
 from pymongo import AsyncMongoClient, IndexModel, ReadPreference
 from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.asynchronous.database import AsyncDatabase
@@ -23,7 +24,9 @@ from pymongo.errors import (
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
+from server.checks import Trouble
 from server.errors import StartupError, StoreUnavailable
+from server.messages import now
 from server.store.mongo_documents import Raw
 
 logger = logging.getLogger(__name__)
@@ -35,6 +38,13 @@ MIN_WIRE_VERSION = 13
 
 INDEX_BUILD_LIMIT_S = 3600.0
 """Building indexes on a large collection takes minutes, and a time-out would start it anew each time."""
+
+MAX_CLOCK_DIFFERENCE_S = 10.0
+"""A third of `MongoStore.changes_overlap_s`. A node whose clock is off by more is not ready: revs go by the clock of
+MongoDB, but much else does not."""
+
+CODEC_OPTIONS: CodecOptions[Raw] = CodecOptions(tz_aware=True)
+"""Of commands, which do not take those of the client."""
 
 AUTHENTICATION_CODES = frozenset({13, 18})  # Unauthorized, AuthenticationFailed
 
@@ -136,10 +146,17 @@ class Connection:
             await client.close()
 
     async def ping(self) -> None:
-        """Return if there is a primary that takes writes."""
+        """Return if there is a primary that takes writes. Raises `Trouble` if its clock and that of this node differ by
+        more than `MAX_CLOCK_DIFFERENCE_S`."""
         with self.operation() as client:
-            if not (await client.admin.command("hello"))["isWritablePrimary"]:
+            began_at = now()
+            hello = await client.admin.command("hello", codec_options=CODEC_OPTIONS)
+            if not hello["isWritablePrimary"]:
                 raise StoreUnavailable()
+            local = hello["localTime"]
+            difference_s = max((began_at - local).total_seconds(), (local - now()).total_seconds())
+            if difference_s > MAX_CLOCK_DIFFERENCE_S:
+                raise Trouble(f"the clocks of this node and of MongoDB differ by {difference_s:.0f} s")
 
     @contextmanager
     def operation(self) -> Iterator[AsyncMongoClient[Raw]]:

@@ -8,7 +8,7 @@ from pymongo.errors import BulkWriteError
 
 from server import messages
 from server.grants import DEFAULT_TENANT
-from server.revs import COUNTER_BITS, RevClock
+from server.revs import COUNTER_BITS
 from server.store.fsck import HORIZON_REMEDY, TENANTS_REMEDY
 from server.store.mongo_changing import Changing
 from server.store.mongo_connection import Connection, raise_but_for_duplicates
@@ -127,7 +127,7 @@ class Kinds:
             raise_but_for_duplicates(exc)
 
     async def _delete_later(self, found: Sequence[Raw]) -> None:
-        revs = StoredRevs(RevClock())
+        revs = StoredRevs()
         await revs.open(self._connection.meta)
         changing = Changing(self._connection, Reading(self._connection), revs, messages.now)
         for each in found:

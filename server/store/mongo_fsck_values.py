@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-from server.revs import RevClock
 from server.store.mongo_connection import Connection
 from server.store.mongo_documents import Raw
 from server.store.mongo_revs import StoredRevs
@@ -106,7 +105,7 @@ def _clock(connection: Connection) -> Kind:
 
 def _documents(connection: Connection) -> Kind:
     async def mend(found: Sequence[Raw]) -> None:
-        revs = StoredRevs(RevClock())
+        revs = StoredRevs()
         await revs.open(connection.meta)
         fields = {name: _else(is_right, f"${name}", other) for name, (is_right, other) in _FIELDS.items()}
         ids = {"_id": {"$in": [each["_id"] for each in found]}}

@@ -1,12 +1,17 @@
-"""Revs that no clock going backwards repeats: a `RevClock` whose ceiling MongoDB keeps for the next start."""
+"""Revs by the clock of MongoDB, which all nodes share: those of the nodes may differ, and be set. No clock going
+backwards repeats one: a `RevClock` whose ceiling MongoDB keeps for the next start."""
 
 from __future__ import annotations
 
 import asyncio
+import time
+from datetime import datetime
 
 from server.ids import new_id
+from server.messages import now
+from server.moments import Moments
 from server.revs import COUNTER_BITS, RevClock
-from server.store.mongo_connection import Collection
+from server.store.mongo_connection import CODEC_OPTIONS, Collection
 
 LEAD_MS = 2000
 """How far the ceiling is stored ahead of use. A node that starts issues revs above the ceiling of all nodes, so it runs
@@ -24,16 +29,21 @@ async def read_epoch(meta: Collection) -> str:
 
 
 class StoredRevs:
-    """One for each node; all share one ceiling, in the document `rev` of the meta collection."""
+    """One for each node; all share one ceiling, in the document `rev` of the meta collection. MongoDB's clock is looked
+    at when that is raised, which is every two seconds while revs are issued; in between the monotonic one counts."""
 
-    def __init__(self, clock: RevClock) -> None:
-        self._clock = clock
+    def __init__(self) -> None:
+        self._clock = RevClock(wall_clock_ms=self._now_ms)
+        # MongoDB's clock, of the monotonic one
+        self._ahead_ms = 0.0
+        self._moments = Moments()
         self._ceiling = 0
         self._raising = asyncio.Lock()
 
     async def open(self, meta: Collection) -> None:
         """Go above every rev that any node has issued."""
         self._meta = meta
+        await self._look_at_clock()
         stored = await meta.find_one({"_id": "rev"})
         if stored is not None:
             self._clock.witness(stored["ceiling"])
@@ -41,20 +51,38 @@ class StoredRevs:
     async def next(self, above: int = 0) -> int:
         """A rev above `above` and all that this node issued or witnessed, under a ceiling that is durable."""
         self._clock.witness(above)
-        rev = self._clock.next()
-        if rev > self._ceiling:
-            await self._raise_ceiling(rev)
+        rev = self.at_hand()
+        if rev is None:
+            async with self._raising:
+                rev = self.at_hand()
+                if rev is None:
+                    rev = await self._raise_ceiling()
         return rev
 
     def at_hand(self) -> int | None:
         """As `next`; None if that takes a round trip."""
+        if self._moments.note():
+            # Not only set, perhaps: while a machine is asleep its monotonic clock stands still.
+            self._ceiling = 0
         rev = self._clock.next()
         return rev if rev <= self._ceiling else None
 
-    async def _raise_ceiling(self, rev: int) -> None:
-        async with self._raising:
-            if rev <= self._ceiling:
-                return
-            ceiling = rev + (LEAD_MS << COUNTER_BITS)
-            await self._meta.update_one({"_id": "rev"}, {"$max": {"ceiling": ceiling}}, upsert=True)
-            self._ceiling = ceiling
+    def as_of(self, instant: datetime) -> int:
+        """As `Store.position_at`."""
+        ahead_ms = max(0.0, now().timestamp() * 1000 - self._now_ms())
+        return int(instant.timestamp() * 1000 - ahead_ms) << COUNTER_BITS
+
+    async def _raise_ceiling(self) -> int:
+        await self._look_at_clock()
+        rev = self._clock.next()
+        ceiling = rev + (LEAD_MS << COUNTER_BITS)
+        await self._meta.update_one({"_id": "rev"}, {"$max": {"ceiling": ceiling}}, upsert=True)
+        self._ceiling = ceiling
+        return rev
+
+    async def _look_at_clock(self) -> None:
+        hello = await self._meta.database.command("hello", codec_options=CODEC_OPTIONS)
+        self._ahead_ms = (hello["localTime"].timestamp() - time.monotonic()) * 1000
+
+    def _now_ms(self) -> int:
+        return int(time.monotonic() * 1000 + self._ahead_ms)

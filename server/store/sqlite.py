@@ -24,7 +24,7 @@ from server.flights import Gathering, Turns
 from server.folder_lock import FolderLock
 from server.messages import Document, EmailDuty, Notification, Recipient
 from server.moments import Moments
-from server.revs import RevClock
+from server.revs import COUNTER_BITS, RevClock
 from server.store import (
     MAX_JOB_RECIPIENTS,
     Addition,
@@ -218,6 +218,9 @@ class SQLiteStore:
         if self._readers is None or self._readers.is_closing:
             raise StoreUnavailable("the store is not open")
         return self._visible_rev
+
+    def position_at(self, instant: datetime) -> int:
+        return to_ms(instant) << COUNTER_BITS
 
     async def counts(self, tenant: str, user_ids: Collection[str]) -> dict[str, Counts]:
         """See `Store.counts`."""
