@@ -72,11 +72,11 @@ class InboxFeed(Feed):
         )
 
     async def _changes(self, since: str) -> AsyncIterator[Portion]:
-        goes_on = False
+        goes_on, limit = False, None
         while True:
-            read = partial(self._services.sync.read, self._room, since, goes_on=goes_on)
+            read = partial(self._services.sync.read, self._room, since, limit, goes_on=goes_on)
             chunk = await self._patiently(read)
-            since, goes_on = chunk.upto, True
+            since, goes_on, limit = chunk.upto, True, chunk.next_limit
             yield [(self._frame(chunk_fields(chunk)), chunk.documents)], None
             if not chunk.more:
                 self._since = since
@@ -106,16 +106,16 @@ class InboxFeed(Feed):
 
     async def _refresh(self, *, is_patient: bool = False) -> None:
         """As `ConversationV2.refresh`. `is_patient`: while the store is away, when it is back."""
-        more, since, goes_on = True, self._since, False
+        more, since, goes_on, limit = True, self._since, False, None
         try:
             while more and since is not None:
                 self._screen.begin_answer()
-                read = partial(self._services.sync.read, self._room, since, goes_on=goes_on)
+                read = partial(self._services.sync.read, self._room, since, limit, goes_on=goes_on)
                 # Nobody has asked for it, so nobody is told that it takes longer.
                 chunk = await (super()._patiently(read) if is_patient else read())
                 self._screen.answer(self._frame(chunk_fields(chunk)), chunk.documents)
                 self._screen.end_answer()
-                more, self._since, goes_on = chunk.more, chunk.upto, True
+                more, self._since, goes_on, limit = chunk.more, chunk.upto, True, chunk.next_limit
                 since = chunk.upto
                 await self.connection.drained()
         except StoreUnavailable:

@@ -45,13 +45,15 @@ class KeepsAll:
 class Chunk:
     """Some of what a client missed: documents as they are now, tombstones too, in the order of their changes. `upto`:
     the token to go on by, at once if there is `more`. `floor`: documents created before are gone. `reset`: what the
-    client has is worth nothing; it is to drop all and to read anew, and `upto` is where it goes on from afterwards."""
+    client has is worth nothing; it is to drop all and to read anew, and `upto` is where it goes on from afterwards.
+    `next_limit`: with which the next chunk is best read; little more than fits into one, as the rest is read again."""
 
     documents: Sequence[Document]
     more: bool
     upto: str
     floor: datetime | None
     reset: bool = False
+    next_limit: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +114,8 @@ class Sync:
         # What has changed since this began is told by pushes, and by the next sync: there is an end to each.
         is_last = len(some) == len(documents) < limit or some[-1].rev > upto
         to = Since(epoch, upto) if is_last else Since(epoch, some[-1].rev, some[-1].id, upto)
-        return Chunk(some, not is_last, str(to), floor)
+        next_limit = min(2 * len(some), self.chunk_documents)
+        return Chunk(some, not is_last, str(to), floor, next_limit=next_limit)
 
     async def is_unchanged(self, room: Room, since: str) -> bool:
         """Whether a client that is so far has missed nothing; False also if that cannot be known."""

@@ -217,6 +217,24 @@ async def test_a_page_of_long_ones_comes_in_several_frames(core: Core) -> None:
     assert [len(message.data) for message in await _is_done(connection)] == [1, 2]
 
 
+async def test_a_page_of_long_ones_is_sent_frame_by_frame(core: Core) -> None:
+    """Each when the one before has left: else a client that reads as fast as it can, or polls, would be closed as slow
+    for what it asked for, whenever it asks."""
+    for number in range(5):
+        await core.notify("alice", content=str(number) * 60_000)
+    connection = core.connect(RecordingConnection(is_slow=True))
+    _join(connection, "alice")
+    while (await connection.read())[-1].name != "count":
+        pass
+    connection.most_queued = 0
+    command(connection, "content", 0)
+    shown: list[str] = []
+    while len(shown) < 5:
+        shown += [fields["content"][0] for message in await connection.read() for fields in message.data]
+    assert shown == ["0", "1", "2", "3", "4"]
+    assert connection.most_queued == 1
+
+
 async def test_a_slow_client_joins_while_it_is_pushed_more_than_may_wait(core: Core) -> None:
     """What comes while a frame leaves is left to the next read of the listing: nothing is missing, nothing twice, and
     nobody is closed for what could not have been sent yet."""

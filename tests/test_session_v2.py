@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import pytest
 
 from server.conversations import v2 as module
 from server.errors import StoreUnavailable
-from server.messages import Added, Counted, Counts, Seen, altered, now
+from server.messages import Added, Counted, Counts, Document, Seen, altered, now
 from server.revs import to_wire
 from server.session import Session
 from tests.support.core import ALICE, MAX_PENDING, PAGE_LIMIT, Core, open_core
@@ -298,6 +298,26 @@ async def test_a_long_sync_comes_in_chunks(core: Core) -> None:
     )
     rest = (await ask(connection, "sync", {"since": chunks[1]["upto"]})).data
     assert ids(rest["documents"]) == ids(chunks[2]["documents"])
+
+
+async def test_a_sync_of_long_ones_comes_in_small_chunks(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long by their payloads, too. Once that shows, little more is read than fits into one."""
+    connection, joined = await join(core)
+    documents = [(await core.notify("alice", data={"text": "x" * 60_000}))[0] for _ in range(4)]
+    read_at_most: list[int] = []
+    changes = core.store.changes
+
+    async def counted(*room: str, after: tuple[int, str], limit: int) -> Sequence[Document]:
+        read_at_most.append(limit)
+        return await changes(*room, after=after, limit=limit)
+
+    monkeypatch.setattr(core.store, "changes", counted)
+    say(connection, "sync", {"since": joined.data["since"]}, "s")
+    chunks = []
+    while not chunks or chunks[-1]["more"]:
+        chunks.append((await answer(connection, "s")).data)
+    assert [ids(each["documents"]) for each in chunks] == [[document.id] for document in documents]
+    assert read_at_most == [100, 2, 2, 2]
 
 
 async def test_a_join_with_since_is_followed_by_what_changed(core: Core) -> None:

@@ -428,8 +428,18 @@ def test_documents_are_portioned_by_the_length_of_their_contents() -> None:
     """Short ones stay together, long ones come alone, none is left out; no documents are one empty portion."""
     assert _portion_sizes() == [0]
     assert _portion_sizes(*[10] * 100) == [100]
-    assert _portion_sizes(65536, 65536, 1, 65535, 1) == [1, 1, 2, 1]
+    assert _portion_sizes(65536, 65536, 1, 65000, 1000) == [1, 1, 2, 1]
     assert _portion_sizes(100_000, 1) == [1, 1]
+
+
+def test_documents_are_long_by_their_data_and_other_texts_too() -> None:
+    """A frame with a hundred payloads of 64 KiB would be more than clients take, and hold up everybody."""
+    long = altered(NOTIFICATION, data={"text": "x" * 60_000})
+    titled = altered(NOTIFICATION, title="x" * 30_000, url="x" * 30_000)
+    some = [_fresh(notification, "alice") for notification in (long, long, titled, NOTIFICATION)]
+    assert [len(portion) for portion in portions(some)] == [1, 1, 2]
+    short = _fresh(altered(NOTIFICATION, data={"text": "x"}), "alice")
+    assert [len(portion) for portion in portions([short] * 100)] == [100]
 
 
 def test_the_other_events_have_their_frames() -> None:

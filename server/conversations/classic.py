@@ -122,15 +122,22 @@ class ClassicConversation(Conversation):
         if isinstance(command, ListUnseen):
             await self._list_unseen(room)
         elif isinstance(command, ListPage):
-            documents = await services.inbox.page(room, page=command.page, limit=services.page_limit)
-            for some in portions(documents):
-                self._answer(room, notification_frame(some), some)
+            await self._list_page(room, command.page)
         elif isinstance(command, ListNewest):
             await self._list_newest(room, command.before, command.limit or services.page_limit)
 
     def _answer(self, room: Room, frame: Frame, shown: Sequence[Document]) -> None:
         self.line.charge(room, len(frame.text))
         self.line.screen.answer(frame, shown)
+
+    async def _list_page(self, room: Room, page: int) -> None:
+        """In as many frames as it takes if its documents are long, each made when the one before has left."""
+        services, connection = self.line.services, self.line.connection
+        for some in portions(await services.inbox.page(room, page=page, limit=services.page_limit)):
+            if self.line.is_closed:
+                return
+            self._answer(room, notification_frame(some), some)
+            await connection.drained()
 
     async def _list_newest(self, room: Room, before: str | None, limit: int) -> None:
         """In one frame, with fewer documents than asked for if they are long."""
@@ -175,10 +182,11 @@ class ClassicConversation(Conversation):
         """What has changed since then, each document as it is now, and how many are unseen; while the store is away,
         when it is back."""
         line, services = self.line, self.line.services
-        room, token, goes_on = line.room, services.sync.as_of(since), False
+        room, token, goes_on, limit = line.room, services.sync.as_of(since), False, None
         while room is not None and not line.is_closed:
             line.screen.begin_answer()
-            chunk = await self._patiently(functools.partial(services.sync.read, room, token, goes_on=goes_on))
+            read = functools.partial(services.sync.read, room, token, limit, goes_on=goes_on)
+            chunk = await self._patiently(read)
             if chunk is None:
                 return
             if chunk.reset:  # too long ago to know what was deleted
@@ -191,7 +199,7 @@ class ClassicConversation(Conversation):
                 if count is not None:
                     line.connection.send(count_frame(count))
                 return
-            token, goes_on = chunk.upto, True
+            token, goes_on, limit = chunk.upto, True, chunk.next_limit
 
     def _answer_changes(self, room: Room, documents: Sequence[Document]) -> None:
         unseen = [document for document in documents if not document.deleted and not document.seen]

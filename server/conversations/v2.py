@@ -250,10 +250,10 @@ class ConversationV2(Conversation):
         first one, if it has been read already. `beside`: what the last chunk of one that nobody asked for says, too."""
         line = self.line
         self._upto = None  # cut off now, the client has to have it all again
-        goes_on = False
+        goes_on, limit = False, None
         while not line.is_closed:
             line.screen.begin_answer()
-            read = partial(line.services.sync.read, room, since, goes_on=goes_on)
+            read = partial(line.services.sync.read, room, since, limit, goes_on=goes_on)
             chunk, first = first, None
             if chunk is None:
                 chunk = await (self._patiently(read, is_asked_for=beside is None) if is_patient else read())
@@ -265,7 +265,7 @@ class ConversationV2(Conversation):
             if not chunk.more:
                 self._upto = chunk.upto
                 return
-            since, goes_on = chunk.upto, True
+            since, goes_on, limit = chunk.upto, True, chunk.next_limit
             await line.connection.drained()
 
     # -- changing --------------------------------------------------------------------------------------------
