@@ -62,7 +62,7 @@ def test_operators_are_told_as_a_problem(server: RunningServer) -> None:
     }
 
 
-@pytest.mark.parametrize("method", ["GET", "POST", "PATCH"])
+@pytest.mark.parametrize("method", ["GET", "POST", "PATCH", "OPTIONS"])
 def test_an_unknown_address_is_answered_as_a_problem(server: RunningServer, method: str) -> None:
     """A backend that is off by a slash finds out, in the shape of all its other errors."""
     answer = server.request(method, "/api/realtime/internal/notify/", None if method == "GET" else b"{}")

@@ -45,6 +45,8 @@ MAX_LENGTH_DIGITS = 18
 UNWANTED_BYTES = 16 * 1024 * 1024
 """Of a body that are read after its request has been refused, so that the answer arrives; then the connection ends."""
 
+NOTHING_HERE = "there is nothing at this address; what there is says /api/schema/"
+
 
 @stream_request_body
 class DoorHandler(RequestHandler):
@@ -219,7 +221,11 @@ class UnknownHandler(DoorHandler):
     door = "unknown"
 
     async def check_early(self) -> None:
-        raise NotFound("there is nothing at this address; what there is says /api/schema/")
+        raise NotFound(NOTHING_HERE)
+
+    def options(self) -> None:
+        """As any other method; of this one nothing is checked early."""
+        self.refuse(NotFound(NOTHING_HERE))
 
 
 def presented(request: HTTPServerRequest, apikey: str | None = None) -> Presented:
