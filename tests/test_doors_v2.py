@@ -342,6 +342,18 @@ async def test_a_request_that_is_wrong_is_answered_with_its_field(
     assert answer.json().get("field") == field
 
 
+@pytest.mark.parametrize("method", ["PATCH", "DELETE"])
+async def test_a_body_that_is_too_large_is_answered(server: RunningServer, user: str, method: str) -> None:
+    """413, as a problem, and not with the end of the connection; but only to who has a token."""
+    fields = {"ids": [f"{number:024x}" for number in range(5000)]}
+    answer = inbox(server, method, user, fields=fields)
+    assert (answer.status, answer.headers["Content-Type"]) == (413, "application/problem+json")
+    assert answer.json()["title"] == "too_large"
+    body = json.dumps(fields).encode()
+    assert server.request(method, "/api/v2/inbox", body).status == 401
+    assert inbox(server, "GET", user, fields=fields).status == 200
+
+
 async def test_without_a_token_there_is_no_inbox(server: RunningServer) -> None:
     """Nor with a wrong one; nor by another method."""
     assert inbox(server, "GET", None).status == 401

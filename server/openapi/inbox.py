@@ -57,7 +57,8 @@ _PROBLEMS: dict[int, Json] = {
 _CHANGING: dict[int, Json] = {
     **_PROBLEMS,
     413: listening_problem(
-        "Too many ids", problem_example(413, "too_large", "ids: more than 500", field="ids")
+        "Too many ids, or too large a body",
+        problem_example(413, "too_large", "ids: more than 500", field="ids"),
     ),
 }
 

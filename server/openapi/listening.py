@@ -81,6 +81,11 @@ HUB: Json = operation(
         401: json_answer(
             "There is no token, or it does not count", FeedRefusal, {"error": "missing token parameter"}
         ),
+        403: json_answer(
+            "Pages of this origin may not connect",
+            FeedRefusal,
+            {"error": "pages of this origin may not connect"},
+        ),
     },
 )
 
@@ -141,7 +146,7 @@ EVENT_PROBLEMS: dict[int, Json] = {
     ),
     403: listening_problem(
         "Pages of this origin may not connect",
-        problem_example(403, "bad_credentials", "pages of this origin may not connect"),
+        problem_example(403, "refused", "pages of this origin may not connect"),
     ),
     429: listening_problem(
         "More connections than this user or address may open",

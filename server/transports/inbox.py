@@ -10,6 +10,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from tornado.web import stream_request_body
+
 from server.auth import Identity
 from server.commands_v2 import Content, content_of, ids_of, upto_of
 from server.conversations.v2 import chunk_fields
@@ -28,6 +30,12 @@ from server.wire_v2 import changed_fields, counts_fields, documents_fields
 PAGE_LIMIT = 40
 """Documents of a page, if nothing else is asked for."""
 
+MAX_BODY_BYTES = 64 * 1024
+"""Of a request: as many ids as one may name take a quarter of that."""
+
+UNWANTED_BYTES = 16 * 1024 * 1024
+"""Of a body that is too large are read and dropped, so that the answer arrives; beyond that the connection ends."""
+
 MAX_WAIT_S = 5.0
 """How long a request waits for its turn if its user asks for much; longer, and it is refused."""
 
@@ -36,10 +44,32 @@ _BOOLEANS = {"true": True, "false": False}
 _ETAG = re.compile(r'(?:W/)?"([0-9a-f]{16})\.([^"]+)"')
 
 
+@stream_request_body
 class InboxHandler(UserRequest):
+    """Reads its body itself, and keeps no more of it than is allowed. Who comes in is decided afterwards: an answer
+    before would end the connection."""
+
     door = "inbox"
     methods = ("GET", "PATCH", "DELETE")
     allowed_headers = "Authorization, Cache-Control, Content-Type, If-None-Match"
+
+    async def prepare(self) -> None:
+        self._body = bytearray()
+        self._is_too_large = False
+        # Tornado answers 400 to what is over its own limit; we count ourselves, and answer 413.
+        self.request.connection.set_max_body_size(UNWANTED_BYTES)  # type: ignore[union-attr]  # HTTP/1 always has it
+
+    def data_received(self, chunk: bytes) -> None:
+        self._is_too_large = self._is_too_large or len(self._body) + len(chunk) > MAX_BODY_BYTES
+        if self._is_too_large:
+            self._body.clear()
+        else:
+            self._body += chunk
+
+    async def _is_let_in(self) -> bool:
+        """Whether this request is to be carried out; if not, it has been answered."""
+        await super().prepare()
+        return not self._finished
 
     async def who(self) -> Identity:
         identity = await self._of_bearer()
@@ -55,8 +85,7 @@ class InboxHandler(UserRequest):
 
     async def _wait_for_turn(self, room: Room) -> None:
         """As the commands of a connection do."""
-        size = len(self.request.body)
-        wait_s = self.doors.services.limits.pace(TokenBucket(), self.caller, room, size)
+        wait_s = self.doors.services.limits.pace(TokenBucket(), self.caller, room, len(self._body))
         if wait_s > MAX_WAIT_S:
             raise RateLimited("too many requests of this user; slow down", wait_s)
         await asyncio.sleep(wait_s)
@@ -68,6 +97,8 @@ class InboxHandler(UserRequest):
     # -- reading ---------------------------------------------------------------------------------------------
     async def get(self) -> None:
         """Documents, newest first; with `since`: what has changed since."""
+        if not await self._is_let_in():
+            return
         services, room = self.doors.services, self._room
         try:
             await services.broadcaster.catch_up(room)
@@ -142,15 +173,18 @@ class InboxHandler(UserRequest):
     # -- changing --------------------------------------------------------------------------------------------
     async def patch(self) -> None:
         """Mark documents seen or unseen, delete or restore them; or mark all seen."""
-        try:
-            self._answer(await self._change(self._fields()))
-        except ServerError as error:
-            self.refuse(error)
+        await self._carry_out({})
 
     async def delete(self) -> None:
         """Delete documents."""
+        await self._carry_out({"deleted": True})
+
+    async def _carry_out(self, implied: Mapping[str, Any]) -> None:
+        """The change that the body asks for, with what goes without saying."""
+        if not await self._is_let_in():
+            return
         try:
-            self._answer(await self._change(self._fields() | {"deleted": True}))
+            self._answer(await self._change(self._fields() | dict(implied)))
         except ServerError as error:
             self.refuse(error)
 
@@ -179,8 +213,10 @@ class InboxHandler(UserRequest):
         return changed_fields(changed.ids, changed.rev)
 
     def _fields(self) -> dict[str, Any]:
+        if self._is_too_large:
+            raise TooLarge("", f"the body is over the {MAX_BODY_BYTES} bytes allowed")
         try:
-            fields = json.loads(self.request.body)
+            fields = json.loads(self._body)
         except (ValueError, RecursionError) as exc:
             raise InvalidCommand("", "the body is not JSON") from exc
         if not isinstance(fields, dict):
