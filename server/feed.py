@@ -12,7 +12,7 @@ import contextlib
 import json
 import logging
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -50,9 +50,9 @@ MAX_ACK_CHARS = 4096
 """Of a message of a client of CONTRACT C3; what they have to say takes less than a hundred. Parsing a longer one would
 cost more than it is counted for."""
 
-Portion = tuple[list[tuple[Frame, Sequence[Document]]], Document | None]
-"""Frames to send, with the documents that each shows; and, if more documents are surely read after these, the last
-one of them (see `Screen.listing_waits`)."""
+Portion = tuple[Iterable[tuple[Frame, Sequence[Document]]], Document | None]
+"""Frames to send, with the documents that each shows, each made when the one before has left; and, if more documents
+are surely read after these, the last one of them (see `Screen.listing_waits`)."""
 
 T = TypeVar("T")
 
@@ -244,9 +244,9 @@ class Feed:
                 return
             after = documents[-1]
 
-    def _told(self, documents: Iterable[Document]) -> list[tuple[Frame, Sequence[Document]]]:
+    def _told(self, documents: Iterable[Document]) -> Iterator[tuple[Frame, Sequence[Document]]]:
         frames = ((self.dialect.frame(Added(document)), document) for document in documents)
-        return [(frame, (document,)) for frame, document in frames if frame is not None]
+        return ((frame, (document,)) for frame, document in frames if frame is not None)
 
     async def _patiently(self, read: Callable[[], Awaitable[T]]) -> T:
         """What `read` returns, as soon as the store is there."""
@@ -376,7 +376,7 @@ class StreamFeed(Feed):
             read = partial(self._services.inbox.unseen, self._room, after=after, limit=PORTION)
             documents = await self._patiently(read)
             after = documents[-1] if len(documents) == PORTION else None
-            yield [(self.dialect.listed(document), (document,)) for document in documents], after
+            yield ((self.dialect.listed(document), (document,)) for document in documents), after
             if after is None:
                 return
 
@@ -389,7 +389,7 @@ class StreamFeed(Feed):
             documents = await self._patiently(
                 partial(store.changes, tenant, user_id, after=after, limit=PORTION)
             )
-            yield [(self._as_it_is(document), (document,)) for document in documents], None
+            yield ((self._as_it_is(document), (document,)) for document in documents), None
             if len(documents) < PORTION:
                 return
             after = (documents[-1].rev, documents[-1].id)

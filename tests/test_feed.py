@@ -16,10 +16,11 @@ from server import screen as screen_module
 from server.auth import Identity
 from server.config import Limits as LimitSettings
 from server.conversations import v2 as v2_module
+from server.dialects import HubDialect
 from server.feed import Feed, HubFeed, RealtimeFeed, ServiceFeed, StreamFeed, TenantFeed
 from server.grants import DEFAULT_TENANT
 from server.inbox_feed import InboxFeed
-from server.messages import Broadcasted, Seen, UnseenCount, now
+from server.messages import Broadcasted, Notification, Seen, UnseenCount, now
 from server.rooms import NOBODY
 from server.wire import FAILED, REVOKED, SIGNED_OUT, SLOW, TOKEN_EXPIRED, TOO_MANY
 from tests.support.core import ALICE, MAX_QUEUE_BYTES, Core, notification, open_core
@@ -143,6 +144,26 @@ async def test_what_waited_comes_first_and_pushes_behind(core: Core, kind: type[
     expected = [*(each.notification.content for each in waited), "before the reading", "after the reading"]
     assert await contents(connection, 5) == expected
     await caught_up(core, connection)
+
+
+async def test_each_frame_is_made_when_the_one_before_has_left(
+    core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of many long ones not all are held, nor made in one go, for a client that reads slowly."""
+    made: list[str] = []
+
+    class Counting(HubDialect):
+        def _text(self, notification: Notification) -> str:
+            made.append(notification.content)
+            return super()._text(notification)
+
+    monkeypatch.setattr(HubFeed, "dialect", Counting())
+    await core.fill("alice", 5)
+    connection = listen(core, HubFeed, connection=FeedConnection(is_slow=True))
+    for number in range(1, 6):
+        await connection.queued()
+        assert len(made) == number
+        connection.take_one()
 
 
 @pytest.mark.parametrize("kind", [HubFeed, RealtimeFeed])
