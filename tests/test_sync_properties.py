@@ -9,7 +9,6 @@ import itertools
 import json
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
-from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -308,7 +307,7 @@ async def _open(place: Place, stack: AsyncExitStack) -> list[Core]:
         stack.push_async_callback(store.close)
         core = await stack.enter_async_context(core_on(store))
         # Else no run of the machine would be long enough for a second chunk.
-        core.services.sync.read = partial(core.services.sync.read, limit=3)  # type: ignore[method-assign]
+        core.services.sync.chunk_documents = 3
         cores.append(core)
     return cores
 
