@@ -55,11 +55,10 @@ class Moments:
     def of(self, instant: datetime) -> float:
         """Of several moments in which the clock showed `instant` the last one; the present if there was none."""
         self.note()
-        for span in reversed(self._spans):
-            at = instant.timestamp() - span.ahead_s
-            if span.begins_at <= at <= span.ends_at + STEP_S:
-                return at
-        return self._spans[-1].ends_at
+        found = ((instant.timestamp() - span.ahead_s, span) for span in self._spans)
+        # Not the one of the latest span: around the time that the clock was set ahead that is the earlier moment.
+        moments = (at for at, span in found if span.begins_at <= at <= span.ends_at + STEP_S)
+        return max(moments, default=self._spans[-1].ends_at)
 
     def _look(self) -> tuple[float, float]:
         moment = self._monotonic()

@@ -55,6 +55,17 @@ def test_of_an_hour_that_the_clock_repeats_the_later_one_counts(clocks: Clocks) 
     assert moments.of(repeated) == pytest.approx(clocks.moment)
 
 
+def test_where_it_is_not_known_when_the_clock_was_set_the_later_moment_counts(clocks: Clocks) -> None:
+    """A mail too many beats one too few."""
+    moments = clocks.moments()
+    clocks.pass_(50)
+    wall, moment = clocks.wall, clocks.moment
+    clocks.pass_(5)
+    clocks.set(timedelta(seconds=30))
+    clocks.pass_(5)
+    assert moments.of(wall) == pytest.approx(moment)
+
+
 def test_what_the_clock_never_showed_is_now(clocks: Clocks) -> None:
     """Nothing came after it: a mail too many beats one too few."""
     moments = clocks.moments()
