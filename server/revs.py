@@ -44,6 +44,14 @@ class RevClock:
         self._last = max(self._wall_clock_ms() << COUNTER_BITS, self._last + 1)
         return self._last
 
+    def next_up_to(self, ceiling: int) -> int | None:
+        """As `next`; None, and nothing is issued, if that is above the ceiling."""
+        rev = max(self._wall_clock_ms() << COUNTER_BITS, self._last + 1)
+        if rev > ceiling:
+            return None
+        self._last = rev
+        return rev
+
     def take(self, count: int) -> range:
         """So many revs (at least one) in a row, above all that were issued or witnessed before."""
         first = self.next()

@@ -47,6 +47,7 @@ from server.store import (
     mongo_batches,
     mongo_connection,
     mongo_reading,
+    mongo_revs,
 )
 from server.store.mongo import MongoStore
 from server.store.mongo_revs import StoredRevs
@@ -442,6 +443,27 @@ async def test_a_position_is_never_behind_what_a_node_changes_later(
     async with opened(mongo_database) as store:
         assert (await put(store)).rev > position
         assert await store.position() > position
+
+
+async def test_a_ceiling_that_takes_longer_to_raise_than_it_leads_ahead(
+    store: MongoStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As while MongoDB is slow: all who wait for it get their revs by it, and need not raise it one by one."""
+    monkeypatch.setattr(mongo_revs, "LEAD_MS", 1)
+    meta, raised = store._connection.meta, []
+
+    class Slow:
+        database = meta.database
+
+        async def update_one(self, *arguments: Any, **options: Any) -> None:
+            raised.append(arguments)
+            await asyncio.sleep(0.02)
+            await meta.update_one(*arguments, **options)
+
+    monkeypatch.setattr(store._revs, "_meta", Slow())
+    monkeypatch.setattr(store._revs, "_ceiling", 0)
+    positions = await asyncio.gather(*(store.position() for _ in range(20)))
+    assert len(set(positions)) == 20 and len(raised) == 1
 
 
 async def test_what_changes_between_finding_and_marking_all_up_to_a_rev(

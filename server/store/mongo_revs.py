@@ -38,6 +38,7 @@ class StoredRevs:
         self._ahead_ms = 0.0
         self._moments = Moments()
         self._ceiling = 0
+        self._raised = 0  # how often
         self._raising = asyncio.Lock()
 
     async def open(self, meta: Collection) -> None:
@@ -53,8 +54,11 @@ class StoredRevs:
         self._clock.witness(above)
         rev = self.at_hand()
         if rev is None:
+            raised = self._raised
             async with self._raising:
                 rev = self.at_hand()
+                if rev is None and self._raised > raised:
+                    rev = self._left()
                 if rev is None:
                     rev = await self._raise_ceiling()
         return rev
@@ -64,13 +68,21 @@ class StoredRevs:
         if self._moments.note():
             # Not only set, perhaps: while a machine is asleep its monotonic clock stands still.
             self._ceiling = 0
-        rev = self._clock.next()
-        return rev if rev <= self._ceiling else None
+        return self._clock.next_up_to(self._ceiling)
 
     def as_of(self, instant: datetime) -> int:
         """As `Store.position_at`."""
         ahead_ms = max(0.0, now().timestamp() * 1000 - self._now_ms())
         return int(instant.timestamp() * 1000 - ahead_ms) << COUNTER_BITS
+
+    def _left(self) -> int | None:
+        """For who has waited for the ceiling to be raised: one that is left under it, though that took longer than it
+        leads ahead. Else each of them would have to raise it, one after the other."""
+        rev = self._clock.last + 1
+        if rev > self._ceiling:
+            return None
+        self._clock.witness(rev)
+        return rev
 
     async def _raise_ceiling(self) -> int:
         await self._look_at_clock()
@@ -78,6 +90,7 @@ class StoredRevs:
         ceiling = rev + (LEAD_MS << COUNTER_BITS)
         await self._meta.update_one({"_id": "rev"}, {"$max": {"ceiling": ceiling}}, upsert=True)
         self._ceiling = ceiling
+        self._raised += 1
         return rev
 
     async def _look_at_clock(self) -> None:
