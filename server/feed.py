@@ -358,7 +358,7 @@ class StreamFeed(Feed):
         super().__init__(connection, services, identity)
 
     def missed(self, since: datetime) -> None:
-        self._since = int(since.timestamp() * 1000) << COUNTER_BITS
+        self._since = self._services.store.position_at(since)
         super().missed(since)
 
     async def _backlog(self) -> AsyncIterator[Portion]:

@@ -433,6 +433,22 @@ async def test_a_stream_is_given_what_has_changed(core: Core) -> None:
     feed.closed()
 
 
+async def test_a_stream_of_a_node_whose_clock_is_ahead(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gap began by that clock, while changes are dated by the one of the store."""
+    monkeypatch.setattr(core.store, "position_at", lambda _: first.rev - 1, raising=False)
+    connection = FeedConnection()
+    frames: list[str] = []
+    connection.send = lambda frame: frames.append(frame.text)  # type: ignore[method-assign]  # no JSON
+    feed = StreamFeed(connection, core.feeds, Identity(*ALICE_HERE), None)
+    await until(lambda: frames and not len(core.tasks), "the beginning being done")
+    frames.clear()
+    [first] = (await core.store.add(*_to_alice("missed"))).documents
+    feed.missed(now() + timedelta(hours=1))
+    await until(lambda: len(frames) == 2, "what was missed")
+    assert "missed" in frames[0]
+    feed.closed()
+
+
 @pytest.mark.parametrize("is_away", [False, True], ids=["store there", "store away"])
 @pytest.mark.usefixtures("is_impatient")
 async def test_a_stream_of_dialect_2_is_told_what_a_sync_would_say(core: Core, is_away: bool) -> None:

@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from inspect import iscoroutinefunction
 from pathlib import Path
 from typing import Any, cast
 
@@ -114,9 +115,10 @@ class FragileStore:
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._store, name)
-        if callable(found):
+        if iscoroutinefunction(found):
             return self._fragile(name, found)
-        return found if isinstance(found, str | float) else _Part(self, found)
+        # What answers from memory does not fail.
+        return found if callable(found) or isinstance(found, str | float) else _Part(self, found)
 
     def _fragile(self, verb: str, carry_out: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
         async def call(*arguments: Any, **options: Any) -> Any:
