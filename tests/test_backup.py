@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 import sqlite3
 import stat
@@ -18,10 +19,11 @@ from typing import Any
 import pytest
 from pymongo import MongoClient
 
+from server.errors import StartupError
 from server.grants import DEFAULT_TENANT
 from server.ids import new_id
 from server.messages import MailRecipient, now
-from server.store import Store
+from server.store import Store, backup
 from server.sync import KeepsAll, Sync
 from tests.support.client_v2 import client_v2
 from tests.support.command import Command, no_variables
@@ -319,6 +321,7 @@ async def test_what_is_no_backup(
         use(other, monkeypatch)
         for text, reason in (
             (None, f"{folder} is no backup, or one that was not finished"),
+            ("", f"{folder} is no backup, or one that was not finished"),
             ("{}", f"{folder / 'backup.json'} is damaged"),
             (
                 json.dumps(json.loads(manifest) | {"store": "paper"}),
@@ -390,6 +393,18 @@ async def test_on_a_full_disk_nothing_is_left(
     assert (failed.code, failed.problem) == (1, f"{folder} cannot be restored: File too large")
     assert [file.name for file in other.path.parent.iterdir()] == ["lock"]
     await restore(run, str(folder))
+
+
+def test_of_two_backups_at_once_one_gets_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other, which found it empty too, is refused, and leaves what is there."""
+    folder = tmp_path / "backup"
+    with backup.new_folder(folder):
+        backup.create(folder / "documents.bson").close()
+        monkeypatch.setattr(Path, "iterdir", lambda _: iter(()))  # as it was when the other looked
+        with pytest.raises(StartupError, match="is not empty"), backup.new_folder(folder):
+            backup.create(folder / "documents.bson").close()
+        monkeypatch.undo()
+        assert sorted(os.listdir(folder)) == ["backup.json", "documents.bson"]
 
 
 @pytest.mark.parametrize("arguments", [[], ["somewhere", "--new-epoch"]], ids=["nothing", "both"])

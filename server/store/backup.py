@@ -1,4 +1,4 @@
-"""What a backup says of itself: the file `backup.json` in its folder, written when all else is there."""
+"""What a backup says of itself: the file `backup.json` in its folder, empty until all else is there."""
 
 from __future__ import annotations
 
@@ -32,8 +32,9 @@ class Manifest:
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[None]:
-    """An empty folder, for nobody else's eyes; empty again if what is done in it fails. Raises `StartupError`."""
-    _make_empty(folder)
+    """An empty folder, for nobody else's eyes nor backup; empty again if what is done in it fails. Raises
+    `StartupError`."""
+    _take_empty(folder)
     try:
         yield
     except BaseException:
@@ -42,10 +43,15 @@ def new_folder(folder: Path) -> Iterator[None]:
         raise
 
 
-def _make_empty(folder: Path) -> None:
+def _take_empty(folder: Path) -> None:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         is_used = any(folder.iterdir())
+        if not is_used:
+            # Of two that find it empty, only one makes this; what the other did in the folder would be neither's.
+            create(folder / NAME).close()
+    except FileExistsError:
+        is_used = True
     except OSError as exc:
         raise StartupError(f"{folder} cannot be made: {exc.strerror}") from exc
     if is_used:
@@ -54,7 +60,7 @@ def _make_empty(folder: Path) -> None:
 
 def write(folder: Path, manifest: Manifest) -> None:
     """The last step of a backup, which is one when this returns. Raises `OSError`."""
-    with create(folder / NAME) as descriptor:
+    with (folder / NAME).open("wb") as descriptor:
         descriptor.write(json.dumps(asdict(manifest), indent=2).encode() + b"\n")
         sync(descriptor)
     sync_folder(folder)
@@ -63,7 +69,10 @@ def write(folder: Path, manifest: Manifest) -> None:
 def read(folder: Path) -> Manifest:
     """Raises `StartupError` if there is no backup that was finished."""
     try:
-        fields = json.loads((folder / NAME).read_text())
+        text = (folder / NAME).read_text()
+        if not text:
+            raise FileNotFoundError
+        fields = json.loads(text)
         return Manifest(
             fields["store"], fields["version"], fields["taken_at"], fields["counts"], fields.get("files", {})
         )
@@ -76,8 +85,8 @@ def read(folder: Path) -> Manifest:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """The `files` of a manifest that is not there yet. Raises `OSError`."""
-    return {file.name: _digest(file) for file in sorted(folder.iterdir())}
+    """The `files` of a manifest that says nothing yet. Raises `OSError`."""
+    return {file.name: _digest(file) for file in sorted(folder.iterdir()) if file.name != NAME}
 
 
 def check(folder: Path, manifest: Manifest) -> None:
