@@ -391,6 +391,21 @@ async def test_nothing_that_is_published_ends_the_door(broker: Broker) -> None:
 
 
 # -- the store goes and comes --------------------------------------------------------------------------------
+async def test_a_store_that_would_be_fine_but_for_its_clock(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The node says that it is not ready; what the store would take is fetched."""
+
+    async def ping() -> None:
+        raise Trouble("the clocks of this node and of MongoDB differ by 11 s")
+
+    monkeypatch.setattr(broker.behind.store, "ping", ping)
+    async with running(broker.behind, broker.door()) as heard:
+        broker.publish(*numbered(3))
+        await heard.stored(3)
+    assert broker.waiting() == 0
+
+
 async def test_messages_wait_in_the_queue_for_the_store(
     broker: Broker, caplog: pytest.LogCaptureFixture
 ) -> None:

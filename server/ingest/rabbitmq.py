@@ -21,6 +21,7 @@ from aio_pika import DeliveryMode, Message
 from aio_pika.abc import AbstractIncomingMessage
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS, ChannelPreconditionFailed, DeliveryError
 
+from server.checks import Trouble
 from server.config.brokers import RabbitMQ
 from server.errors import Busy, InProgress, InvalidInput, KeyReused, ServerError, StoreUnavailable
 from server.idempotency import field_key
@@ -103,7 +104,8 @@ class RabbitDoor(Consumer):
         return 0 if self._session is None else self._session.waiting
 
     async def _consume(self) -> None:
-        await self._store.ping()  # else each try would fetch what it has to give back
+        with suppress(Trouble):  # it is there all the same
+            await self._store.ping()  # else each try would fetch what it has to give back
         end = End()
         async with AsyncExitStack() as stack:
             async with asyncio.timeout(self._settings.timeout_s):

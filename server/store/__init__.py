@@ -166,7 +166,8 @@ class Store(Protocol):
         """Finish what was accepted, then let go. Idempotent."""
 
     async def ping(self) -> None:
-        """Return if the store would take a write now."""
+        """Return if the store would take a write now. Raises `checks.Trouble` if it would, but something else about it
+        is wrong."""
 
     # -- storing ---------------------------------------------------------------------------------------------
     async def add(
