@@ -122,18 +122,19 @@ def test_the_links_of_the_page_lead_somewhere() -> None:
 
 def test_every_bound_of_the_page_is_the_default() -> None:
     """As configured, if nothing is."""
-    [bounds] = re.findall(r"^Bounds, most of them.*?\n\n", TEXT, re.MULTILINE | re.DOTALL)
+    [bounds] = re.findall(r"^Limits, most of them.*?\n\n.*?\n\n", TEXT, re.MULTILINE | re.DOTALL)
     bounds = " ".join(bounds.split())
     limits, connections = Limits(), Connections()
     assert limits.commands_per_connection is not None
     assert limits.commands_per_user is not None
     for said in (
         f"{connections.message_bytes // 2**20} MiB",
-        f"{limits.commands_per_connection.quota} commands in {limits.commands_per_connection.window_s:g} s",
-        f"{limits.commands_per_user.quota} of a user",
-        f"{connections.pending_commands} commands waiting",
+        f"In {limits.commands_per_connection.window_s:g} s a connection",
+        f"{limits.commands_per_connection.quota} commands",
+        f"a user {limits.commands_per_user.quota}",
+        f"{connections.pending_commands} commands wait",
         f"from {2 * connections.pending_commands} on",
         f"within {limits.join_within_s:g} s",
-        f"{limits.connections_per_user} connections of a user",
+        f"A user may have {limits.connections_per_user} connections",
     ):
         assert said in bounds

@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from server.errors import StoreUnavailable
-from server.grants import DEFAULT_TENANT, KEY_CHARS, KnownUser
+from server.grants import DEFAULT_TENANT, KnownUser
 from server.messages import Document, now
 from server.store import HUB, Counts, TypeCounts, sqlite_schema, sqlite_upgrade
 from server.store.sqlite import SQLiteStore
@@ -101,7 +101,7 @@ async def check(path: Path, users: int) -> None:
     access = await store.directory.access()
     assert [tenant.name for tenant in access.tenants] == [DEFAULT_TENANT]
     [secret] = access.secrets
-    assert len(secret.secret) == KEY_CHARS
+    assert len(secret.secret) == 43  # as `token_urlsafe` writes 32 bytes
     assert access.keys == ()
     await store.close()
     assert version(path) == VERSION
