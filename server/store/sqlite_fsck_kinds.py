@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from server.grants import DEFAULT_TENANT
 from server.store.fsck import HORIZON_REMEDY, TENANTS_REMEDY
 
-_NOW = "CAST(1000 * (julianday('now') - 2440587.5) AS INTEGER)"
+_NOW = "CAST(86400000 * (julianday('now') - 2440587.5) AS INTEGER)"
 
 _NEVER = (1 << 63) - 1
 
