@@ -41,12 +41,12 @@ class RevClock:
 
     def next(self) -> int:
         """A rev above all that were issued or witnessed before."""
-        self._last = max(self._wall_clock_ms() << COUNTER_BITS, self._last + 1)
+        self._last = self._following()
         return self._last
 
     def next_up_to(self, ceiling: int) -> int | None:
         """As `next`; None, and nothing is issued, if that is above the ceiling."""
-        rev = max(self._wall_clock_ms() << COUNTER_BITS, self._last + 1)
+        rev = self._following()
         if rev > ceiling:
             return None
         self._last = rev
@@ -62,6 +62,9 @@ class RevClock:
         """Take note of a rev from elsewhere (a stored document, another node), so that `next` goes above
         it."""
         self._last = max(self._last, rev)
+
+    def _following(self) -> int:
+        return max(self._wall_clock_ms() << COUNTER_BITS, self._last + 1)
 
 
 def to_wire(rev: int) -> str:

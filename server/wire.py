@@ -124,15 +124,10 @@ def newest_frame(documents: Sequence[Document], before: str | None, has_more: bo
 
 def portions(documents: Sequence[Document]) -> Iterator[Sequence[Document]]:
     """`documents` in their order, in portions for a frame each: of one, or with at most `MAX_CHARS_PER_FRAME`.
-    A single empty one if there are none."""
-    if (
-        _length(documents) <= MAX_CHARS_PER_FRAME
-    ):  # nearly always, and cheaper to find out at once than one by one
-        yield documents
-        return
+    A single empty one if there are none. Nothing is looked at before its portion is asked for."""
     start = size = 0
     for index, document in enumerate(documents):
-        length = _length((document,))
+        length = _length(document)
         size += length
         if index > start and size > MAX_CHARS_PER_FRAME:
             yield documents[start:index]
@@ -140,16 +135,11 @@ def portions(documents: Sequence[Document]) -> Iterator[Sequence[Document]]:
     yield documents[start:]
 
 
-def _length(documents: Sequence[Document]) -> int:
-    """Characters of all in them that publishers choose freely."""
-    length, data = 0, []
-    for document in documents:
-        said = document.notification
-        length += len(said.content) + len(said.title) + len(said.type) + len(said.url)
-        length += len(said.icon) + len(said.image)
-        if said.data is not None:
-            data.append(said.data)
-    return length + len(_encode(data)) if data else length
+def _length(document: Document) -> int:
+    """Characters of all in it that publishers choose freely."""
+    said = document.notification
+    texts = (said.content, said.title, said.type, said.url, said.icon, said.image)
+    return sum(map(len, texts)) + (0 if said.data is None else len(_encode(said.data)))
 
 
 def seen_frame(ids: Sequence[str]) -> Frame:

@@ -409,11 +409,17 @@ async def test_who_only_listens_is_given_what_waits(core: Core, kind: type[Feed]
     assert connection.received() == []
 
 
-async def test_a_stream_is_given_what_has_changed(core: Core) -> None:
-    """Since the gap began, and a fresh count."""
+def recorded() -> tuple[FeedConnection, list[str]]:
+    """A connection, and the frames that it is sent."""
     connection = FeedConnection()
     frames: list[str] = []
     connection.send = lambda frame: frames.append(frame.text)  # type: ignore[method-assign]  # no JSON
+    return connection, frames
+
+
+async def test_a_stream_is_given_what_has_changed(core: Core) -> None:
+    """Since the gap began, and a fresh count."""
+    connection, frames = recorded()
     feed = StreamFeed(connection, core.feeds, Identity(*ALICE_HERE), None)
     [gone] = await core.notify("alice", content="gone")
     await until(lambda: any("gone" in text for text in frames), "the stream")
@@ -436,9 +442,7 @@ async def test_a_stream_is_given_what_has_changed(core: Core) -> None:
 async def test_a_stream_of_a_node_whose_clock_is_ahead(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
     """The gap began by that clock, while changes are dated by the one of the store."""
     monkeypatch.setattr(core.store, "position_at", lambda _: first.rev - 1, raising=False)
-    connection = FeedConnection()
-    frames: list[str] = []
-    connection.send = lambda frame: frames.append(frame.text)  # type: ignore[method-assign]  # no JSON
+    connection, frames = recorded()
     feed = StreamFeed(connection, core.feeds, Identity(*ALICE_HERE), None)
     await until(lambda: frames and not len(core.tasks), "the beginning being done")
     frames.clear()
@@ -453,9 +457,7 @@ async def test_a_stream_of_a_node_whose_clock_is_ahead(core: Core, monkeypatch: 
 @pytest.mark.usefixtures("is_impatient")
 async def test_a_stream_of_dialect_2_is_told_what_a_sync_would_say(core: Core, is_away: bool) -> None:
     """Since it was told last; while the store is away, when it is back."""
-    connection = FeedConnection()
-    frames: list[str] = []
-    connection.send = lambda frame: frames.append(frame.text)  # type: ignore[method-assign]  # no JSON
+    connection, frames = recorded()
     feed = InboxFeed(connection, core.feeds, Identity(*ALICE_HERE), None)
     await until(lambda: frames and not len(core.tasks), "the welcome")
     frames.clear()
