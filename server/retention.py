@@ -18,6 +18,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from server.bus import DOCUMENTS_REMOVED, INBOX_CHANGED, tell
+from server.checks import Trouble
 from server.config import Retention as Rules
 from server.errors import StoreUnavailable
 from server.grants import Tenant
@@ -104,8 +105,12 @@ class Retention:
                 if self._was_set():
                     due_at = time.monotonic() + PASS_S
                 if is_mine and time.monotonic() >= due_at:
+                    await self._store.ping()  # which knows whether this node has the right time
                     await self.work()
                     due_at = time.monotonic() + PASS_S
+            except Trouble as trouble:
+                due_at = time.monotonic() + PASS_S
+                logger.warning("nothing is removed before %.0f s have passed: %s", PASS_S, trouble)
             except StoreUnavailable as error:
                 logger.debug("removing what has had its time waits for the store: %s", error)
             except Exception:

@@ -78,6 +78,22 @@ def test_the_version_is_told(arguments: list[str]) -> None:
     assert (result.stdout, result.stderr) == (f"notification-server {__version__}\n", "")
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_that_cannot_be_written_is_one_sentence(here: Path, unbuffered: str) -> None:
+    """Whether it is the first line or the end that does not get out."""
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(
+            [sys.executable, "-m", "server", "check-config"],
+            cwd=here,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": unbuffered},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    said = "notification-server: the output cannot be written: no space left on device\n"
+    assert (result.returncode, result.stderr) == (1, said)
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -14,6 +14,7 @@ from pydispatch import dispatcher
 
 from server import retention
 from server.bus import DOCUMENTS_REMOVED, INBOX_CHANGED
+from server.checks import Trouble
 from server.config import Retention as Rules
 from server.errors import StoreUnavailable
 from server.grants import DEFAULT_TENANT, FOREVER, Keep
@@ -318,6 +319,26 @@ async def test_a_clock_that_was_just_set_is_not_believed(
         assert not rounds.removed.is_set()
         assert "the clock was set by +5184000 s" in caplog.text
     monkeypatch.setattr(retention, "PASS_S", 0.01)
+    async with running(node) as rounds:
+        await rounds.removed.wait()
+
+
+async def test_a_clock_that_is_not_the_stores_is_not_believed(
+    node: Node, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also if it was set before the node started."""
+    await add(node.store, 2, created_at=now() - 31 * DAY)
+
+    async def differ() -> None:
+        raise Trouble("the clocks differ")
+
+    with monkeypatch.context() as wrong:
+        wrong.setattr(node.store, "ping", differ)
+        async with running(node) as rounds:
+            for _ in range(5):
+                await rounds.looked.get()
+            assert not rounds.removed.is_set()
+    assert "nothing is removed" in caplog.text and "the clocks differ" in caplog.text
     async with running(node) as rounds:
         await rounds.removed.wait()
 

@@ -461,6 +461,22 @@ async def test_a_disk_that_takes_no_more(store: SQLiteStore) -> None:
     assert [document.id for document in await whole_inbox(store)] == [each.id for each in kept[::-1]]
 
 
+@pytest.mark.parametrize("another", [False, True])
+async def test_a_file_that_is_removed_or_replaced(store: SQLiteStore, path: Path, another: bool) -> None:
+    """What went on being written there would be lost with the process."""
+    await put(store)
+    path.rename(path.with_suffix(".away"))
+    if another:
+        path.write_bytes(path.with_suffix(".away").read_bytes())
+    with pytest.raises(StoreUnavailable, match="was removed or replaced while the server ran"):
+        await put(store)
+    with pytest.raises(StoreUnavailable, match="has to be restarted"):
+        await store.ping()
+    path.with_suffix(".away").replace(path)
+    await put(store)
+    assert await store.count_unseen(TENANT, [USER]) == {USER: 2}
+
+
 async def test_a_locked_file(path: Path) -> None:
     """While another program writes, requests fail in time and are not stored later; afterwards all is well."""
     store = SQLiteStore(path, timeout_s=1.0)

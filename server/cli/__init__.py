@@ -10,9 +10,11 @@ Exit codes: 0 done; 1 could not be done; 2 the command line or the configuration
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import os
 import signal
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -32,6 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         code: int = arguments.run(arguments)
+        if sys.stdout is not None:  # closed by whoever called
+            sys.stdout.flush()
         return code
     except InvalidConfig as exc:
         say(*exc.problems)
@@ -44,6 +48,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+    except OSError as exc:
+        if exc.errno not in (errno.ENOSPC, errno.EPIPE):
+            raise
+        say(f"the output cannot be written: {os.strerror(exc.errno).lower()}")
+        if sys.stdout is not None:
+            # What is left of it is dropped, or Python would try again and complain.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -104,6 +104,7 @@ class SQLiteStore:
         self._lock = FolderLock(path.parent)
         self._revs = RevClock()
         self._stored_rev = self._visible_rev = 0
+        self._file: tuple[int, int] | None = None
         self._unheard: deque[Document] = deque(maxlen=MAX_UNHEARD)
         self._turns: Turns[tuple[str, str]] = Turns(timeout_s)
         self._welcomes = Gathering("welcomes", self._read_welcomes)
@@ -121,9 +122,7 @@ class SQLiteStore:
             is_given_up.set()
             await asyncio.wait([connecting], timeout=self._timeout_s)
             raise
-        self._writer = Writer(
-            writer, self._store_rev, self._busy_timeout_s, self._after_commit, self._follow_clock
-        )
+        self._writer = Writer(writer, self._store_rev, self._busy_timeout_s, self._after_commit, self._begin)
         adder = Adder(lambda count: self._revs.take(count), self._clock)
         self._additions = Additions(self._writer, adder, self._unheard.extend, self._timeout_s)
         self._readers = Readers(readers, self._timeout_s)
@@ -320,6 +319,7 @@ class SQLiteStore:
                 for _ in range(READERS):
                     readers.append(open_reader(self._path, self._busy_timeout_s))
                     undo.callback(readers[-1].close)
+                file = _identity(self._path)
                 last_rev = reading.position(writer)
                 epoch = reading.epoch(writer)
                 # The folder is ours alone, so whoever claimed something before us was killed: it need not wait.
@@ -333,6 +333,7 @@ class SQLiteStore:
                 raise StoreUnavailable("nobody waits for the store any more")
             undo.pop_all()
         self.epoch = epoch
+        self._file = file
         self._stored_rev = self._visible_rev = last_rev
         self._revs = RevClock(self._stored_rev, lambda: to_ms(self._clock()))
         self._leases.free()
@@ -344,8 +345,17 @@ class SQLiteStore:
             connection.execute("UPDATE meta SET value = ? WHERE name = 'last_rev'", (self._revs.last,))
             self._stored_rev = self._revs.last
 
+    def _begin(self, connection: sqlite3.Connection) -> None:
+        """First in each transaction."""
+        # SQLite would go on writing to a file that nobody can open again.
+        if _identity(self._path) != self._file:
+            raise StoreUnavailable(
+                "the data file was removed or replaced while the server ran; it has to be restarted"
+            )
+        self._follow_clock(connection)
+
     def _follow_clock(self, connection: sqlite3.Connection) -> None:
-        """First in each transaction: what waits for a time waits no longer, nor shorter, if the clock was set."""
+        """What waits for a time waits no longer, nor shorter, if the clock was set."""
         self._clock_set_s += self._moments.note()
         if self._clock_set_s:
             mail.follow_clock(connection, self._clock(), self._clock_set_s)
@@ -370,3 +380,12 @@ class SQLiteStore:
         if self._readers is None:
             raise StoreUnavailable("the store is not open")
         return self._readers.submit(work)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Which file this is, whatever its name; None: there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
