@@ -111,8 +111,9 @@ class Sync:
         if beginning.after is None:
             return Chunk((), False, str(Since(epoch, upto)), floor, reset=True)
         some = next(portions(documents))
-        # What has changed since this began is told by pushes, and by the next sync: there is an end to each.
-        is_last = len(some) == len(documents) < limit or some[-1].rev > upto
+        # What has changed since this began is told by pushes, and by the next sync: there is an end to each. Other
+        # nodes may have issued higher revs before it began, but not that much higher.
+        is_last = len(some) == len(documents) < limit or some[-1].rev > upto + self._overlap
         to = Since(epoch, upto) if is_last else Since(epoch, some[-1].rev, some[-1].id, upto)
         next_limit = min(2 * len(some), self.chunk_documents)
         return Chunk(some, not is_last, str(to), floor, next_limit=next_limit)

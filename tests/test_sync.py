@@ -102,6 +102,21 @@ async def test_a_sync_ends_where_the_clock_was_when_it_began(core: Core) -> None
     assert {document.id for document in later} <= told
 
 
+async def test_a_sync_leads_to_all_that_other_nodes_stored_before(late: Core) -> None:
+    """Also if their revs are a little ahead of those of this one."""
+    since = str(await late.services.sync.now())
+    documents = await late.fill("alice", 7)
+    first = documents[0].rev
+
+    async def behind() -> int:
+        return first
+
+    late.store.position = behind  # type: ignore[method-assign]
+    chunks = await _all(late, since, 3)
+    read = {document.id for chunk in chunks for document in chunk.documents}
+    assert read == {document.id for document in documents}
+
+
 async def test_a_since_from_the_middle_of_a_sync_says_nothing_of_what_is_unchanged(core: Core) -> None:
     """Nor does one that is none."""
     await core.fill("alice", 4)

@@ -94,8 +94,11 @@ class StoredRevs:
         return rev
 
     async def _look_at_clock(self) -> None:
+        asked_at = time.monotonic()
         hello = await self._meta.database.command("hello", codec_options=CODEC_OPTIONS)
-        self._ahead_ms = (hello["localTime"].timestamp() - time.monotonic()) * 1000
+        # It was looked at in between: half of what that took is the least that this may be wrong by.
+        looked_at = (asked_at + time.monotonic()) / 2
+        self._ahead_ms = (hello["localTime"].timestamp() - looked_at) * 1000
 
     def _now_ms(self) -> int:
         return int(time.monotonic() * 1000 + self._ahead_ms)
