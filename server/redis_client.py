@@ -31,7 +31,8 @@ def address_of(url: str) -> str:
 
 def make_connection(url: str, *, password: str, ca: Path | None, timeout_s: float) -> Connection:
     """One that is not connected yet. `password`: in place of the one in the URL, unless it is empty; `ca`: a file of
-    authorities for a `rediss` one, None: those that the system trusts."""
+    authorities for a `rediss` one, None: those that the system trusts. Only opening it is bounded, by `timeout_s`;
+    what is said and answered is bounded by whoever uses it."""
     parts = urlsplit(url)
     make: Callable[..., Connection] = Connection
     if parts.scheme == "rediss":
@@ -42,7 +43,8 @@ def make_connection(url: str, *, password: str, ca: Path | None, timeout_s: floa
         db=int(parts.path.strip("/") or 0),
         username=unquote(parts.username) if parts.username else None,
         password=password or (unquote(parts.password) if parts.password else None),
-        socket_timeout=timeout_s,
+        # For this redis-py makes a task of each sending, and a timer for each answer.
+        socket_timeout=None,
         socket_connect_timeout=timeout_s,
         retry=Retry(NoBackoff(), 0),  # trying again is theirs
         client_name="notification-server",

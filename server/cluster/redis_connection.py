@@ -77,8 +77,9 @@ class Commands(_Place):
             raise LinkDown("not connected")
         try:
             packed = connection.pack_commands(commands)
-            await connection.send_packed_command(packed, check_health=False)
-            return [await connection.read_response(disable_decoding=True) for _ in commands]
+            async with asyncio.timeout(self._settings.timeout_s):
+                await connection.send_packed_command(packed, check_health=False)
+                return [await connection.read_response(disable_decoding=True) for _ in commands]
         except (RedisError, OSError) as error:
             await _hang_up(connection)
             raise LinkDown(reason_of(error) or "failed") from error
