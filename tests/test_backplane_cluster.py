@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Collection, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -18,6 +19,7 @@ from server.cluster.backplane import ClusterBackplane
 from server.cluster.codec import Left, Lost, Reader, Told, decode, encode, encode_notification, encode_told
 from server.cluster.link import LIFE_S, Ears, Link, LinkDown, Message, Patience
 from server.cluster.redis_connection import Commands, reason_of
+from server.cluster.repeats import KEEP_S, REMEMBERED, Repeats
 from server.config import Cluster, load
 from server.conversations import v2
 from server.errors import InvalidConfig
@@ -38,13 +40,15 @@ ALICE_HERE: Room = ("default", "alice")
 
 
 class OpenLink(Link):
-    """One whose other end is the test. `is_down`: nothing can be sent."""
+    """One whose other end is the test. `is_down`: nothing can be sent. `loses_the_answer`: what is sent next comes, and
+    the sender does not know."""
 
     name = "a test"
     shards = 4
 
     def __init__(self) -> None:
         self.is_down = False
+        self.loses_the_answer = False
         self.sent: list[Message] = []
         self.ears: Ears | None = None
 
@@ -58,6 +62,9 @@ class OpenLink(Link):
         if self.is_down:
             raise LinkDown
         self.sent += messages
+        if self.loses_the_answer:
+            self.loses_the_answer = False
+            raise LinkDown
 
     async def online(self, rooms: Collection[Room], nodes: Collection[str]) -> set[Room]:
         raise LinkDown
@@ -205,6 +212,9 @@ async def node(link: OpenLink) -> AsyncIterator[tuple[ClusterBackplane, Rooms]]:
     await backplane.close()
 
 
+_numbers = itertools.count(1)
+
+
 def told(*events: Event, sent_at: float | None = None) -> bytes:
     """What another node says to alice."""
     entries = [
@@ -215,7 +225,7 @@ def told(*events: Event, sent_at: float | None = None) -> bytes:
         )
         for event in events
     ]
-    return encode_told("them", int(1000 * (sent_at or now().timestamp())), entries)
+    return encode_told("them", int(1000 * (sent_at or now().timestamp())), entries, next(_numbers))
 
 
 async def test_what_another_nodes_later_change_has_taken_back_is_not_told(
@@ -235,6 +245,44 @@ async def test_what_another_nodes_later_change_has_taken_back_is_not_told(
     assert not [event for event in alice.told if isinstance(event, Deleted)]
 
 
+async def test_what_is_sent_again_since_it_may_not_have_come_is_told_once(
+    node: tuple[ClusterBackplane, Rooms],
+) -> None:
+    """Whatever it is: not all dialects have revs by which a client would know it."""
+    backplane, rooms = node
+    alice, other = Member(), OpenLink()
+    rooms.join(ALICE, alice)
+    queue, tasks = outgoing.Outgoing(other, "them"), Tasks()
+    other.loses_the_answer = True
+    for _ in range(3):
+        queue.put(ALICE, added(ALICE))
+    queue.connected()
+    tasks.start(queue.run(), "sending")
+    await until(lambda: len(other.sent) == 1, "the first try")
+    queue.connected()
+    await queue.flushed()
+    await tasks.cancel()
+    assert len(other.told()) == 6
+    for message in other.sent:
+        backplane.received(message.body)
+    backplane.received(told(Missed()))
+    await backplane.flushed()
+    assert [type(event) for event in alice.told] == [Added] * 3 + [Missed]
+
+
+def test_of_a_node_that_says_nothing_more_nothing_is_remembered() -> None:
+    """And of the others no more than may be sent again."""
+    clock = Clock()
+    repeats = Repeats(clock)
+    assert not any(repeats.is_one("busy", number) for number in range(REMEMBERED + 1))
+    assert repeats.is_one("busy", REMEMBERED) and not repeats.is_one("busy", 0)
+    assert not repeats.is_one("quiet", 1) and repeats.is_one("quiet", 1)
+    assert not repeats.is_one("quiet", None) and not repeats.is_one("quiet", None)
+    clock.now += KEEP_S + 1
+    assert not repeats.is_one("new", 1)
+    assert len(repeats) == 1
+
+
 async def test_what_is_too_old_is_read_instead(node: tuple[ClusterBackplane, Rooms]) -> None:
     """Nobody can put it in its place any more."""
     backplane, rooms = node
@@ -252,7 +300,7 @@ async def test_what_it_said_itself_it_does_not_hear(node: tuple[ClusterBackplane
     backplane, rooms = node
     alice = Member()
     rooms.join(ALICE, alice)
-    backplane.received(encode_told("us", int(now().timestamp() * 1000), [(ALICE, Missed(), None)]))
+    backplane.received(encode_told("us", int(now().timestamp() * 1000), [(ALICE, Missed(), None)], 1))
     await backplane.flushed()
     assert alice.told == []
 

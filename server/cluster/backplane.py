@@ -1,8 +1,8 @@
 """The backplane of one node among several: hands events to its own connections at once, as if it were alone, then tells
 the other nodes; and passes on what those tell.
 
-An event that comes twice, or behind a later one of the same document, does no harm: its rev says what it is. What may
-not have come at all is read from the store (`gaps`).
+A message that comes twice is told once (`repeats`), and an event that comes behind a later one of the same document
+does no harm: its rev says what it is. What may not have come at all is read from the store (`gaps`).
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from server.cluster.codec import (
 from server.cluster.gaps import Gaps
 from server.cluster.link import LIFE_S, Link, LinkDown, Message
 from server.cluster.outgoing import MAX_AGE_S, Outgoing
+from server.cluster.repeats import Repeats
 from server.messages import Broadcasted, Counted, Event, UnseenCount, now
 from server.rooms import NOBODY, Room, Rooms
 from server.tasks import Tasks
@@ -77,6 +78,7 @@ class ClusterBackplane(Backplane):
         self._gaps = Gaps(rooms)
         self._asking = Asking(node, rooms, self._outgoing.send_now)
         self._reader = Reader()
+        self._repeats = Repeats()
         self._tasks = Tasks()
         self._answering = Tasks()
         # as they were last heard of
@@ -185,7 +187,8 @@ class ClusterBackplane(Backplane):
     def _hear(self, message: AnyMessage) -> None:
         match message:
             case Told():
-                self._pass_on(message)
+                if not self._repeats.is_one(message.node, message.number):
+                    self._pass_on(message)
             case Asked():
                 if len(self._answering) < MAX_ANSWERING:
                     self._answering.start(self._asking.answer(message), "backplane answer")

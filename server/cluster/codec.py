@@ -101,12 +101,14 @@ _Event = _Added | _Restored | _Seen | _AllSeen | _Unseen | _Deleted | _Missed | 
 
 
 class Told(Struct, array_like=True, frozen=True, tag="T"):
-    """Events for users, each with its room. `sent_ms`: when they were published, by the clock of that node."""
+    """Events for users, each with its room. `sent_ms`: when they were published, by the clock of that node; `number`:
+    that no other message of it has; None: of an earlier version."""
 
     node: str
     sent_ms: int
     notifications: list[Raw]
     events: list[tuple[str, str, _Event]]
+    number: int | None = None
 
 
 class Asked(Struct, array_like=True, frozen=True, tag="?"):
@@ -166,14 +168,14 @@ def encode_notification(notification: Notification) -> bytes:
     return _encoder.encode(_Notification(it.nid, it.tenant, to_ms(it.created_at), texts, data))
 
 
-def encode_told(node: str, sent_ms: int, entries: Sequence[Entry]) -> bytes:
-    """A message with these events."""
+def encode_told(node: str, sent_ms: int, entries: Sequence[Entry], number: int) -> bytes:
+    """A message with these events: see `Told`."""
     places: dict[bytes, int] = {}
     events = [
         (*room, _written(event, -1 if body is None else places.setdefault(body, len(places))))
         for room, event, body in entries
     ]
-    return _encoder.encode(Told(node, sent_ms, [Raw(body) for body in places], events))
+    return _encoder.encode(Told(node, sent_ms, [Raw(body) for body in places], events, number))
 
 
 def encode(message: AnyMessage) -> bytes:

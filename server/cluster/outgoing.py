@@ -1,13 +1,14 @@
 """What waits to be sent to the other nodes: a bounded queue, and the task that empties it.
 
 All that is published while the last messages are on their way, and for a while after, goes out together, in a message
-for each shard. What cannot be sent is sent again: repeats are harmless. With too much of it, or when it is too old, all
-of it is dropped, and the others are told that they have missed something as soon as they can be told anything.
+for each shard. What may not have been sent is sent again (see `repeats`). With too much of it, or when it is too old,
+all of it is dropped, and the others are told that they have missed something as soon as they can be told anything.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import time
 from collections import deque
@@ -61,6 +62,7 @@ class Outgoing:
         self._queue: deque[tuple[float, int, Entry]] = deque()
         self._bytes = 0
         self._last: tuple[Notification, bytes] | None = None
+        self._numbers = itertools.count(1)
         self._on_its_way = 0
         self._lost_since: float | None = None
         self._is_connected = asyncio.Event()
@@ -204,7 +206,7 @@ class Outgoing:
             by_address.setdefault(to, []).append(entry)
         for to, some in by_address.items():
             for portion in _portions(some):
-                yield Message(to, encode_told(self._node, int(sent_at * 1000), portion))
+                yield Message(to, encode_told(self._node, int(sent_at * 1000), portion, next(self._numbers)))
 
     async def send_now(self, message: Message) -> None:
         """A message beside the queue, once. Raises `LinkDown`."""
