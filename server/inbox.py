@@ -114,14 +114,26 @@ class Inbox:
         Screens are told in one event of all documents up to a rev below which nothing can become visible any more, and
         of the latest ones, where that may happen, by their ids."""
         position = await self._store.position()
+        overlap = int(self._store.changes_overlap_s * 1000) << COUNTER_BITS
+        ahead = await self._ahead(room, position, upto) if overlap else []
         upto = position if upto is None else min(upto, position)
-        settled = min(upto, position - (int(self._store.changes_overlap_s * 1000) << COUNTER_BITS))
+        settled = min(upto, position - overlap)
         changed = await self._mark_batches(room, settled, is_part=True)
         if changed:
             await self._publish(room, [AllSeen(settled)])
         if settled < upto:
             changed += await self._mark_batches(room, upto, is_part=False)
-        return AllMarked(upto, changed)
+        if ahead:
+            change = await self.mark_seen(room, tuple(document.id for document in ahead))
+            changed += change.changed
+        return AllMarked(max([upto, *(document.rev for document in ahead)]), changed)
+
+    async def _ahead(self, room: Room, position: int, upto: int | None) -> list[Document]:
+        """The unseen documents with a rev up to `upto` (None: any) that other nodes have stored before now, though it is
+        above this node's position."""
+        found = await self._store.changes(*room, after=(position + 1, ""), limit=CHANGES_PER_BATCH)
+        unseen = [document for document in found if not document.seen and not document.deleted]
+        return [document for document in unseen if upto is None or document.rev <= upto]
 
     async def _mark_batches(self, room: Room, up_to: int, *, is_part: bool) -> int:
         count = 0

@@ -131,6 +131,24 @@ async def test_a_since_from_the_middle_of_a_sync_says_nothing_of_what_is_unchang
 # -- marking all ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("is_named", [False, True])
+async def test_all_is_also_what_a_node_has_stored_whose_revs_are_ahead(late: Core, is_named: bool) -> None:
+    """Or what the user has just been shown would stay unseen. What comes after is not taken with it."""
+    documents = await late.fill("alice", 4)
+    position, shown = documents[0].rev, documents[2].rev
+
+    async def behind() -> int:
+        return position
+
+    late.store.position = behind  # type: ignore[method-assign]
+    await late.store.delete(*ALICE, [documents[1].id])
+    marked = await late.inbox.mark_seen_up_to(ALICE, shown if is_named else None)
+    left = [document.id for document in await late.inbox.unseen(ALICE, after=None, limit=9)]
+    assert left == ([documents[3].id] if is_named else [])
+    assert marked.changed == (2 if is_named else 3)
+    assert marked.upto == (shown if is_named else documents[3].rev)
+
+
 async def test_all_are_told_of_as_a_whole(core: Core, heard: list[Event]) -> None:
     """Their ids are for others."""
     documents = await core.fill("alice", 3)
