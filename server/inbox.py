@@ -129,8 +129,8 @@ class Inbox:
         return AllMarked(max([upto, *(document.rev for document in ahead)]), changed)
 
     async def _ahead(self, room: Room, position: int, upto: int | None) -> list[Document]:
-        """The unseen documents with a rev up to `upto` (None: any) that other nodes have stored before now, though it is
-        above this node's position."""
+        """The unseen documents with a rev up to `upto` (None: any) that other nodes have stored before now, though it
+        is above this node's position."""
         found = await self._store.changes(*room, after=(position + 1, ""), limit=CHANGES_PER_BATCH)
         unseen = [document for document in found if not document.seen and not document.deleted]
         return [document for document in unseen if upto is None or document.rev <= upto]

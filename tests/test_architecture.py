@@ -20,8 +20,8 @@ LAYERS = {
     " store.retention mail_transport metrics tallies exposition figures checks",
     "CORE 1": "credentials passwords guessing auth users rooms scan sign_outs tenants limits publishers http_client"
     " redis_client",
-    "CORE 2": "backplane presence cluster cluster.link cluster.codec cluster.outgoing cluster.repeats cluster.gaps cluster.asking"
-    " cluster.backplane",
+    "CORE 2": "backplane presence cluster cluster.link cluster.codec cluster.outgoing cluster.repeats cluster.gaps"
+    " cluster.asking cluster.backplane",
     "CORE 3": "notifier broadcaster retention inbox sync counts marks mailing outbox sweep",
     "CORE 4": "screen session conversations conversations.* feed inbox_feed",
     "EDGES": "store.sqlite* store.mongo* folder_lock smtp mail_folder ingest ingest.* logins logins.* tokens tokens.*"

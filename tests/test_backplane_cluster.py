@@ -25,7 +25,7 @@ from server.conversations import v2
 from server.errors import InvalidConfig
 from server.feed import Feed, HubFeed, RealtimeFeed, StreamFeed
 from server.inbox_feed import InboxFeed
-from server.messages import Added, Deleted, Event, Missed, Recipient, Restored, Seen, Unseen, now
+from server.messages import Added, Deleted, Event, Missed, Recipient, Restored, Seen, Unseen, UnseenCount, now
 from server.rooms import Room, Rooms
 from server.tasks import Tasks
 from tests.support.backplanes import ALICE, Member, added, until
@@ -416,6 +416,22 @@ async def join_v2(core: Core) -> RecordingConnection:
     while (await connection.next()).name != "joined":
         pass
     return connection
+
+
+async def test_a_classic_client_ends_with_the_latest_count(core: Core) -> None:
+    """Not with that which was read for it, if something was changed meanwhile."""
+    connection = await core.join("alice")
+    gate = core.store.hold("count_unseen")
+    core.rooms.missed(ALICE_HERE, now())
+    await gate.reached()
+    core.backplane.publish([(ALICE_HERE, UnseenCount(7))])
+    await core.backplane.flushed()
+    gate.open()
+    await until(lambda: not len(core.tasks), "all being done")
+    assert [message.data for message in connection.received() if message.name == "count"] == [
+        {"unseen": 0},
+        {"unseen": 7},
+    ]
 
 
 @pytest.mark.usefixtures("is_impatient")

@@ -192,13 +192,15 @@ class ClassicConversation(Conversation):
             if chunk.reset:  # too long ago to know what was deleted
                 await self._list_unseen(room, is_patient=True)
             self._answer_changes(room, chunk.documents)
-            line.screen.end_answer()
-            await line.connection.drained()
             if not chunk.more:
+                # Before the pushes that wait: their counts may be later than this one.
                 count = await self._patiently(lambda: services.inbox.count_unseen(room))
                 if count is not None:
                     line.connection.send(count_frame(count))
+            line.screen.end_answer()
+            if not chunk.more:
                 return
+            await line.connection.drained()
             token, goes_on, limit = chunk.upto, True, chunk.next_limit
 
     def _answer_changes(self, room: Room, documents: Sequence[Document]) -> None:
