@@ -13,7 +13,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from functools import partial
 
 from server.backplane import Backplane
@@ -28,7 +28,6 @@ from server.bus import (
 from server.errors import StoreUnavailable
 from server.messages import Added, Broadcasted, Document, Notification, Publication, altered
 from server.notifier import KEEP_KEYS_S, once_of
-from server.revs import COUNTER_BITS
 from server.rooms import NOBODY, Room, Rooms
 from server.store import Accepted, Broadcast, BroadcastRefused, Store, Welcome
 from server.tasks import InFlight, Tasks
@@ -55,9 +54,6 @@ RETRY_S = 2.0
 
 MAX_FIRST = 100_000
 """Users who are noted as those to come first, of all open broadcasts together. With more, users come in their turn."""
-
-
-_EPOCH = datetime.fromtimestamp(0, UTC)
 
 
 class Broadcaster:
@@ -133,10 +129,9 @@ class Broadcaster:
         return accepted
 
     async def _dated(self, notification: Notification) -> Notification:
-        """By a clock that never goes back: else who is known already would look as if they came later."""
-        position = await self._store.position()
-        not_before = _EPOCH + timedelta(milliseconds=position >> COUNTER_BITS)
-        return altered(notification, created_at=max(notification.created_at, not_before))
+        """By the store's clock, if that is ahead: else who is known already could look as if they came later."""
+        present = await self._store.present()
+        return altered(notification, created_at=max(notification.created_at, present))
 
     def _put_first(self, notification: Notification, connected: list[str]) -> None:
         if sum(map(len, self._first.values())) + len(connected) <= MAX_FIRST:

@@ -10,11 +10,14 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 
 COUNTER_BITS = 16
 
 _LARGEST = 2**63 - 1
 """Stores keep signed integers."""
+
+_EPOCH = datetime.fromtimestamp(0, UTC)
 
 _WIRE = re.compile(r"[0-9a-f]{16}")
 
@@ -65,6 +68,11 @@ class RevClock:
 
     def _following(self) -> int:
         return max(self._wall_clock_ms() << COUNTER_BITS, self._last + 1)
+
+
+def instant_of(rev: int) -> datetime:
+    """When it was issued (aware UTC), by the clock that issued it."""
+    return _EPOCH + timedelta(milliseconds=rev >> COUNTER_BITS)
 
 
 def to_wire(rev: int) -> str:

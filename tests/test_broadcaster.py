@@ -21,7 +21,17 @@ from server.bus import NOTIFICATION_FAILED, NOTIFICATION_PUSHED, NOTIFICATION_ST
 from server.dialects import Dialect
 from server.errors import StoreUnavailable
 from server.grants import DEFAULT_TENANT
-from server.messages import Added, Broadcasted, Document, Event, Notification, Publication, altered, now
+from server.messages import (
+    Added,
+    Broadcasted,
+    Document,
+    Event,
+    Notification,
+    Publication,
+    Recipient,
+    altered,
+    now,
+)
 from server.parsers import FieldLimits, parse_broadcast
 from server.rooms import NOBODY, Push, Room, Rooms
 from server.store import Accepted, Broadcast, Store
@@ -35,7 +45,7 @@ from tests.support.feeds import SETTINGS, add_tenant, broadcast, hub_path, inter
 from tests.support.processes import wait_until
 from tests.support.recording import RecordingConnection
 from tests.support.running_server import RunningServer
-from tests.support.stores import fresh_place, put, whole_inbox
+from tests.support.stores import fresh_place, make_notification, put, whole_inbox
 from tests.test_tenants import add_tenant as add_tenant_to
 
 ACME = "acme"
@@ -203,6 +213,38 @@ async def test_a_clock_that_has_gone_back(store: Store, node: Node) -> None:
     await node.broadcaster.broadcast(notification)
     await node.is_done()
     assert await node.having(notification, "alice") == [1]
+
+
+@pytest.mark.parametrize("comes", ["is notified", "joins"])
+async def test_who_has_come_to_a_node_whose_clock_is_ahead_is_reached(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, comes: str
+) -> None:
+    """Users are known since a time by the clock of one node, and a broadcast is accepted by that of another."""
+    with fresh_place("mongo-replica-set", request) as place:
+        store, ahead = place.store(), node_on(place.store())
+        await store.open()
+        await ahead.store.open()
+        await add_tenant_to(store.directory, ACME)
+        here = node_on(store)
+        try:
+            await ahead.tenants.open()
+            await here.tenants.open()
+            later = now() + timedelta(seconds=5)
+            if comes == "joins":
+                monkeypatch.setattr(ahead.tenants, "_clock", lambda: later)
+                await ahead.joins("alice")
+            else:
+                notification = altered(make_notification(ACME), created_at=later)
+                await ahead.store.add(notification, [Recipient("alice")], None)
+            await asyncio.sleep(0.02)  # as far as a node can be sure of MongoDB's clock
+            here.runs()
+            notification = await here.broadcast()
+            await here.is_done()
+            assert await here.having(notification, "alice") == [1]
+        finally:
+            await here.tasks.cancel()
+            await ahead.store.close()
+            await store.close()
 
 
 async def test_who_joins_meanwhile_is_not_made_to_wait(store: Store, node: Node) -> None:

@@ -120,6 +120,23 @@ async def test_the_position_of_an_empty_store(store: Store) -> None:
     assert (await put(store)).rev > position
 
 
+async def test_the_present_is_not_before_anybody_is_known(place: Place) -> None:
+    """Whichever node has heard of them, and how: also if what its clock shows is yet to come."""
+    nodes = [place.store() for _ in range(2 if place.is_shared else 1)]
+    for node in nodes:
+        await node.open()
+    later = now() + timedelta(seconds=5 if place.is_shared else 0)
+    await nodes[-1].directory.note_users({(TENANT, "joined"): later})
+    await nodes[-1].add(make_notification(created_at=later), [Recipient("notified")], None)
+    await asyncio.sleep(0.02)  # as far as a node can be sure of the clock of a database
+    present = await nodes[0].present()
+    known = await nodes[0].directory.users(TENANT, after=None, limit=9)
+    for node in nodes:
+        await node.close()
+    assert [user.user_id for user in known] == ["joined", "notified"]
+    assert all(user.first_seen_at <= present for user in known)
+
+
 async def test_nothing_appears_behind_a_position(store: Store) -> None:
     """While others change the inbox: what a read that begins after the position finds up to there (less the overlap) is
     all that there ever will be."""

@@ -15,6 +15,7 @@ from pymongo.errors import OperationFailure
 
 from server import messages
 from server.messages import Document, EmailDuty, Notification, Recipient
+from server.revs import instant_of
 from server.store import (
     MAX_JOB_RECIPIENTS,
     Addition,
@@ -72,7 +73,7 @@ class MongoStore:
     ) -> None:
         self._connection = Connection(url, db, collection, timeout_s)
         self._revs = StoredRevs()
-        users = KnownUsers(self._connection)
+        users = KnownUsers(self._connection, self._revs.latest)
         self._adding = Adding(self._connection, self._revs, users)
         self._reading = Reading(self._connection)
         self._changing = Changing(self._connection, self._reading, self._revs, clock)
@@ -191,6 +192,10 @@ class MongoStore:
 
     def position_at(self, instant: datetime) -> int:
         return self._revs.as_of(instant)
+
+    async def present(self) -> datetime:
+        with self._connection.operation():
+            return max(instant_of(await self._revs.next()), await self._revs.read_clock())
 
     async def counts(self, tenant: str, user_ids: Collection[str]) -> dict[str, Counts]:
         with self._connection.operation():

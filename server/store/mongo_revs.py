@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from datetime import datetime
+from datetime import UTC, datetime
 
 from server.ids import new_id
 from server.messages import now
@@ -36,6 +36,8 @@ class StoredRevs:
         self._clock = RevClock(wall_clock_ms=self._now_ms)
         # MongoDB's clock, of the monotonic one
         self._ahead_ms = 0.0
+        # by how much that may be wrong
+        self._uncertain_ms = 0.0
         self._moments = Moments()
         self._ceiling = 0
         self._raised = 0  # how often
@@ -95,10 +97,21 @@ class StoredRevs:
 
     async def _look_at_clock(self) -> None:
         asked_at = time.monotonic()
-        hello = await self._meta.database.command("hello", codec_options=CODEC_OPTIONS)
+        clock = await self.read_clock()
         # It was looked at in between: half of what that took is the least that this may be wrong by.
         looked_at = (asked_at + time.monotonic()) / 2
-        self._ahead_ms = (hello["localTime"].timestamp() - looked_at) * 1000
+        self._ahead_ms = (clock.timestamp() - looked_at) * 1000
+        self._uncertain_ms = (looked_at - asked_at) * 1000
+
+    async def read_clock(self) -> datetime:
+        """MongoDB's clock (aware UTC), as it is now."""
+        hello = await self._meta.database.command("hello", codec_options=CODEC_OPTIONS)
+        clock: datetime = hello["localTime"]
+        return clock
+
+    def latest(self) -> datetime:
+        """MongoDB's clock is not ahead of this (aware UTC), which is as little ahead of it as this node can tell."""
+        return datetime.fromtimestamp((self._now_ms() + self._uncertain_ms) / 1000, UTC)
 
     def _now_ms(self) -> int:
         return int(time.monotonic() * 1000 + self._ahead_ms)

@@ -1,12 +1,15 @@
 """The users that the server has heard of: one record each, written before their first document is.
 
 `_id` is {tenant, userId}, in this order of fields, so that its index has a tenant's users in the order of their ids.
+
+Since when somebody is known goes by MongoDB's clock where the node's is ahead of it: else whoever has come to that node
+would seem to have come after a broadcast that another one accepts next.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 
@@ -14,6 +17,7 @@ from bson import MaxKey
 from pymongo import UpdateOne
 from pymongo.errors import BulkWriteError
 
+from server import messages
 from server.grants import KnownUser
 from server.store.mongo_connection import Connection, raise_but_for_duplicates
 from server.store.mongo_documents import Raw
@@ -29,10 +33,11 @@ CHUNK_USERS = 1000
 
 
 class KnownUsers:
-    """The register. Its verbs are called within an operation of the connection."""
+    """The register. Its verbs are called within an operation of the connection. `latest`: as `StoredRevs.latest`."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, latest: Callable[[], datetime] = messages.now) -> None:
         self._connection = connection
+        self._latest = latest
         self._remembered: OrderedDict[UserKey, None] = OrderedDict()
         self._remembered_of: set[str] = set()
         self._tenants: Mapping[str, datetime] = {}
@@ -52,12 +57,7 @@ class KnownUsers:
 
     async def note(self, seen_at: Mapping[UserKey, datetime]) -> None:
         """As `Directory.note_users`."""
-        await self._write(
-            [
-                _upsert(user, {"$min": {"firstSeenAt": at}, "$max": {"lastSeenAt": at}})
-                for user, at in seen_at.items()
-            ]
-        )
+        await self._write([_upsert(user, [{"$set": _seen(at)}]) for user, at in seen_at.items()])
 
     async def page(self, tenant: str, after: str | None, limit: int) -> list[KnownUser]:
         """As `Directory.users`."""
@@ -101,8 +101,11 @@ class KnownUsers:
         ids = {user: id_of(user) for user in first_seen_at}
         found = await self._connection.users.find({"_id": {"$in": list(ids.values())}}, {"_id": 1}).to_list()
         known = {(each["_id"]["tenant"], each["_id"]["userId"]) for each in found}
+        latest = self._latest()
         new = [
-            {"_id": ids[user], "firstSeenAt": at} for user, at in first_seen_at.items() if user not in known
+            {"_id": ids[user], "firstSeenAt": min(at, latest)}
+            for user, at in first_seen_at.items()
+            if user not in known
         ]
         if new:
             with _whoever_is_first():
@@ -139,5 +142,13 @@ def id_of(user: UserKey) -> Raw:
     return {"tenant": tenant, "userId": user_id}
 
 
-def _upsert(user: UserKey, change: Raw) -> UpdateOne:
+def _seen(at: datetime) -> Raw:
+    """The fields of a user who was there at that time. What is missing counts for neither."""
+    return {
+        "firstSeenAt": {"$min": ["$firstSeenAt", at, "$$NOW"]},
+        "lastSeenAt": {"$max": ["$lastSeenAt", at]},
+    }
+
+
+def _upsert(user: UserKey, change: Raw | Sequence[Raw]) -> UpdateOne:
     return UpdateOne({"_id": id_of(user)}, change, upsert=True)

@@ -24,7 +24,7 @@ from server.flights import Gathering, Turns
 from server.folder_lock import FolderLock
 from server.messages import Document, EmailDuty, Notification, Recipient
 from server.moments import Moments
-from server.revs import COUNTER_BITS, RevClock
+from server.revs import COUNTER_BITS, RevClock, instant_of
 from server.store import (
     MAX_JOB_RECIPIENTS,
     Addition,
@@ -220,6 +220,10 @@ class SQLiteStore:
 
     def position_at(self, instant: datetime) -> int:
         return to_ms(instant) << COUNTER_BITS
+
+    async def present(self) -> datetime:
+        """See `Store.present`: the clock may have been set back."""
+        return max(self._clock(), instant_of(await self.position()))
 
     async def counts(self, tenant: str, user_ids: Collection[str]) -> dict[str, Counts]:
         """See `Store.counts`."""
