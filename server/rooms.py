@@ -151,6 +151,8 @@ class Rooms:
         self._clock = clock
         self._last_alive: OrderedDict[Room, float] = OrderedDict()
         self._changed: OrderedDict[str, _State] = OrderedDict()
+        # those of the last `REORDER_WINDOW_S`
+        self._began_at: OrderedDict[Room, float] = OrderedDict()
         self.watch: Callable[[Room], None] | None = None
         """Is called for each room that begins to exist or ceases to."""
         self.followers: Mapping[Room, Follower] = {}
@@ -168,8 +170,15 @@ class Rooms:
         members.add(listener)
         if room in self.followers:
             self.followers[room].joined(listener)
-        if is_new and self.watch is not None:
-            self.watch(room)
+        if is_new:
+            self._note_beginning(room)
+            if self.watch is not None:
+                self.watch(room)
+
+    def _note_beginning(self, room: Room) -> None:
+        at = self._began_at[room] = self._clock()
+        while at - next(iter(self._began_at.values())) > REORDER_WINDOW_S:
+            self._began_at.popitem(last=False)
 
     def leave(self, room: Room, listener: Listener) -> None:
         """Take a listener out of a room; nothing happens if it is not in it."""
@@ -184,6 +193,7 @@ class Rooms:
         if not members:
             self._users[room[0]] -= room[1] != NOBODY
             del self._members[room]
+            self._began_at.pop(room, None)
             if self.watch is not None:
                 self.watch(room)
 
@@ -194,6 +204,11 @@ class Rooms:
     def is_online(self, room: Room) -> bool:
         """Whether the user has a connection on this node."""
         return room in self._members
+
+    def began_after(self, room: Room, moment: float) -> bool:
+        """Whether the user has a connection on this node only since after this moment (`time.monotonic`), which is at
+        most `REORDER_WINDOW_S` ago: of what became of documents before nothing was heard here."""
+        return room in self._began_at and self._began_at[room] > moment
 
     def online(self, rooms: Iterable[Room]) -> list[Room]:
         """Those of the rooms that have members, in the order given."""

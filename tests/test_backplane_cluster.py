@@ -39,6 +39,12 @@ ALICE_HERE: Room = ("default", "alice")
 """A demo user."""
 
 
+@pytest.fixture
+async def core(tmp_path: Path) -> AsyncIterator[Core]:
+    async with open_core(tmp_path) as core:
+        yield core
+
+
 class OpenLink(Link):
     """One whose other end is the test. `is_down`: nothing can be sent. `loses_the_answer`: what is sent next comes, and
     the sender does not know."""
@@ -283,6 +289,21 @@ def test_of_a_node_that_says_nothing_more_nothing_is_remembered() -> None:
     assert len(repeats) == 1
 
 
+async def test_what_was_told_before_somebody_came_is_read_instead(core: Core) -> None:
+    """The store has told them what has become of it since then, and this node may have heard nothing of that."""
+    backplane = ClusterBackplane(core.rooms, OpenLink(), "us")
+    backplane.start()
+    stored = await core.store.add(*_to_alice("seen elsewhere"))
+    await core.store.mark_seen(*ALICE_HERE, [stored.documents[0].id])
+    sent_at = now().timestamp() - 1
+    connection = await core.join("alice")
+    late = [(ALICE_HERE, Added(each), encode_notification(each.notification)) for each in stored.documents]
+    backplane.received(encode_told("them", int(1000 * sent_at), late, 1))
+    first = await connection.next()
+    await backplane.close()
+    assert first.name == "seen"
+
+
 async def test_what_is_too_old_is_read_instead(node: tuple[ClusterBackplane, Rooms]) -> None:
     """Nobody can put it in its place any more."""
     backplane, rooms = node
@@ -367,12 +388,6 @@ async def test_a_gap_that_never_was_cannot_reach_back_for_ever(
 
 
 # -- what clients are given after a gap ----------------------------------------------------------------------
-@pytest.fixture
-async def core(tmp_path: Path) -> AsyncIterator[Core]:
-    async with open_core(tmp_path) as core:
-        yield core
-
-
 async def test_a_classic_client_is_given_what_has_changed(core: Core) -> None:
     """What is new, what was seen and what was deleted meanwhile, and a fresh count; nothing of before."""
     connection = await core.join("alice")

@@ -51,6 +51,9 @@ have died just before, unnoticed."""
 MAX_GAP = timedelta(days=1)
 """Of what another node says that it has told nobody of."""
 
+ROUNDED_S = 0.001
+"""By so much at most the time at which something was told is rounded down."""
+
 MAX_ANSWERING = 100
 """Questions of other nodes that are being answered."""
 
@@ -201,14 +204,21 @@ class ClusterBackplane(Backplane):
                 self._left.add(message.node)
 
     def _pass_on(self, told: Told) -> None:
-        if time.time() - told.sent_ms / 1000 > MAX_AGE_S:
+        age_s = time.time() - told.sent_ms / 1000
+        if age_s > MAX_AGE_S:
             # Too late to be put in order: see `rooms.REORDER_WINDOW_S`.
             self.missed(((tenant, user_id) for tenant, user_id, _ in told.events), _instant(told.sent_ms))
             return
         events = list(self._reader.events(told, self._is_wanted))
         broadcasts = [(room, event) for room, event in events if isinstance(event, Broadcasted)]
-        self._local.publish(events)
         changed = {room for room, _ in events if room[1] != NOBODY}
+        # Who came later has read what has become of these documents, which this may be older than.
+        told_at = time.monotonic() - age_s + ROUNDED_S
+        came_later = {room for room in changed if self._rooms.began_after(room, told_at)}
+        if came_later:
+            self.missed(came_later, _instant(told.sent_ms))
+            events = [(room, event) for room, event in events if room not in came_later]
+        self._local.publish(events)
         if changed:
             tell(INBOX_CHANGED, self, rooms=changed)
         for _, event in broadcasts:
