@@ -99,7 +99,7 @@ class _FeedScreen(Screen):
             self._note_sent(pushes)
 
     def _send_news(self, pushes: Sequence[Push]) -> None:
-        news = [push for push in pushes if not self._is_answered(push[0])]
+        news = self._news(pushes)
         super()._send_news(news)
         self._note_sent(news)
 

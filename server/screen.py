@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Protocol
 
@@ -86,19 +87,22 @@ class Screen:
         return (document.created_at, document.id) > (after.created_at, after.id)
 
     def _send_news(self, pushes: Sequence[Push]) -> None:
-        for event, frame in pushes:
-            if not self._is_answered(event):
-                self.connection.send(frame)
+        for _, frame in self._news(pushes):
+            self.connection.send(frame)
 
-    def _is_answered(self, event: Event) -> bool:
-        """Whether answers have already shown what `event` tells, or something later."""
+    def _news(self, pushes: Sequence[Push]) -> Sequence[Push]:
+        """Of these what answers have not shown already, nor something later."""
         if self._answered is None:
-            return False
-        if isinstance(event, Added | Restored):
-            return self._answered.get(event.document.id, -1) >= event.rev
-        if isinstance(event, Seen | Unseen | Deleted):
-            return all(self._answered.get(id_, -1) >= event.rev for id_ in event.ids)
-        return False
+            return pushes
+        news = []
+        for push in pushes:
+            event, _ = push
+            left = _without(event, self._answered)
+            if left is event:
+                news.append(push)
+            elif left is not None and (frame := self.dialect.frame(left)) is not None:
+                news.append((left, frame))
+        return news
 
     def missed(self, since: datetime) -> None:
         """Events since then may not have come; the owner reads what there is."""
@@ -151,3 +155,21 @@ class Screen:
     def _prune(self) -> None:
         answered, self._answered, self._forgetting = self._answered, None, None
         self._remember(answered or {})
+
+
+def _without(event: Event, revs: Mapping[str, int]) -> Event | None:
+    """What `event` tells of documents that are not known with its rev or a later one; None: nothing. A client whose
+    dialect has no revs would take the rest for news, too."""
+    if isinstance(event, Added | Restored):
+        return None if revs.get(event.document.id, -1) >= event.rev else event
+    if not isinstance(event, Seen | Unseen | Deleted):
+        return event
+    known = {id_ for id_ in event.changed_ids if revs.get(id_, -1) >= event.rev}
+    if not known:
+        return event
+    left = tuple(id_ for id_ in event.ids if id_ not in known)
+    if not left:
+        return None
+    if isinstance(event, Seen):
+        return replace(event, ids=left, changed=tuple(id_ for id_ in event.changed_ids if id_ not in known))
+    return replace(event, ids=left)

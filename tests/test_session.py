@@ -657,6 +657,21 @@ async def test_a_push_older_than_what_was_answered_is_dropped_and_a_newer_one_is
     assert [message.name for message in await _is_done(connection)] == expected
 
 
+async def test_of_a_push_only_what_an_answer_has_shown_is_dropped(core: Core) -> None:
+    """A document that was deleted with others, and restored before it was read, stays on the screen."""
+    connection = await core.join("alice")
+    [first], [second] = await core.fill("alice", 1), await core.fill("alice", 1)
+    gate = core.store.hold("delete")
+    deleting = asyncio.create_task(core.inbox.delete(ALICE, (first.id, second.id)))
+    await gate.reached()
+    await core.store.restore(*ALICE, [first.id])
+    command(connection, "unseen")
+    assert (await connection.next()).ids == [first.id]
+    gate.open()
+    await deleting
+    assert await connection.next() == Message("delete", [second.id])
+
+
 async def test_what_was_answered_is_remembered_while_a_push_could_be_under_way(
     core: Core, monkeypatch: pytest.MonkeyPatch
 ) -> None:
