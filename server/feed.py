@@ -239,7 +239,9 @@ class Feed:
             read = partial(backlog, tenant, user_id, way, since=since, after=after, limit=PORTION)
             with services.marks.noted(way, self._room) as noted:
                 documents = await self._patiently(read)
-            yield self._told(document for document in documents if document.id not in noted), None
+            # Of an earlier listing, or pushed before this one: it need not have arrived yet.
+            known = noted if self._screen.sent is None else noted | self._screen.sent.under_way
+            yield self._told(document for document in documents if document.id not in known), None
             if len(documents) < PORTION:
                 return
             after = documents[-1]

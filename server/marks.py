@@ -53,6 +53,11 @@ class Sent:
         self._bytes += size
         self._marks.watch(self)
 
+    @property
+    def under_way(self) -> set[str]:
+        """What was sent on this connection, and is not known to have arrived."""
+        return {id_ for id_, _ in self._waiting}
+
     def settle(self) -> bool:
         """Note what has arrived; whether that is all. What is in flight is what was sent last."""
         in_flight = self._connection.in_flight_bytes

@@ -488,6 +488,24 @@ async def test_who_only_listens_is_given_what_waits(core: Core, kind: type[Feed]
     assert connection.received() == []
 
 
+@pytest.mark.parametrize("kind", [HubFeed, RealtimeFeed])
+async def test_what_is_on_its_way_to_who_only_listens_does_not_wait(core: Core, kind: type[Feed]) -> None:
+    """Though it is not known to have arrived."""
+    connection = listen(core, kind)
+    await until(lambda: not len(core.tasks), "having caught up")
+    connection.is_slow = True
+    await core.notify("alice", content="on its way")
+    await core.store.add(*_to_alice("missed"))
+    core.rooms.missed(ALICE_HERE, now())
+    await until(lambda: len(connection.queue) == 2, "what waits")
+    connection.is_slow = False
+    connection.take_one()
+    connection.take_one()
+    await until(lambda: not len(core.tasks), "all being done")
+    received = str(connection.received())
+    assert (received.count("on its way"), received.count("missed")) == (1, 1)
+
+
 def recorded() -> tuple[FeedConnection, list[str]]:
     """A connection, and the frames that it is sent."""
     connection = FeedConnection()
