@@ -14,7 +14,7 @@ from collections.abc import Callable
 from server import logs
 from server.app import SHUTDOWN_DEADLINE_S, Server
 from server.config import Config
-from server.errors import StartupError
+from server.event_loop import loop_factory
 from server.listening import allow_many_files
 from server.workers.seat import Orders, Seat
 
@@ -35,7 +35,7 @@ def serve(config: Config, reread: Callable[[], Config], seat: Seat | None = None
     """Run a node until SIGTERM or SIGINT; the exit code. `reread`: reads the configuration anew, at SIGHUP;
     that signal and SIGUSR2 may be blocked until here. `seat`: None: it serves alone. Raises `StartupError`."""
     allow_many_files()
-    with asyncio.Runner(loop_factory=_loop_factory(config.application.event_loop)) as runner:
+    with asyncio.Runner(loop_factory=loop_factory(config.application.event_loop)) as runner:
         runner.run(_serve(config, reread, seat or Seat()))
     return 0
 
@@ -47,21 +47,8 @@ def check(config: Config) -> None:
     async def make() -> None:
         Server(config)
 
-    with asyncio.Runner(loop_factory=_loop_factory(config.application.event_loop)) as runner:
+    with asyncio.Runner(loop_factory=loop_factory(config.application.event_loop)) as runner:
         runner.run(make())
-
-
-def _loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """None: asyncio's own. Raises `StartupError`."""
-    if name == "asyncio":
-        return None
-    try:
-        import uvloop
-    except ImportError as exc:
-        raise StartupError(
-            "[APPLICATION] event_loop: uvloop is not installed; `pip install uvloop` brings it"
-        ) from exc
-    return uvloop.new_event_loop
 
 
 async def _serve(config: Config, reread: Callable[[], Config], seat: Seat) -> None:

@@ -26,8 +26,8 @@ LAYERS = {
     "CORE 4": "screen session conversations conversations.* feed inbox_feed",
     "EDGES": "store.sqlite* store.mongo* folder_lock smtp mail_folder ingest ingest.* logins logins.* tokens tokens.*"
     " transports transports.* admin health cluster.redis* cluster.mongodb",
-    "ROOT": "__init__ __main__ app wiring consumers doors publish_port entrance reloading sign_in process greeting"
-    " listening streams relocation tls security_headers service_manager workers workers.*"
+    "ROOT": "__init__ __main__ app wiring consumers doors publish_port entrance reloading sign_in process event_loop"
+    " greeting listening streams relocation tls security_headers service_manager workers workers.*"
     " cli cli.* logs conformance conformance.* torture torture.*",
 }
 """A module imports its own layer and those above it in this list."""
@@ -69,7 +69,7 @@ HOMES = {
     "tornado": "ingest.* transports.* admin health methods http_client app doors entrance relocation streams"
     " security_headers torture.lines conformance.lines conformance.stage conformance.target",
     "pydispatch": "bus counts metrics app",
-    "uvloop": "process",
+    "uvloop": "event_loop",
 }
 """Where each library from outside may be imported; pydispatch where signals are heard. There are no others."""
 

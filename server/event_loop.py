@@ -1,0 +1,57 @@
+"""The event loop of a node: asyncio's own or uvloop, with look-ups of names in threads of their own.
+
+asyncio looks names up in the few threads that everything else has that must not block the loop. A name whose servers do
+not answer holds a thread for up to half a minute, and whoever asks gives up and asks again before that: all threads
+would soon hang on the login hook's name, and nobody could look for MongoDB, write a mail to a file or read the metrics.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from server.errors import StartupError
+
+THREADS = 32
+"""More than there are names in a configuration: each is looked up by one thread at a time."""
+
+
+class NamesApart(asyncio.AbstractEventLoop):
+    """A loop with this before it asks for a name once for all who wait for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._names = ThreadPoolExecutor(THREADS, thread_name_prefix="names")
+        self._lookups: dict[Any, asyncio.Future[Any]] = {}
+
+    # As asyncio's; uvloop's own connections look their names up themselves, in threads of theirs.
+    async def getaddrinfo(
+        self, host: Any, port: Any, *, family: int = 0, type: int = 0, proto: int = 0, flags: int = 0
+    ) -> Any:
+        asked = host, port, family, type, proto, flags
+        lookup = self._lookups.get(asked)
+        if lookup is None:
+            lookup = self._lookups[asked] = self.run_in_executor(self._names, socket.getaddrinfo, *asked)
+            lookup.add_done_callback(lambda _: self._lookups.pop(asked))
+        # A thread cannot be stopped: whoever gives up leaves it to the others who wait, and to who comes next.
+        return await asyncio.shield(lookup)
+
+
+class AsyncioLoop(NamesApart, asyncio.SelectorEventLoop):
+    """asyncio's own."""
+
+
+def loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
+    """For `asyncio` or `uvloop`. Raises `StartupError`."""
+    if name == "asyncio":
+        return AsyncioLoop
+    try:
+        import uvloop
+    except ImportError as exc:
+        raise StartupError(
+            "[APPLICATION] event_loop: uvloop is not installed; `pip install uvloop` brings it"
+        ) from exc
+    return type("UvLoop", (NamesApart, uvloop.Loop), {})
