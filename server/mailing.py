@@ -35,9 +35,11 @@ DAY_S = 86_400.0
 class SignsOfLife(Protocol):
     """What the worker asks about users who were online when a notification was accepted."""
 
-    async def alive_since(self, tenant: str, user_ids: Collection[str], instant: datetime) -> set[str]:
+    async def alive_since(
+        self, tenant: str, user_ids: Collection[str], instant: datetime, ago_s: float | None
+    ) -> set[str]:
         """Those of these users of whom a connection gave a sign of life after `instant`; without those of whom that is
-        not known."""
+        not known. `ago_s`: how long ago that was; None: the clock of this node showed it."""
 
 
 class Mailing:
@@ -83,7 +85,9 @@ class Mailing:
         pushed_to = [r.user_id for r in owed if r.accepted_online]
         if not pushed_to:
             return owed
-        alive = await self._signs_of_life.alive_since(job.tenant, pushed_to, job.created_at)
+        alive = await self._signs_of_life.alive_since(
+            job.tenant, pushed_to, job.created_at, job.accepted_s_ago
+        )
         return [r for r in owed if not (r.accepted_online and r.user_id in alive)]
 
     async def _send(

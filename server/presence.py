@@ -34,10 +34,12 @@ class Presence:
         others = set(rooms) - here
         return here | await self._backplane.online_elsewhere(others) if others else here
 
-    async def alive_since(self, tenant: str, user_ids: Collection[str], instant: datetime) -> set[str]:
+    async def alive_since(
+        self, tenant: str, user_ids: Collection[str], instant: datetime, ago_s: float | None = None
+    ) -> set[str]:
         """Those of these users of whom a connection gave a sign of life after `instant` (aware UTC), even if it has
-        closed since."""
-        silent_for_s = time.monotonic() - self._moments.of(instant)
+        closed since. `ago_s`: how long ago that was; None: the clock of this node showed it."""
+        silent_for_s = time.monotonic() - self._moments.of(instant) if ago_s is None else ago_s
         alive = self._rooms.alive_since(tenant, user_ids, silent_for_s)
         others = set(user_ids) - alive
         if others:

@@ -52,6 +52,7 @@ class Store(SQLiteStore):
         self.failing: set[str] = set()
         self.failed = asyncio.Event()
         self.claims = 0
+        self.accepted_s_ago: float | None = None
         self.found_nothing = asyncio.Event()
         self.at_settling = asyncio.Event()
         self.may_settle = asyncio.Event()
@@ -71,7 +72,8 @@ class Store(SQLiteStore):
         if "bug" in self.failing:
             self.failed.set()
             raise RuntimeError("a bug")
-        return await super().claim_mail(lease_s, limit, recipients)
+        jobs = await super().claim_mail(lease_s, limit, recipients)
+        return [replace(job, accepted_s_ago=self.accepted_s_ago) for job in jobs]
 
     async def next_mail_due(self) -> datetime | None:
         due_at = await super().next_mail_due()
@@ -102,10 +104,12 @@ class Signs:
 
     def __init__(self, *alive: str) -> None:
         self.alive = alive
-        self.asked: list[tuple[str, str, datetime]] = []
+        self.asked: list[tuple[str, str, datetime, float | None]] = []
 
-    async def alive_since(self, tenant: str, user_ids: Collection[str], instant: datetime) -> set[str]:
-        self.asked += [(tenant, user_id, instant) for user_id in user_ids]
+    async def alive_since(
+        self, tenant: str, user_ids: Collection[str], instant: datetime, ago_s: float | None
+    ) -> set[str]:
+        self.asked += [(tenant, user_id, instant, ago_s) for user_id in user_ids]
         return set(self.alive) & set(user_ids)
 
 
@@ -273,8 +277,12 @@ async def test_forced(store: Store, sink: SMTPSink, clock: Clock) -> None:
     assert mail.recipients == ["ann@example.org", "ben@example.org"]
 
 
-async def test_an_open_socket_is_not_a_reader(store: Store, sink: SMTPSink, clock: Clock) -> None:
+@pytest.mark.parametrize("ago_s", [None, 50.0], ids=["by the clock of the node", "by one that nodes share"])
+async def test_an_open_socket_is_not_a_reader(
+    store: Store, sink: SMTPSink, clock: Clock, ago_s: float | None
+) -> None:
     """Of those who were online, the mail goes to those whose connections have been silent since."""
+    store.accepted_s_ago = ago_s
     created_at = now()
     await owe(store, *to("ann", "ben", accepted_online=True), *to("cat"), created_at=created_at)
     signs = Signs("ann", "cat")
@@ -282,7 +290,7 @@ async def test_an_open_socket_is_not_a_reader(store: Store, sink: SMTPSink, cloc
         outcome = await store.outcome()
     assert sink.mails[0].recipients == ["ben@example.org", "cat@example.org"]
     assert [recipient.user_id for recipient in outcome.dropped] == ["ann"]
-    assert signs.asked == [("t", "ann", created_at), ("t", "ben", created_at)]
+    assert signs.asked == [("t", "ann", created_at, ago_s), ("t", "ben", created_at, ago_s)]
 
 
 async def test_shared_address(store: Store, sink: SMTPSink, clock: Clock) -> None:

@@ -85,6 +85,15 @@ async def test_an_instant_ahead_of_our_clock_is_no_proof_of_life(presence: Prese
     assert not await is_alive(presence, now() + timedelta(seconds=5))
 
 
+async def test_how_long_ago_it_was_counts_for_more_than_an_instant(presence: Presence, alice: Member) -> None:
+    """The clock of the node that accepted it may be behind ours: what came before is no sign of life."""
+    alice.connection.last_alive_at = time.monotonic() - 3
+    accepted_at = now() - timedelta(seconds=8)
+    assert await presence.alive_since("acme", ["alice"], accepted_at) == {"alice"}
+    assert await presence.alive_since("acme", ["alice"], accepted_at, 1) == set()
+    assert await presence.alive_since("acme", ["alice"], accepted_at, 5) == {"alice"}
+
+
 async def test_nobody_knows_of_is_away(presence: Presence) -> None:
     """Who was never here gave no sign of life."""
     assert not await is_alive(presence, now() - timedelta(days=1))

@@ -41,6 +41,8 @@ from server.store import (
     Counts,
     MailCounts,
     MailOutcome,
+    Once,
+    PostponedMail,
     RefusedMail,
     TypeCounts,
     mongo_adding,
@@ -413,6 +415,46 @@ async def test_a_node_whose_clock_is_wrong(
         assert of_other.rev > wrong.position_at(gap_at) - overlap
         with pytest.raises(Trouble, match=r"the clocks of this node and of MongoDB differ by 3600 s"):
             await wrong.ping()
+
+
+@pytest.mark.parametrize("step_s", [8.0, -8.0])
+@pytest.mark.parametrize("kind", ["one user", "several users", "with a key"])
+async def test_mail_of_a_node_whose_clock_differs(
+    mongo_database: MongoDatabase,
+    store: MongoStore,
+    monkeypatch: pytest.MonkeyPatch,
+    step_s: float,
+    kind: str,
+) -> None:
+    """When it is due, and how long ago its notification came, goes by MongoDB's clock. Else it came late; or who was
+    there right before the notification was taken for somebody who is there since, and got none."""
+    shift_s, right_ns = 0.0, time.time_ns
+    monkeypatch.setattr(time, "time_ns", lambda: right_ns() + int(shift_s * 1e9))
+    users = USERS[:1] if kind == "one user" else USERS[:3]
+    async with opened(mongo_database) as other:
+        shift_s, began_at = step_s, time.monotonic()
+        at = now()
+        later = at + timedelta(seconds=50)
+        owed = [MailRecipient(USERS[0], "a@example.test", at, False)]
+        owed += [MailRecipient(user, f"{user}@example.test", later, True) for user in users[1:]]
+        duty = EmailDuty(Mail("subject", "content"), tuple(owed))
+        once = Once("key", b"what", 60) if kind == "with a key" else None
+        recipients = [Recipient(each.user_id, each.email) for each in owed]
+        await other.add(make_notification(created_at=at), recipients, duty, once)
+        shift_s = 0.0
+        accepted_at = at - timedelta(seconds=step_s)
+        [job] = await store.claim_mail(600, 10)
+        assert [each.user_id for each in job.recipients] == USERS[:1]
+        assert job.accepted_s_ago is not None
+        assert -1 < job.accepted_s_ago < time.monotonic() - began_at + 1
+        assert abs(job.recipients[0].due_at - accepted_at) < timedelta(seconds=1)
+        shift_s = step_s
+        again = PostponedMail(USERS[0], "a@example.test", 451, "later", now() + timedelta(seconds=50))
+        await other.settle_mail(job, MailOutcome(retry=(again,)))
+        shift_s = 0.0
+        due_at = await store.next_mail_due()
+        assert due_at is not None
+        assert -1 < (due_at - accepted_at).total_seconds() - 50 < time.monotonic() - began_at + 1
 
 
 async def test_a_change_goes_above_the_revs_of_a_faster_clock(

@@ -27,6 +27,9 @@ class MailJob:
     mail: Mail
     recipients: tuple[MailRecipient, ...]
     lease: str
+    accepted_s_ago: float | None = None
+    """How long before the claim the notification was accepted, by the clock of a store that several nodes share; None:
+    `created_at` is by the clock of this node."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -167,7 +167,7 @@ class Adding:
             document = new_document(notification, new_id(notification.tenant), user_id, rev)
             fields = document_fields(document, notification_fields(notification))
             if duty is not None:
-                fields["mail"] = duty_fields(duty)
+                fields["mail"] = duty_fields(duty, notification.created_at, self._revs.ahead_s)
             try:
                 await self._batcher.insert(encode(fields), user_of(document), document.created_at)
             except (StoreUnavailable, asyncio.CancelledError):
@@ -184,7 +184,7 @@ class Adding:
         self, notification: Notification, user_ids: Sequence[str], duty: EmailDuty | None, once: Once
     ) -> Stored:
         rev = await self._revs.next()
-        mail = None if duty is None else duty_fields(duty)
+        mail = duty_fields(duty, notification.created_at, self._revs.ahead_s)
         # First, so that what is too large for MongoDB claims no key.
         whole = Whole.of(notification, user_ids, mail, rev)
         claimed = await self.records.claim(notification, once)
@@ -312,7 +312,7 @@ class Adding:
 
     async def _open_intent(self, documents: Sequence[Document], duty: EmailDuty | None) -> Raw:
         """Store the intent; from then on the notification is sure to be completed."""
-        fields = intent_fields(documents, None if duty is None else duty_fields(duty))
+        fields = intent_fields(documents, duty_fields(duty, documents[0].created_at, self._revs.ahead_s))
         id_ = ObjectId()
         await self._note_intent(id_, encode(fields))
         return {"_id": id_, **fields}

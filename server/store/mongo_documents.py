@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import bson
@@ -23,6 +23,10 @@ Raw = dict[str, Any]
 
 MAX_BSON_BYTES = 16 * 1024 * 1024 - 16 * 1024
 """MongoDB's limit for a document, less what an update wraps around it."""
+
+SAME_S = 1.0
+"""Clocks that differ by less go alike, as for when something is due: by how much they differ is known to milliseconds
+only, and what is due at once is not to wait for these."""
 
 WHOLE = {"mail": 0, "legacy": 0}
 """The projection to what is read of a document: all but its mail duty, and what `mongo_migration` has kept."""
@@ -120,15 +124,20 @@ def document_fields(document: Document, common: Raw) -> Raw:
     }
 
 
-def duty_fields(duty: EmailDuty) -> Raw:
-    """The subdocument `mail`. `due`, the earliest of its recipients', is set as long as it may be claimed; `owed` is
-    the number of `recipients`. A claim adds `lease`, `leasedUntil`, `claimedAt`, and how many recipients were `claimed`
-    at most; other changes count up `version`. `attempts` is for earlier versions: from the first that is in vain, each
+def duty_fields(duty: EmailDuty | None, accepted_at: datetime, ahead_s: float) -> Raw | None:
+    """The subdocument `mail` of a notification that was accepted then by the clock of this node; None: nobody is owed
+    any. `ahead_s`: how far MongoDB's clock is ahead of this node's. All of its times are by MongoDB's. `due`, the
+    earliest of its recipients', is set as long as it may be claimed; `owed` is the number of `recipients`. A claim adds
+    `lease`, `leasedUntil`, `claimedAt`, and how many recipients were `claimed` at most; other changes count up
+    `version`. `attempts` is for earlier versions, which have no `acceptedAt`: from the first that is in vain, each
     recipient has its own, with `failingSince`, `failedAt`, `code` and `reason`."""
+    if duty is None:
+        return None
     mail = duty.mail
     texts = {"subject": mail.subject, "content": mail.content, "subtype": mail.subtype, "forced": mail.forced}
-    recipients = [recipient_fields(recipient) for recipient in duty.recipients]
-    return {**texts, "attempts": 0, **owed_fields(recipients)}
+    recipients = [recipient_fields(recipient, ahead_s) for recipient in duty.recipients]
+    accepted = {"acceptedAt": accepted_at + timedelta(seconds=ahead_s)}
+    return {**texts, **accepted, "attempts": 0, **owed_fields(recipients)}
 
 
 def owed_fields(recipients: Sequence[Raw]) -> Raw:
@@ -140,14 +149,19 @@ def owed_fields(recipients: Sequence[Raw]) -> Raw:
     }
 
 
-def recipient_fields(recipient: MailRecipient) -> Raw:
-    """One of the `recipients` of `mail`."""
+def recipient_fields(recipient: MailRecipient, ahead_s: float) -> Raw:
+    """One of the `recipients` of `mail`, as in `duty_fields`."""
     return {
         "_userId": recipient.user_id,
         "email": recipient.email,
-        "due": recipient.due_at,
+        "due": due_by(recipient.due_at, ahead_s),
         "online": recipient.accepted_online,
     }
+
+
+def due_by(instant: datetime, ahead_s: float) -> datetime:
+    """The same by a clock that is so far ahead."""
+    return instant if abs(ahead_s) < SAME_S else instant + timedelta(seconds=ahead_s)
 
 
 def encode(fields: Raw) -> RawBSONDocument:

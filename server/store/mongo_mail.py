@@ -21,7 +21,8 @@ from pymongo import ReturnDocument
 from server.ids import is_id
 from server.store import MailCounts, MailJob, MailOutcome, PostponedMail
 from server.store.mongo_connection import Collection, Connection
-from server.store.mongo_documents import Raw, owed_fields, read_mail, read_recipient
+from server.store.mongo_documents import Raw, due_by, owed_fields, read_mail, read_recipient
+from server.store.mongo_revs import StoredRevs
 from server.store.mongo_tenants import removed_among
 
 # In `$expr` what is missing is less than any time: without a lease, a duty is free.
@@ -36,8 +37,9 @@ _ID_DIGITS = 24
 class MailDuties:
     """The mail verbs of the store, but for `still_unseen`."""
 
-    def __init__(self, connection: Connection, clock: Callable[[], datetime]) -> None:
+    def __init__(self, connection: Connection, revs: StoredRevs, clock: Callable[[], datetime]) -> None:
         self._connection = connection
+        self._revs = revs
         self._clock = clock
 
     @property
@@ -111,6 +113,7 @@ class MailDuties:
             mail=read_mail(mail),
             recipients=tuple(map(read_recipient, leased_of(mail))),
             lease=lease,
+            accepted_s_ago=_since_accepted_s(mail),
         )
 
     async def settle(self, job: MailJob, outcome: MailOutcome) -> bool:
@@ -132,7 +135,7 @@ class MailDuties:
         at = self._clock()
         recipients = mail["recipients"]
         refused = mail.get("refused", []) + _refused_fields(recipients, outcome, at)
-        owed = [] if is_withdrawn else _still_owed(recipients, outcome, at)
+        owed = [] if is_withdrawn else _still_owed(recipients, outcome, at, self._revs.ahead_s)
         left = {name: value for name, value in mail.items() if name not in LEASE_FIELDS}
         return await replace(self._connection, place, leased, rest_of(left, owed, refused))
 
@@ -182,6 +185,12 @@ def leased_of(mail: Raw) -> list[Raw]:
     return due[: mail.get("claimed", len(due))]  # earlier versions claim all that are due
 
 
+def _since_accepted_s(mail: Raw) -> float | None:
+    """By MongoDB's clock at both times; None: earlier versions do not say."""
+    accepted_at: datetime | None = mail.get("acceptedAt")
+    return None if accepted_at is None else (mail["claimedAt"] - accepted_at).total_seconds()
+
+
 def rest_of(mail: Raw, owed: Sequence[Raw], refused: Sequence[Raw]) -> Raw:
     """The duty with these who are still owed it, and these who were refused it, in place of those before."""
     rest = {name: value for name, value in mail.items() if name not in ("recipients", "owed", "due")}
@@ -222,20 +231,21 @@ def _refused_fields(recipients: Sequence[Raw], outcome: MailOutcome, at: datetim
     ]
 
 
-def _still_owed(recipients: Sequence[Raw], outcome: MailOutcome, at: datetime) -> list[Raw]:
+def _still_owed(recipients: Sequence[Raw], outcome: MailOutcome, at: datetime, ahead_s: float) -> list[Raw]:
     """Those whom the outcome does not name, as they were, and those to try again, with the answer."""
     settled = {each.user_id for each in (*outcome.sent, *outcome.dropped)}
     settled |= {each.user_id for each in outcome.refused}
     again = {each.user_id: each for each in outcome.retry}
     return [
-        _put_off(each, again[each["_userId"]], at) if each["_userId"] in again else each
+        _put_off(each, again[each["_userId"]], at, ahead_s) if each["_userId"] in again else each
         for each in recipients
         if each["_userId"] not in settled
     ]
 
 
-def _put_off(recipient: Raw, answer: PostponedMail, at: datetime) -> Raw:
-    failed = {"due": answer.retry_at, "failedAt": at, "code": answer.code, "reason": answer.reason}
+def _put_off(recipient: Raw, answer: PostponedMail, at: datetime, ahead_s: float) -> Raw:
+    due_at = due_by(answer.retry_at, ahead_s)
+    failed = {"due": due_at, "failedAt": at, "code": answer.code, "reason": answer.reason}
     if not answer.is_untried:
         failed["attempts"] = recipient.get("attempts", 0) + 1
         failed["failingSince"] = recipient.get("failingSince", at)

@@ -72,10 +72,14 @@ class StoredRevs:
             self._ceiling = 0
         return self._clock.next_up_to(self._ceiling)
 
+    @property
+    def ahead_s(self) -> float:
+        """How far MongoDB's clock is ahead of this node's."""
+        return self._now_ms() / 1000 - now().timestamp()
+
     def as_of(self, instant: datetime) -> int:
         """As `Store.position_at`."""
-        ahead_ms = max(0.0, now().timestamp() * 1000 - self._now_ms())
-        return int(instant.timestamp() * 1000 - ahead_ms) << COUNTER_BITS
+        return int((instant.timestamp() + min(0.0, self.ahead_s)) * 1000) << COUNTER_BITS
 
     def _left(self) -> int | None:
         """For who has waited for the ceiling to be raised: one that is left under it, though that took longer than it

@@ -19,7 +19,9 @@ from tests.support.stores import place_of
 class Nobody:
     """No user is there."""
 
-    async def alive_since(self, tenant: str, user_ids: Collection[str], instant: datetime) -> set[str]:
+    async def alive_since(
+        self, tenant: str, user_ids: Collection[str], instant: datetime, ago_s: float | None
+    ) -> set[str]:
         return set()
 
 
