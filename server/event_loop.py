@@ -10,21 +10,19 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
+from threading import Thread
 from typing import Any
 
 from server.errors import StartupError
 
-THREADS = 32
-"""More than there are names in a configuration: each is looked up by one thread at a time."""
-
 
 class NamesApart(asyncio.AbstractEventLoop):
-    """A loop with this before it asks for a name once for all who wait for it."""
+    """A loop with this before it asks for a name once for all who wait for it: there are no more threads than names in
+    the configuration."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._names = ThreadPoolExecutor(THREADS, thread_name_prefix="names")
         self._lookups: dict[Any, asyncio.Future[Any]] = {}
 
     # As asyncio's; uvloop's own connections look their names up themselves, in threads of theirs.
@@ -34,10 +32,20 @@ class NamesApart(asyncio.AbstractEventLoop):
         asked = host, port, family, type, proto, flags
         lookup = self._lookups.get(asked)
         if lookup is None:
-            lookup = self._lookups[asked] = self.run_in_executor(self._names, socket.getaddrinfo, *asked)
+            found: Future[Any] = Future()
+            # Nobody waits for it at the end of the process, as for those of an executor.
+            Thread(target=_look_up, args=(asked, found), name="name look-up", daemon=True).start()
+            lookup = self._lookups[asked] = asyncio.wrap_future(found, loop=self)
             lookup.add_done_callback(lambda _: self._lookups.pop(asked))
         # A thread cannot be stopped: whoever gives up leaves it to the others who wait, and to who comes next.
         return await asyncio.shield(lookup)
+
+
+def _look_up(asked: Any, found: Future[Any]) -> None:
+    try:
+        found.set_result(socket.getaddrinfo(*asked))
+    except Exception as error:
+        found.set_exception(error)
 
 
 class AsyncioLoop(NamesApart, asyncio.SelectorEventLoop):

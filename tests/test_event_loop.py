@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import subprocess
+import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from server.event_loop import loop_factory
+
+ROOT = Path(__file__).resolve().parents[1]
 
 EACH = pytest.mark.parametrize("name", ["asyncio", "uvloop"])
 
@@ -76,3 +81,27 @@ def test_a_name_is_looked_up_anew(name: str, monkeypatch: pytest.MonkeyPatch) ->
 
     with asyncio.Runner(loop_factory=loop_factory(name)) as runner:
         runner.run(ask())
+
+
+HANGING = """
+import asyncio, socket, sys, threading
+from server.event_loop import loop_factory
+
+socket.getaddrinfo = lambda *_: threading.Event().wait()
+
+async def main():
+    asyncio.ensure_future(asyncio.get_running_loop().getaddrinfo("silent.example", 443))
+    await asyncio.sleep(0)
+
+with asyncio.Runner(loop_factory=loop_factory(sys.argv[1])) as runner:
+    runner.run(main())
+"""
+
+
+@EACH
+def test_a_name_that_hangs_does_not_keep_the_process(name: str) -> None:
+    """It ends all the same, as if there were no look-up."""
+    ended = subprocess.run(
+        [sys.executable, "-c", HANGING, name], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
