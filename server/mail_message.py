@@ -70,7 +70,11 @@ def envelope_address(address: str) -> str:
     match = _ADDRESS.fullmatch(address)
     if match is None:
         raise ValueError("not an e-mail address")
-    return f"{match[1]}@{_ascii_domain(match[2])}"
+    # Looked at once more: what is not in a domain may be in its normal form, such as the > of a fullwidth one.
+    ascii_address = f"{match[1]}@{_ascii_domain(match[2])}"
+    if not _ADDRESS.fullmatch(ascii_address):
+        raise ValueError("not an e-mail address")
+    return ascii_address
 
 
 def _ascii_domain(domain: str) -> str:

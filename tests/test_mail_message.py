@@ -211,7 +211,7 @@ def test_envelope_address(address: str, envelope: str) -> None:
 @pytest.mark.parametrize(
     "address",
     ["", "a", "a@", "@b", "a@b@c", "a b@c", "a@b c", "a@b\r\nRCPT TO:<eve@c>", "<a@b>", "a@b,c@d", "a@.b", "a@b..c",
-     "a@" + "x" * 64, "a@b\0", '"a"@b'],
+     "a@" + "x" * 64, "a@b\0", '"a"@b', "a@b＞.c", "a@b＠c.d", "a@b＞´size=1.c", "a@b´c.d"],
 )  # fmt: skip
 def test_not_an_address(address: str) -> None:
     """What could end an address in the envelope, or begin another command, never gets there."""
