@@ -367,6 +367,10 @@ def test_with_a_key_a_wrong_or_missing_one_is_always_400(tmp_path: Path) -> None
             assert answer.headers["Content-Type"].startswith("text/html")
         headers = {"Origin": "https://shop.example", "X_Forwarded_For": "203.0.113.9"}
         assert post(server, {"content": "x", "apikey": " s3cret-é "}, **headers).status == 200
+        for key, status in (("s3cret-é", 200), ("wrong", 400)):
+            long = {"content": "x" * 60_000, "title": "é", "apikey": key}
+            assert post(server, long, **headers).status == status
+            assert server.request("POST", "/notify", json.dumps(long).encode(), JSON).status == status
         for body, kind in BROKEN:
             answer = server.request("POST", "/notify", body, {"Content-Type": kind})
             assert (answer.status, answer.body) == (400, KEY_REFUSED)
