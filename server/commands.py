@@ -22,6 +22,10 @@ MAX_CREDENTIAL_CHARS = 1024
 MAX_TOKEN_CHARS = 8192
 """Longer tokens are refused unread. Those of large identity providers reach a few thousand."""
 
+FREE_VALUES, CHARS_PER_VALUE = 16 * 1024, 16
+"""How many values a text may have (commas and brackets are counted, wherever they stand): so many, and one more for
+each so many characters. An id in a list of them takes 27."""
+
 
 @dataclass(frozen=True, slots=True)
 class Join:
@@ -81,12 +85,23 @@ class Leave:
 Command = Join | JoinByToken | ListUnseen | ListPage | ListNewest | MarkSeen | Delete | Leave
 
 
+def read_json(text: str) -> Any:
+    """JSON of a client. Raises ValueError, also for one with more values than any command of its length has: reading a
+    long text of nothing else would hold up everybody."""
+    if len(text) > FREE_VALUES and sum(map(text.count, ",[{")) > FREE_VALUES + len(text) // CHARS_PER_VALUE:
+        raise ValueError("too many values")
+    try:
+        return json.loads(text)
+    except RecursionError as exc:
+        raise ValueError("nested too deeply") from exc
+
+
 def read_message(text: str) -> dict[str, Any]:
     """A client's message, in whatever dialect: a JSON object with a `name`. Raises `InvalidCommand`."""
     try:
-        message = json.loads(text)
-    except (ValueError, RecursionError) as exc:
-        raise InvalidCommand("", "the message is not JSON") from exc
+        message = read_json(text)
+    except ValueError as exc:
+        raise InvalidCommand("", "the message is not JSON, or has too many values") from exc
     if not isinstance(message, dict) or not isinstance(message.get("name"), str):
         raise InvalidCommand("name", 'a message is an object {"name": …, "data": …}')
     return message

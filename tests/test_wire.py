@@ -246,6 +246,16 @@ def test_a_refusal_does_not_repeat_the_password() -> None:
     assert "hunter2" not in error_frame(error).text
 
 
+@pytest.mark.parametrize("value", ["[]", "{}", "0", '""', "[[[[[[[[]]]]]]]]"])
+def test_more_values_than_any_command_has_are_not_read(value: str) -> None:
+    """It would take long, in which nobody else is served. A list of as many ids as fit in is."""
+    refused = _refusal('{"name": "seen", "data": {"ids": [' + ",".join([value] * 60_000) + "]}}")
+    assert "too many values" in str(refused)
+    assert refused.field == ""
+    ids = [f"{number:024x}" for number in range(40_000)]
+    assert _command("seen", {"ids": ids}) == MarkSeen(tuple(ids))
+
+
 @given(st.text())
 @example('{"name": "\\ud800"}')
 def test_any_text_is_a_command_or_refused(text: str) -> None:

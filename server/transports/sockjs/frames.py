@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from server.commands import read_json
 from server.transports.websocket import PING_BYTES, text_frame_bytes
 from server.wire import CloseReason
 
@@ -32,14 +33,15 @@ def close_frame(reason: CloseReason) -> str:
 
 def parse_messages(payload: str, *, may_be_single: bool = False) -> list[str] | None:
     """The messages in what a client sent: an array of them, or a single one where that is allowed; None if it is
-    neither. SockJS clients send strings; any other value is taken for the JSON text it is. Raises ValueError: not JSON.
+    neither. SockJS clients send strings; any other value is taken for the JSON text it is. Raises ValueError: as
+    `read_json`.
     """
+    value = read_json(payload)
+    if may_be_single and not isinstance(value, list):
+        value = [value]
+    if not isinstance(value, list):
+        return None
     try:
-        value = json.loads(payload)
-        if may_be_single and not isinstance(value, list):
-            value = [value]
-        if not isinstance(value, list):
-            return None
         return [item if isinstance(item, str) else _json(item) for item in value]
     except RecursionError as exc:
         raise ValueError("nested too deeply") from exc
