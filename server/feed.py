@@ -35,7 +35,7 @@ from server.store import EVENTS, HUB, SERVICE, Store
 from server.sync import LAST_ID, Sync
 from server.tasks import Tasks
 from server.tenants import Tenants
-from server.wire import FAILED, TOO_MANY, Frame
+from server.wire import FAILED, TOO_MANY, Frame, are_all
 
 logger = logging.getLogger(__name__)
 
@@ -242,7 +242,7 @@ class Feed:
             # Of an earlier listing, or pushed before this one: it need not have arrived yet.
             known = noted if self._screen.sent is None else noted | self._screen.sent.under_way
             yield self._told(document for document in documents if document.id not in known), None
-            if len(documents) < PORTION:
+            if are_all(documents, PORTION):
                 return
             after = documents[-1]
 
@@ -377,7 +377,7 @@ class StreamFeed(Feed):
         while True:
             read = partial(self._services.inbox.unseen, self._room, after=after, limit=PORTION)
             documents = await self._patiently(read)
-            after = documents[-1] if len(documents) == PORTION else None
+            after = None if are_all(documents, PORTION) else documents[-1]
             yield ((self.dialect.listed(document), (document,)) for document in documents), after
             if after is None:
                 return
@@ -392,7 +392,7 @@ class StreamFeed(Feed):
                 partial(store.changes, tenant, user_id, after=after, limit=PORTION)
             )
             yield ((self._as_it_is(document), (document,)) for document in documents), None
-            if len(documents) < PORTION:
+            if are_all(documents, PORTION):
                 return
             after = (documents[-1].rev, documents[-1].id)
 

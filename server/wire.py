@@ -135,6 +135,12 @@ def portions(documents: Sequence[Document]) -> Iterator[Sequence[Document]]:
     yield documents[start:]
 
 
+def are_all(documents: Sequence[Document], limit: int) -> bool:
+    """Whether a reading of up to `limit` documents has surely come to the end: of long ones a store returns no more
+    than go into a frame, and one."""
+    return len(documents) < limit and len(next(portions(documents))) == len(documents)
+
+
 def _length(document: Document) -> int:
     """Characters of all in it that publishers choose freely."""
     said = document.notification

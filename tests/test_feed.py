@@ -146,6 +146,28 @@ async def test_what_waited_comes_first_and_pushes_behind(core: Core, kind: type[
     await caught_up(core, connection)
 
 
+@pytest.mark.parametrize("kind", WITH_BACKLOG)
+async def test_all_that_waited_comes_however_long_it_is(core: Core, kind: type[Feed]) -> None:
+    """Though the store returns only as many long ones as go into a frame."""
+    await use_for_the_first_time(core, kind)
+    sent = [f"{number} {'x' * 40_000}" for number in range(5)]
+    for text in sent:
+        await core.notify("alice", content=text)
+    connection = listen(core, kind)
+    assert await contents(connection, 5) == sent
+    await caught_up(core, connection)
+
+
+@pytest.mark.parametrize("since", [None, 0])
+async def test_a_stream_tells_of_all_however_long_it_is(core: Core, since: int | None) -> None:
+    """What is unseen, and what has changed."""
+    for _ in range(5):
+        await core.notify("alice", content="x" * 40_000)
+    stream = RawStream()
+    stream.session = cast("Any", StreamFeed(stream, core.feeds, Identity(DEFAULT_TENANT, "alice"), since))
+    assert [(await stream.next())[0] for _ in range(6)] == ["notification"] * 5 + ["count"]
+
+
 async def test_each_frame_is_made_when_the_one_before_has_left(
     core: Core, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from server.ids import new_id
 from server.messages import Document, EmailDuty, Mail, MailRecipient, Recipient, altered, now
 from server.store import (
     ACKNOWLEDGED,
+    HUB,
     MAX_TYPES,
     WAYS,
     Change,
@@ -22,6 +24,7 @@ from server.store import (
     TypeCounts,
     Welcome,
 )
+from server.wire import are_all
 from tests.support.stores import TENANT, USER, Place, make_notification, put, put_many
 
 NOTHING = Change((), 0, None)
@@ -90,6 +93,36 @@ async def test_nodes_agree_on_the_epoch(place: Place) -> None:
     assert len({store.epoch for store in stores}) == 1
     for store in stores:
         await store.close()
+
+
+# -- long documents ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"content": "x" * 40_000}, {"data": {"text": "é" * 40_000}}, {"data": [[[]]] * 8_000}],
+    ids=["content", "data", "brackets"],
+)
+async def test_of_long_documents_no_more_are_read_than_are_told(store: Store, fields: dict[str, Any]) -> None:
+    """As many as go into a frame, and one, by which it is known that there are more. Pages, and what is asked for by
+    its id, come as a whole."""
+    documents = await put_many(store, 5, **fields)
+    found: list[Document] = []
+    while some := await store.unseen(TENANT, USER, after=found[-1] if found else None, limit=100):
+        assert len(some) <= 2
+        assert are_all(some, 100) is (some[-1] == documents[-1] and len(some) == 1)
+        found += some
+    assert found == documents
+    assert await store.newest(TENANT, USER, before=None, limit=100) == documents[:-3:-1]
+    assert await store.newest(TENANT, USER, before=None, limit=100, seen=False) == documents[:-3:-1]
+    assert await store.changes(TENANT, USER, after=(0, ""), limit=100) == documents[:2]
+    welcome = await store.welcome(TENANT, USER, unseen=100, changes=100)
+    assert (welcome.unseen, welcome.changes) == (documents[:2], documents[:2])
+    assert (
+        await store.deliveries.backlog(TENANT, USER, HUB, since=None, after=None, limit=100) == documents[:2]
+    )
+    assert await store.page(TENANT, USER, page=0, limit=100) == documents
+    assert await store.find(TENANT, USER, ids(documents)) == documents
 
 
 # -- the position --------------------------------------------------------------------------------------------

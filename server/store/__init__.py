@@ -196,6 +196,8 @@ class Store(Protocol):
         documents completed by this call, [] if there was nothing. Several nodes may call it at once."""
 
     # -- reading (never returns deleted documents) -----------------------------------------------------------
+    # `newest`, `unseen`, `changes` and `welcome` return at most `limit` documents, and fewer if there are no more, or
+    # if they are long: then two at least, and no more than one beyond `wire.MAX_CHARS_PER_FRAME` (`wire.are_all`).
     async def newest(
         self,
         tenant: str,

@@ -17,8 +17,10 @@ from server.ids import is_id
 from server.messages import Document
 from server.store import ACKNOWLEDGED, WAYS, Delivery, RefusedMail
 from server.store.mongo_connection import Connection
-from server.store.mongo_documents import WHOLE, Raw, beyond, read_document
+from server.store.mongo_documents import WHOLE, Raw, beyond
+from server.store.mongo_reading import read_documents
 from server.store.mongo_users import UserKey, id_of
+from server.wire import MAX_CHARS_PER_FRAME
 
 _BEFORE_ALL = ObjectId(bytes(12))
 
@@ -77,7 +79,7 @@ class MongoDeliveries:
         sort = {"createdAt": 1, "_id": 1}
         with self._connection.operation():
             found = self._connection.documents.find(query, WHOLE, sort=sort, limit=limit, hint="backlog")
-            return [read_document(each) for each in await found.to_list()]
+            return await read_documents(await found.to_list(), MAX_CHARS_PER_FRAME)
 
     async def mark(self, way: str, documents: Mapping[UserKey, Collection[str]]) -> None:
         bit = _bit(way)

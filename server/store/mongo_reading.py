@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Collection, Mapping, Sequence
+import math
+from collections.abc import Awaitable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -16,6 +17,7 @@ from server.store import MAX_TYPES, Counts, TypeCounts, Welcome
 from server.store.mongo_connection import Connection
 from server.store.mongo_documents import WHOLE, Raw, beyond, read_document
 from server.store.mongo_users import known_since
+from server.wire import MAX_CHARS_PER_FRAME as FRAME
 
 OLDEST_FIRST = 1
 NEWEST_FIRST = -1
@@ -30,6 +32,9 @@ FEW_TYPES = 16
 
 FEW_DOCUMENTS = 1000
 """Of one user: to group them takes less than a question more."""
+
+TURN_CHARS = 16 * 1024
+"""Of documents that are read without a break."""
 
 NOT_DELETED: Raw = {"delete": False}
 
@@ -91,12 +96,12 @@ class Reading:
         found = await self.select(
             tenant, user_id, where, index=index, order=NEWEST_FIRST, past=position, limit=limit
         )
-        return [read_document(each) for each in found]
+        return await read_documents(found, FRAME)
 
     async def page(self, tenant: str, user_id: str, page: int, limit: int) -> list[Document]:
         """As `Store.page`."""
         found = await self.select(tenant, user_id, order=OLDEST_FIRST, skip=page * limit, limit=limit)
-        return [read_document(each) for each in found]
+        return await read_documents(found)
 
     async def unseen(self, tenant: str, user_id: str, after: Document | None, limit: int) -> list[Document]:
         """As `Store.unseen`."""
@@ -104,18 +109,18 @@ class Reading:
         found = await self.select(
             tenant, user_id, {"seen": False}, index="unseen", order=OLDEST_FIRST, past=position, limit=limit
         )
-        return [read_document(each) for each in found]
+        return await read_documents(found, FRAME)
 
     async def changes(self, tenant: str, user_id: str, after: tuple[int, str], limit: int) -> list[Document]:
         """As `Store.changes`."""
         query = {"tenant": tenant, "_userId": user_id, **_changed_after(*after)}
         sort = {"rev": 1, "_id": 1}
         found = self._connection.documents.find(query, WHOLE, sort=sort, limit=limit, hint="changes")
-        return [read_document(each) for each in await found.to_list()]
+        return await read_documents(await found.to_list(), FRAME)
 
     async def find(self, tenant: str, user_id: str, ids: Sequence[str]) -> list[Document]:
         """As `Store.find`."""
-        return [read_document(each) for each in await self.among(tenant, user_id, id_list(ids), {}, WHOLE)]
+        return await read_documents(await self.among(tenant, user_id, id_list(ids), {}, WHOLE))
 
     async def counts(self, tenant: str, user_ids: Collection[str]) -> dict[str, Counts]:
         """As `Store.counts`."""
@@ -265,6 +270,25 @@ class Reading:
         found = await self._connection.documents.find(query, fields, hint="_id_").to_list()
         by_id = {each["_id"]: each for each in found}
         return [by_id[id_] for id_ in ids if id_ in by_id]
+
+
+async def read_documents(found: Iterable[Raw], max_chars: float = math.inf) -> list[Document]:
+    """In their order. The last one is that with which their texts are more than `max_chars`, or the second. Others get
+    their turn of the loop while long ones are read: each may hold the JSON of very many values."""
+    documents: list[Document] = []
+    size = turn = 0
+    for each in found:
+        if turn > TURN_CHARS:
+            await asyncio.sleep(0)
+            turn = 0
+        document = read_document(each)
+        documents.append(document)
+        length = len(document.notification.content) + len(each.get("data") or "")
+        size += length
+        turn += length
+        if size > max_chars and len(documents) > 1:
+            break
+    return documents
 
 
 def _add(types: dict[str, TypeCounts], value: object, count: int, *, seen: bool) -> None:

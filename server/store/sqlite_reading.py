@@ -7,6 +7,7 @@ clock.
 from __future__ import annotations
 
 import json
+import math
 import sqlite3
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from server.store import MAX_TYPES, NO_COUNTS, WAYS, Counts, TypeCounts, Welcome
 from server.store.sqlite_access import known_since
 from server.store.sqlite_errors import as_store_error
 from server.store.sqlite_schema import from_ms, id_bytes, to_ms
+from server.wire import MAX_CHARS_PER_FRAME as FRAME
 
 IDS_PER_STATEMENT = 500
 """SQLite takes 999 variables in a statement by default before 3.32, and more gain nothing."""
@@ -158,9 +160,9 @@ def newest(
     if position is None:
         return []
     if type_ is None and seen is None:
-        return _documents(connection, tenant, user_id, NEWEST, (tenant, user_id, *position, limit))
+        return _documents(connection, tenant, user_id, NEWEST, (tenant, user_id, *position, limit), FRAME)
     values = beyond(user_key(connection, tenant, user_id), position, limit)
-    return _documents(connection, tenant, user_id, NEWEST_OF, {**values, "type": type_, "seen": seen})
+    return _documents(connection, tenant, user_id, NEWEST_OF, {**values, "type": type_, "seen": seen}, FRAME)
 
 
 def page(connection: sqlite3.Connection, tenant: str, user_id: str, page: int, limit: int) -> list[Document]:
@@ -181,7 +183,7 @@ def read_oldest(
 ) -> list[Document]:
     """What a statement of `oldest_unseen` finds beyond this position."""
     values = beyond(user_key(connection, tenant, user_id), after, limit)
-    return _documents(connection, tenant, user_id, statement, values)
+    return _documents(connection, tenant, user_id, statement, values, FRAME)
 
 
 def position_of(document: Document) -> Position:
@@ -193,7 +195,7 @@ def changes(
 ) -> list[Document]:
     rev, id_ = after
     values = (tenant, user_id, max(min(rev, MAX_REV), -1), id_bytes(id_) or b"", limit)
-    return _documents(connection, tenant, user_id, CHANGES, values)
+    return _documents(connection, tenant, user_id, CHANGES, values, FRAME)
 
 
 def find(connection: sqlite3.Connection, tenant: str, user_id: str, ids: Sequence[str]) -> list[Document]:
@@ -302,16 +304,23 @@ def _documents(
     user_id: str,
     statement: str,
     values: Sequence[Any] | dict[str, Any],
+    max_chars: float = math.inf,
 ) -> list[Document]:
-    """Those of the rows of a statement that begins with `_SELECT`."""
+    """Those of the rows of a statement that begins with `_SELECT`. The last one is that with which their texts are more
+    than `max_chars`, or the second: the others are not even read."""
     # Most of a reading's Python is in this and the two functions below. Columns go by their places, each with a name:
     # to pass on parts of a row takes longer. An instant, which takes as long to make as all the rest, is made once
     # where it is the same.
     documents = []
-    rows = connection.execute(statement, values).fetchall()
+    size = 0
+    rows = connection.execute(statement, values)
     for id_, created, updated, rev, seen, gone, nid, at, type_, title, text, url, icon, image, data in rows:
         notification = read_notification(tenant, nid, at, type_, title, text, url, icon, image, data)
         documents.append(read_document(user_id, notification, at, id_, created, updated, rev, seen, gone))
+        size += len(text) + (0 if data is None else len(data))
+        if size > max_chars and len(documents) > 1:
+            break
+    rows.close()
     return documents
 
 
