@@ -20,7 +20,6 @@ from server.config import Config
 from server.consumers import Consumers
 from server.counts import UnseenCounts
 from server.doors import Doors
-from server.entrance import make_http_server
 from server.errors import StoreUnavailable
 from server.feed import FeedServices
 from server.grants import SignOut
@@ -120,7 +119,7 @@ class Server:
         )
         self._publish_port = PublishPort(config.application, self._doors, self._metrics, self._peers)
         self._entrance = self._doors.entrance()
-        self._http = make_http_server(self._entrance)
+        self._http = self._doors.http_server(self._entrance)
         self._reloads = Reloads(
             config,
             secured,

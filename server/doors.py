@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPServerRequest
 from tornado.log import access_log
 from tornado.web import Application, RequestHandler
@@ -16,7 +17,7 @@ from server.broadcaster import Broadcaster
 from server.callers import Caller, CallerPolicy
 from server.checks import Checks
 from server.config import Config
-from server.entrance import Entrance
+from server.entrance import Entrance, make_http_server
 from server.exposition import Exposition
 from server.feed import FeedServices
 from server.grants import Grant
@@ -42,6 +43,7 @@ from server.session import Session, SessionServices
 from server.tenants import Tenants
 from server.tokens.own import OwnTokens
 from server.transports import events, hub, inbox, service, socket_v2, socketio, tenant
+from server.transports.answers import Answers
 from server.transports.feeds import FeedDoors
 from server.transports.origins import Origins
 from server.transports.registry import ConnectionOptions, Connections
@@ -60,6 +62,8 @@ DEMO_FRAME_ANCESTORS = (
 )
 """The pages that may frame SockJS's iframe where there are demo users: what is in it speaks with our own origin."""
 
+ANSWER_PATIENCE = 2
+"""Times `slow_after_s`: who is pushed to is closed as slow before, with a reason."""
 
 REQUEST_LINE = "%d %s %s (%s) %.2fms"
 
@@ -163,6 +167,13 @@ class Doors:
         """The way in to all of them, which is to be opened."""
         early = health.early_routes(self._instruments)
         return Entrance(self.application(), early, [self._headers], self._relocation())
+
+    def http_server(self, entrance: Entrance) -> HTTPServer:
+        """What serves connections that come in there, for as long as they take their answers."""
+        server = make_http_server(entrance)
+        patience_s = ANSWER_PATIENCE * self.connections.options.slow_after_s
+        self.connections.on_tick.append(Answers(server, patience_s).look)
+        return server
 
     def _relocation(self) -> Relocation | None:
         if self._handoff is None:

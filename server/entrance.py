@@ -38,7 +38,8 @@ BODY_TIMEOUT_S = 60.0
 
 IDLE_TIMEOUT_S = 75.0
 """For the headers of a request, and so between two on one connection: above the 60 s for which common proxies keep
-theirs, so that it is they who close it. Neither time runs during an answer or on a WebSocket."""
+theirs, so that it is they who close it. Neither time runs on a WebSocket, or during an answer: see
+`transports.answers`."""
 
 
 class Entrance(HTTPServerConnectionDelegate):

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import http.client
 import json
+import select
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -133,6 +134,35 @@ async def test_an_address_that_connects_ever_again(start: Start) -> None:
         await honest.is_served()
         assert sum(await tries) == 20
         await honest.is_served()
+
+
+async def test_who_asks_and_never_reads_the_answers(start: Start) -> None:
+    """Is cut off, whatever was asked for; who reads them gets all."""
+    server = start({"NOTIFY_CONNECTIONS_SLOW_AFTER_S": "0.5"})
+    request = b"GET /client/notifications.js HTTP/1.1\r\nHost: here\r\nVia: proxy\r\n\r\n"
+    async with honest_user(server) as honest:
+        with contextlib.ExitStack() as stack:
+            poll = select.poll()
+            for _ in range(10):
+                deaf = stack.enter_context(socket.socket())
+                deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                deaf.connect(("127.0.0.1", server.port))
+                deaf.setblocking(False)
+                with contextlib.suppress(BlockingIOError):
+                    while True:
+                        deaf.sendall(request * 100)
+                poll.register(deaf, 0)  # that the connection has ended is always told
+            async with asyncio.timeout(WAIT_S):
+                while len(poll.poll(0)) < 10:
+                    await honest.is_served()
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=WAIT_S)
+        with contextlib.closing(connection):
+            for _ in range(3):
+                connection.request("GET", "/client/notifications.js")
+                answer = connection.getresponse()
+                assert answer.status == 200
+                await asyncio.sleep(1.5)  # longer than it may take
+                assert len(answer.read()) == int(answer.headers["Content-Length"])
 
 
 async def test_bytes_that_drip_in(start: Start) -> None:

@@ -610,7 +610,7 @@ async def test_rapid_input_leaves_turns_to_others() -> None:
         async with service.websocket("websocket") as busy, service.websocket("rawwebsocket") as other:
             sessions = [await service.next_session(), await service.next_session()]
             rapid, calm = sorted(sessions, key=lambda s: s.connection.transport, reverse=True)  # type: ignore[attr-defined]
-            await busy.send(json.dumps(["x"] * 50_000))
+            await busy.send(json.dumps(["x" * 16] * 50_000))
             await asyncio.wait_for(rapid.received.get(), WAIT_S)
             await other.send("y")
             assert await asyncio.wait_for(calm.received.get(), WAIT_S) == "y"
