@@ -354,6 +354,16 @@ async def test_a_body_that_is_too_large_is_answered(server: RunningServer, user:
     assert inbox(server, "GET", user, fields=fields).status == 200
 
 
+async def test_long_answers_count_as_several_commands(tmp_path: Path, user: str) -> None:
+    """As on a socket: each 16 KiB of them are one more."""
+    with RunningServer(tmp_path, NOTIFY_LIMITS_COMMANDS_PER_USER="10/h", **SETTINGS) as server:
+        server.must_notify(user, content="x" * 60_000)
+        answers = [inbox(server, "GET", user) for _ in range(4)]
+        assert [each.status for each in answers] == [200, 200, 200, 429]
+        other = [inbox(server, "GET", f"{user}-2") for _ in range(4)]
+        assert [each.status for each in other] == [200] * 4
+
+
 async def test_without_a_token_there_is_no_inbox(server: RunningServer) -> None:
     """Nor with a wrong one; nor by another method."""
     assert inbox(server, "GET", None).status == 401

@@ -226,7 +226,9 @@ class InboxHandler(UserRequest):
     def _answer(self, fields: Mapping[str, Any]) -> None:
         self._be_private()
         self.set_header("Content-Type", "application/json")
-        self.finish(json.dumps(fields, separators=(",", ":")))
+        text = json.dumps(fields, separators=(",", ":"))
+        self.doors.services.limits.charge(TokenBucket(), self.caller, self._room, len(text))
+        self.finish(text)
 
     def _be_private(self) -> None:
         """The answer is for this user alone, and to be asked about again each time."""
