@@ -12,6 +12,7 @@ from server.messages import AllSeen, Counts, Deleted, Document, Event, Missed, R
 from server.revs import COUNTER_BITS
 from server.rooms import Room
 from server.store import ACKNOWLEDGED, Change, Store, Welcome
+from server.wire import are_all
 
 CHANGES_PER_BATCH = 500
 """Documents changed, and told of in one frame, at a time (some 15 KB): no batch holds up the store or fills a
@@ -123,17 +124,22 @@ class Inbox:
             await self._publish(room, [AllSeen(settled)])
         if settled < upto:
             changed += await self._mark_batches(room, upto, is_part=False)
-        if ahead:
-            change = await self.mark_seen(room, tuple(document.id for document in ahead))
+        for start in range(0, len(ahead), CHANGES_PER_BATCH):
+            some = ahead[start : start + CHANGES_PER_BATCH]
+            change = await self.mark_seen(room, tuple(document.id for document in some))
             changed += change.changed
         return AllMarked(max([upto, *(document.rev for document in ahead)]), changed)
 
     async def _ahead(self, room: Room, position: int, upto: int | None) -> list[Document]:
         """The unseen documents with a rev up to `upto` (None: any) that other nodes have stored before now, though it
         is above this node's position."""
-        found = await self._store.changes(*room, after=(position + 1, ""), limit=CHANGES_PER_BATCH)
-        unseen = [document for document in found if not document.seen and not document.deleted]
-        return [document for document in unseen if upto is None or document.rev <= upto]
+        place, ahead = (position + 1, ""), list[Document]()
+        while True:
+            found = await self._store.changes(*room, after=place, limit=CHANGES_PER_BATCH)
+            ahead += [document for document in found if not document.seen and not document.deleted]
+            if are_all(found, CHANGES_PER_BATCH):
+                return [document for document in ahead if upto is None or document.rev <= upto]
+            place = (found[-1].rev, found[-1].id)
 
     async def _mark_batches(self, room: Room, up_to: int, *, is_part: bool) -> int:
         count = 0

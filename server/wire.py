@@ -135,10 +135,15 @@ def portions(documents: Sequence[Document]) -> Iterator[Sequence[Document]]:
     yield documents[start:]
 
 
+def overflow(documents: Sequence[Document]) -> bool:
+    """Whether these are more than go into one frame, as `portions` has it."""
+    return len(next(portions(documents))) < len(documents)
+
+
 def are_all(documents: Sequence[Document], limit: int) -> bool:
-    """Whether a reading of up to `limit` documents has surely come to the end: of long ones a store returns no more
-    than go into a frame, and one."""
-    return len(documents) < limit and len(next(portions(documents))) == len(documents)
+    """Whether a reading of up to `limit` documents has come to the end: of long ones a store returns no more than go
+    into a frame, and one."""
+    return len(documents) < limit and not overflow(documents)
 
 
 def _length(document: Document) -> int:

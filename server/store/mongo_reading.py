@@ -18,6 +18,7 @@ from server.store.mongo_connection import Connection
 from server.store.mongo_documents import WHOLE, Raw, beyond, read_document
 from server.store.mongo_users import known_since
 from server.wire import MAX_CHARS_PER_FRAME as FRAME
+from server.wire import overflow
 
 OLDEST_FIRST = 1
 NEWEST_FIRST = -1
@@ -273,8 +274,8 @@ class Reading:
 
 
 async def read_documents(found: Iterable[Raw], max_chars: float = math.inf) -> list[Document]:
-    """In their order. The last one is that with which their texts are more than `max_chars`, or the second. Others get
-    their turn of the loop while long ones are read: each may hold the JSON of very many values."""
+    """In their order; with `max_chars`, of long ones no more than go into a frame, and one. Others get their turn of
+    the loop while long ones are read: each may hold the JSON of very many values."""
     documents: list[Document] = []
     size = turn = 0
     for each in found:
@@ -286,7 +287,7 @@ async def read_documents(found: Iterable[Raw], max_chars: float = math.inf) -> l
         length = len(document.notification.content) + len(each.get("data") or "")
         size += length
         turn += length
-        if size > max_chars and len(documents) > 1:
+        if size > max_chars and overflow(documents):
             break
     return documents
 

@@ -18,6 +18,7 @@ from server.store.sqlite_access import known_since
 from server.store.sqlite_errors import as_store_error
 from server.store.sqlite_schema import from_ms, id_bytes, to_ms
 from server.wire import MAX_CHARS_PER_FRAME as FRAME
+from server.wire import overflow
 
 IDS_PER_STATEMENT = 500
 """SQLite takes 999 variables in a statement by default before 3.32, and more gain nothing."""
@@ -306,8 +307,8 @@ def _documents(
     values: Sequence[Any] | dict[str, Any],
     max_chars: float = math.inf,
 ) -> list[Document]:
-    """Those of the rows of a statement that begins with `_SELECT`. The last one is that with which their texts are more
-    than `max_chars`, or the second: the others are not even read."""
+    """Those of the rows of a statement that begins with `_SELECT`; with `max_chars`, of long ones no more than go into
+    a frame, and one: the others are not even read."""
     # Most of a reading's Python is in this and the two functions below. Columns go by their places, each with a name:
     # to pass on parts of a row takes longer. An instant, which takes as long to make as all the rest, is made once
     # where it is the same.
@@ -318,7 +319,7 @@ def _documents(
         notification = read_notification(tenant, nid, at, type_, title, text, url, icon, image, data)
         documents.append(read_document(user_id, notification, at, id_, created, updated, rev, seen, gone))
         size += len(text) + (0 if data is None else len(data))
-        if size > max_chars and len(documents) > 1:
+        if size > max_chars and overflow(documents):
             break
     rows.close()
     return documents
