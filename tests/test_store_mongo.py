@@ -52,6 +52,7 @@ from server.store import (
     mongo_revs,
 )
 from server.store.mongo import MongoStore
+from server.store.mongo_batches import MAX_BATCH_BYTES
 from server.store.mongo_revs import StoredRevs
 from tests.support.mongo_stores import USER, collect_sockets_of_pymongo, opened, original, until_it_succeeds
 from tests.support.mongod import Mongod, MongoDatabase
@@ -748,6 +749,29 @@ async def test_an_answer_that_got_lost(store: MongoStore, monkeypatch: pytest.Mo
     monkeypatch.setattr(store._adding._doubts, "_grace_s", 0.0)
     assert await store.complete_intents() == await whole_inbox(store)
     assert await store.complete_intents() == []
+
+
+@pytest.mark.parametrize("way", ["many", "broadcast"])
+async def test_long_ones_are_written_a_few_at_a_time(
+    store: MongoStore, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """What is encoded and sent at once holds up everybody."""
+    insert_missing, sizes = store._adding._insert_missing, []
+
+    async def note_the_size(documents: Any) -> Any:
+        sizes.append(sum(len(each.raw) for each in documents))
+        return await insert_missing(documents)
+
+    monkeypatch.setattr(store._adding, "_insert_missing", note_the_size)
+    users = [f"user {number}" for number in range(100)]
+    notification = make_notification(content="x" * 60_000, data={"text": "x" * 60_000})
+    if way == "many":
+        documents = (await store.add(notification, [Recipient(user) for user in users], None)).documents
+    else:
+        documents = list(await store.broadcasts.expand(notification, users))
+    assert sorted(document.user_id for document in documents) == sorted(users)
+    assert len(sizes) > 1
+    assert max(sizes) < 1.1 * MAX_BATCH_BYTES
 
 
 # -- everybody: broadcasts -----------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from bson import ObjectId
 from bson.raw_bson import RawBSONDocument
@@ -26,7 +26,7 @@ from server.flights import Turns
 from server.ids import new_id, new_ids
 from server.messages import Document, EmailDuty, Notification, Recipient
 from server.store import Once, Stored
-from server.store.mongo_batches import Batcher
+from server.store.mongo_batches import Batcher, chunks
 from server.store.mongo_connection import Connection, DocumentRefused, raise_but_for_duplicates
 from server.store.mongo_documents import (
     Raw,
@@ -45,7 +45,8 @@ from server.store.mongo_users import KnownUsers
 logger = logging.getLogger(__name__)
 
 CHUNK_DOCUMENTS = 500
-"""How many documents of one notification are built and written at a time: the loop is free in between."""
+"""How many documents of one notification are built and written at a time, fewer of long ones: the loop is free in
+between."""
 
 GRACE_TIMEOUTS = 3
 """After this many times the time limit of a verb, the writer of an open intent has surely ended."""
@@ -221,7 +222,7 @@ class Adding:
         """Write what is not there. The documents as they are stored then, and whether it was this call that wrote the
         last one."""
         others_wrote = False
-        for chunk in _chunks([each for each in whole.documents if each is not whole.last]):
+        for chunk in chunks([each for each in whole.documents if each is not whole.last], CHUNK_DOCUMENTS):
             there = await self._insert_missing(
                 [encode(document_fields(each, whole.common)) for each in chunk]
             )
@@ -291,7 +292,7 @@ class Adding:
         common = {each.nid: notification_fields(each) for each in notifications}
         new: list[Document] = []
         try:
-            for chunk in _chunks(documents):
+            for chunk in chunks(documents, CHUNK_DOCUMENTS):
                 fields = (document_fields(each, common[each.notification.nid]) for each in chunk)
                 there = await self._insert_missing([encode(each) for each in fields])
                 new += [document for place, document in enumerate(chunk) if place not in there]
@@ -336,7 +337,7 @@ class Adding:
         and whether it was this call that closed the intent."""
         common = notification_fields(documents[0].notification)
         others_wrote = False
-        for chunk in _chunks(documents):
+        for chunk in chunks(documents, CHUNK_DOCUMENTS):
             there = await self._insert_missing([encode(document_fields(each, common)) for each in chunk])
             others_wrote |= bool(there)
         try:
@@ -393,8 +394,3 @@ class Adding:
 
 def _still_open(intent: Raw) -> Raw:
     return {"_id": intent["_id"], "openedAt": {"$exists": True}}
-
-
-def _chunks(documents: Sequence[Document]) -> Iterator[Sequence[Document]]:
-    for start in range(0, len(documents), CHUNK_DOCUMENTS):
-        yield documents[start : start + CHUNK_DOCUMENTS]

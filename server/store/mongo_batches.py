@@ -6,17 +6,20 @@ import asyncio
 import contextvars
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Generic, TypeVar
 
+import bson
 from bson.raw_bson import RawBSONDocument
 from pymongo.errors import BulkWriteError, PyMongoError
 
 from server.errors import Busy, StoreUnavailable
 from server.flights import settle
+from server.messages import Document, Notification
 from server.store.mongo_connection import Connection, document_error
+from server.store.mongo_documents import notification_fields
 from server.store.mongo_users import KnownUsers, UserKey
 
 T = TypeVar("T")
@@ -32,6 +35,22 @@ MAX_BATCH_BYTES = 4 * 1024 * 1024
 
 MAX_WAITING_BYTES = 64 * 1024 * 1024
 """What may wait for its batch, all requests together, before new ones are refused."""
+
+
+def chunks(documents: Sequence[Document], most: int) -> Iterator[Sequence[Document]]:
+    """`documents` in their order, at most so many at a time, and of long ones as many as go into a batch."""
+    start = size = length = 0
+    notification: Notification | None = None
+    for index, document in enumerate(documents):
+        if document.notification is not notification:
+            notification = document.notification
+            length = len(bson.encode(notification_fields(notification)))
+        if index > start and (index - start == most or size + length > MAX_BATCH_BYTES):
+            yield documents[start:index]
+            start, size = index, 0
+        size += length
+    if documents:
+        yield documents[start:]
 
 
 @dataclass(slots=True, eq=False)
