@@ -38,8 +38,13 @@ class Presence:
         self, tenant: str, user_ids: Collection[str], instant: datetime, ago_s: float | None = None
     ) -> set[str]:
         """Those of these users of whom a connection gave a sign of life after `instant` (aware UTC), even if it has
-        closed since. `ago_s`: how long ago that was; None: the clock of this node showed it."""
-        silent_for_s = time.monotonic() - self._moments.of(instant) if ago_s is None else ago_s
+        closed since. `ago_s`: how long ago that was, by a clock that nodes share; None: the clock of this node showed
+        it."""
+        silent_for_s = time.monotonic() - self._moments.of(instant)
+        if ago_s is not None:
+            # Another node's clock may be behind, and ours stands still while the machine is asleep: the later of two
+            # moments counts, as a mail too many beats one too few.
+            silent_for_s = min(silent_for_s, ago_s)
         alive = self._rooms.alive_since(tenant, user_ids, silent_for_s)
         others = set(user_ids) - alive
         if others:

@@ -85,7 +85,9 @@ async def test_an_instant_ahead_of_our_clock_is_no_proof_of_life(presence: Prese
     assert not await is_alive(presence, now() + timedelta(seconds=5))
 
 
-async def test_how_long_ago_it_was_counts_for_more_than_an_instant(presence: Presence, alice: Member) -> None:
+async def test_how_long_ago_it_was_counts_where_the_instant_is_earlier(
+    presence: Presence, alice: Member
+) -> None:
     """The clock of the node that accepted it may be behind ours: what came before is no sign of life."""
     alice.connection.last_alive_at = time.monotonic() - 3
     accepted_at = now() - timedelta(seconds=8)
@@ -115,14 +117,15 @@ async def test_signs_of_life_are_kept_until_no_mail_depends_on_them(
     assert not await is_alive(presence, now() - timedelta(seconds=105))
 
 
+@pytest.mark.parametrize("ago_s", [None, 3600.0], ids=["by the clock of the node", "by one that nodes share"])
 async def test_a_clock_that_is_set_ahead_makes_nobody_alive(
-    presence: Presence, alice: Member, monkeypatch: pytest.MonkeyPatch
+    presence: Presence, alice: Member, monkeypatch: pytest.MonkeyPatch, ago_s: float | None
 ) -> None:
     """Nor does a machine that was asleep. The last sign of life came before the notification, however long ago that
     looks to be now: whoever is not there is mailed."""
     alice.connection.last_alive_at = time.monotonic() - 10
     accepted_at, showed_ns = now(), time.time_ns
     monkeypatch.setattr(time, "time_ns", lambda: showed_ns() + 3600 * 10**9)
-    assert not await is_alive(presence, accepted_at)
+    assert not await presence.alive_since("acme", ["alice"], accepted_at, ago_s)
     alice.connection.last_alive_at = time.monotonic() + 10
-    assert await is_alive(presence, accepted_at)
+    assert await presence.alive_since("acme", ["alice"], accepted_at, ago_s)
