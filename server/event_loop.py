@@ -36,9 +36,14 @@ class NamesApart(asyncio.AbstractEventLoop):
             # Nobody waits for it at the end of the process, as for those of an executor.
             Thread(target=_look_up, args=(asked, found), name="name look-up", daemon=True).start()
             lookup = self._lookups[asked] = asyncio.wrap_future(found, loop=self)
-            lookup.add_done_callback(lambda _: self._lookups.pop(asked))
+            lookup.add_done_callback(lambda _: self._forget(asked))
         # A thread cannot be stopped: whoever gives up leaves it to the others who wait, and to who comes next.
         return await asyncio.shield(lookup)
+
+    def _forget(self, asked: Any) -> None:
+        lookup = self._lookups.pop(asked)
+        if not lookup.cancelled():
+            lookup.exception()  # that nobody waits for it any more is no mistake
 
 
 def _look_up(asked: Any, found: Future[Any]) -> None:

@@ -100,7 +100,8 @@ class _FeedScreen(Screen):
 
     def _send_news(self, pushes: Sequence[Push]) -> None:
         news = self._news(pushes)
-        super()._send_news(news)
+        for _, frame in news:
+            self.connection.send(frame)
         self._note_sent(news)
 
     def answer(self, frame: Frame, documents: Sequence[Document] = ()) -> None:
@@ -132,7 +133,16 @@ class Feed:
     """The session of such a client (`transports.connections.ClientSession`). To be made when the connection opens: that
     joins the room, or closes the connection with the reason why it cannot."""
 
-    __slots__ = ("_expiry", "_is_joined", "_room", "_screen", "_services", "_task", "connection")
+    __slots__ = (
+        "_expiry",
+        "_is_behind",
+        "_is_joined",
+        "_room",
+        "_screen",
+        "_services",
+        "_task",
+        "connection",
+    )
 
     way: str | None = None
     """The name by which the store remembers what was sent; None: it does not."""
@@ -147,6 +157,8 @@ class Feed:
             self._screen.sent = Sent(services.marks, self.way, self._room, connection)
         self._expiry: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
+        # whether something was missed that no catching up has begun to make up for
+        self._is_behind = False
         self._is_joined = self._join(identity)
         if self._is_joined:
             self._task = services.tasks.start(self._catch_up(), "feed")
@@ -182,12 +194,22 @@ class Feed:
 
     def missed(self, since: datetime) -> None:
         """Events since then may not have come: what waits for this client is read again."""
-        if self._is_joined and self._room[1] != NOBODY:
-            self._task = self._services.tasks.start(self._catch_up_again(self._task), "feed")
+        if self._is_joined and self._room[1] != NOBODY and not self._is_behind:
+            self._is_behind = True
+            self._task = self._services.tasks.start(self._go_back(self._task), "feed")
 
-    async def _catch_up_again(self, before: asyncio.Task[None] | None) -> None:
+    async def _go_back(self, before: asyncio.Task[None] | None) -> None:
+        """When that is done, make up for all that was missed until then."""
         if before is not None:
-            await asyncio.wait([before])
+            try:
+                await asyncio.wait([before])
+            except asyncio.CancelledError:
+                before.cancel()
+                raise
+        self._is_behind = False
+        await self._catch_up_again()
+
+    async def _catch_up_again(self) -> None:
         self._screen.begin_answer()
         await self._catch_up()
 
@@ -349,19 +371,26 @@ class StreamFeed(Feed):
     order in which they were made, which need not be that of their revs: so a client can go on from the end of that
     listing, but not from any one of its documents."""
 
-    __slots__ = ("_since", "_upto")
+    __slots__ = ("_gap", "_since", "_upto")
     dialect: StreamDialect = StreamDialect()
 
     def __init__(
         self, connection: Connection, services: FeedServices, identity: Identity, since: int | None
     ) -> None:
         self._since = since
+        # the position where what was missed begins; None: nothing was
+        self._gap: int | None = None
         self._upto = 0
         super().__init__(connection, services, identity)
 
     def missed(self, since: datetime) -> None:
-        self._since = self._services.store.position_at(since)
+        position = self._services.store.position_at(since)
+        self._gap = position if self._gap is None else min(self._gap, position)
         super().missed(since)
+
+    async def _catch_up_again(self) -> None:
+        self._since, self._gap = self._gap, None
+        await super()._catch_up_again()
 
     async def _backlog(self) -> AsyncIterator[Portion]:
         listed = self._unseen() if self._since is None else self._changed(self._since)

@@ -7,7 +7,6 @@ import asyncio
 import logging
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
-from datetime import datetime
 from functools import partial
 from typing import Any, TypeVar
 
@@ -93,13 +92,7 @@ class InboxFeed(Feed):
     def _start_refresh(self) -> None:
         self._task = self._services.tasks.start(self._refresh(), "feed")
 
-    def missed(self, since: datetime) -> None:
-        if self._is_joined:
-            self._task = self._services.tasks.start(self._refresh_after(self._task), "feed")
-
-    async def _refresh_after(self, before: asyncio.Task[None] | None) -> None:
-        if before is not None:
-            await asyncio.wait([before])
+    async def _catch_up_again(self) -> None:
         if self._refreshing is not None:
             self._refreshing.cancel()
         await self._refresh(is_patient=True)

@@ -101,16 +101,21 @@ class Retention:
         while True:
             try:
                 await self.look()
+                await (
+                    self._store.ping()
+                )  # it knows whether this node has the right time; others have it, perhaps
                 is_mine = await self._hold()
                 if self._was_set():
                     due_at = time.monotonic() + PASS_S
                 if is_mine and time.monotonic() >= due_at:
-                    await self._store.ping()  # which knows whether this node has the right time
                     await self.work()
                     due_at = time.monotonic() + PASS_S
             except Trouble as trouble:
-                due_at = time.monotonic() + PASS_S
-                logger.warning("nothing is removed before %.0f s have passed: %s", PASS_S, trouble)
+                if time.monotonic() >= due_at:
+                    due_at = time.monotonic() + PASS_S
+                    logger.warning(
+                        "nothing is removed by this node before %.0f s have passed: %s", PASS_S, trouble
+                    )
             except StoreUnavailable as error:
                 logger.debug("removing what has had its time waits for the store: %s", error)
             except Exception:

@@ -295,7 +295,7 @@ async def test_what_was_told_before_somebody_came_is_read_instead(core: Core) ->
     backplane.start()
     stored = await core.store.add(*_to_alice("seen elsewhere"))
     await core.store.mark_seen(*ALICE_HERE, [stored.documents[0].id])
-    sent_at = now().timestamp() - 1
+    sent_at = now().timestamp() - 6
     connection = await core.join("alice")
     late = [(ALICE_HERE, Added(each), encode_notification(each.notification)) for each in stored.documents]
     backplane.received(encode_told("them", int(1000 * sent_at), late, 1))
@@ -533,6 +533,22 @@ async def test_a_stream_is_given_what_has_changed(core: Core) -> None:
     assert gone.id in frames[1]
     assert '{"unseen":1}' in frames[2]
     assert "id:" not in frames[2]  # it would go on from where it once began
+    feed.closed()
+
+
+async def test_a_stream_misses_something_while_it_begins(core: Core) -> None:
+    """It is told all that is unseen nevertheless, and what it missed behind that, from the first gap on; together it
+    costs one more reading."""
+    await core.store.add(*_to_alice("long ago"))
+    connection, frames = recorded()
+    feed = StreamFeed(connection, core.feeds, Identity(*ALICE_HERE), None)
+    await asyncio.sleep(0.01)
+    since = now()
+    for ago_s in (0, 60, 0):
+        feed.missed(since - timedelta(seconds=ago_s))
+    await until(lambda: not len(core.tasks), "all being told")
+    assert ["unseen" in text for text in frames] == [False, True, False, True]
+    assert frames[0].count("long ago") == frames[2].count("long ago") == 1
     feed.closed()
 
 

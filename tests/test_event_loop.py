@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 import subprocess
 import sys
@@ -64,6 +65,31 @@ def test_a_name_that_hangs_holds_up_nothing_else(name: str, monkeypatch: pytest.
 
     with asyncio.Runner(loop_factory=loop_factory(name)) as runner:
         runner.run(ask())
+
+
+@EACH
+def test_a_name_that_is_not_found_when_nobody_waits_any_more(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Is no mistake that asyncio would complain of."""
+    silent = SilentName("silent.example", monkeypatch)
+    complaints: list[dict[str, Any]] = []
+
+    async def ask() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: complaints.append(context))
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await loop.getaddrinfo("silent.example", 443)
+        silent.released.set()
+        with pytest.raises(socket.gaierror):
+            await loop.getaddrinfo("silent.example", 443)
+        await asyncio.sleep(0.05)
+        gc.collect()
+
+    with asyncio.Runner(loop_factory=loop_factory(name)) as runner:
+        runner.run(ask())
+    assert not complaints
 
 
 @EACH

@@ -62,7 +62,18 @@ def test_any_text_is_of_a_kind_or_of_none(text: str) -> None:
             pass
 
 
-@pytest.mark.parametrize("text", ["0{", "0[" + "[" * 100_000, "0/" + "n" * 200, "0NaN,", '0"' + "\ud800"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "0{",
+        "0[" + "[" * 100_000,
+        "0/" + "n" * 200,
+        "0NaN,",
+        '0"' + "\ud800",
+        "0" + "[" * 50_000 + "]" * 50_000,
+        "0[" + "1," * 50_000 + "1]",
+    ],
+)
 def test_what_nobody_says_is_malformed(text: str) -> None:
     with pytest.raises(MalformedPacket):
         parse_connect(text)

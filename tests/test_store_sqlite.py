@@ -757,6 +757,22 @@ async def test_what_cannot_be_read_of_one_user_is_no_business_of_others(
     assert nobody == Welcome(None)
 
 
+async def test_what_cannot_be_read_holds_up_no_reader(store: SQLiteStore, path: Path) -> None:
+    """It sees what is stored from then on, even while the error is looked at."""
+    await put_many(store, 3)
+    with another_program(path) as connection:
+        connection.execute("UPDATE notifications SET data = '{' WHERE key = 1")
+    errors = []
+    for _ in range(sqlite_module.READERS):
+        with pytest.raises(ValueError) as error:  # noqa: PT011  # of json
+            await store.unseen(TENANT, USER, after=None, limit=10)
+        errors.append(error.value)
+    await put(store)
+    for _ in range(2 * sqlite_module.READERS):
+        assert await store.count_unseen(TENANT, [USER]) == {USER: 4}
+    assert errors
+
+
 async def test_what_is_repeated_is_not_read_for_each_of_its_users(store: SQLiteStore) -> None:
     """However long it is, and however many they are."""
     notification = make_notification(content="x" * 1_000_000)

@@ -51,8 +51,9 @@ have died just before, unnoticed."""
 MAX_GAP = timedelta(days=1)
 """Of what another node says that it has told nobody of."""
 
-ROUNDED_S = 0.001
-"""By so much at most the time at which something was told is rounded down."""
+LATE_S = 5.0
+"""What was on its way for longer may be older than what somebody who has come meanwhile has read, since they had the
+time to change it elsewhere. Less counts for nothing: clocks differ."""
 
 MAX_ANSWERING = 100
 """Questions of other nodes that are being answered."""
@@ -212,10 +213,10 @@ class ClusterBackplane(Backplane):
         events = list(self._reader.events(told, self._is_wanted))
         broadcasts = [(room, event) for room, event in events if isinstance(event, Broadcasted)]
         changed = {room for room, _ in events if room[1] != NOBODY}
-        # Who came later has read what has become of these documents, which this may be older than.
-        told_at = time.monotonic() - age_s + ROUNDED_S
-        came_later = {room for room in changed if self._rooms.began_after(room, told_at)}
-        if came_later:
+        if age_s > LATE_S:
+            # Who came later has read what has become of these documents, of which nothing was heard here.
+            told_at = time.monotonic() - age_s
+            came_later = {room for room in changed if self._rooms.began_after(room, told_at)}
             self.missed(came_later, _instant(told.sent_ms))
             events = [(room, event) for room, event in events if room not in came_later]
         self._local.publish(events)

@@ -85,7 +85,7 @@ class NotifyDoor(Door):
     async def _check_key(self, visit: Visit, body: bytes) -> None:
         """Refuse who shows no right key anywhere, before a body is read of which that takes long. Which key counts is
         decided when it has been read."""
-        *others, last = (_key(_query_fields(visit)), *_keys_in(visit, body))
+        *others, last = dict.fromkeys((_key(_query_fields(visit)), *_keys_in(visit, body)))
         for key in others:
             with contextlib.suppress(Refused):
                 await visit.gate.publishers.identify(visit.presented(key), visit.caller)

@@ -77,7 +77,7 @@ class MongoStore:
         self._adding = Adding(self._connection, self._revs, users)
         self._reading = Reading(self._connection)
         self._changing = Changing(self._connection, self._reading, self._revs, clock)
-        self._mail = MailDuties(self._connection, self._revs, clock)
+        self._mail = MailDuties(self._connection, clock)
         self._migration = Migration(self._connection, users, legacy_timezone)
         self._directory = MongoDirectory(self._connection, users, self._mail, clock)
         self.directory: Directory = self._directory

@@ -12,7 +12,6 @@ from server.store.mongo_connection import Connection
 from server.store.mongo_directory import MongoDirectory
 from server.store.mongo_mail import MailDuties
 from server.store.mongo_outbox import MongoOutbox
-from server.store.mongo_revs import StoredRevs
 from server.store.mongo_users import KnownUsers
 
 
@@ -30,7 +29,7 @@ class MongoBeside:
         clock: Callable[[], datetime] = messages.now,
     ) -> None:
         self._connection = Connection(url, db, collection, timeout_s)
-        users, mail = KnownUsers(self._connection), MailDuties(self._connection, StoredRevs(), clock)
+        users, mail = KnownUsers(self._connection), MailDuties(self._connection, clock)
         self._directory = MongoDirectory(self._connection, users, mail, clock)
         self.directory: Directory = self._directory
         self.outbox: Outbox = MongoOutbox(self._connection)

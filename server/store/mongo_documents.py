@@ -126,7 +126,7 @@ def document_fields(document: Document, common: Raw) -> Raw:
 
 def duty_fields(duty: EmailDuty | None, accepted_at: datetime, ahead_s: float) -> Raw | None:
     """The subdocument `mail` of a notification that was accepted then by the clock of this node; None: nobody is owed
-    any. `ahead_s`: how far MongoDB's clock is ahead of this node's. All of its times are by MongoDB's. `due`, the
+    any. `ahead_s`: how far MongoDB's clock is ahead of this node's. When something is due goes by MongoDB's. `due`, the
     earliest of its recipients', is set as long as it may be claimed; `owed` is the number of `recipients`. A claim adds
     `lease`, `leasedUntil`, `claimedAt`, and how many recipients were `claimed` at most; other changes count up
     `version`. `attempts` is for earlier versions, which have no `acceptedAt`: from the first that is in vain, each

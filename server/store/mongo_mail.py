@@ -22,7 +22,6 @@ from server.ids import is_id
 from server.store import MailCounts, MailJob, MailOutcome, PostponedMail
 from server.store.mongo_connection import Collection, Connection
 from server.store.mongo_documents import Raw, due_by, owed_fields, read_mail, read_recipient
-from server.store.mongo_revs import StoredRevs
 from server.store.mongo_tenants import removed_among
 
 # In `$expr` what is missing is less than any time: without a lease, a duty is free.
@@ -37,9 +36,8 @@ _ID_DIGITS = 24
 class MailDuties:
     """The mail verbs of the store, but for `still_unseen`."""
 
-    def __init__(self, connection: Connection, revs: StoredRevs, clock: Callable[[], datetime]) -> None:
+    def __init__(self, connection: Connection, clock: Callable[[], datetime]) -> None:
         self._connection = connection
-        self._revs = revs
         self._clock = clock
 
     @property
@@ -125,17 +123,21 @@ class MailDuties:
         leased = {"_id": ObjectId(id_), **notification, "mail.lease": job.lease}
         for place in self._places:
             # An operator may change it between the reading and the writing.
-            while (found := await place.find_one(leased, {"mail": 1})) is not None:
-                if await self._write_outcome(place, leased, found["mail"], outcome):
+            while (found := await place.find_one(leased, {"mail": 1, "at": "$$NOW"})) is not None:
+                if await self._write_outcome(place, leased, found["mail"], outcome, found["at"]):
                     return True
         return False
 
-    async def _write_outcome(self, place: Collection, leased: Raw, mail: Raw, outcome: MailOutcome) -> bool:
+    async def _write_outcome(
+        self, place: Collection, leased: Raw, mail: Raw, outcome: MailOutcome, present: datetime
+    ) -> bool:
+        """`present`: by MongoDB's clock."""
         is_withdrawn = "due" not in mail
         at = self._clock()
+        ahead_s = (present - at).total_seconds()
         recipients = mail["recipients"]
         refused = mail.get("refused", []) + _refused_fields(recipients, outcome, at)
-        owed = [] if is_withdrawn else _still_owed(recipients, outcome, at, self._revs.ahead_s)
+        owed = [] if is_withdrawn else _still_owed(recipients, outcome, at, ahead_s)
         left = {name: value for name, value in mail.items() if name not in LEASE_FIELDS}
         return await replace(self._connection, place, leased, rest_of(left, owed, refused))
 
@@ -187,8 +189,9 @@ def leased_of(mail: Raw) -> list[Raw]:
 
 def _since_accepted_s(mail: Raw) -> float | None:
     """By MongoDB's clock at both times; None: earlier versions do not say."""
-    accepted_at: datetime | None = mail.get("acceptedAt")
-    return None if accepted_at is None else (mail["claimedAt"] - accepted_at).total_seconds()
+    accepted_at = mail.get("acceptedAt")
+    is_known = isinstance(accepted_at, datetime)
+    return (mail["claimedAt"] - accepted_at).total_seconds() if is_known else None
 
 
 def rest_of(mail: Raw, owed: Sequence[Raw], refused: Sequence[Raw]) -> Raw:

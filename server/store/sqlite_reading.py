@@ -6,6 +6,7 @@ clock.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import sqlite3
@@ -314,14 +315,29 @@ def _documents(
     # where it is the same.
     documents = []
     size = 0
-    rows = connection.execute(statement, values)
-    for id_, created, updated, rev, seen, gone, nid, at, type_, title, text, url, icon, image, data in rows:
-        notification = read_notification(tenant, nid, at, type_, title, text, url, icon, image, data)
-        documents.append(read_document(user_id, notification, at, id_, created, updated, rev, seen, gone))
-        size += len(text) + (0 if data is None else len(data))
-        if size > max_chars and overflow(documents):
-            break
-    rows.close()
+    with contextlib.closing(connection.execute(statement, values)) as rows:
+        for (
+            id_,
+            created,
+            updated,
+            rev,
+            seen,
+            gone,
+            nid,
+            at,
+            type_,
+            title,
+            text,
+            url,
+            icon,
+            image,
+            data,
+        ) in rows:
+            notification = read_notification(tenant, nid, at, type_, title, text, url, icon, image, data)
+            documents.append(read_document(user_id, notification, at, id_, created, updated, rev, seen, gone))
+            size += len(text) + (0 if data is None else len(data))
+            if size > max_chars and overflow(documents):
+                break
     return documents
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from server.commands import read_json
 from server.transports.websocket import text_frame_bytes
 from server.wire import CloseReason
 
@@ -81,8 +82,8 @@ def parse_connect(packet: str) -> Connect:
     if not rest:
         return Connect(namespace, None)
     try:
-        return Connect(namespace, json.loads(rest))
-    except (ValueError, RecursionError) as exc:
+        return Connect(namespace, read_json(rest))
+    except ValueError as exc:
         raise MalformedPacket("what is shown to connect is not JSON") from exc
 
 
