@@ -23,10 +23,11 @@ from server.cluster.repeats import KEEP_S, REMEMBERED, Repeats
 from server.config import Cluster, load
 from server.conversations import v2
 from server.errors import InvalidConfig
-from server.feed import Feed, HubFeed, RealtimeFeed, StreamFeed
+from server.feed import Feed, HubFeed, RealtimeFeed
 from server.inbox_feed import InboxFeed
 from server.messages import Added, Deleted, Event, Missed, Recipient, Restored, Seen, Unseen, UnseenCount, now
 from server.rooms import Room, Rooms
+from server.stream_feed import StreamFeed
 from server.tasks import Tasks
 from tests.support.backplanes import ALICE, Member, added, until
 from tests.support.clock import Clock

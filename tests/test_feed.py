@@ -1,4 +1,4 @@
-"""Tests of server/feed.py: what one connection is sent, and when, on a real store."""
+"""Tests of server/feed.py and server/stream_feed.py: what one connection is sent, and when, on a real store."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from server.auth import Identity
 from server.config import Limits as LimitSettings
 from server.conversations import v2 as v2_module
 from server.dialects import HubDialect
-from server.feed import Feed, HubFeed, RealtimeFeed, ServiceFeed, StreamFeed, TenantFeed
+from server.feed import Feed, HubFeed, RealtimeFeed, ServiceFeed, TenantFeed
 from server.grants import DEFAULT_TENANT
 from server.inbox_feed import InboxFeed
 from server.messages import Broadcasted, Notification, Seen, UnseenCount, now
 from server.rooms import NOBODY
+from server.stream_feed import StreamFeed
 from server.wire import FAILED, REVOKED, SIGNED_OUT, SLOW, TOKEN_EXPIRED, TOO_MANY
 from tests.support.core import ALICE, MAX_QUEUE_BYTES, Core, notification, open_core
 from tests.support.feed_connection import FeedConnection, listen

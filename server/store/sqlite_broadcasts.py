@@ -20,6 +20,7 @@ from server.store import sqlite_reading as reading
 from server.store.sqlite_directory import Run
 from server.store.sqlite_schema import to_ms
 from server.store.sqlite_threads import Work
+from server.store.sqlite_values import portions, question_marks
 
 _NOT_REMOVED = "tenant NOT IN (SELECT name FROM tenants WHERE removed_at IS NOT NULL)"
 
@@ -126,7 +127,7 @@ def claim(
     connection: sqlite3.Connection, now: datetime, lease_s: float, passing_over: Sequence[str]
 ) -> Broadcast | None:
     """See `Broadcasts.claim`."""
-    statement = NEXT.format(reading.question_marks(passing_over))
+    statement = NEXT.format(question_marks(passing_over))
     found = connection.execute(statement, (*passing_over, to_ms(now))).fetchone()
     if found is None:
         return None
@@ -174,9 +175,9 @@ def give(
 def _having(connection: sqlite3.Connection, key: int, tenant: str, user_ids: Sequence[str]) -> set[str]:
     """Those of the users who have a document of the notification with this key."""
     found: set[str] = set()
-    for some in reading.portions(user_ids):
+    for some in portions(user_ids):
         rows = connection.execute(
-            f"{HAVING} IN ({reading.question_marks(some)})",
+            f"{HAVING} IN ({question_marks(some)})",
             (key, tenant, *some),
         )
         found.update(user_id for (user_id,) in rows)

@@ -21,12 +21,10 @@ from server.store.sqlite_reading import (
     OLDEST_UNSEEN,
     OLDEST_UNSEEN_UP_TO,
     beyond,
-    id_list,
-    portions,
-    question_marks,
     user_key,
 )
 from server.store.sqlite_schema import to_ms
+from server.store.sqlite_values import id_list, portions, question_marks
 
 NextRev = Callable[[], int]
 

@@ -10,7 +10,7 @@ import contextlib
 import json
 import math
 import sqlite3
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from server.messages import Document, Notification
@@ -18,11 +18,9 @@ from server.store import MAX_TYPES, NO_COUNTS, WAYS, Counts, TypeCounts, Welcome
 from server.store.sqlite_access import known_since
 from server.store.sqlite_errors import as_store_error
 from server.store.sqlite_schema import from_ms, id_bytes, to_ms
+from server.store.sqlite_values import id_list, portions, question_marks
 from server.wire import MAX_CHARS_PER_FRAME as FRAME
 from server.wire import overflow
-
-IDS_PER_STATEMENT = 500
-"""SQLite takes 999 variables in a statement by default before 3.32, and more gain nothing."""
 
 MAX_REV = (1 << 63) - 1
 """What SQLite takes for an integer."""
@@ -398,18 +396,3 @@ def beyond(user: int | None, after: Position, limit: int) -> dict[str, Any]:
     """What the statements for the oldest unseen ask for."""
     created_at, id_ = after
     return {"user": user, "created_at": created_at, "id": id_, "limit": limit}
-
-
-def id_list(ids: Sequence[str]) -> list[bytes]:
-    """Those that have the form of an id, in the order given, once each."""
-    return list(dict.fromkeys(raw for raw in map(id_bytes, ids) if raw is not None))
-
-
-def portions(values: Sequence[Any]) -> Iterator[Sequence[Any]]:
-    """As many of them at a time as go into one statement."""
-    for start in range(0, len(values), IDS_PER_STATEMENT):
-        yield values[start : start + IDS_PER_STATEMENT]
-
-
-def question_marks(values: Sequence[Any]) -> str:
-    return ",".join("?" * len(values))

@@ -25,11 +25,12 @@ from server.auth import Identity
 from server.callers import Caller
 from server.dialects import StreamDialect
 from server.errors import BadCredentials, InvalidInput, ServerError, TokenExpired
-from server.feed import StreamFeed, sign_in_of
+from server.feed import sign_in_of
 from server.inbox_feed import InboxFeed
 from server.messages import now
 from server.revs import from_wire
 from server.rooms import Connection
+from server.stream_feed import StreamFeed
 from server.transports import connections
 from server.transports.connections import ClientSession, StreamedConnection, tune_socket
 from server.transports.feeds import FeedDoors
