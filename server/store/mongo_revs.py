@@ -114,8 +114,8 @@ class StoredRevs:
         return clock
 
     def latest(self) -> datetime:
-        """MongoDB's clock is not ahead of this (aware UTC), which is as little ahead of it as this node can tell."""
-        return datetime.fromtimestamp((self._now_ms() + self._uncertain_ms) / 1000, UTC)
+        """The latest time (aware UTC) that MongoDB's clock has surely shown, as far as this node can tell."""
+        return datetime.fromtimestamp((self._now_ms() - self._uncertain_ms) / 1000, UTC)
 
     def _now_ms(self) -> int:
         return int(time.monotonic() * 1000 + self._ahead_ms)
