@@ -97,11 +97,10 @@ class _FeedScreen(Screen):
         if is_straight:
             self._note_sent(pushes)
 
-    def _send_news(self, pushes: Sequence[Push]) -> None:
-        news = self._news(pushes)
-        for _, frame in news:
-            self.connection.send(frame)
+    def _send_news(self, pushes: Sequence[Push]) -> Sequence[Push]:
+        news = super()._send_news(pushes)
         self._note_sent(news)
+        return news
 
     def answer(self, frame: Frame, documents: Sequence[Document] = ()) -> None:
         super().answer(frame, documents)

@@ -9,7 +9,7 @@ from server.backplane import Backplane
 from server.bus import INBOX_CHANGED, tell
 from server.errors import StoreUnavailable
 from server.messages import AllSeen, Counts, Deleted, Document, Event, Missed, Restored, Seen, Unseen
-from server.revs import COUNTER_BITS
+from server.revs import span_of
 from server.rooms import Room
 from server.store import ACKNOWLEDGED, Change, Store, Welcome
 from server.wire import are_all
@@ -115,7 +115,7 @@ class Inbox:
         Screens are told in one event of all documents up to a rev below which nothing can become visible any more, and
         of the latest ones, where that may happen, by their ids."""
         position = await self._store.position()
-        overlap = int(self._store.changes_overlap_s * 1000) << COUNTER_BITS
+        overlap = span_of(self._store.changes_overlap_s)
         ahead = await self._ahead(room, position, upto) if overlap else []
         upto = position if upto is None else min(upto, position)
         settled = min(upto, position - overlap)

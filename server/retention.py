@@ -24,7 +24,7 @@ from server.errors import StoreUnavailable
 from server.grants import Tenant
 from server.messages import now
 from server.moments import Moments
-from server.revs import COUNTER_BITS
+from server.revs import COUNTER_BITS, span_of
 from server.store import Bounds, Horizon, Removed, Store
 from server.tenants import Tenants
 
@@ -101,9 +101,8 @@ class Retention:
         while True:
             try:
                 await self.look()
-                await (
-                    self._store.ping()
-                )  # it knows whether this node has the right time; others have it, perhaps
+                # It knows whether this node has the right time. If not, another one gets the lease.
+                await self._store.ping()
                 is_mine = await self._hold()
                 if self._was_set():
                     due_at = time.monotonic() + PASS_S
@@ -200,7 +199,7 @@ class Retention:
         oldest_rev, known_since = self._heard.get(tenant, (0, 0.0))
         if time.monotonic() - known_since < HEARD_S:
             return 0
-        return max(0, oldest_rev - (round(self._store.changes_overlap_s * 1000) << COUNTER_BITS))
+        return max(0, oldest_rev - span_of(self._store.changes_overlap_s))
 
     async def _raise(self, tenant: str, horizon: Horizon) -> None:
         await self._store.retention.raise_horizon(tenant, horizon)

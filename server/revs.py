@@ -70,6 +70,11 @@ class RevClock:
         return max(self._wall_clock_ms() << COUNTER_BITS, self._last + 1)
 
 
+def span_of(seconds: float) -> int:
+    """By how much revs grow in that time."""
+    return int(seconds * 1000) << COUNTER_BITS
+
+
 def instant_of(rev: int) -> datetime:
     """When it was issued (aware UTC), by the clock that issued it."""
     return _EPOCH + timedelta(milliseconds=rev >> COUNTER_BITS)

@@ -86,9 +86,12 @@ class Screen:
         document = event.document
         return (document.created_at, document.id) > (after.created_at, after.id)
 
-    def _send_news(self, pushes: Sequence[Push]) -> None:
-        for _, frame in self._news(pushes):
+    def _send_news(self, pushes: Sequence[Push]) -> Sequence[Push]:
+        """Those that are sent."""
+        news = self._news(pushes)
+        for _, frame in news:
             self.connection.send(frame)
+        return news
 
     def _news(self, pushes: Sequence[Push]) -> Sequence[Push]:
         """Of these what answers have not shown already, nor something later."""

@@ -10,7 +10,7 @@ from server.auth import Identity
 from server.dialects import StreamDialect
 from server.feed import PORTION, Feed, FeedServices, Portion
 from server.messages import Document
-from server.revs import COUNTER_BITS
+from server.revs import span_of
 from server.rooms import Connection
 from server.sync import LAST_ID
 from server.wire import Frame, are_all
@@ -65,7 +65,7 @@ class StreamFeed(Feed):
     async def _changed(self, since: int) -> AsyncIterator[Portion]:
         store, (tenant, user_id) = self._services.store, self._room
         self._upto = 0  # the documents say how far it is: they come in the order of their revs
-        overlap = int(store.changes_overlap_s * 1000) << COUNTER_BITS
+        overlap = span_of(store.changes_overlap_s)
         after = (max(since - overlap, 0), "" if overlap else LAST_ID)
         while True:
             documents = await self._patiently(

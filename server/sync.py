@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Protocol
 
 from server.messages import Document
-from server.revs import COUNTER_BITS
+from server.revs import span_of
 from server.rooms import Room
 from server.since import Since, parse_since
 from server.store import Store
@@ -146,4 +146,4 @@ class Sync:
 
     @property
     def _overlap(self) -> int:
-        return int(self._store.changes_overlap_s * 1000) << COUNTER_BITS
+        return span_of(self._store.changes_overlap_s)

@@ -30,10 +30,6 @@ class Repeats:
         self._clock = clock
         self._heard: dict[str, _Heard] = {}
 
-    def __len__(self) -> int:
-        """How many nodes are remembered."""
-        return len(self._heard)
-
     def is_one(self, node: str, number: int | None) -> bool:
         """Whether a message of that node with this number was asked about before; None: it has none, and is none."""
         if number is None:

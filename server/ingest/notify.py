@@ -28,6 +28,17 @@ KEY_REFUSED = b"<html><body>API Key refused</body></html>"
 
 FORM = "application/x-www-form-urlencoded"
 
+LONG_BODY_BYTES = 8 * 1024
+"""What takes no more than this is read at once, whoever it is from."""
+
+MAX_KEYS = 16
+"""That are tried of a long body."""
+
+MAX_KEY_BYTES = 2048
+
+_NAMES = {JSON: re.compile(rb'"apikey"'), FORM: re.compile(rb"apikey=")}
+_VALUES = {JSON: re.compile(rb'\s*:\s*("(?:[^"\\]|\\.)*")'), FORM: re.compile(rb"([^&]*)")}
+
 CORS_HEADERS = {
     "Access-Control-Allow-Origin": "*",
     "Access-Control-Allow-Headers": "origin, content-type, accept, authorization",
@@ -108,17 +119,6 @@ class NotifyDoor(Door):
 
 
 _DONE = Answer(200)
-
-LONG_BODY_BYTES = 8 * 1024
-"""What takes no more than this is read at once, whoever it is from."""
-
-MAX_KEYS = 16
-"""That are tried of a long body."""
-
-MAX_KEY_BYTES = 2048
-
-_NAMES = {JSON: re.compile(rb'"apikey"'), FORM: re.compile(rb"apikey=")}
-_VALUES = {JSON: re.compile(rb'\s*:\s*("(?:[^"\\]|\\.)*")'), FORM: re.compile(rb"([^&]*)")}
 
 
 def _keys_in(visit: Visit, body: bytes) -> Iterator[str | None]:

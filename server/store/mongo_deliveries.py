@@ -20,7 +20,6 @@ from server.store.mongo_connection import Connection
 from server.store.mongo_documents import WHOLE, Raw, beyond
 from server.store.mongo_reading import read_documents
 from server.store.mongo_users import UserKey, id_of
-from server.wire import MAX_CHARS_PER_FRAME
 
 _BEFORE_ALL = ObjectId(bytes(12))
 
@@ -79,7 +78,7 @@ class MongoDeliveries:
         sort = {"createdAt": 1, "_id": 1}
         with self._connection.operation():
             found = self._connection.documents.find(query, WHOLE, sort=sort, limit=limit, hint="backlog")
-            return await read_documents(await found.to_list(), MAX_CHARS_PER_FRAME)
+            return await read_documents(await found.to_list(), is_for_a_frame=True)
 
     async def mark(self, way: str, documents: Mapping[UserKey, Collection[str]]) -> None:
         bit = _bit(way)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Awaitable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -17,8 +16,7 @@ from server.store import MAX_TYPES, Counts, TypeCounts, Welcome
 from server.store.mongo_connection import Connection
 from server.store.mongo_documents import WHOLE, Raw, beyond, read_document
 from server.store.mongo_users import known_since
-from server.wire import MAX_CHARS_PER_FRAME as FRAME
-from server.wire import overflow
+from server.wire import MAX_CHARS_PER_FRAME, overflow
 
 OLDEST_FIRST = 1
 NEWEST_FIRST = -1
@@ -97,7 +95,7 @@ class Reading:
         found = await self.select(
             tenant, user_id, where, index=index, order=NEWEST_FIRST, past=position, limit=limit
         )
-        return await read_documents(found, FRAME)
+        return await read_documents(found, is_for_a_frame=True)
 
     async def page(self, tenant: str, user_id: str, page: int, limit: int) -> list[Document]:
         """As `Store.page`."""
@@ -110,14 +108,14 @@ class Reading:
         found = await self.select(
             tenant, user_id, {"seen": False}, index="unseen", order=OLDEST_FIRST, past=position, limit=limit
         )
-        return await read_documents(found, FRAME)
+        return await read_documents(found, is_for_a_frame=True)
 
     async def changes(self, tenant: str, user_id: str, after: tuple[int, str], limit: int) -> list[Document]:
         """As `Store.changes`."""
         query = {"tenant": tenant, "_userId": user_id, **_changed_after(*after)}
         sort = {"rev": 1, "_id": 1}
         found = self._connection.documents.find(query, WHOLE, sort=sort, limit=limit, hint="changes")
-        return await read_documents(await found.to_list(), FRAME)
+        return await read_documents(await found.to_list(), is_for_a_frame=True)
 
     async def find(self, tenant: str, user_id: str, ids: Sequence[str]) -> list[Document]:
         """As `Store.find`."""
@@ -273,8 +271,8 @@ class Reading:
         return [by_id[id_] for id_ in ids if id_ in by_id]
 
 
-async def read_documents(found: Iterable[Raw], max_chars: float = math.inf) -> list[Document]:
-    """In their order; with `max_chars`, of long ones no more than go into a frame, and one. Others get their turn of
+async def read_documents(found: Iterable[Raw], *, is_for_a_frame: bool = False) -> list[Document]:
+    """In their order. `is_for_a_frame`: of long ones no more than go into a frame, and one. Others get their turn of
     the loop while long ones are read: each may hold the JSON of very many values."""
     documents: list[Document] = []
     size = turn = 0
@@ -287,7 +285,8 @@ async def read_documents(found: Iterable[Raw], max_chars: float = math.inf) -> l
         length = len(document.notification.content) + len(each.get("data") or "")
         size += length
         turn += length
-        if size > max_chars and overflow(documents):
+        # `overflow` decides, as whoever reads on goes by it; but it takes longer.
+        if is_for_a_frame and size > MAX_CHARS_PER_FRAME and overflow(documents):
             break
     return documents
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import sqlite3
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
@@ -19,8 +18,7 @@ from server.store.sqlite_access import known_since
 from server.store.sqlite_errors import as_store_error
 from server.store.sqlite_schema import from_ms, id_bytes, to_ms
 from server.store.sqlite_values import id_list, portions, question_marks
-from server.wire import MAX_CHARS_PER_FRAME as FRAME
-from server.wire import overflow
+from server.wire import MAX_CHARS_PER_FRAME, overflow
 
 MAX_REV = (1 << 63) - 1
 """What SQLite takes for an integer."""
@@ -160,9 +158,13 @@ def newest(
     if position is None:
         return []
     if type_ is None and seen is None:
-        return _documents(connection, tenant, user_id, NEWEST, (tenant, user_id, *position, limit), FRAME)
+        return _documents(
+            connection, tenant, user_id, NEWEST, (tenant, user_id, *position, limit), is_for_a_frame=True
+        )
     values = beyond(user_key(connection, tenant, user_id), position, limit)
-    return _documents(connection, tenant, user_id, NEWEST_OF, {**values, "type": type_, "seen": seen}, FRAME)
+    return _documents(
+        connection, tenant, user_id, NEWEST_OF, {**values, "type": type_, "seen": seen}, is_for_a_frame=True
+    )
 
 
 def page(connection: sqlite3.Connection, tenant: str, user_id: str, page: int, limit: int) -> list[Document]:
@@ -183,7 +185,7 @@ def read_oldest(
 ) -> list[Document]:
     """What a statement of `oldest_unseen` finds beyond this position."""
     values = beyond(user_key(connection, tenant, user_id), after, limit)
-    return _documents(connection, tenant, user_id, statement, values, FRAME)
+    return _documents(connection, tenant, user_id, statement, values, is_for_a_frame=True)
 
 
 def position_of(document: Document) -> Position:
@@ -195,7 +197,7 @@ def changes(
 ) -> list[Document]:
     rev, id_ = after
     values = (tenant, user_id, max(min(rev, MAX_REV), -1), id_bytes(id_) or b"", limit)
-    return _documents(connection, tenant, user_id, CHANGES, values, FRAME)
+    return _documents(connection, tenant, user_id, CHANGES, values, is_for_a_frame=True)
 
 
 def find(connection: sqlite3.Connection, tenant: str, user_id: str, ids: Sequence[str]) -> list[Document]:
@@ -304,38 +306,28 @@ def _documents(
     user_id: str,
     statement: str,
     values: Sequence[Any] | dict[str, Any],
-    max_chars: float = math.inf,
+    is_for_a_frame: bool = False,
 ) -> list[Document]:
-    """Those of the rows of a statement that begins with `_SELECT`; with `max_chars`, of long ones no more than go into
-    a frame, and one: the others are not even read."""
+    """Those of the rows of a statement that begins with `_SELECT`. `is_for_a_frame`: of long ones no more than go into
+    a frame, and one; the others are not even read."""
+    # Closed also if a row cannot be read, or this reader would see nothing new as long as the error is looked at.
+    with contextlib.closing(connection.execute(statement, values)) as rows:
+        return _read_rows(tenant, user_id, rows, is_for_a_frame)
+
+
+def _read_rows(tenant: str, user_id: str, rows: sqlite3.Cursor, is_for_a_frame: bool) -> list[Document]:
     # Most of a reading's Python is in this and the two functions below. Columns go by their places, each with a name:
     # to pass on parts of a row takes longer. An instant, which takes as long to make as all the rest, is made once
     # where it is the same.
     documents = []
     size = 0
-    with contextlib.closing(connection.execute(statement, values)) as rows:
-        for (
-            id_,
-            created,
-            updated,
-            rev,
-            seen,
-            gone,
-            nid,
-            at,
-            type_,
-            title,
-            text,
-            url,
-            icon,
-            image,
-            data,
-        ) in rows:
-            notification = read_notification(tenant, nid, at, type_, title, text, url, icon, image, data)
-            documents.append(read_document(user_id, notification, at, id_, created, updated, rev, seen, gone))
-            size += len(text) + (0 if data is None else len(data))
-            if size > max_chars and overflow(documents):
-                break
+    for id_, created, updated, rev, seen, gone, nid, at, type_, title, text, url, icon, image, data in rows:
+        notification = read_notification(tenant, nid, at, type_, title, text, url, icon, image, data)
+        documents.append(read_document(user_id, notification, at, id_, created, updated, rev, seen, gone))
+        size += len(text) + (0 if data is None else len(data))
+        # `overflow` decides, as whoever reads on goes by it; but it takes longer.
+        if is_for_a_frame and size > MAX_CHARS_PER_FRAME and overflow(documents):
+            break
     return documents
 
 

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from server.revs import COUNTER_BITS, to_wire
+from server.revs import span_of, to_wire
 
 TITLE = "torture"
 
@@ -146,7 +146,7 @@ class Changes:
         """The rev up to which there is nothing unseen; "": there is none such. `overlap_s`: how much later than a
         higher one a rev may become visible in the store."""
         upto = self._seen_up_to.get(user, "")
-        return to_wire(max(0, int(upto, 16) - (int(overlap_s * 1000) << COUNTER_BITS))) if upto else ""
+        return to_wire(max(0, int(upto, 16) - span_of(overlap_s))) if upto else ""
 
     def maybe_deleted(self, user: str) -> set[str]:
         """The keys of those documents that may be gone."""
