@@ -80,16 +80,22 @@ class UnseenCounts:
             await asyncio.sleep(min(max(worked_s * REST_PER_WORK, MIN_INTERVAL_S), MAX_INTERVAL_S))
 
     async def tell(self, tenant: str, user_ids: Collection[str]) -> None:
-        """Count for these users of a tenant, and tell them, now. Raises `StoreUnavailable`: nobody was told."""
-        counting = {user_id for _, user_id in self._rooms.counting((tenant, user_id) for user_id in user_ids)}
+        """Count for these users of a tenant, as far as they are told counts, and tell them, now. Raises
+        `StoreUnavailable`: nobody was told."""
+        counted_as = {user_id: self._rooms.counts_as((tenant, user_id)) for user_id in user_ids}
+        of_all = [user_id for user_id, events in counted_as.items() if Counted in events]
+        of_unseen = [
+            user_id
+            for user_id, events in counted_as.items()
+            if UnseenCount in events and Counted not in events
+        ]
         told: list[tuple[Room, Event]] = []
-        if counting:
-            for user_id, counts in (await self._store.counts(tenant, counting)).items():
+        if of_all:
+            for user_id, counts in (await self._store.counts(tenant, of_all)).items():
                 room = (tenant, user_id)
                 told += [(room, UnseenCount(counts.unseen)), (room, Counted(counts))]
-        others = [user_id for user_id in user_ids if user_id not in counting]
-        if others:
-            unseen = await self._store.count_unseen(tenant, others)
+        if of_unseen:
+            unseen = await self._store.count_unseen(tenant, of_unseen)
             told += [((tenant, user_id), UnseenCount(count)) for user_id, count in unseen.items()]
         self._backplane.publish(told)
 

@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 from server.messages import (
     Added,
     Broadcasted,
+    Counted,
     Deleted,
     Document,
     Event,
@@ -36,6 +37,11 @@ REMEMBERED_NOTIFICATIONS = 16
 class Dialect(Protocol):
     """How a kind of clients is told of events."""
 
+    @property
+    def counts_as(self) -> type[UnseenCount] | type[Counted] | None:
+        """The event by which they are told how many notifications there are. None: they are not, and nobody counts for
+        a user who has no other clients."""
+
     def frame(self, event: Event) -> Frame | None:
         """The frame that tells of `event`; None: these clients are not told."""
 
@@ -48,14 +54,10 @@ class Farewell(Protocol):
         """The server ends; the client is to come back after that time."""
 
 
-class Counting:
-    """A dialect that tells of `Counted`. Nobody counts for a user who has no client that speaks one."""
-
-    __slots__ = ()
-
-
 class _PerNotification:
     """A dialect whose frames have nothing of a single user in them."""
+
+    counts_as = None
 
     def __init__(self) -> None:
         self._frames: dict[str, tuple[Notification, Frame]] = {}
@@ -118,6 +120,8 @@ class ServiceDialect:
     """CONTRACT C3: `{"type": "server_notification", "key", "value"}`; the key, by which a client acknowledges, is the
     id of the user's document."""
 
+    counts_as = None
+
     def __init__(self) -> None:
         self._values: dict[str, tuple[Notification, str]] = {}
 
@@ -151,6 +155,8 @@ class ServiceDialect:
 class StreamDialect:
     """Server-Sent Events (HTML Living Standard, 9.2): the events of the classic dialect by their names, with data
     that is JSON (not JSON in a string). `id` is the document's rev: what `Last-Event-ID` gives back."""
+
+    counts_as = UnseenCount
 
     def frame(self, event: Event) -> Frame | None:
         if isinstance(event, Added | Restored):

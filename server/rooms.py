@@ -15,7 +15,7 @@ from datetime import datetime
 from typing import Protocol
 
 from server.callers import Caller
-from server.dialects import Counting, Dialect, Farewell
+from server.dialects import Dialect, Farewell
 from server.messages import Added, Deleted, Event, Restored, Seen, Unseen, altered, now
 from server.wire import TOKEN_EXPIRED, CloseReason, Frame
 
@@ -214,13 +214,9 @@ class Rooms:
         """Those of the rooms that have members, in the order given."""
         return [room for room in rooms if room in self._members]
 
-    def counting(self, rooms: Iterable[Room]) -> set[Room]:
-        """Those of the rooms in which somebody is told all counts, and not only how many are unseen."""
-        return {
-            room
-            for room in rooms
-            if any(isinstance(listener.dialect, Counting) for listener in self._members.get(room, ()))
-        }
+    def counts_as(self, room: Room) -> Collection[type[Event] | None]:
+        """By which events its members are told how many notifications there are (`Dialect.counts_as`)."""
+        return {listener.dialect.counts_as for listener in self._members.get(room, ())}
 
     def users_of(self, tenant: str) -> list[str]:
         """The users of a tenant who have a connection on this node."""

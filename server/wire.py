@@ -245,6 +245,8 @@ class EventFrames:
     """Frames for events. Remembers the notifications it saw last: fresh documents of one notification differ
     only in `_id` and `_userId`, so for many users the rest is encoded once and those two are spliced in."""
 
+    counts_as = UnseenCount
+
     def __init__(self) -> None:
         self._rests: dict[tuple[str, int], tuple[Notification, str]] = {}
 

@@ -14,7 +14,6 @@ from datetime import datetime
 from typing import Any
 
 from server.commands_v2 import VERSION, RequestId
-from server.dialects import Counting
 from server.errors import InvalidInput, RateLimited, ServerError, StoreUnavailable
 from server.messages import (
     Added,
@@ -115,11 +114,12 @@ def changed_fields(ids: Sequence[str], rev: int | None) -> dict[str, Any]:
 # -- events --------------------------------------------------------------------------------------------------
 
 
-class InboxFrames(Counting):
+class InboxFrames:
     """Frames for events. As with the classic `wire.EventFrames`, what the documents of one notification have in common
     is encoded once."""
 
     __slots__ = ("_rests",)
+    counts_as = Counted
 
     def __init__(self) -> None:
         self._rests: dict[tuple[str, int], tuple[Notification, str]] = {}
@@ -170,11 +170,12 @@ def _of_change(name: str, event: Seen | Unseen | Deleted) -> Frame | None:
     return answer_frame(name, None, changed_fields(ids, event.rev)) if ids else None
 
 
-class InboxStream(Counting):
+class InboxStream:
     """The same frames as Server-Sent Events (HTML Living Standard, 9.2). `id` is a `since`, where one may go on by
     it."""
 
     __slots__ = ("_frames",)
+    counts_as = Counted
 
     def __init__(self) -> None:
         self._frames = InboxFrames()

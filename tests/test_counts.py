@@ -12,10 +12,12 @@ from pydispatch import dispatcher
 from server import counts as module
 from server.bus import INBOX_CHANGED
 from server.counts import UnseenCounts
+from server.dialects import HubDialect
 from server.errors import StoreUnavailable
+from server.messages import Added
 from server.rooms import Room
 from tests.support.core import ALICE, BOB, Core, command, open_core
-from tests.support.recording import RecordingConnection
+from tests.support.recording import Member, RecordingConnection
 
 MANY = [f"user {number}" for number in range(7)]
 
@@ -245,3 +247,17 @@ async def test_who_speaks_of_more_is_told_all_counts(core: Core, counts: UnseenC
     await core.notify("bob")
     assert await _count(bob) == 1
     assert core.store.calls[2:] == ["add", "count_unseen"]
+
+
+async def test_who_is_told_no_counts_is_not_counted(core: Core, counts: UnseenCounts) -> None:
+    """As in the dialects of the other systems; nor is the store asked, however much they get."""
+    hub = Member(dialect=HubDialect())
+    core.rooms.join(ALICE, hub)
+    bob = await core.join("bob")
+    core.store.calls.clear()
+    await core.notify("alice")
+    await core.notify("bob")
+    assert await _count(bob) == 1
+    assert core.store.calls == ["add", "add", "count_unseen"]
+    await core.backplane.flushed()
+    assert [type(event) for event in hub.events] == [Added]

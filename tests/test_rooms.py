@@ -8,9 +8,11 @@ from collections.abc import Iterable
 import pytest
 
 from server import rooms as module
+from server.dialects import HubDialect
 from server.messages import (
     Added,
     AllSeen,
+    Counted,
     Deleted,
     Document,
     Event,
@@ -365,14 +367,16 @@ def test_only_what_really_changed_is_remembered(rooms: Rooms) -> None:
     assert alice.events == [change, late]
 
 
-def test_rooms_in_which_all_is_counted_are_known(rooms: Rooms) -> None:
-    """Those with somebody who is told."""
+def test_it_is_known_as_what_counts_are_told_in_a_room(rooms: Rooms) -> None:
+    """By who is in it."""
     _joined(rooms, ALICE, BOB)
     new = Member(dialect=InboxFrames())
     rooms.join(BOB, new)
-    assert rooms.counting([ALICE, BOB, ALICE_OF_ANOTHER_TENANT]) == {BOB}
+    rooms.join(ALICE_OF_ANOTHER_TENANT, Member(dialect=HubDialect()))
+    told = [rooms.counts_as(room) for room in (ALICE, BOB, ALICE_OF_ANOTHER_TENANT)]
+    assert told == [{UnseenCount}, {UnseenCount, Counted}, {None}]
     rooms.leave(BOB, new)
-    assert rooms.counting([ALICE, BOB]) == set()
+    assert rooms.counts_as(BOB) == {UnseenCount}
 
 
 def test_at_the_end_those_who_can_be_told_are_told_when_to_come_back(rooms: Rooms) -> None:

@@ -22,7 +22,7 @@ from server.cluster.redis import RedisLink
 from server.config import Cluster, MongoDB
 from server.dialects import Dialect
 from server.ids import new_id
-from server.messages import Added, Document, Event, Notification
+from server.messages import Added, Counted, Document, Event, Notification
 from server.rooms import Push, Room, Rooms, SignIn
 from server.wire import Frame
 from tests.support.mongo_stores import collect_sockets_of_pymongo
@@ -62,6 +62,8 @@ def added(
 
 class Everything:
     """A dialect that tells of every event."""
+
+    counts_as = Counted
 
     def frame(self, event: Event) -> Frame | None:
         return Frame("{}")
