@@ -88,10 +88,21 @@ def test_the_name_shows_no_credentials() -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["mongodb://", "mongodb://u:s3/cret@127.0.0.1/", "mongodb://127.0.0.1:x/", "http://x"]
+    "url",
+    [
+        "mongodb://",
+        "mongodb://u:s3/cret@127.0.0.1/",
+        "mongodb://127.0.0.1:x/",
+        "http://x",
+        "mongodb://127.0.0.1/?tsl=true",
+        "mongodb://127.0.0.1/?wtimeoutms=soon",
+        "mongodb://u:s3?cret=x@127.0.0.1/",
+    ],
 )
+@pytest.mark.filterwarnings("default")  # as pymongo warns whoever does not forbid it
 async def test_a_bad_address_cannot_start(url: str) -> None:
-    """One sentence that names the setting and gives away nothing of the address; before anything is opened."""
+    """One sentence that names the setting and gives away nothing of the address; before anything is opened. An option
+    that pymongo would go on without, as `tls` with its letters in disorder, is refused, too."""
     with pytest.raises(StartupError, match=re.escape("[MONGODB] url")) as refused:
         MongoStore(url, "inbox")
     assert "cret" not in str(refused.value)

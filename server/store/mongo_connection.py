@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -198,18 +199,21 @@ class Connection:
     def _make_client(self) -> AsyncMongoClient[Raw]:
         timeout_ms = round(self.timeout_s * 1000)
         try:
-            return AsyncMongoClient(
-                self._url,
-                tz_aware=True,
-                appname="notification-server",
-                connectTimeoutMS=timeout_ms,
-                serverSelectionTimeoutMS=timeout_ms,
-            )
-        except (PyMongoError, ValueError, TypeError, OSError):
+            with warnings.catch_warnings():
+                # pymongo goes on without an option that it does not know: without TLS, say, for want of a letter.
+                warnings.simplefilter("error", UserWarning)
+                return AsyncMongoClient(
+                    self._url,
+                    tz_aware=True,
+                    appname="notification-server",
+                    connectTimeoutMS=timeout_ms,
+                    serverSelectionTimeoutMS=timeout_ms,
+                )
+        except (PyMongoError, ValueError, TypeError, OSError, UserWarning):
             # Neither its text nor the chain: both may hold pieces of the password.
             raise StartupError(
-                "[MONGODB] url is not a MongoDB address, or an option of it cannot be used; it has the form"
-                " mongodb://[user:password@]host[:port]/[?options], special characters of the password as %xx"
+                "[MONGODB] url is not a MongoDB address, or an option of it is unknown or cannot be used; it has the"
+                " form mongodb://[user:password@]host[:port]/[?options], special characters of the password as %xx"
             ) from None
 
     @contextmanager
