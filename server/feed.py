@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
+from itertools import takewhile
 from typing import TypeVar
 
 from server.arrivals import Arrivals
@@ -27,7 +28,7 @@ from server.ids import is_id
 from server.inbox import Inbox
 from server.limits import Limits
 from server.marks import Marks, Sent
-from server.messages import Added, Document, now
+from server.messages import Added, Document, Event, now
 from server.rooms import NOBODY, Connection, Push, Room, Rooms, SignIn, close_at
 from server.screen import Owner, Screen
 from server.store import EVENTS, HUB, SERVICE, Store
@@ -107,6 +108,14 @@ class _FeedScreen(Screen):
         self._drop_held({document.id: document.rev for document in documents})
         self._note_sent([(Added(document), frame) for document in documents])
 
+    def let_pass(self, listed: Document) -> None:
+        """Send those waiting pushes whose documents are older than the one that is listed next."""
+        held = self._held or []
+        older = list(takewhile(lambda push: _is_older(push[0], listed), held))
+        if older:
+            self._wait_on(held[len(older) :])
+            self._send_news(older)
+
     def _drop_held(self, listed: Mapping[str, int]) -> None:
         held = self._held or []
         kept = [
@@ -115,8 +124,11 @@ class _FeedScreen(Screen):
             if not (isinstance(event, Added) and listed.get(event.document.id, -1) >= event.rev)
         ]
         if len(kept) < len(held):
-            self._held = kept
-            self._held_bytes = sum(len(frame.text) for _, frame in kept)
+            self._wait_on(kept)
+
+    def _wait_on(self, held: list[Push]) -> None:
+        self._held = held
+        self._held_bytes = sum(len(frame.text) for _, frame in held)
 
     def _note_sent(self, pushes: Sequence[Push]) -> None:
         # A connection that has just been closed as slow has dropped it.
@@ -125,6 +137,13 @@ class _FeedScreen(Screen):
         for event, frame in pushes:
             if isinstance(event, Added):
                 self.sent.add(event.document.id, len(frame.text))
+
+
+def _is_older(event: Event, listed: Document) -> bool:
+    if not isinstance(event, Added):
+        return False
+    document = event.document
+    return (document.created_at, document.id) < (listed.created_at, listed.id)
 
 
 class Feed:
@@ -251,7 +270,7 @@ class Feed:
     async def _unmarked(self, way: str, since: datetime | None = None) -> AsyncIterator[Portion]:
         """The unseen documents that are not marked for this way, oldest first. `since`: only those created then or
         later. Pushes are not left to this listing: what another connection of the user is sent meanwhile gets marked,
-        and is not in it."""
+        and is not in it; such a push comes in its place among what is listed."""
         services, (tenant, user_id) = self._services, self._room
         after: Document | None = None
         while True:
@@ -267,8 +286,11 @@ class Feed:
             after = documents[-1]
 
     def _told(self, documents: Iterable[Document]) -> Iterator[tuple[Frame, Sequence[Document]]]:
-        frames = ((self.dialect.frame(Added(document)), document) for document in documents)
-        return ((frame, (document,)) for frame, document in frames if frame is not None)
+        for document in documents:
+            frame = self.dialect.frame(Added(document))
+            if frame is not None:
+                self._screen.let_pass(document)
+                yield frame, (document,)
 
     async def _patiently(self, read: Callable[[], Awaitable[T]]) -> T:
         """What `read` returns, as soon as the store is there."""

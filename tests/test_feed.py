@@ -240,6 +240,28 @@ async def test_a_page_hears_of_what_another_was_sent_while_it_was_catching_up(co
     assert await contents(slow, 1) == ["last"]
 
 
+@pytest.mark.parametrize("kind", [HubFeed, RealtimeFeed])
+async def test_what_another_page_was_sent_keeps_its_place_among_what_is_listed(
+    core: Core, kind: type[Feed]
+) -> None:
+    """Marked before this page reads what waits, so not in that, while what came after it is: the page that has just
+    come is told of both in their order."""
+    first = listen(core, kind)
+    await caught_up(core, first)
+    gate = core.store.hold("known_since")  # right before what waits is read
+    second = listen(core, kind)
+    await gate.reached()
+    await core.notify("alice", content="one")
+    assert await contents(first, 1) == ["one"]
+    await core.marks.write()
+    first.go()
+    await core.notify("alice", content="two")
+    await core.notify("alice", content="three")
+    gate.open()
+    assert await contents(second, 3) == ["one", "two", "three"]
+    await caught_up(core, second)
+
+
 async def test_what_was_listed_does_not_come_again_as_a_push(
     core: Core, monkeypatch: pytest.MonkeyPatch
 ) -> None:
