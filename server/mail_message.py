@@ -28,7 +28,9 @@ _MAX_PLAIN_SUBJECT = 66
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _SUBTYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*")
-_ADDRESS = re.compile(r'([^\s@<>()",:;\\\x00-\x1f\x7f]+)@([^\s@<>()",:;\\\x00-\x1f\x7f]+)')
+_WORD = r'[^\s@<>()\[\]",:;\\\x00-\x1f\x7f]+'
+# Brackets only around a whole domain (RFC 5321 section 4.1.3): elsewhere what stands before one passes for all of it.
+_ADDRESS = re.compile(rf"({_WORD})@({_WORD}|\[[0-9A-Za-z.-]+\])")
 _MBOX_FROM = re.compile(rb"(?m)^From ")
 
 

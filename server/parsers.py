@@ -38,6 +38,7 @@ _MAIL_FIELDS = frozenset(
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _NOT_IN_ADDRESS = re.compile(r"[\x00-\x20\x7f-\xa0<>(),;:\"\\\u2028\u2029]")
+_NOT_IN_LOCAL_PART = re.compile(r"[@\[\]]")
 _TEXT_TYPE = re.compile(r"text/([a-z0-9][a-z0-9.+-]{0,63})\s*(?:;|$)", re.IGNORECASE)
 
 
@@ -333,7 +334,11 @@ def _email(value: Any, path: str) -> str | None:
     if not address:
         return None
     local_part, at, domain = address.rpartition("@")
-    if not (local_part and at and domain) or "@" in local_part or _NOT_IN_ADDRESS.search(address):
+    if (
+        not (local_part and at and domain)
+        or _NOT_IN_LOCAL_PART.search(local_part)
+        or _NOT_IN_ADDRESS.search(address)
+    ):
         raise InvalidNotification(path, "not an e-mail address")
     return address
 

@@ -201,6 +201,7 @@ def test_any_sender_name(name: str) -> None:
         ("user@例え.テスト", "user@xn--r8jz45g.xn--zckzah"),
         ("jörg@example.org", "jörg@example.org"),
         ("root@localhost", "root@localhost"),
+        ("user@[192.0.2.1]", "user@[192.0.2.1]"),
     ],
 )
 def test_envelope_address(address: str, envelope: str) -> None:
@@ -211,7 +212,8 @@ def test_envelope_address(address: str, envelope: str) -> None:
 @pytest.mark.parametrize(
     "address",
     ["", "a", "a@", "@b", "a@b@c", "a b@c", "a@b c", "a@b\r\nRCPT TO:<eve@c>", "<a@b>", "a@b,c@d", "a@.b", "a@b..c",
-     "a@" + "x" * 64, "a@b\0", '"a"@b', "a@b＞.c", "a@b＠c.d", "a@b＞´size=1.c", "a@b´c.d"],
+     "a@" + "x" * 64, "a@b\0", '"a"@b', "a@b＞.c", "a@b＠c.d", "a@b＞´size=1.c", "a@b´c.d",
+     "root[x]@b.c", "a@b]c.d", "a@b[c", "a@["],
 )  # fmt: skip
 def test_not_an_address(address: str) -> None:
     """What could end an address in the envelope, or begin another command, never gets there."""

@@ -226,6 +226,7 @@ def test_a_user_who_is_not_as_documented_is_refused_by_position(user: Any, field
         '"a"@example.test',
         "a\x00@example.test",
         "a\u2028@example.test",
+        "root[1]@example.test",
     ],
 )
 def test_an_address_that_no_envelope_takes_is_refused(email: str) -> None:
