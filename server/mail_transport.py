@@ -11,6 +11,13 @@ from server.mail_message import MailMessage
 MAX_REASON_CHARS = 500
 """Of a mail server's answer that are kept."""
 
+BEGIN_SHARE = 0.5
+"""The part of the time for sending in which messages are begun. The rest is for their answers: a message that is cut
+off while it waits for one comes twice."""
+
+NO_TIME_LEFT = "there was no time left to come to this one"
+"""The reason for those who are therefore left for the next time, as untried."""
+
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
@@ -53,4 +60,5 @@ class MailTransport(Protocol):
     async def send(self, message: MailMessage, addresses: Sequence[str], within_s: float) -> Handover:
         """Hand a message over for these addresses (distinct, as `envelope_address` makes them). Returns within
         `within_s` seconds; does not raise for what a mail server or a disk may do. An address whose answer was lost is
-        reported as temporarily refused: the mail may then arrive twice."""
+        reported as temporarily refused: the mail may then arrive twice. Where it takes several messages, none but the
+        first is begun after `BEGIN_SHARE` of that time."""

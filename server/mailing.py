@@ -15,7 +15,7 @@ from typing import Protocol
 from server.config import Email
 from server.errors import StartupError
 from server.mail_message import MailMessage, Sender, build_message, envelope_address
-from server.mail_transport import MailTransport, Outage, Refusal
+from server.mail_transport import BEGIN_SHARE, NO_TIME_LEFT, MailTransport, Outage, Refusal
 from server.messages import MailRecipient, to_milliseconds
 from server.store import MailJob, MailOutcome, PostponedMail, RefusedMail, Store
 
@@ -115,11 +115,12 @@ class Mailing:
         """Hand the message over for one part after the other, as long as that goes; the refusals by address."""
         refused: dict[str, Refusal] = {}
         sending_ends_at = lease_ends_at - (1 - SENDING_SHARE) * self._email.lease_s
+        answering_s = (1 - BEGIN_SHARE) * SENDING_SHARE * self._email.lease_s
         reason = None
         for addresses in parts:
             within_s = sending_ends_at - time.monotonic()
-            if reason is None and within_s <= 0:
-                reason = "there was no time left to come to this one"
+            if reason is None and within_s <= answering_s:
+                reason = NO_TIME_LEFT
             if reason is not None:
                 untried = Refusal(0, reason, is_temporary=True, is_untried=True)
                 refused |= dict.fromkeys(addresses, untried)

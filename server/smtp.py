@@ -12,6 +12,7 @@ import asyncio
 import re
 import socket
 import ssl
+import time
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ import aiosmtplib
 from server.config import Email
 from server.errors import StartupError
 from server.mail_message import MailMessage
-from server.mail_transport import MAX_REASON_CHARS, Handover, Outage, Refusal
+from server.mail_transport import BEGIN_SHARE, MAX_REASON_CHARS, NO_TIME_LEFT, Handover, Outage, Refusal
 from server.tasks import Tasks
 
 QUIT_TIMEOUT_S = 2.0
@@ -58,7 +59,7 @@ class SMTPTransport:
 
     async def send(self, message: MailMessage, addresses: Sequence[str], within_s: float) -> Handover:
         """See `MailTransport`. Recipients go into as many transactions as our limit and the server's ask for."""
-        report = _Report(addresses)
+        report = _Report(addresses, time.monotonic() + BEGIN_SHARE * within_s)
         outage = None
         try:
             async with asyncio.timeout(within_s), self._connection() as client:
@@ -68,6 +69,7 @@ class SMTPTransport:
             if report.waiting:
                 outage = self._outage(exc)
                 report.refuse_rest(_reply_code(exc), outage.reason)
+        report.refuse_rest(0, NO_TIME_LEFT)
         return Handover(report.refused, outage)
 
     async def close(self) -> None:
@@ -160,7 +162,7 @@ class SMTPTransport:
         report: _Report,
     ) -> None:
         size = self._email.recipients_per_message
-        while addresses:
+        while addresses and report.may_begin():
             part, addresses = addresses[:size], addresses[size:]
             # Each transaction settles at least one address for good, so this ends.
             addresses = await _transaction(client, message, part, options, report) + addresses
@@ -206,12 +208,16 @@ async def _say_goodbye(client: aiosmtplib.SMTP) -> None:
 
 
 class _Report:
-    """What became of each address so far."""
+    """What became of each address so far. No message but the first is begun after `begin_until` (monotonic)."""
 
-    def __init__(self, addresses: Collection[str]) -> None:
+    def __init__(self, addresses: Collection[str], begin_until: float) -> None:
+        self._begin_until = begin_until
         self.waiting = dict.fromkeys(addresses)
         self.tried: set[str] = set()
         self.refused: dict[str, Refusal] = {}
+
+    def may_begin(self) -> bool:
+        return not self.tried or time.monotonic() < self._begin_until
 
     def accept(self, addresses: Collection[str]) -> None:
         for address in addresses:
@@ -222,7 +228,7 @@ class _Report:
         self.refused |= dict.fromkeys(addresses, refusal)
 
     def refuse_rest(self, code: int, reason: str) -> None:
-        """For now, as the connection broke: it may have been one of those it was used for."""
+        """For now. If the connection broke, it may have been one of those it was used for."""
         for address in list(self.waiting):
             is_untried = address not in self.tried
             self.refuse([address], Refusal(code, reason, is_temporary=True, is_untried=is_untried))
@@ -250,12 +256,15 @@ async def _transaction(
         report.refuse([address], refused[address])
     if accepted:
         try:
-            await client.data(message.content)
+            # For as long as there is time: who has looked at the content for minutes (RFC 5321 section 4.5.3.2.6) takes
+            # it, and would be sent it again, and take it again, at every retry.
+            await client.data(message.content, timeout=None)
         except aiosmtplib.SMTPDataError as exc:
             _raise_if_useless(exc)
             report.refuse(accepted, _refusal(exc))
             accepted = []
     report.accept(accepted)
+    report.tried.difference_update(postponed)
     if not accepted and report.waiting:
         await client.rset()
     return postponed

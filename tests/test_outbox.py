@@ -450,6 +450,18 @@ async def test_an_outage_ends_no_mail(store: Store, clock: Clock, no_pauses: Non
     assert entry.reason and entry.reason.startswith(f"no connection to 127.0.0.1:{port}")
 
 
+async def test_what_may_not_be_answered_in_time_is_not_begun(
+    store: Store, sink: SMTPSink, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When too little of a lease is left the mail waits for another: no attempt is counted, and nothing is out."""
+    monkeypatch.setattr("server.mailing.BEGIN_SHARE", 0.0)
+    await owe(store, *to("ann"))
+    async with running(worker_for(store, clock, email(sink))) as worker:
+        [postponed] = (await store.outcome()).retry
+        assert postponed.is_untried and not worker.has_outage
+        assert sink.connections == 0
+
+
 async def test_one_of_a_thousand_is_retried_alone(store: Store, sink: SMTPSink, clock: Clock) -> None:
     """Nobody waits for the one who is put off, nobody gets the mail twice, and the last answer is kept."""
     users = [f"user{number}" for number in range(1000)]
@@ -716,7 +728,7 @@ async def test_store_away_for_a_whole_lease(
     """What could not be settled while its lease held is sent again."""
     nid = await owe(store, *to("ann"))
     store.failing = {"settle_mail"}
-    async with running(worker_for(store, clock, email(sink, lease_s=0.3))):
+    async with running(worker_for(store, clock, email(sink, lease_s=1.0))):
         await sink.next_mail()
         await sink.next_mail()
         store.failing.clear()

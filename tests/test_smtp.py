@@ -419,13 +419,34 @@ async def test_connection_cut_between_two_parts(sink: SMTPSink) -> None:
     assert [mail.recipients for mail in sink.mails] == [[ANN]]
 
 
-@pytest.mark.parametrize("stage", ["EHLO", "RCPT", "end"])
+@pytest.mark.parametrize("stage", ["EHLO", "RCPT"])
 async def test_silent_server(sink: SMTPSink, stage: str) -> None:
     """A server that falls silent is left after the time-out."""
     sink.hang_at = stage
     handover = await send(email(sink, timeout_s=0.2))
     assert refusals(handover) == {ANN: (0, True)}
     assert handover.outage and "in time" in handover.outage.reason
+
+
+async def test_a_server_that_looks_at_the_content_for_long(sink: SMTPSink) -> None:
+    """It takes the mail in the end, so it is waited for: who left it would send it again and again."""
+    sink.looks_for_s = 0.5
+    assert await send(email(sink, timeout_s=0.2)) == Handover({})
+    assert len(sink.mails) == 1
+
+
+async def test_nothing_is_begun_for_which_there_may_be_no_time(
+    sink: SMTPSink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those who were not come to are left for the next time, also if the server did not take them for this one; it is
+    no outage."""
+    monkeypatch.setattr("server.smtp.BEGIN_SHARE", 0.0)
+    sink.max_recipients = 1
+    handover = await send(email(sink, recipients_per_message=2), ANN, BEN, CAT, "jörg@example.org")
+    assert [mail.recipients for mail in sink.mails] == [[ANN]]
+    assert refusals(handover) == dict.fromkeys((BEN, CAT, "jörg@example.org"), (0, True))
+    assert all(refusal.is_untried for refusal in handover.refused.values())
+    assert handover.outage is None
 
 
 async def test_within_the_time_given(sink: SMTPSink) -> None:

@@ -118,8 +118,8 @@ class Email:
         default_note="login if that is an address, else notifications@ this machine's name",
     )
     ca: Path | None = setting(None, values.PATH)
-    # For connecting and for each answer. Shorter than RFC 5321 4.5.3.2 asks of relays, since nobody is lost:
-    # we retry.
+    # For connecting and for each answer but that to the content, of which a repeat would come twice. Shorter than
+    # RFC 5321 4.5.3.2 asks of relays, since nobody is lost: we retry.
     timeout_s: float = setting(30.0, values.seconds(0.1, 3600))
     # What every server must take (RFC 5321 4.5.3.1.8).
     recipients_per_message: int = setting(100, values.integer(1, 10_000))

@@ -40,6 +40,7 @@ class SMTPSink:
     All other settings may be changed while it runs. `replies`: what to answer instead of accepting, to `EHLO`, `MAIL`,
     `DATA`, the `end` of the content, or a recipient (by address). `max_recipients`: of one transaction; more are
     answered by 452. `cut_at`, `hang_at`: one of `STAGES`. `cut_recipients`: addresses at which the connection is cut.
+    `looks_for_s`: how long it looks at a content before it takes it.
     """
 
     tls: ssl.SSLContext | None = None
@@ -52,6 +53,7 @@ class SMTPSink:
     cut_recipients: set[str] = field(default_factory=set)
     cut_at: str | None = None
     hang_at: str | None = None
+    looks_for_s: float = 0.0
     mails: list[SunkMail] = field(default_factory=list)
     connections: int = 0
     ehlo_names: list[str] = field(default_factory=list)
@@ -205,6 +207,7 @@ class _Handler:
     async def handle_DATA(self, server: SMTP, session: Session, envelope: Envelope) -> str:
         content: Any = envelope.original_content
         reply = self.sink.replies.get("end", "250 2.0.0 taken")
+        await asyncio.sleep(self.sink.looks_for_s)
         if reply.startswith("2"):
             self.sink.take(
                 SunkMail(
