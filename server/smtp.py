@@ -62,8 +62,8 @@ class SMTPTransport:
         report = _Report(addresses, time.monotonic() + BEGIN_SHARE * within_s)
         outage = None
         try:
-            async with asyncio.timeout(within_s), self._connection() as client:
-                await self._hand_over(client, message, report)
+            async with asyncio.timeout(within_s):
+                await self._deliver(message, report)
         except (aiosmtplib.SMTPException, OSError, TimeoutError) as exc:
             # What breaks after the last answer breaks nothing.
             if report.waiting:
@@ -80,9 +80,10 @@ class SMTPTransport:
 
     # -- connections -----------------------------------------------------------------------------------------
     @asynccontextmanager
-    async def _connection(self) -> AsyncIterator[aiosmtplib.SMTP]:
-        """A connection on which mail may be sent: encrypted and logged in, as configured."""
-        client, messages = await self._take_kept() or (await self._connect(), 0)
+    async def _connection(self, kept: tuple[aiosmtplib.SMTP, int] | None) -> AsyncIterator[aiosmtplib.SMTP]:
+        """A connection on which mail may be sent: the one that was kept, or a new one, encrypted and logged in, as
+        configured."""
+        client, messages = kept or (await self._connect(), 0)
         try:
             yield client
         except BaseException:
@@ -140,6 +141,19 @@ class SMTPTransport:
         return client
 
     # -- handing over ----------------------------------------------------------------------------------------
+    async def _deliver(self, message: MailMessage, report: _Report) -> None:
+        """Over as many connections as it takes: one that served, and ends before the next message is begun, has had as
+        many as its server allows, or its time. Only a new one tells whether mail goes out."""
+        while True:
+            kept = await self._take_kept()
+            before = len(report.waiting)
+            try:
+                async with self._connection(kept) as client:
+                    return await self._hand_over(client, message, report)
+            except (aiosmtplib.SMTPException, OSError):
+                has_served = kept is not None or len(report.waiting) < before
+                if not has_served or not report.waiting or report.is_under_way():
+                    raise
 
     async def _hand_over(self, client: aiosmtplib.SMTP, message: MailMessage, report: _Report) -> None:
         options = [f"SIZE={len(message.content)}"] if client.supports_extension("size") else []
@@ -218,6 +232,10 @@ class _Report:
 
     def may_begin(self) -> bool:
         return not self.tried or time.monotonic() < self._begin_until
+
+    def is_under_way(self) -> bool:
+        """Whether some were named to the server, and it has not said what becomes of them."""
+        return any(address in self.tried for address in self.waiting)
 
     def accept(self, addresses: Collection[str]) -> None:
         for address in addresses:

@@ -112,7 +112,24 @@ async def test_a_connection_on_which_something_broke_is_not_used_again(sink: SMT
     assert (await transport.send(message(), [BEN], 20)).outage is not None
     sink.replies.clear()
     assert await transport.send(message(), [BEN], 20) == Handover({})
+    assert (
+        sink.connections == 3
+    )  # the second one was to show whether the server or the first one was at its end
+    await transport.close()
+
+
+async def test_a_server_that_takes_few_messages_on_a_connection(sink: SMTPSink) -> None:
+    """Those that do not go over one go over the next, whether they are of several mails or of one: it is no outage."""
+    sink.max_messages = 2
+    transport = SMTPTransport(email(sink, recipients_per_message=1))
+    for _ in range(3):
+        assert await transport.send(message(), [ANN], 20) == Handover({})
     assert sink.connections == 2
+    assert await transport.send(message(), [ANN, BEN, CAT, "jörg@example.org"], 20) == Handover({})
+    assert sink.connections == 4
+    assert len(sink.mails) == 7
+    sink.max_messages = 0
+    assert (await transport.send(message(), [ANN], 20)).outage is not None
     await transport.close()
 
 

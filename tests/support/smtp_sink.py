@@ -39,8 +39,9 @@ class SMTPSink:
     `tls`: TLS from the first byte; `starttls`: offered. `logins`: name -> password; if given, nobody gets on without.
     All other settings may be changed while it runs. `replies`: what to answer instead of accepting, to `EHLO`, `MAIL`,
     `DATA`, the `end` of the content, or a recipient (by address). `max_recipients`: of one transaction; more are
-    answered by 452. `cut_at`, `hang_at`: one of `STAGES`. `cut_recipients`: addresses at which the connection is cut.
-    `looks_for_s`: how long it looks at a content before it takes it.
+    answered by 452. `max_messages`: of one connection; more are answered by 421. `cut_at`, `hang_at`: one of `STAGES`.
+    `cut_recipients`: addresses at which the connection is cut. `looks_for_s`: how long it looks at a content before it
+    takes it.
     """
 
     tls: ssl.SSLContext | None = None
@@ -50,6 +51,7 @@ class SMTPSink:
     port: int = 0
     replies: dict[str, str] = field(default_factory=dict)
     max_recipients: int | None = None
+    max_messages: int | None = None
     cut_recipients: set[str] = field(default_factory=set)
     cut_at: str | None = None
     hang_at: str | None = None
@@ -138,7 +140,9 @@ class _Controller(Controller):
 
 
 class _Server(SMTP):
-    """Misbehaves where a handler's hook comes too late."""
+    """Misbehaves where a handler's hook comes too late. `messages`: how many were begun."""
+
+    messages = 0
 
     async def smtp_DATA(self, arg: str) -> None:
         handler = self.event_handler
@@ -178,7 +182,7 @@ class _Handler:
         return [self.sink.replies["EHLO"]] if "EHLO" in self.sink.replies else responses
 
     async def handle_MAIL(
-        self, server: SMTP, session: Session, envelope: Envelope, address: str, options: list[str]
+        self, server: _Server, session: Session, envelope: Envelope, address: str, options: list[str]
     ) -> str:
         await self.misbehave("MAIL", server)
         # aiosmtpd's own demand for a login does not know of TLS from the first byte.
@@ -186,6 +190,9 @@ class _Handler:
             return "530 5.7.0 authentication required"
         if "MAIL" in self.sink.replies:
             return self.sink.replies["MAIL"]
+        if self.sink.max_messages is not None and server.messages >= self.sink.max_messages:
+            return "421 too many messages in this connection"
+        server.messages += 1
         envelope.mail_from = address
         envelope.mail_options.extend(options)
         return "250 OK"
