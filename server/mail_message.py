@@ -81,7 +81,8 @@ def envelope_address(address: str) -> str:
 
 def _ascii_domain(domain: str) -> str:
     # Not Python's "idna" codec: that is IDNA 2003, which makes another domain of one with ß or ς in it.
-    labels = unicodedata.normalize("NFKC", domain.lower()).split(".")
+    # The ideographic full stop is a dot, too (RFC 3490 section 3.1); others have become dots, or it, by then.
+    labels = unicodedata.normalize("NFKC", domain.lower()).replace("。", ".").split(".")
     ascii_labels = [
         label if label.isascii() else "xn--" + label.encode("punycode").decode() for label in labels
     ]
