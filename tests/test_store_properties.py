@@ -479,6 +479,8 @@ class MailMachine(RuleBasedStateMachine):
         if not self.attempts:
             return
         nid, keys = self.meant(index, users)
+        if any(key[0] == nid and self.is_leased(key) for key in self.leases):
+            return  # whether they may be claimed before those are settled is up to the store
         keys = {key for key in keys if key in self.dead or self.owed[key] == FUTURE}
         assert self.run(self.store.outbox.retry(self.tenant, {nid: users})) == len(keys)
         self.dead -= keys
