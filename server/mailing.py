@@ -164,10 +164,10 @@ class Mailing:
         return RefusedMail(recipient.user_id, recipient.email, refusal.code, reason)
 
     def _is_given_up(self, recipient: MailRecipient, refusal: Refusal) -> bool:
-        # Counted from the first failure, however long this server was down itself.
         if recipient.failing_since is None or refusal.is_untried:
             return False
-        return self._clock() - recipient.failing_since > timedelta(seconds=self._email.give_up_after_s)
+        put_off_for = recipient.due_at - recipient.failing_since
+        return put_off_for > timedelta(seconds=self._email.give_up_after_s)
 
     def _retry_at(self, failures: int) -> datetime:
         """When to try again after so many failures before this one."""

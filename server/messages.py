@@ -72,7 +72,9 @@ class MailRecipient:
 
     `accepted_online` is True where the user had an open connection when the notification was accepted: such a
     mail is due later, and falls away if one of the connections gave a sign of life after `created_at` of the
-    notification. `attempts`: how often the mail server was asked in vain so far, since `failing_since` (None: never).
+    notification. `attempts`: how often the mail server was asked in vain so far. For how long it has put this recipient
+    off is from `failing_since` (None: it has not) to `due_at`: what the mail waits beyond that, for this server or for
+    the mail server to be there, moves `failing_since` along.
     """
 
     user_id: str

@@ -19,6 +19,7 @@ from server.config import Email
 from server.errors import StartupError, StoreUnavailable
 from server.ids import new_id
 from server.mail_folder import MailFolder
+from server.mailing import DAY_S
 from server.messages import EmailDuty, Mail, MailRecipient, Notification, Recipient, now
 from server.outbox import OutboxWorker
 from server.rates import Rate
@@ -403,25 +404,45 @@ async def test_growing_delay(store: Store, sink: SMTPSink, clock: Clock) -> None
 
 
 async def test_gives_up(store: Store, sink: SMTPSink, clock: Clock) -> None:
-    """After days of temporary refusals the mail is given up, and kept with the last answer."""
+    """When the mail server has put somebody off for days the mail is given up, and kept with the last answer."""
     sink.replies = {"ann@example.org": "451 4.7.1 greylisted"}
-    settings = email(sink, retry_first_s=1.0, retry_max_s=1.0, give_up_after_s=5 * 86400.0)
+    settings = email(sink, retry_first_s=2 * DAY_S, retry_max_s=2 * DAY_S, give_up_after_s=5 * DAY_S)
     await owe(store, *to("ann"))
+    put_off_for = timedelta()
     async with running(worker_for(store, clock, settings)) as worker:
-        assert (await store.outcome()).retry
-        clock.advance(5 * 86400 + 1)
-        worker.wake()
-        outcome = await store.outcome()
+        while (outcome := await store.outcome()).retry:
+            [postponed] = outcome.retry
+            put_off_for += postponed.retry_at - clock()
+            clock.advance((postponed.retry_at - clock()).total_seconds() + 1)
+            worker.wake()
     [refused] = outcome.refused
     assert refused.code == 451
     assert refused.reason == "gave up after 5 days; the last answer: 4.7.1 greylisted"
+    assert timedelta(days=5) < put_off_for < timedelta(days=7, minutes=1)
     assert outcome.retry == () and await store.next_mail_due() is None
+
+
+async def test_only_the_mail_server_can_make_it_give_up(store: Store, sink: SMTPSink, clock: Clock) -> None:
+    """Not that this server, or the mail server, was not there for longer than a mail may be put off."""
+    sink.replies = {"ann@example.org": "451 4.7.1 greylisted"}
+    settings = email(sink, retry_first_s=1.0, retry_max_s=1.0, give_up_after_s=5 * DAY_S)
+    await owe(store, *to("ann"))
+    async with running(worker_for(store, clock, settings)) as worker:
+        for _ in range(3):
+            assert (await store.outcome()).retry
+            clock.advance(10 * DAY_S)
+            worker.wake()
+        sink.replies.clear()
+        while not (outcome := await store.outcome()).sent:
+            assert outcome.retry
+            clock.advance(10)
+            worker.wake()
 
 
 async def test_giving_up_is_about_each_recipient(store: Store, sink: SMTPSink, clock: Clock) -> None:
     """Who comes late has as many days as those before."""
     sink.replies = dict.fromkeys(("ann@example.org", "ben@example.org"), "451 4.7.1 greylisted")
-    settings = email(sink, retry_first_s=1.0, retry_max_s=1.0, give_up_after_s=1000.0)
+    settings = email(sink, retry_first_s=1000.0, retry_max_s=1000.0, give_up_after_s=100.0)
     await owe(store, *to("ann"), *to("ben", due_in_s=900))
     async with running(worker_for(store, clock, settings)) as worker:
         assert [each.user_id for each in (await store.outcome()).retry] == ["ann"]
@@ -443,7 +464,7 @@ async def test_an_outage_ends_no_mail(store: Store, clock: Clock, no_pauses: Non
             [postponed] = (await store.outcome()).retry
             assert postponed.is_untried
             assert postponed.retry_at - before < timedelta(seconds=10 + 20)
-            clock.advance(86_400)
+            clock.advance(DAY_S)
             worker.wake()
     [entry] = await store.outbox.entries("t", nid=nid, limit=10)
     assert (entry.attempts, entry.code) == (0, 0)

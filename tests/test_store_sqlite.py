@@ -925,7 +925,7 @@ async def test_what_is_due_stays_due(store: SQLiteStore, set_clock: Callable[[ti
 async def test_a_lease_lasts_as_long_as_it_was_to(
     store: SQLiteStore, set_clock: Callable[[timedelta], None]
 ) -> None:
-    """Else a mail would go out twice, or be stuck; and nobody is given up any sooner."""
+    """Else a mail would go out twice, or be stuck; and nobody is given up any sooner, or later."""
     await owe(store, MailRecipient("alice", "a@example.test", now()))
     [job] = await store.claim_mail(60, 9)
     retry = PostponedMail("alice", "a@example.test", 451, "later", now(), is_untried=False)
@@ -938,8 +938,28 @@ async def test_a_lease_lasts_as_long_as_it_was_to(
     set_clock(timedelta(days=9))
     assert await store.settle_mail(job, MailOutcome(retry=(replace(retry, retry_at=now()),)))
     [job] = await store.claim_mail(60, 9)
-    assert job.recipients[0].failing_since is not None
-    assert abs(now() - job.recipients[0].failing_since) < NEARLY
+    [alice] = job.recipients
+    assert alice.failing_since is not None
+    assert abs(alice.due_at - alice.failing_since) < NEARLY
+
+
+async def test_how_long_mail_was_put_off_is_not_for_the_clock_to_say(
+    store: SQLiteStore, path: Path, set_clock: Callable[[timedelta], None]
+) -> None:
+    """Whatever it is set to while the next try is to come: nobody is given up any sooner, or later."""
+    await owe(store, MailRecipient("alice", "a@example.test", now()))
+    [job] = await store.claim_mail(60, 9)
+    again_at = now() + timedelta(minutes=30)
+    retry = PostponedMail("alice", "a@example.test", 451, "later", again_at, is_untried=False)
+    assert await store.settle_mail(job, MailOutcome(retry=(retry,)))
+    with another_program(path) as connection:
+        put_off_for = "SELECT due_at - failing_since FROM mail_recipients"
+        [before] = connection.execute(put_off_for).fetchone()
+        assert before > 0
+        for ahead in SETTINGS:
+            set_clock(ahead)
+            assert await store.claim_mail(60, 9) == []
+            assert connection.execute(put_off_for).fetchone() == (before,)
 
 
 async def test_a_transaction_that_is_done_again_follows_the_clock_all_the_same(

@@ -249,7 +249,12 @@ def _still_owed(recipients: Sequence[Raw], outcome: MailOutcome, at: datetime, a
 def _put_off(recipient: Raw, answer: PostponedMail, at: datetime, ahead_s: float) -> Raw:
     due_at = due_by(answer.retry_at, ahead_s)
     failed = {"due": due_at, "failedAt": at, "code": answer.code, "reason": answer.reason}
+    present = due_by(at, ahead_s)
     if not answer.is_untried:
         failed["attempts"] = recipient.get("attempts", 0) + 1
-        failed["failingSince"] = recipient.get("failingSince", at)
+        failed["failingSince"] = present
+    if "failingSince" in recipient:
+        # What it waited for anything but the mail server's will does not count (see `MailRecipient`).
+        until = due_at if answer.is_untried else present
+        failed["failingSince"] = recipient["failingSince"] + (until - recipient["due"])
     return recipient | failed

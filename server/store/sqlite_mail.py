@@ -91,15 +91,23 @@ def settle(connection: sqlite3.Connection, job: MailJob, outcome: MailOutcome, n
         ((key, user_id, job.lease) for user_id in _done(outcome)),
     )
     connection.executemany(
-        "UPDATE mail_recipients SET attempts = attempts + 1, failing_since = coalesce(failing_since, ?)"
-        f" WHERE {_IS_HELD}",
-        ((now_ms, key, each.user_id, job.lease) for each in outcome.retry if not each.is_untried),
-    )
-    connection.executemany(
-        "UPDATE mail_recipients SET due_at = ?, lease = NULL, leased_until = NULL, failed_at = ?, code = ?,"
-        f" reason = ? WHERE {_IS_HELD}",
+        # What it waited for anything but the mail server's will does not count (see `MailRecipient`).
+        "UPDATE mail_recipients SET attempts = attempts + :tried,"
+        " failing_since = coalesce(failing_since + :until - due_at, CASE WHEN :tried THEN :now END),"
+        " due_at = :due_at, lease = NULL, leased_until = NULL, failed_at = :now, code = :code, reason = :reason"
+        " WHERE notification = :key AND user_id = :user_id AND lease = :lease",
         (
-            (to_ms(each.retry_at), now_ms, each.code, each.reason, key, each.user_id, job.lease)
+            {
+                "tried": not each.is_untried,
+                "until": to_ms(each.retry_at) if each.is_untried else now_ms,
+                "now": now_ms,
+                "due_at": to_ms(each.retry_at),
+                "code": each.code,
+                "reason": each.reason,
+                "key": key,
+                "user_id": each.user_id,
+                "lease": job.lease,
+            }
             for each in outcome.retry
         ),
     )
@@ -120,16 +128,18 @@ def follow_clock(connection: sqlite3.Connection, now: datetime, set_by_s: float)
     """Let all that is to come be as far away as it was before the clock was set."""
     now_ms, step_ms = to_ms(now), round(set_by_s * 1000)
     values = {"step": step_ms, "past": min(now_ms, now_ms - step_ms)}
+    # As far before `due_at` as it was: see `MailRecipient`.
+    connection.execute(
+        "UPDATE mail_recipients SET failing_since = failing_since + max(due_at + :step, :past) - due_at"
+        " WHERE due_at > :past",
+        values,
+    )
     for table in ("mails", "mail_recipients"):
         for column in ("due_at", "leased_until"):
             # What had come already has come all the same.
             connection.execute(
                 f"UPDATE {table} SET {column} = max({column} + :step, :past) WHERE {column} > :past", values
             )
-    connection.execute(
-        "UPDATE mail_recipients SET failing_since = failing_since + :step WHERE failing_since IS NOT NULL",
-        values,
-    )
 
 
 def hold(connection: sqlite3.Connection, tenant: str) -> None:
