@@ -132,7 +132,7 @@ class SMTPTransport:
             client.local_hostname = _our_name(client)
             if email.security == "starttls":
                 await client.starttls()
-            await client.ehlo()
+            await _say_hello(client)
             if email.login:
                 await client.login(email.login, email.password)
         except BaseException:
@@ -213,6 +213,16 @@ class _Kept:
     client: aiosmtplib.SMTP
     messages: int
     timer: asyncio.TimerHandle = field(init=False)
+
+
+async def _say_hello(client: aiosmtplib.SMTP) -> None:
+    """And hear what the server can do; one that knows no EHLO can do nothing more (RFC 5321 section 3.2)."""
+    try:
+        await client.ehlo()
+    except aiosmtplib.SMTPHeloError as exc:
+        if not _is_permanent(exc.code):
+            raise
+        await client.helo()
 
 
 async def _say_goodbye(client: aiosmtplib.SMTP) -> None:

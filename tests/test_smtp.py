@@ -179,6 +179,17 @@ async def test_our_name_is_a_full_name_or_an_address(sink: SMTPSink, monkeypatch
     assert sink.ehlo_names == ["[127.0.0.1]", "node1.example.org"]
 
 
+async def test_a_server_without_extensions(sink: SMTPSink) -> None:
+    """One that knows no EHLO hears HELO, and nothing of sizes; who needs an extension cannot be mailed by it."""
+    sink.replies = {"EHLO": "502 5.5.1 command not implemented"}
+    handover = await send(email(sink), ANN, "jörg@example.org")
+    assert refusals(handover) == {"jörg@example.org": (0, False)} and handover.outage is None
+    [mail] = sink.mails
+    assert (mail.recipients, mail.options) == ([ANN], [])
+    sink.replies = {"EHLO": "421 4.3.2 not now"}
+    assert refusals(await send(email(sink), ANN)) == {ANN: (421, True)}
+
+
 async def test_size_is_declared(sink: SMTPSink) -> None:
     """A server that limits sizes hears the size before the content."""
     await send(email(sink))
