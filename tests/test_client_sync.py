@@ -636,14 +636,48 @@ async def test_closed_while_it_is_read_anew(pages: Pages, server: RunningServer)
 
 
 async def test_floor(pages: Pages, server: RunningServer) -> None:
-    """What was created before it is dropped; there is nothing older then."""
+    """What was created before it is dropped, and the page is told; there is nothing older then."""
     page = await joined(pages, server, "[doc(3), doc(2), doc(1)]")
     await settle(
         page,
         "sockets[0].push('sync', { documents: [], upto: 's', floor: doc(2).createdAt, reset: false })",
     )
-    await settle(page, "inbox.dispatchEvent(new Event('x'))")
     assert await titles(page) == ["n3", "n2"]
+    assert await page.evaluate("list") == {"titles": ["n3", "n2"], "hasMore": False}
+
+
+async def test_what_comes_by_itself_pushes_off_the_end(pages: Pages, server: RunningServer) -> None:
+    """A page that stays open holds the newest, however many come; what it does not hold any more it can page to."""
+    page = await joined(pages, server, "docs(2, 1)")
+    await settle(
+        page, "for (let n = 3; n <= 1500; n++) sockets[0].push('notification', doc(n, { seen: false }))"
+    )
+    assert (await titles(page))[:2] == ["n1500", "n1499"]
+    assert (await titles(page))[-1] == "n1001"
+    assert await page.evaluate("[inbox.items.length, list.titles.length, list.hasMore]") == [500, 500, True]
+    assert len(await events(page, "notification")) == 1498
+    await settle(page, "void inbox.content({ limit: 100 })")
+    assert await page.evaluate("sockets[0].sent.at(-1).data.before") == await page.evaluate("doc(1001)._id")
+    await settle(page, "sockets[0].answer('content', { documents: docs(1000, 901), older: true })")
+    await settle(page, "sockets[0].push('notification', doc(1501, { seen: false }))")
+    assert [(await titles(page))[0], (await titles(page))[-1], len(await titles(page))] == [
+        "n1501",
+        "n902",
+        600,
+    ]
+
+
+async def test_what_comes_while_a_page_is_read(pages: Pages, server: RunningServer) -> None:
+    """Nothing is pushed off between what is held and the page that is about to follow it."""
+    page = await joined(pages, server, "docs(2, 1)")
+    await settle(page, "for (let n = 3; n <= 600; n++) sockets[0].push('notification', doc(n))")
+    await settle(page, "void inbox.content({ limit: 2 })")
+    await settle(page, "sockets[0].push('notification', doc(601))")
+    sync = "{ documents: [doc(602)], upto: 's2', floor: null, reset: false }"
+    await settle(page, f"sockets[0].push('sync', {sync})")
+    await settle(page, "sockets[0].answer('content', { documents: docs(100, 99), older: true })")
+    expected = ["n602", "n601", *(f"n{number}" for number in range(600, 98, -1))]
+    assert await titles(page) == expected
 
 
 async def test_an_answer_that_was_lost(pages: Pages, server: RunningServer) -> None:

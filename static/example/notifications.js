@@ -94,7 +94,7 @@ import { byAge, View } from "./notifications/view.js";
  */
 
 const MAX_PAGE_SIZE = 100;
-/** So many are read again, or kept, after a break, at most; the others by paging. */
+/** So many are read again after a break, at most, and so many of what comes by itself are kept; the others by paging. */
 const MAX_RELOADED = 500;
 /** So many heartbeats of a server of dialect 2 may pass in silence; a page hears nothing of a WebSocket's pings. */
 const SILENT_HEARTBEATS = 2;
@@ -442,20 +442,25 @@ export class Notifications extends EventTarget {
   async #read(view, before, count, isEnough = (_, read) => read >= count) {
     const connection = this.#connection.current;
     const items = [];
-    for (let more = true; more && !(items.length && isEnough(/** @type {Notification} */ (before), items.length)); ) {
-      // A listener may have closed the connection when it was shown the page before.
-      if (connection !== this.#connection.current) throw new Error("the connection was closed");
-      if (view !== this.#view && view !== this.#next) break;
-      const left = count > items.length ? count - items.length : this.#options.pageSize;
-      const where = { before: before && before._id, limit: Math.min(left, MAX_PAGE_SIZE), ...(view.type !== null && { type: view.type }) };
-      /** @type {import("./notifications/view.js").Page} */
-      const page = await /** @type {Dialect1 | Dialect2} */ (this.#dialect).page(where, (part) => {
-        view.extend(part);
-        if (view === this.#view) this.#listChanged();
-      });
-      items.push(...page.items);
-      before = page.items.at(-1) ?? before;
-      more = page.more;
+    view.readers++;
+    try {
+      for (let more = true; more && !(items.length && isEnough(/** @type {Notification} */ (before), items.length)); ) {
+        // A listener may have closed the connection when it was shown the page before.
+        if (connection !== this.#connection.current) throw new Error("the connection was closed");
+        if (view !== this.#view && view !== this.#next) break;
+        const left = count > items.length ? count - items.length : this.#options.pageSize;
+        const where = { before: before && before._id, limit: Math.min(left, MAX_PAGE_SIZE), ...(view.type !== null && { type: view.type }) };
+        /** @type {import("./notifications/view.js").Page} */
+        const page = await /** @type {Dialect1 | Dialect2} */ (this.#dialect).page(where, (part) => {
+          view.extend(part);
+          if (view === this.#view) this.#listChanged();
+        });
+        items.push(...page.items);
+        before = page.items.at(-1) ?? before;
+        more = page.more;
+      }
+    } finally {
+      view.readers--;
     }
     return items;
   }
@@ -473,6 +478,17 @@ export class Notifications extends EventTarget {
   }
 
   // -- what comes --------------------------------------------------------------------------------------------------
+
+  /** Take what comes by itself: it makes what the page sees no longer than that was read, or may be. Returns as `View.take`. @param {Notification[]} items */
+  #take(items) {
+    this.#next?.take(items);
+    // What is being read before the client is online takes the place of all that was seen before.
+    if (this.#next && this.#state !== "online") return [];
+    const { size } = this.#view.items;
+    const unknown = this.#view.take(items);
+    this.#view.trim(Math.max(size, MAX_RELOADED));
+    return unknown;
+  }
 
   /** @param {import("./notifications/dialect2.js").Joined} joined */
   #onJoined({ user, since, counts, floor, ticket, heartbeat_s: heartbeatS }) {
@@ -492,15 +508,12 @@ export class Notifications extends EventTarget {
 
   /** @param {import("./notifications/dialect2.js").Chunk} chunk */
   #onChanged({ documents, upto, floor, reset, ticket }) {
-    const { size } = this.#view.items;
-    const fresh = this.#view.take(documents).filter(({ seen }) => !seen);
-    this.#next?.take(documents);
+    const fresh = this.#take(documents).filter(({ seen }) => !seen);
     this.#view.dropBefore(floor);
-    this.#view.trim(Math.max(size, MAX_RELOADED));
     this.#since = upto;
     this.#ticket = ticket ?? this.#ticket;
     this.#missed += fresh.length;
-    if (documents.length) this.#listChanged();
+    this.#listChanged();
     if (this.#state === "online") for (const notification of fresh) this.#emit("notification", { notification });
     if (!reset) return;
     this.#isStale = true;
@@ -530,15 +543,14 @@ export class Notifications extends EventTarget {
 
   /** @param {Notification[]} items @param {boolean} areNew else they are part of the answer to the join */
   #onNotifications(items, areNew) {
-    this.#next?.take(items);
-    if (!this.#next || this.#state === "online") this.#view.take(items);
+    this.#take(items);
     this.#listChanged();
     if (areNew) for (const notification of items) this.#emit("notification", { notification });
   }
 
   /** @param {Notification} item */
   #onRestored(item) {
-    for (const view of [this.#view, this.#next]) view?.take([item]);
+    this.#take([item]);
     this.#listChanged();
     this.#emit("restore", { ids: [item._id] });
   }

@@ -27,6 +27,7 @@ export class View {
   /** There is nothing older. */ isComplete = false;
   /** The greatest rev that was told of. */ rev = "";
   /** What has a rev up to this one is seen, whatever it says itself. */ #seenUpTo = "";
+  /** How many pages are being read: what they begin behind must stay. */ readers = 0;
 
   /** @param {string | null} type of the notifications that it holds; null: all @param {View} [before] that was seen before it */
   constructor(type = null, before) {
@@ -117,9 +118,9 @@ export class View {
     for (const [id, item] of this.items) if (this.isBeyond(item)) this.items.delete(id);
   }
 
-  /** Hold no more than so many, the newest. @param {number} count */
+  /** Hold no more than so many, the newest; not while a page is being read. @param {number} count */
   trim(count) {
-    if (this.items.size <= count) return;
+    if (this.readers || this.items.size <= count) return;
     this.oldest = this.list[count - 1];
     this.isComplete = false;
     this.settle();
