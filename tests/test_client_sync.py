@@ -635,6 +635,26 @@ async def test_closed_while_it_is_read_anew(pages: Pages, server: RunningServer)
     assert await page.evaluate("[inbox.state, sockets[1].isClosed]") == ["waiting", True]
 
 
+@pytest.mark.parametrize("then", ["", "inbox.connect();"])
+async def test_closed_by_who_hears_that_it_tries_again(
+    pages: Pages, server: RunningServer, then: str
+) -> None:
+    """Nothing comes of that try, whether or not the client is told to connect anew."""
+    page = await joined(pages, server)
+    listener = (
+        f"if (state === 'connecting' && !window.heard) {{ window.heard = true; inbox.close(); {then} }}"
+    )
+    await settle(page, f"inbox.on('state', ({{ state }}) => {{ {listener} }})")
+    await settle(page, "sockets[0].onclose({ code: 1006, reason: '' })")
+    await page.clock.run_for(1000)
+    await settle(page, "for (const socket of sockets) if (!socket.isClosed) socket.onopen?.()")
+    open_ones = "sockets.slice(1).filter(({ isClosed }) => !isClosed)"
+    if then:
+        assert await page.evaluate(f"{open_ones}.map(({{ sent }}) => sent[0].name)") == ["join"]
+    else:
+        assert await page.evaluate(f"[inbox.state, {open_ones}.length]") == ["closed", 0]
+
+
 async def test_floor(pages: Pages, server: RunningServer) -> None:
     """What was created before it is dropped, and the page is told; there is nothing older then."""
     page = await joined(pages, server, "[doc(3), doc(2), doc(1)]")

@@ -115,7 +115,6 @@ export class Connection {
     clearTimeout(this.#retryTimer);
     this.#isWaiting = false;
     this.#settledAt = this.#byeMs = null;
-    this.handlers.opening();
     const { url, SockJS, transports } = this.options;
     const socket = SockJS ? new SockJS(url, null, transports && { transports }) : new WebSocket(webSocketUrl(url));
     socket.onopen = () => this.handlers.opened();
@@ -124,6 +123,8 @@ export class Connection {
     // SockJS tells of those; of a WebSocket's pings no page ever hears.
     socket.onheartbeat = () => this.handlers.silentFor() && this.watch();
     this.#socket = socket;
+    // Only now: who hears of it may end it.
+    this.handlers.opening();
     this.watch();
   }
 
