@@ -156,7 +156,7 @@ export class Notifications extends EventTarget {
     });
   }
 
-  /** The inbox, or what the filter lets through, from the newest down to where it was read. */
+  /** The inbox, or what the filter lets through, from the newest down to where it was read; beyond 500, new ones push off as many at the end. */
   get items() {
     return this.#view.list;
   }
