@@ -930,6 +930,19 @@ async def test_room_for_the_state(pages: Pages, server: RunningServer, width: in
     pages.forgive("ERR_CONNECTION")
 
 
+async def test_fields_that_open_keep_apart(pages: Pages, server: RunningServer) -> None:
+    """As far as those that are always there."""
+    page = await signed_in(pages, server)
+    for summary in await page.locator(".send summary").all():
+        await summary.click()
+    gaps = """() => [...document.querySelectorAll(".send details > * + *")]
+        .filter(({ offsetHeight }) => offsetHeight)
+        .map((each) => each.getBoundingClientRect().top - each.previousElementSibling.getBoundingClientRect().bottom)"""
+    found = await page.evaluate(gaps)
+    assert len(found) == 9
+    assert min(found) >= 8
+
+
 async def test_reduced_motion(pages: Pages, server: RunningServer) -> None:
     """Nothing moves for those who asked for that."""
     page = await signed_in(pages, server, reduced_motion="reduce")
