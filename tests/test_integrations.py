@@ -257,6 +257,14 @@ def test_sse(tmp_path: Path) -> None:
 
 # -- webservice-notification ---------------------------------------------------------------------------------
 @following("webservice-notification")
+def test_other_addresses_than_loopback(guide: Guide) -> None:
+    """Pages get there by them, too."""
+    # On Linux that is another address of this machine, at which nothing answers that listens at 127.0.0.1 only.
+    curl = f"curl -s http://127.0.0.2:{guide.place.server.port}/healthz"
+    assert json.loads(guide.run("sh", curl)) == {"status": "ok"}
+
+
+@following("webservice-notification")
 def test_a_key_in_config_ini(guide: Guide, tmp_path: Path) -> None:
     """It opens the door for who sends it, and nobody else."""
     with Guide(guide.page, released(tmp_path), guide.shown) as keyed:
