@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from websockets.exceptions import InvalidStatus
 
 from tests.support.certificates import CertificateAuthority
 from tests.support.client import SocketClient
+from tests.support.event_streams import EventStream
+from tests.support.feeds import SETTINGS, hub_path, service_path, tenant_path, user_token
 from tests.support.passwords import cheap_hash
 from tests.support.processes import wait_until
 from tests.support.proxies import NAME, OTHER_NAME, Caddy, Nginx, Proxy, advised_settings
@@ -43,7 +46,7 @@ def release(folder: Path, application: str, **settings: str) -> RunningServer:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, kind: type[Proxy]) -> Iterator[RunningServer]:
     """Configured as the file of the proxy says. For all tests that leave it as it is."""
-    with release(tmp_path_factory.mktemp("server"), advised_settings(kind.file)) as running:
+    with release(tmp_path_factory.mktemp("server"), advised_settings(kind.file), **SETTINGS) as running:
         yield running
 
 
@@ -102,6 +105,63 @@ async def test_sockjs_without_websocket(proxy: Proxy, transport: str) -> None:
             await asyncio.to_thread(place.notify, "alice", content=content, headers=HEADERS)
             await stream.receive(content)
         assert "content-length" not in stream.head.lower()
+
+
+@BOTH
+@pytest.mark.parametrize("path_of", [hub_path, service_path], ids=["hub", "service"])
+async def test_the_other_sockets(proxy: Proxy, path_of: Callable[[str], str]) -> None:
+    """A token in the address is all that their clients show."""
+    async with proxy.place().client(path_of("bob")) as client:
+        proxy.place().notify("bob", content="through it", headers=HEADERS)
+        while "through it" not in str(await client.socket.recv()):
+            pass
+
+
+@BOTH
+async def test_the_socket_of_dialect_2(proxy: Proxy) -> None:
+    """By its own path."""
+    async with proxy.place().client("/ws/v2") as client:
+        await client.socket.send(
+            json.dumps({"name": "join", "id": 1, "data": {"token": user_token("carol")}})
+        )
+        assert json.loads(await client.socket.recv())["name"] == "joined"
+
+
+@BOTH
+async def test_who_listens_to_a_tenant(proxy: Proxy) -> None:
+    """Is refused by the server, where the key is wrong, and not by the proxy."""
+    with pytest.raises(InvalidStatus) as refused:
+        async with proxy.place().client(tenant_path("wrong")):
+            pass
+    assert refused.value.response.status_code == 403
+
+
+@BOTH
+async def test_events(proxy: Proxy) -> None:
+    """What was missed, and at once what is new; by a ticket, as a browser does it."""
+    place = proxy.place()
+    await asyncio.to_thread(place.notify, "dave", content="missed", headers=HEADERS)
+    bearer = {"Authorization": f"Bearer {user_token('dave')}"}
+    answer = await asyncio.to_thread(place.request, "POST", "/events/ticket", b"", bearer)
+    async with place.open() as (reader, writer):
+        path = f"/events?ticket={answer.json()['ticket']}"
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: {place.name}\r\n\r\n".encode())
+        stream = EventStream(reader, writer)
+        await stream.read_head()
+        missed, _ = await stream.caught_up()
+        assert missed.data["content"] == "missed"
+        await asyncio.to_thread(place.notify, "dave", content="new", headers=HEADERS)
+        assert (await stream.next("notification")).data["content"] == "new"
+
+
+@BOTH
+async def test_socketio(proxy: Proxy) -> None:
+    """By polling and by WebSocket; each begins with a packet that opens the session."""
+    place = proxy.place()
+    answer = await asyncio.to_thread(place.request, "GET", "/socket.io/?EIO=4&transport=polling")
+    assert answer.body.startswith(b'0{"sid":')
+    async with place.client("/socket.io/?EIO=4&transport=websocket") as client:
+        assert str(await client.socket.recv()).startswith('0{"sid":')
 
 
 @BOTH
