@@ -195,6 +195,18 @@ async def test_what_is_done_on_one_node_is_done_on_all_screens(cluster: Cluster,
         assert {json.dumps(client.model.inbox) for client in clients} == {json.dumps({ids[0]: False})}
 
 
+async def test_a_ticket_for_events_leads_to_the_node_that_made_it(cluster: Cluster, user: str) -> None:
+    """A browser that comes through the front: each of its tickets is good there."""
+    bearer = {"Authorization": f"Bearer {user_token(user)}"}
+    async with AsyncExitStack() as stack:
+        for _ in range(6):
+            answer = await asyncio.to_thread(cluster.front.request, "POST", "/events/ticket", b"", bearer)
+            path = f"/events?ticket={answer.json()['ticket']}"
+            stream = await stack.enter_async_context(event_stream(cluster.front, path=path))
+            assert stream.status == 200
+            await stream.caught_up()
+
+
 async def knows(client: ClientV2, unseen: int) -> None:
     """Return when it has been told that so many are unseen, and of which."""
     while (client.model.counts or {}).get("unseen") != unseen or (
