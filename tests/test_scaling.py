@@ -15,6 +15,7 @@ from server.store.mongo_documents import INBOX_INDEXES
 from tests.support.mongod import Mongod
 from tests.support.ports import free_port
 from tests.support.processes import wait_until
+from tests.support.proxies import advised_settings, shipped
 from tests.support.recipes import SECRET, Recipe, sections
 from tests.support.redis_server import RedisServer
 from tests.support.running_server import RunningServer
@@ -86,6 +87,16 @@ def test_a_step_with_mongodb(
     finally:
         with mongod_replica_set.client() as client:
             client.drop_database(name)
+
+
+def test_the_balancer_reaches_the_nodes_and_is_believed() -> None:
+    """What deploy/haproxy.cfg wants of each node is there on several machines, and it is none of them itself."""
+    wanted = advised_settings("haproxy.cfg").split()[1:]
+    assert {line.partition("=")[0] for line in wanted} == {"address", "trusted_proxies", "hosts"}
+    assert set(wanted) <= set(config_of("Several machines", {}).split())
+    [proxy] = [line.partition("=")[2] for line in wanted if line.startswith("trusted_proxies=")]
+    nodes = set(re.findall(r"^ *server \w+ ([\d.]+):8587", shipped("haproxy.cfg"), flags=re.MULTILINE))
+    assert len(nodes) == 3 and proxy not in nodes
 
 
 @pytest.mark.servers
