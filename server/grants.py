@@ -30,12 +30,15 @@ class Scope(StrEnum):
     PUBLISH = "publish"
     """Notify users."""
     LISTEN = "listen"
-    """Let users listen: make tokens for them."""
+    """Let users listen: make tokens for them, whoever they are; and all that `BROADCASTS` allows."""
     ADMIN = "admin"
     """Sign users out, see and change the mail that is owed, see the tenant's figures."""
+    BROADCASTS = "broadcasts"
+    """Hear what is for everybody, and nothing else: for keys that lie open in a page."""
 
 
-ALL_SCOPES = frozenset(Scope)
+ALL_SCOPES = frozenset({Scope.PUBLISH, Scope.LISTEN, Scope.ADMIN})
+"""All that can be allowed."""
 
 
 FOREVER = 0

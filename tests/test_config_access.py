@@ -93,7 +93,7 @@ def test_certificates_grant_scopes_of_a_tenant(folder: Folder) -> None:
         ("acme publish", "'acme publish' is not `tenant scopes subject`, such as"),
         ("Acme publish CN=a", "'Acme' is not a tenant's name"),
         ("none publish CN=a", "'none' is not a tenant's name"),
-        ("acme publish,write CN=a", "'write' is none of: publish, listen, admin"),
+        ("acme publish,write CN=a", "'write' is none of: publish, listen, admin, broadcasts"),
         ("acme publish billing", "'billing' is not a subject such as CN=billing,O=Example"),
         ("acme publish CN=a,", "'CN=a,' is not a subject such as"),
         ("acme publish CN=", "'CN=' is not a subject such as"),

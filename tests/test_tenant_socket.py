@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -55,6 +56,20 @@ async def test_a_key_to_publish_is_none_to_listen(server: RunningServer) -> None
         with pytest.raises(RuntimeError, match="403"):
             broadcast(server, key=hearing)
         broadcast(server, "T", key=publishing)
+        assert (await client.frame())["title"] == "T"
+
+
+async def test_a_key_of_a_page_hears_and_does_nothing_else(server: RunningServer) -> None:
+    """Whoever finds it there makes no token with it, publishes nothing, and sees and ends nothing of the users."""
+    page = add_key(server, "default", "page", "broadcasts")
+    headers = {"Authorization": f"Api-Key {page}", "Content-Type": "application/json"}
+    async with listening(server, tenant_path(page)) as client:
+        for path in ("/api/v2/tokens", "/api/v2/users/alice/sign-out", "/notify", "/api/notifications/send/"):
+            body = json.dumps({"user_id": "alice", "payload": {}, "content": "x", "users": [{"id": "alice"}]})
+            assert server.request("POST", path, body.encode(), headers).status == 403
+        for path in ("/api/outbox", "/api/notifications/0123456789abcdef01234567/deliveries"):
+            assert server.request("GET", path, None, headers).status == 403
+        broadcast(server, "T", key=add_key(server, "default", "its-backend", "publish"))
         assert (await client.frame())["title"] == "T"
 
 

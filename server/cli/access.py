@@ -118,7 +118,7 @@ def _add_key_commands(commands: Any) -> None:
         "--scope",
         action="append",
         choices=[scope.value for scope in Scope],
-        help="what it allows: publish, listen, admin; may be given several times (default: publish)",
+        help="what it allows: publish, listen, admin, broadcasts; may be given several times (default: publish)",
     )
     add.add_argument("--expires", metavar="WHEN", help="90d, 12h, or a date (default: never)")
     add.set_defaults(run=_add_key)

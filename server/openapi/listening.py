@@ -115,11 +115,13 @@ def _detail(description: str, detail: str, headers: Json | None = None) -> Json:
 TENANT: Json = operation(
     "Listen",
     "A WebSocket for what is for everybody of a tenant",
-    parameters=[parameter("query", "api_key", "A key with the scope listen", TEXT)],
+    parameters=[parameter("query", "api_key", "A key with the scope broadcasts or listen", TEXT)],
     security=any_of("api_key"),
     answers={
         **BEFORE,
-        403: _detail("There is no key, it is wrong, or has not the scope listen", "Invalid API key"),
+        403: _detail(
+            "There is no key, it is wrong, or has neither the scope broadcasts nor listen", "Invalid API key"
+        ),
         429: _detail(
             "More connections than this address may open", "too many connections; slow down", RETRY_AFTER
         ),

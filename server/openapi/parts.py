@@ -262,7 +262,7 @@ SECURITY_SCHEMES: Json = {
         "type": "apiKey",
         "in": "query",
         "name": "api_key",
-        "description": "A key with the scope listen",
+        "description": "A key with the scope broadcasts or listen",
     },
 }
 

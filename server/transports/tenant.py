@@ -24,8 +24,8 @@ class TenantHandler(FeedWebSocket):
             raise NoCredentials("a key is needed: ?api_key=…")
         doors = self.doors
         grant = await doors.publishers.identify(Presented(None, key, None, None), self.caller)
-        if not grant.allows(Scope.LISTEN):
-            raise BadCredentials("this key has not the scope listen")
+        if not (grant.allows(Scope.BROADCASTS) or grant.allows(Scope.LISTEN)):
+            raise BadCredentials("this key has neither the scope broadcasts nor listen")
         expires_at = None
         if grant.key_id is not None:
             expires_at = doors.services.tenants.key_expires_at(grant.key_id)
