@@ -13,7 +13,7 @@ from contextlib import suppress
 from datetime import datetime, timedelta
 
 from server.errors import StoreUnavailable
-from server.grants import SignOut, Tenant
+from server.grants import SignOut
 from server.store import Directory, SignOutCursor, SignOutPage
 
 logger = logging.getLogger(__name__)
@@ -82,14 +82,14 @@ class SignOuts:
         if new:
             self._tell(new)
 
-    def drop(self, *, begun: Iterable[Tenant], ended: Iterable[Tenant]) -> None:
-        """Forget those of tenants that have ended. What is known of the name of one that has begun may be of another
-        before it: that is forgotten, too, and what does belong to it is read again soon."""
+    def drop(self, *, begun: Iterable[str], ended: Iterable[str]) -> None:
+        """Forget those of tenants (their names) that have ended. What is known of the name of one that has begun may be
+        of another before it: that is forgotten, too, and what does belong to it is read again soon."""
         for tenant in begun:
-            if self._at.pop(tenant.name, None):
+            if self._at.pop(tenant, None):
                 self._is_due.set()
         for tenant in ended:
-            self._at.pop(tenant.name, None)
+            self._at.pop(tenant, None)
 
     # -- reading ---------------------------------------------------------------------------------------------
     async def open(self, sequence: int) -> None:

@@ -231,8 +231,11 @@ class Tenants:
         if access == self._access:
             return
         old, self._access = self._access, access
-        before, after = set(old.tenants), set(access.tenants)
-        self._sign_outs.drop(begun=after - before, ended=before - after)
+        # Not the whole records: how long notifications are kept may change, and a tenant stays who it is.
+        before, after = ({(each.name, each.created_at) for each in known.tenants} for known in (old, access))
+        self._sign_outs.drop(
+            begun=[name for name, _ in after - before], ended=[name for name, _ in before - after]
+        )
         self._names = frozenset(tenant.name for tenant in access.tenants)
         self._keys = {key.hashed: key for key in access.keys if key.tenant in self._names}
         self._key_ids = {key.id: key for key in self._keys.values()}

@@ -17,7 +17,7 @@ import pytest
 
 from server import sign_outs as sign_outs_module
 from server.errors import StoreUnavailable
-from server.grants import SignOut, Tenant
+from server.grants import SignOut
 from server.messages import now
 from server.sign_outs import KEPT, SignOuts
 from server.store import Directory
@@ -104,7 +104,7 @@ def test_tenants_that_end_or_begin(node: Node) -> None:
     """Nothing is known of them, as before."""
     for tenant in ("acme", "other", "third"):
         node.sign_outs.take([signed_out("alice", tenant=tenant)])
-    node.sign_outs.drop(begun=[Tenant("acme", AT), Tenant("new", AT)], ended=[Tenant("other", AT)])
+    node.sign_outs.drop(begun=["acme", "new"], ended=["other"])
     assert [node.sign_outs.at(each, "alice") for each in ("acme", "other", "third", "new")] == [
         None,
         None,
@@ -193,7 +193,7 @@ async def test_those_of_a_tenant_that_begins_are_read_again(
     await node.store(signed_out("alice"))
     await node.sign_outs.open(1)
     task = asyncio.create_task(node.sign_outs.run())
-    node.sign_outs.drop(begun=[Tenant("acme", AT)], ended=[])
+    node.sign_outs.drop(begun=["acme"], ended=[])
     assert node.sign_outs.at("acme", "alice") is None
     async with asyncio.timeout(30):
         while node.sign_outs.at("acme", "alice") != AT:  # noqa: ASYNC110  # it is written down, not told of

@@ -19,7 +19,17 @@ from server import tasks as tasks_module
 from server import tenants as tenants_module
 from server.bus import ACCESS_CHANGED, USERS_SIGNED_OUT
 from server.errors import StoreUnavailable
-from server.grants import ALL_SCOPES, DEFAULT_TENANT, ApiKey, Scope, SignOut, Tenant, hash_secret, new_secret
+from server.grants import (
+    ALL_SCOPES,
+    DEFAULT_TENANT,
+    ApiKey,
+    Keep,
+    Scope,
+    SignOut,
+    Tenant,
+    hash_secret,
+    new_secret,
+)
 from server.ids import new_id
 from server.messages import now
 from server.rooms import SignIn
@@ -378,6 +388,20 @@ async def test_sign_outs_end_with_their_tenant(node: Node) -> None:
         await node.other.sign_out("acme", "bob", now())
         assert [each.user_id for each in await node.told_of()] == ["bob"]
         assert node.tenants.signed_out_at("acme", "alice") is None
+
+
+async def test_sign_outs_stay_when_their_tenant_is_changed(node: Node) -> None:
+    """Its times of retention are no reason to let anybody in again, not even until all sign-outs have been read."""
+    await add_tenant(node.other, "acme")
+    async with running(node):
+        await node.changed()
+        await node.other.sign_out("acme", "alice", now())
+        [told] = await node.told_of()
+        node.directory.hold("sign_outs")
+        await node.other.set_keep("acme", Keep(documents_s=30 * 86400))
+        await node.changed()
+        assert [each.keep.documents_s for each in node.tenants.active if each.name == "acme"] == [30 * 86400]
+        assert node.tenants.signed_out_at("acme", "alice") == told.at
 
 
 async def test_signing_out_without_a_store_fails(node: Node) -> None:
