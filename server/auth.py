@@ -33,7 +33,8 @@ UNAVAILABLE = "what decides about this sign-in cannot be asked now; try again"
 class Proof:
     """What a method found out. `tenant` None: it said none. Instants: aware UTC. `expires_at` None: it does not end by
     itself; `issued_at` None: it was made just now; `by_own_clock`: that time is of this node's clock. `key_id`: of the
-    API key that it was made with, `secret_id`: of the secret of ours that signed it; None: none."""
+    API key, or the password of config.ini, that it was made with, `secret_id`: of the secret of ours that signed it;
+    None: none."""
 
     user_id: str
     tenant: str | None = None
@@ -88,7 +89,7 @@ class TenantsView(Protocol):
         this node's clock."""
 
     def has_key(self, key_id: str) -> bool:
-        """Whether the API key with this id opens anything now."""
+        """Whether the API key, or the password of config.ini, with this id opens anything now."""
 
 
 class Memory(Protocol):
@@ -294,7 +295,7 @@ class Authenticator:
         if not self._tenants.is_active(tenant):
             return f"the tenant {tenant!r} is not there"
         if proof.key_id is not None and not self._tenants.has_key(proof.key_id):
-            return "the key that it was made with is revoked, or has expired"
+            return "the key or password that it was made with has been revoked or changed, or has expired"
         if self._is_over(found, tenant):
             return "the user has been signed out since"
         return ""

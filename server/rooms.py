@@ -79,8 +79,8 @@ def close_at(connection: Connection, expires_at: datetime | None) -> asyncio.Tim
 @dataclass(frozen=True, slots=True)
 class SignIn:
     """By what somebody is in a room. `proved_at`: when they proved who they are, or when their token was made (aware
-    UTC); `by_own_clock`: by the clock of this node. `key_id`: the API key that their token was made with; `secret_id`:
-    the secret of ours that signed it; None: none."""
+    UTC); `by_own_clock`: by the clock of this node. `key_id`: the API key, or the password of config.ini, that it was
+    made with; `secret_id`: the secret of ours that signed it; None: none."""
 
     proved_at: datetime
     key_id: str | None = None

@@ -57,7 +57,9 @@ class SignIn:
         cache = CredentialCache(auth.cache_s, auth.cache_entries)
         self._checks = PasswordChecks(limits.password_checks, limits.password_queue, cache)
         self._http = key_set_client()
-        self._users = ConfigUsers(config.users, self._checks)
+        self._tenants = tenants
+        self._users = ConfigUsers(config.users, self._checks, config.application.default_tenant)
+        tenants.use_passwords(self._users.key_ids)
         self._sql = self._make_sql(config)
         self._hook = self._make_hook(config)
         self._jwt = Verifiers(config, self._http)
@@ -120,7 +122,8 @@ class SignIn:
     async def apply(self, config: Config, prepared: Verifiers) -> None:
         """Go by a changed configuration from now on."""
         old, self._jwt = self._jwt, prepared
-        self._users.replace(config.users)
+        self._users.replace(config.users, config.application.default_tenant)
+        self._tenants.use_passwords(self._users.key_ids)
         self.authenticator.apply(
             default_tenant=config.application.default_tenant,
             cache_s=config.auth.cache_s,

@@ -52,6 +52,7 @@ class Tenants:
         self._names: frozenset[str] = frozenset()
         self._keys: dict[str, ApiKey] = {}
         self._key_ids: dict[str, ApiKey] = {}
+        self._passwords: frozenset[str] = frozenset()
         self._sign_outs = SignOuts(directory, self._tell_sign_outs, clock)
         self._used_keys: dict[str, datetime] = {}
         self._seen_users: dict[tuple[str, str], datetime] = {}
@@ -83,9 +84,9 @@ class Tenants:
         return bool(self._keys)
 
     def has_key(self, key_id: str) -> bool:
-        """Whether the key with this id opens anything now."""
+        """Whether the key, or the password, with this id opens anything now."""
         key = self._key_ids.get(key_id)
-        return key is not None and key.is_valid(self._clock())
+        return key_id in self._passwords if key is None else key.is_valid(self._clock())
 
     def key_expires_at(self, key_id: str) -> datetime | None:
         """When the key with this id ends by itself; None: never, or it is not there."""
@@ -124,6 +125,10 @@ class Tenants:
             self._seen_users[tenant, user_id] = self._clock()
 
     # -- changes ---------------------------------------------------------------------------------------------
+    def use_passwords(self, key_ids: frozenset[str]) -> None:
+        """Those of config.ini are these from now on (`ConfigUsers.key_ids`)."""
+        self._passwords = key_ids
+
     async def open(self) -> None:
         """Read everything for the first time. Raises `StoreUnavailable`."""
         sequences = await self._directory().sequences()

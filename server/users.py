@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 from collections.abc import Mapping
 
@@ -14,14 +15,15 @@ DEMO_USERS = ("alice", "bob")
 
 
 class ConfigUsers:
-    """The `auth.PasswordMethod` of `[USERS]`. `users`: name -> hash. The name is login and user id in one."""
+    """The `auth.PasswordMethod` of `[USERS]`. `users`: name -> hash. The name is login and user id in one. `tenant`:
+    theirs."""
 
     name = "config"
 
-    def __init__(self, users: Mapping[str, str], checks: PasswordChecks) -> None:
-        self._users = dict(users)
-        self._hashes = tuple(users.values())
+    def __init__(self, users: Mapping[str, str], checks: PasswordChecks, tenant: str | None = None) -> None:
         self._checks = checks
+        self._users: dict[str, str] = {}
+        self.replace(users, tenant)
 
     def __contains__(self, login: object) -> bool:
         return login in self._users
@@ -32,18 +34,30 @@ class ConfigUsers:
         if hashed is not None:
             is_right = await self._checks.verify(hashed, password, user_id=login)
             # Meanwhile it may have been changed: what was right before is not any more.
-            return Proof(login) if is_right and self._users.get(login) == hashed else None
+            is_valid = is_right and self._users.get(login) == hashed
+            return Proof(login, key_id=self._key_ids[login]) if is_valid else None
         if self._users:
             await self._checks.verify(decoy(login, self._hashes), password)
         return None
 
-    def replace(self, users: Mapping[str, str]) -> None:
+    @property
+    def key_ids(self) -> frozenset[str]:
+        """Of the passwords there are: what was proved with another one counts no more, nor what was made of that."""
+        return frozenset(self._key_ids.values())
+
+    def replace(self, users: Mapping[str, str], tenant: str | None = None) -> None:
         """Go by these from now on. Passwords of users who changed or are gone are no longer remembered."""
         for name, hashed in self._users.items():
             if users.get(name) != hashed:
                 self._checks.forget(name)
         self._users = dict(users)
         self._hashes = tuple(users.values())
+        self._key_ids = {name: _key_id(tenant or "", name, hashed) for name, hashed in users.items()}
+
+
+def _key_id(*what: str) -> str:
+    """By which a stored password is known, in tokens, too: a hash of its hash, which is salted, tells nothing."""
+    return "password " + hashlib.sha256("\0".join(what).encode()).hexdigest()[:32]
 
 
 class DemoUsers:

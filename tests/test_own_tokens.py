@@ -10,7 +10,7 @@ from typing import Any
 import jwt
 import pytest
 
-from server.auth import Proof
+from server.auth import Identity, Proof
 from server.config.access import JWTRules
 from server.errors import AuthUnavailable, BadCredentials, TokenExpired
 from server.grants import SigningSecret, new_secret
@@ -68,6 +68,18 @@ async def test_a_token_is_later_than_the_sign_out_before_it(seconds: int) -> Non
     issued_at = datetime.fromtimestamp(said["iat"], UTC)
     assert signed_out_at < issued_at <= max(at, signed_out_at + timedelta(milliseconds=1))
     assert said["exp"] == (at + timedelta(seconds=600)).timestamp() == expires_at.timestamp()
+
+
+async def test_what_is_given_for_a_password_does_not_outlive_it() -> None:
+    """Neither in time, where what decided about it has set one, nor when it is another one."""
+    tokens, ends_at = OwnTokens([FIRST]), now() + timedelta(minutes=5)
+    given = tokens.make_login(Identity("acme", "alice", expires_at=ends_at, key_id="its password"), True)
+    others = [await check(tokens, given[kind]) for kind in ("identity", "access")]
+    for proof in (tokens.check_refresh(given["refresh"]), *others):
+        assert proof is not None and proof.expires_at is not None
+        assert proof.key_id == "its password"
+        # up to a full second, as they all are
+        assert ends_at <= proof.expires_at <= ends_at + timedelta(seconds=2)
 
 
 async def test_no_two_tokens_are_equal() -> None:

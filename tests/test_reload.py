@@ -18,6 +18,8 @@ import pytest
 
 from tests.support.certificates import CertificateAuthority, Pair
 from tests.support.client import SocketClient
+from tests.support.client_v2 import client_v2
+from tests.support.feeds import must, post
 from tests.support.jwt_keys import claims, ec_signer, hs256
 from tests.support.passwords import cheap_hash
 from tests.support.ports import free_port
@@ -31,6 +33,7 @@ REREAD = "the configuration was reread; changed: "
 APIKEY_SET = f"{REREAD}[APPLICATION] apikey, [APPLICATION] publish_without_key"
 """Where there was none before."""
 REFUSED = "so nothing was changed: "
+TOKENS = "/api/users/token/"
 
 
 def config_file(server: RunningServer) -> Path:
@@ -221,6 +224,38 @@ async def test_changed_passwords(tmp_path: Path) -> None:
             server.must_notify("cleo", "alice", content="still here")
             for client in (cleo_, alice):
                 assert (await client.next("notification"))[0]["content"] == "still here"
+
+
+async def test_what_was_given_for_a_password_ends_with_it(tmp_path: Path) -> None:
+    """Tickets and tokens of who has another one, or is gone: at SIGHUP as after a restart. Those of the others stay."""
+    same = f"cleo={cheap_hash('same')}\n"
+    with configured(tmp_path, f"[USERS]\nann={cheap_hash('old')}\nben={cheap_hash('old')}\n{same}") as server:
+        given = {}
+        for name, password in (("ann", "old"), ("ben", "old"), ("cleo", "same")):
+            async with client_v2(server) as client:
+                await client.join(login=name, password=password)
+                tokens = must(post(server, TOKENS, {"username": name, "password": password}))
+                given[name] = (client.ticket, tokens)
+
+        async def check() -> None:
+            for name, (ticket, tokens) in given.items():
+                if name == "cleo":
+                    async with client_v2(server) as client:
+                        await client.join(ticket=ticket)
+                    async with client_v2(server) as client:
+                        await client.join(token=tokens["identity"])
+                else:
+                    async with client_v2(server) as client:
+                        for proof in ({"ticket": ticket}, {"token": tokens["identity"]}):
+                            error = await client.refusal("join", {"v": 2, **proof})
+                            assert error["code"] == "bad_credentials", (name, proof)
+                refreshed = post(server, f"{TOKENS}refresh/", {"refresh": tokens["refresh"]})
+                assert refreshed.status == (200 if name == "cleo" else 401), name
+
+        await reload(server, f"[USERS]\nann={cheap_hash('new')}\n{same}", f"{REREAD}[USERS] ann, [USERS] ben")
+        await check()
+        await asyncio.to_thread(server.restart)
+        await check()
 
 
 async def test_a_password_that_changes_while_it_is_checked(tmp_path: Path) -> None:

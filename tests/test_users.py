@@ -34,9 +34,9 @@ def checking(monkeypatch: pytest.MonkeyPatch) -> Checking:
 @pytest.mark.parametrize("caller", [LOCAL, ELSEWHERE])
 async def test_a_configured_user_is_taken_from_anywhere(checks: PasswordChecks, caller: Caller) -> None:
     """By name and password; the name is the id."""
-    assert await ConfigUsers({"carol": CAROL}, checks).check_password("carol", SECRET, caller) == Proof(
-        "carol"
-    )
+    users = ConfigUsers({"carol": CAROL}, checks)
+    [key_id] = users.key_ids
+    assert await users.check_password("carol", SECRET, caller) == Proof("carol", key_id=key_id)
 
 
 @pytest.mark.parametrize(
@@ -102,6 +102,19 @@ async def test_users_can_be_replaced(checks: PasswordChecks, checking: Checking)
     checking.checks.clear()
     assert await users.check_password("carol", SECRET, LOCAL)
     assert checking.checks == [CAROL], "what was remembered of the changed user is gone"
+
+
+def test_a_password_is_known_by_user_and_tenant(checks: PasswordChecks) -> None:
+    """Who is as before still has it; nothing of it can be read."""
+    users = ConfigUsers({"carol": CAROL, "dave": CAROL}, checks, "acme")
+    before = users.key_ids
+    assert len(before) == 2 and not any(CAROL in each for each in before)
+    users.replace({"carol": cheap_hash("another"), "dave": CAROL}, "acme")
+    assert len(users.key_ids) == 2 and len(users.key_ids & before) == 1
+    users.replace({"carol": CAROL, "dave": CAROL}, "acme")
+    assert users.key_ids == before
+    users.replace({"carol": CAROL, "dave": CAROL}, "other")
+    assert users.key_ids.isdisjoint(before)
 
 
 # -- demo users ----------------------------------------------------------------------------------------------

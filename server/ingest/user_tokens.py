@@ -39,18 +39,18 @@ class _WrongFields(InvalidInput):
 
 @dataclass(frozen=True, slots=True)
 class UserTokenDoors:
-    """What the handlers need beside the gate. `make_login`: of tenant and user id, whether with a refresh token, and
-    when the user was last signed out: the tokens by type. `check_refresh`: whose refresh token that is."""
+    """What the handlers need beside the gate. `make_login`: of who it is, whether with a refresh token, and when the
+    user was last signed out: the tokens by type. `check_refresh`: whose refresh token that is."""
 
     authenticator: Authenticator
     tenants: Tenants
-    make_login: Callable[[str, str, bool, datetime | None], dict[str, str]]
+    make_login: Callable[[Identity, bool, datetime | None], dict[str, str]]
     check_refresh: Callable[[str], Proof]
 
     def tokens(self, identity: Identity, *, with_refresh: bool) -> dict[str, str]:
         """The tokens for who has just proved who they are, by type. Raises `AuthUnavailable`."""
         signed_out_at = self.tenants.signed_out_at(identity.tenant, identity.user_id)
-        return self.make_login(identity.tenant, identity.user_id, with_refresh, signed_out_at)
+        return self.make_login(identity, with_refresh, signed_out_at)
 
 
 class _UserTokenHandler(DoorHandler):

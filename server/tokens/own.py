@@ -11,7 +11,7 @@ from typing import Any
 from jwt.exceptions import ExpiredSignatureError, PyJWTError
 
 from server import claims
-from server.auth import Proof
+from server.auth import Identity, Proof
 from server.callers import Caller
 from server.claims import TOKEN_WRONG
 from server.errors import AuthUnavailable, BadCredentials, TokenExpired
@@ -62,14 +62,21 @@ class OwnTokens:
         return self._sign(tenant, user_id, lifetime_s, signed_out_at, {"key": key_id})
 
     def make_login(
-        self, tenant: str, user_id: str, with_refresh: bool, signed_out_at: datetime | None = None
+        self, identity: Identity, with_refresh: bool, signed_out_at: datetime | None = None
     ) -> dict[str, str]:
         """The tokens for who has given a password, by their types: `identity` and `access` let the user listen, for an
-        hour; `refresh` gets new ones, for a day. `signed_out_at`: as `make` has it. Raises `AuthUnavailable`."""
+        hour; `refresh` gets new ones, for a day. None outlives what it is given for. `signed_out_at`: as `make` has it.
+        Raises `AuthUnavailable`."""
+        user_id, ends_at = identity.user_id, identity.expires_at
+        left_s = math.inf if ends_at is None else (ends_at - self._clock()).total_seconds()
         lives = {IDENTITY: IDENTITY_S, ACCESS: IDENTITY_S} | ({REFRESH: REFRESH_S} if with_refresh else {})
         return {
             kind: self._sign(
-                tenant, user_id, life_s, signed_out_at, {"key": "", "token_type": kind, "user_id": user_id}
+                identity.tenant,
+                user_id,
+                min(life_s, left_s),
+                signed_out_at,
+                {"key": identity.key_id or "", "token_type": kind, "user_id": user_id},
             )[0]
             for kind, life_s in lives.items()
         }

@@ -223,6 +223,7 @@ async def core_on(opened: Store, limits: LimitSettings = UNLIMITED) -> AsyncIter
     cache = CredentialCache(300, 100)
     rooms, tasks, checks = Rooms(), Tasks(), PasswordChecks(workers=2, max_waiting=10, cache=cache)
     users = ConfigUsers(USERS, checks)
+    tenants.use_passwords(users.key_ids)
     backplane = LocalBackplane(rooms)
     presence = Presence(rooms, backplane, heartbeat_s=25)
     inbox = Inbox(port, backplane)

@@ -61,6 +61,7 @@ class SignInDesk:
         self.cache = CredentialCache(CACHE_S, 1000, self.clock)
         self.checks = PasswordChecks(workers=2, max_waiting=1000, cache=self.cache)
         self.users = ConfigUsers(users, self.checks)
+        self.tenants.keys |= self.users.key_ids
         self.authenticator = Authenticator(
             [*([DemoUsers(self.users)] if has_demo else []), self.users, *password_methods],
             token_methods,
