@@ -88,6 +88,9 @@ class TenantsView(Protocol):
         """When the user was last signed out everywhere; None: not lately. `by_own_clock`: to be compared with a time of
         this node's clock."""
 
+    def voided_at(self, tenant: str, user_id: str) -> datetime | None:
+        """When all tokens that were made here for this user were last void; None: never, as far as is known."""
+
     def has_key(self, key_id: str) -> bool:
         """Whether the API key, or the password of config.ini, with this id opens anything now."""
 
@@ -297,17 +300,21 @@ class Authenticator:
         if proof.key_id is not None and not self._tenants.has_key(proof.key_id):
             return "the key or password that it was made with has been revoked or changed, or has expired"
         if self._is_over(found, tenant):
-            return "the user has been signed out since"
+            return "the user has been signed out since, or the tenant is another one of that name"
         return ""
 
     def _is_over(self, found: _Found, tenant: str) -> bool:
-        """Whether the proof is from before the user's last sign-out, as far as it says."""
+        """Whether the proof is from before the user's last sign-out, or of ours from before the tenant, as far as it
+        says."""
         proof, issued_at = found.proof, found.proof.issued_at
-        signed_out_at = self._tenants.signed_out_at(tenant, proof.user_id, by_own_clock=proof.by_own_clock)
-        if signed_out_at is None:
+        if proof.secret_id is not None:
+            over_at = self._tenants.voided_at(tenant, proof.user_id)
+        else:
+            over_at = self._tenants.signed_out_at(tenant, proof.user_id, by_own_clock=proof.by_own_clock)
+        if over_at is None:
             return False
         # A password was proved just now. A token may be of any age.
-        return found.is_token if issued_at is None else issued_at <= signed_out_at
+        return found.is_token if issued_at is None else issued_at <= over_at
 
 
 def _log_failure(caller: Caller, outcomes: Mapping[str, str]) -> None:

@@ -49,7 +49,7 @@ class Tenants:
         self._directory = directory
         self._clock = clock
         self._access = _NOTHING
-        self._names: frozenset[str] = frozenset()
+        self._began_at: dict[str, datetime] = {}
         self._keys: dict[str, ApiKey] = {}
         self._key_ids: dict[str, ApiKey] = {}
         self._passwords: frozenset[str] = frozenset()
@@ -61,7 +61,7 @@ class Tenants:
 
     # -- what is known ---------------------------------------------------------------------------------------
     def is_active(self, tenant: str) -> bool:
-        return tenant in self._names
+        return tenant in self._began_at
 
     @property
     def active(self) -> tuple[Tenant, ...]:
@@ -97,6 +97,12 @@ class Tenants:
         """When the user was last signed out everywhere; None: not lately. `by_own_clock`: as of `SignOuts.at`."""
         return self._sign_outs.at(tenant, user_id, by_own_clock=by_own_clock)
 
+    def voided_at(self, tenant: str, user_id: str) -> datetime | None:
+        """When all tokens that were made here for this user were last void: at a sign-out, or when the tenant began, as
+        what is older is another's that had its name. None: never, as far as is known."""
+        instants = (self.signed_out_at(tenant, user_id), self._began_at.get(tenant))
+        return max((at for at in instants if at is not None), default=None)
+
     @property
     def secrets(self) -> tuple[SigningSecret, ...]:
         """That sign the tokens made here; newest first."""
@@ -111,13 +117,14 @@ class Tenants:
         tenant, user_id = room
         if not self.is_active(tenant) or (sign_in.key_id is not None and not self.has_key(sign_in.key_id)):
             return REVOKED
-        if sign_in.secret_id is not None and not self.has_secret(sign_in.secret_id):
+        if sign_in.secret_id is None:
+            over_at = self.signed_out_at(tenant, user_id, by_own_clock=sign_in.by_own_clock)
+        elif self.has_secret(sign_in.secret_id):
+            over_at = self.voided_at(tenant, user_id)
+        else:
             # Unlike those above, who is honest may come back: with a token signed by the secret of now.
             return TOKEN_EXPIRED
-        signed_out_at = self.signed_out_at(tenant, user_id, by_own_clock=sign_in.by_own_clock)
-        if signed_out_at is not None and sign_in.proved_at <= signed_out_at:
-            return SIGNED_OUT
-        return None
+        return SIGNED_OUT if over_at is not None and sign_in.proved_at <= over_at else None
 
     def note_user(self, tenant: str, user_id: str) -> None:
         """A user has joined."""
@@ -241,11 +248,11 @@ class Tenants:
         self._sign_outs.drop(
             begun=[name for name, _ in after - before], ended=[name for name, _ in before - after]
         )
-        self._names = frozenset(tenant.name for tenant in access.tenants)
-        self._keys = {key.hashed: key for key in access.keys if key.tenant in self._names}
+        self._began_at = {tenant.name: tenant.created_at for tenant in access.tenants}
+        self._keys = {key.hashed: key for key in access.keys if key.tenant in self._began_at}
         self._key_ids = {key.id: key for key in self._keys.values()}
         # Else they would be written down when their tenant is erased, and belong to the next one of its name.
-        self._seen_users = {user: at for user, at in self._seen_users.items() if user[0] in self._names}
+        self._seen_users = {user: at for user, at in self._seen_users.items() if user[0] in self._began_at}
         tell(ACCESS_CHANGED, self, tenants=self)
 
     def _tell_sign_outs(self, sign_outs: Sequence[SignOut]) -> None:

@@ -13,7 +13,9 @@ import pytest
 
 from tests.support.backends import Backend, add_tenant, known
 from tests.support.client import SocketClient
+from tests.support.client_v2 import client_v2
 from tests.support.command import STORES
+from tests.support.feeds import SECRET
 from tests.support.house import contents, inbox, joined, open_house
 from tests.support.leftovers import leftovers
 from tests.support.processes import wait_until
@@ -112,8 +114,8 @@ async def test_who_takes_an_erased_name_finds_nothing(
     request: pytest.FixtureRequest, tmp_path: Path, kind: str
 ) -> None:
     """Not even the users who had just joined, whom the server had not written down yet; nor does the old key open the
-    new one's doors."""
-    with open_house(kind, request, tmp_path) as house:
+    new one's doors, or what the server gave the old one's users."""
+    with open_house(kind, request, tmp_path, NOTIFY_JWT_SECRET=SECRET) as house:
         server = house.server
 
         def known_users(tenant: str) -> list[str]:
@@ -125,6 +127,9 @@ async def test_who_takes_an_erased_name_finds_nothing(
                 wait_until, lambda: known_users("b") == ["first"], "it being written down"
             )
         old = house.a.token("alice")
+        async with client_v2(server, "alice", tenant="a") as client:
+            ticket = client.ticket
+            await client.join(ticket=ticket)
         async with joined(house.a, "alice") as client, joined(house.b, "last"):
             await asyncio.to_thread(server.must_run, "tenant", "remove", "a", "--yes", "--erase")
             assert await client.closed() == (3500, "revoked")
@@ -136,3 +141,8 @@ async def test_who_takes_an_erased_name_finds_nothing(
         async with SocketClient(server) as client:
             assert (await client.refusal("join", {"token": old}))["code"] == "bad_credentials"
             assert await client.join_by_token(again.token("alice")) == []
+        async with client_v2(server) as client:
+            refused = await client.refusal("join", {"v": 2, "ticket": ticket})
+            assert refused["code"] == "bad_credentials"
+        async with client_v2(server, "alice", tenant="a") as client:
+            await client.join(ticket=client.ticket)

@@ -103,11 +103,11 @@ def make_key(name: str, tenant: str, expires_at: datetime | None = None) -> tupl
     return ApiKey(new_id(), tenant, name, hash_secret(secret), scopes, now(), expires_at), secret
 
 
-async def add_tenant(directory: Directory, name: str) -> str:
-    """The secret of its key."""
+async def add_tenant(directory: Directory, name: str, at: datetime | None = None) -> str:
+    """The secret of its key. `at`: when it began."""
     secret = new_secret()
     key = ApiKey(new_id(), name, "first", hash_secret(secret), ALL_SCOPES, now())
-    await directory.add_tenant(Tenant(name, now()), key)
+    await directory.add_tenant(Tenant(name, at or now()), key)
     return secret
 
 
@@ -441,6 +441,7 @@ async def test_a_sign_out_by_a_clock_that_is_ahead(node: Node) -> None:
 
 # -- why somebody may be here no longer ----------------------------------------------------------------------
 AT = now()
+BEGAN = AT - 5 * SECOND
 
 
 @pytest.mark.parametrize(
@@ -458,6 +459,9 @@ AT = now()
         (("acme", "bob"), SignIn(AT + timedelta(milliseconds=1)), None),
         (("acme", "bob"), SignIn(AT - SECOND, "revoked"), REVOKED),
         (("acme", "alice"), SignIn(AT, "good", "kept"), None),
+        (("acme", "alice"), SignIn(BEGAN, None, "kept"), SIGNED_OUT),
+        (("acme", "alice"), SignIn(BEGAN + timedelta(milliseconds=1), None, "kept"), None),
+        (("acme", "alice"), SignIn(BEGAN), None),
         (("acme", "alice"), SignIn(AT, "good", "voided"), TOKEN_EXPIRED),
         (("acme", "alice"), SignIn(AT, "revoked", "voided"), REVOKED),
         ((DEFAULT_TENANT, "bob"), SignIn(AT - SECOND), None),
@@ -466,10 +470,10 @@ AT = now()
 async def test_why_somebody_may_be_here_no_longer(
     node: Node, room: tuple[str, str], sign_in: SignIn, reason: CloseReason | None
 ) -> None:
-    """The tenant is gone, the key of the token opens nothing, what signed it is void, or the user was signed out
-    since."""
+    """The tenant is gone, the key of the token opens nothing, what signed it is void, we gave it to a user of another
+    tenant of that name, or the user was signed out since."""
     for name in ("acme", "gone"):
-        await add_tenant(node.other, name)
+        await add_tenant(node.other, name, BEGAN)
     await node.other.remove_tenant("gone", now())
     keys = {
         name: (await node.add_key(name, "acme", AT + SECOND if name == "ended" else None))[0].id

@@ -28,8 +28,8 @@ from server.wire_v2 import InboxFrames
 class Tickets(Protocol):
     """By which clients come back: see `tokens.resume`."""
 
-    def make(self, proved: Proof, signed_out_at: Any = None) -> str | None:
-        """A ticket for who is here by this proof; None: there can be none. `signed_out_at`: when the user last was."""
+    def make(self, proved: Proof, voided_at: Any = None) -> str | None:
+        """A ticket for who is here by this proof; None: there can be none. `voided_at`: when the user's last were."""
 
     def check(self, ticket: str) -> Proof:
         """The proof that a ticket stands for. Raises `BadCredentials`, `TokenExpired`."""

@@ -197,8 +197,7 @@ class ConversationV2(Conversation):
             identity.key_id,
             identity.secret_id,
         )
-        signed_out_at = services.tenants.signed_out_at(identity.tenant, identity.user_id)
-        return services.tickets.make(proof, signed_out_at)
+        return services.tickets.make(proof, services.tenants.voided_at(identity.tenant, identity.user_id))
 
     async def _patiently(self, read: Callable[[], Awaitable[T]], *, is_asked_for: bool = True) -> T | None:
         """What `read` returns, when the store is away as soon as it is back; None if the connection ended before. Who

@@ -40,7 +40,7 @@ class _WrongFields(InvalidInput):
 @dataclass(frozen=True, slots=True)
 class UserTokenDoors:
     """What the handlers need beside the gate. `make_login`: of who it is, whether with a refresh token, and when the
-    user was last signed out: the tokens by type. `check_refresh`: whose refresh token that is."""
+    user's tokens were last void: those by type. `check_refresh`: whose refresh token that is."""
 
     authenticator: Authenticator
     tenants: Tenants
@@ -49,8 +49,8 @@ class UserTokenDoors:
 
     def tokens(self, identity: Identity, *, with_refresh: bool) -> dict[str, str]:
         """The tokens for who has just proved who they are, by type. Raises `AuthUnavailable`."""
-        signed_out_at = self.tenants.signed_out_at(identity.tenant, identity.user_id)
-        return self.make_login(identity, with_refresh, signed_out_at)
+        voided_at = self.tenants.voided_at(identity.tenant, identity.user_id)
+        return self.make_login(identity, with_refresh, voided_at)
 
 
 class _UserTokenHandler(DoorHandler):

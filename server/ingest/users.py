@@ -20,8 +20,8 @@ from server.tenants import Tenants
 logger = logging.getLogger(__name__)
 
 MakeToken = Callable[[str, str, str, float, datetime | None], tuple[str, datetime]]
-"""Of tenant, user id, key id, life in seconds and when the user was last signed out: the token, and when it ends (aware
-UTC)."""
+"""Of tenant, user id, key id, life in seconds and when the user's tokens were last void: the token, and when it ends
+(aware UTC)."""
 
 
 @dataclass(slots=True)
@@ -54,10 +54,8 @@ class TokensHandler(_UserHandler):
             request = self._read()
             user_id = _user_id(request.user_id)
             life_s = self._life_s(request.expires_in, grant.key_id)
-            signed_out_at = self._doors.tenants.signed_out_at(grant.tenant, user_id)
-            token, expires_at = self._doors.make_token(
-                grant.tenant, user_id, grant.key_id, life_s, signed_out_at
-            )
+            voided_at = self._doors.tenants.voided_at(grant.tenant, user_id)
+            token, expires_at = self._doors.make_token(grant.tenant, user_id, grant.key_id, life_s, voided_at)
         except ServerError as error:
             self.refuse(error)
         else:

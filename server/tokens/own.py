@@ -54,18 +54,18 @@ class OwnTokens:
         self._secrets = {secret.id: secret for secret in sorted(secrets, key=lambda each: each.created_at)}
 
     def make(
-        self, tenant: str, user_id: str, key_id: str, lifetime_s: float, signed_out_at: datetime | None = None
+        self, tenant: str, user_id: str, key_id: str, lifetime_s: float, voided_at: datetime | None = None
     ) -> tuple[str, datetime]:
         """A token that lets this user listen, and when it ends: after `lifetime_s`, rounded up to a full second.
-        `signed_out_at`: when the user last was, by whatever clock; the token is later than that. Raises
+        `voided_at`: when those of the user last were, by whatever clock; the token is later than that. Raises
         `AuthUnavailable` if there is nothing to sign with."""
-        return self._sign(tenant, user_id, lifetime_s, signed_out_at, {"key": key_id})
+        return self._sign(tenant, user_id, lifetime_s, voided_at, {"key": key_id})
 
     def make_login(
-        self, identity: Identity, with_refresh: bool, signed_out_at: datetime | None = None
+        self, identity: Identity, with_refresh: bool, voided_at: datetime | None = None
     ) -> dict[str, str]:
         """The tokens for who has given a password, by their types: `identity` and `access` let the user listen, for an
-        hour; `refresh` gets new ones, for a day. None outlives what it is given for. `signed_out_at`: as `make` has it.
+        hour; `refresh` gets new ones, for a day. None outlives what it is given for. `voided_at`: as `make` has it.
         Raises `AuthUnavailable`."""
         user_id, ends_at = identity.user_id, identity.expires_at
         left_s = math.inf if ends_at is None else (ends_at - self._clock()).total_seconds()
@@ -75,7 +75,7 @@ class OwnTokens:
                 identity.tenant,
                 user_id,
                 min(life_s, left_s),
-                signed_out_at,
+                voided_at,
                 {"key": identity.key_id or "", "token_type": kind, "user_id": user_id},
             )[0]
             for kind, life_s in lives.items()
@@ -86,7 +86,7 @@ class OwnTokens:
         tenant: str,
         user_id: str,
         lifetime_s: float,
-        signed_out_at: datetime | None,
+        voided_at: datetime | None,
         more: Mapping[str, Any],
     ) -> tuple[str, datetime]:
         issued_at = self._clock()
@@ -95,7 +95,7 @@ class OwnTokens:
             "sub": user_id,
             "tenant": tenant,
             # With its fraction: a user who is signed out and in again within a second must not be out again.
-            "iat": (issued_at if signed_out_at is None else max(issued_at, signed_out_at + STEP)).timestamp(),
+            "iat": (issued_at if voided_at is None else max(issued_at, voided_at + STEP)).timestamp(),
             "exp": ends,
             **more,
         }

@@ -36,9 +36,9 @@ class ResumeTickets:
         self._tokens = tokens
         self._clock = clock
 
-    def make(self, proved: Proof, signed_out_at: datetime | None = None) -> str | None:
+    def make(self, proved: Proof, voided_at: datetime | None = None) -> str | None:
         """A ticket for who is here by this proof, which says of which tenant and when; None: there can be none.
-        `signed_out_at`: when the user last was, by whatever clock; the proof is later than that."""
+        `voided_at`: when those of the user last were, by whatever clock; the proof is later than that."""
         issued_at, tenant = proved.issued_at, proved.tenant
         if issued_at is None or tenant is None:
             return None
@@ -50,7 +50,7 @@ class ResumeTickets:
         said = {
             "sub": proved.user_id,
             "tenant": tenant,
-            "iat": (issued_at if signed_out_at is None else max(issued_at, signed_out_at + STEP)).timestamp(),
+            "iat": (issued_at if voided_at is None else max(issued_at, voided_at + STEP)).timestamp(),
             "exp": ends_at.timestamp(),
             # of the proof itself, and so of the connection
             "until": None if proved.expires_at is None else proved.expires_at.timestamp(),

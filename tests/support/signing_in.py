@@ -38,6 +38,9 @@ class KnownTenants:
         user = (tenant, user_id)
         return self.heard_at.get(user) if by_own_clock and user in self.heard_at else self.sign_outs.get(user)
 
+    def voided_at(self, tenant: str, user_id: str) -> datetime | None:
+        return self.signed_out_at(tenant, user_id)
+
     def has_key(self, key_id: str) -> bool:
         return key_id in self.keys
 
