@@ -12,6 +12,7 @@ from uuid import uuid4
 
 import pytest
 
+from tests.support.backends import add_key, known
 from tests.support.client_v2 import PATHS, client_v2
 from tests.support.event_streams import EventStream, event_stream
 from tests.support.feeds import SETTINGS, listening, refused, user_token
@@ -362,6 +363,23 @@ async def test_long_answers_count_as_several_commands(tmp_path: Path, user: str)
         assert [each.status for each in answers] == [200, 200, 200, 429]
         other = [inbox(server, "GET", f"{user}-2") for _ in range(4)]
         assert [each.status for each in other] == [200] * 4
+
+
+async def test_who_is_signed_out_while_waiting_is_not_answered(tmp_path: Path, user: str) -> None:
+    """Requests of who asks too often wait for their turn: what is revoked meanwhile is not carried out."""
+    with RunningServer(tmp_path, NOTIFY_LIMITS_COMMANDS_PER_USER="2/9s", **SETTINGS) as server:
+        backend = known(add_key(server, "default", "admin", "admin", "listen"))
+        assert [inbox(server, "GET", user).status for _ in range(2)] == [200] * 2
+        waiting = asyncio.create_task(asyncio.to_thread(inbox, server, "GET", user))
+        throttled = 'notification_throttled_total{limit="commands_per_user"} 1.0'
+        figures = {"Accept": "text/plain"}
+        await asyncio.to_thread(
+            wait_until,
+            lambda: throttled in server.request("GET", "/metrics", None, figures).body.decode(),
+            "its waiting",
+        )
+        assert backend.sign_out(user).status == 204
+        assert (await waiting).status == 401
 
 
 async def test_without_a_token_there_is_no_inbox(server: RunningServer) -> None:

@@ -16,11 +16,11 @@ from server.auth import Identity
 from server.commands_v2 import Content, content_of, ids_of, upto_of
 from server.conversations.v2 import chunk_fields
 from server.errors import BadCredentials, InvalidCommand, RateLimited, ServerError, TooLarge
+from server.feed import sign_in_of
 from server.inbox import CHANGES_PER_BATCH, Changed
-from server.messages import now
 from server.rates import TokenBucket
 from server.revs import to_wire
-from server.rooms import Room, SignIn
+from server.rooms import Room
 from server.since import MAX_CHARS
 from server.transports.feeds import FeedDoors
 from server.transports.user_requests import UserRequest
@@ -74,12 +74,11 @@ class InboxHandler(UserRequest):
     async def who(self) -> Identity:
         identity = await self._of_bearer()
         services, room = self.doors.services, (identity.tenant, identity.user_id)
-        sign_in = SignIn(
-            identity.issued_at or now(), identity.key_id, identity.secret_id, identity.by_own_clock
-        )
+        sign_in = sign_in_of(identity)
+        await self._wait_for_turn(room)
+        # Not before: what is revoked while it waits is not carried out.
         if services.tenants.why_over(room, sign_in) is not None:
             raise BadCredentials("the token does not count any more; get a new one")
-        await self._wait_for_turn(room)
         services.tenants.note_user(*room)
         return identity
 
