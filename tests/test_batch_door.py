@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
+from server.ingest.batch import GROUP_RECIPIENTS
 from tests.support.client import SocketClient
 from tests.support.command import STORES, store_settings
 from tests.support.feeds import SETTINGS, add_key, add_tenant, metrics
 from tests.support.lane import PORTS
+from tests.support.processes import wait_until
 from tests.support.running_server import Response, RunningServer
+
+ROOT = Path(__file__).resolve().parents[1]
 
 PATH = "/api/v2/notifications"
 NDJSON, JSON = "application/x-ndjson", "application/json"
@@ -213,6 +219,39 @@ def test_who_may_not_publish(server: RunningServer) -> None:
         answer = post(server, b"{", **headers)
         assert answer.status == 403
         assert answer.headers["Content-Type"] == "application/problem+json"
+
+
+def test_who_may_not_publish_any_more(tmp_path: Path) -> None:
+    """Of a batch under way, what is not being stored is refused."""
+    (tmp_path / "sitecustomize.py").write_text(HELD)
+    settings = {**SETTINGS, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    with RunningServer(tmp_path, **settings) as server, ThreadPoolExecutor(1) as executor:
+        key = add_key(server, "default", "ci", "publish")
+        users = [f"user-{number}" for number in range(GROUP_RECIPIENTS)]
+        credential = {"Authorization": f"Api-Key {key}"}
+        sent = executor.submit(send, server, [item(*users) for _ in range(3)], **credential)
+        try:
+            wait_until(lambda: "stores a group" in server.log, "the first group")
+            server.must_run("key", "revoke", "default", "ci")
+            wait_until(lambda: post(server, b"", **credential).status == 403, "the key being worthless")
+        finally:
+            (tmp_path / "go on").touch()
+        _, said = sent.result()
+    assert [each["status"] for each in said] == [200, 403, 403]
+    assert [each["problem"]["title"] for each in said[1:]] == ["bad_credentials"] * 2
+
+
+HELD = """
+import asyncio, pathlib
+from server.ingest.batch import BatchDoor
+notify = BatchDoor.notify
+async def held(self, publications):
+    print("stores a group", flush=True)
+    while not pathlib.Path("go on").exists():
+        await asyncio.sleep(0.01)
+    return await notify(self, publications)
+BatchDoor.notify = held
+"""
 
 
 def add_tenant_named(server: RunningServer) -> str:

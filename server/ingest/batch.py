@@ -135,9 +135,11 @@ class _Group:
     async def _publish(self, publications: Sequence[Publication]) -> Sequence[Stored | ServerError]:
         if self._over is None and publications:
             try:
+                await self._door.still_admitted(self._visit)
                 return [_known(outcome) for outcome in await self._door.notify(publications)]
             except ServerError as error:
-                # The store is away, or the server stops: trying with each group would only take long.
+                # The key was revoked, the store is away, or the server stops: trying with each group would only take
+                # long.
                 self._over = error
         return [self._over or ServerError()] * len(publications)
 

@@ -72,6 +72,6 @@ class Door(ABC):
         return problem_of(error, status)
 
     async def still_admitted(self, visit: Visit) -> str:
-        """The tenant of the caller, who may have lost the right to publish while the body came. Raises
-        `ServerError`."""
+        """The tenant of the caller, who may have lost the right to publish while the body came, or was carried out.
+        Raises `ServerError`."""
         return (await visit.gate.publishers.identify(visit.presented(), visit.caller)).tenant
