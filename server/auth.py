@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from typing import Protocol
@@ -47,7 +47,7 @@ class Proof:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who a client turned out to be, and until when (None: as long as they like)."""
+    """Who a client turned out to be, and until when (None: as long as they like). The other fields: as of a `Proof`."""
 
     tenant: str
     user_id: str
@@ -56,6 +56,11 @@ class Identity:
     key_id: str | None = None
     secret_id: str | None = None
     by_own_clock: bool = False
+
+
+def proved_now(identity: Identity) -> Identity:
+    """The same, but who does not say when they proved it has proved it at this moment: what comes later may end it."""
+    return identity if identity.issued_at else replace(identity, issued_at=now(), by_own_clock=True)
 
 
 class PasswordMethod(Protocol):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import time
 from collections.abc import Iterator
@@ -36,6 +37,8 @@ from tests.support.feeds import (
 )
 from tests.support.processes import wait_until
 from tests.support.running_server import Response, RunningServer
+
+ROOT = Path(__file__).resolve().parents[1]
 
 UPGRADE = {
     "Connection": "Upgrade",
@@ -84,6 +87,37 @@ async def test_without_a_token_there_is_no_upgrade(server: RunningServer) -> Non
 async def test_a_wrong_token_is_refused_before_the_upgrade(server: RunningServer, token: str) -> None:
     """401, and one text whatever is wrong with it."""
     assert await refused(server, f"/ws?token={token}") == (401, {"error": "invalid or expired token"})
+
+
+async def test_who_is_signed_out_while_waiting_for_its_turn_does_not_stay(tmp_path: Path, user: str) -> None:
+    """A crowd connects one by one: that its token was right a while ago is not enough. It does not say when it was
+    made."""
+    (tmp_path / "sitecustomize.py").write_text(HELD)
+    with RunningServer(tmp_path, **SETTINGS, PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}") as server:
+        key = add_key(server, "default", "admin", "admin")
+
+        async def come() -> tuple[int, str]:
+            async with listening(server, hub_path(user)) as client:
+                return await client.closed()
+
+        coming = asyncio.create_task(come())
+        try:
+            await asyncio.to_thread(wait_until, lambda: "its turn" in server.log, "the token being taken")
+            assert post(server, f"/api/v2/users/{user}/sign-out", {}, key).status == 204
+        finally:
+            (tmp_path / "go on").touch()
+        assert await coming == (3501, "signed_out")
+
+
+HELD = """
+import asyncio, pathlib
+from server.arrivals import Arrivals
+async def held(self):
+    print("waits for its turn", flush=True)
+    while not pathlib.Path("go on").exists():
+        await asyncio.sleep(0.01)
+Arrivals.to_connect = held
+"""
 
 
 async def test_no_token_gets_into_the_log(server: RunningServer, user: str) -> None:

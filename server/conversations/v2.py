@@ -11,12 +11,11 @@ import contextlib
 import logging
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from typing import Any, TypeVar
 
-from server.auth import Identity, Proof
+from server.auth import Identity, Proof, proved_now
 from server.bus import SIGNED_IN, tell
 from server.commands import Leave, MarkSeen
 from server.commands_v2 import (
@@ -43,7 +42,7 @@ from server.conversations.classic import batches
 from server.dialects import Dialect
 from server.errors import NotJoined, ServerError, StoreUnavailable
 from server.inbox import Changed
-from server.messages import Document, now
+from server.messages import Document
 from server.revs import to_wire
 from server.rooms import Room
 from server.sync import Chunk
@@ -141,7 +140,7 @@ class ConversationV2(Conversation):
         room = await self.line.become(identity, self)
         if room is None:
             return
-        self._identity = identity if identity.issued_at else replace(identity, issued_at=now())
+        self._identity = proved_now(identity)
         self._refresh_later()
         welcome = await self._patiently(partial(self._welcome, room, command.since))
         if welcome is None:

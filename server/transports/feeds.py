@@ -13,7 +13,7 @@ from tornado.httputil import HTTPServerRequest
 from tornado.web import RequestHandler
 
 from server.affinity import Affinity
-from server.auth import Authenticator, Identity
+from server.auth import Authenticator, Identity, proved_now
 from server.bus import REFUSED, tell
 from server.callers import Caller
 from server.commands import MAX_TOKEN_CHARS, JoinByToken
@@ -86,7 +86,8 @@ class FeedRequest(RequestHandler):
 
     async def admit(self) -> None:
         """Let in who may come in. Raises `ServerError`."""
-        self.identity = await self.who()
+        # As of now, however long it is until its turn to connect: a sign-out in between is after it.
+        self.identity = proved_now(await self.who())
 
     async def who(self) -> Identity:
         """Who is listening, and until when. Raises `ServerError`."""

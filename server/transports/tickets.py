@@ -7,12 +7,11 @@ import secrets
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from server.affinity import ALONE, Affinity
-from server.auth import Identity
+from server.auth import Identity, proved_now
 from server.errors import BadCredentials, Busy, RateLimited
-from server.messages import now
 from server.rooms import Room
 
 LIFETIME_S = 30.0
@@ -54,8 +53,7 @@ class Tickets:
         """A ticket for who has shown a token. What its use proves was proved now: a sign-out in between ends it. Raises
         `RateLimited`, `Busy`."""
         self._forget()
-        proved = identity if identity.issued_at else replace(identity, issued_at=now(), by_own_clock=True)
-        ticket = _Ticket(proved, self._clock() + LIFETIME_S)
+        ticket = _Ticket(proved_now(identity), self._clock() + LIFETIME_S)
         if self._by_user[ticket.room] >= MAX_PER_USER:
             raise RateLimited(f"this user has {MAX_PER_USER} tickets that wait to be used", LIFETIME_S)
         if len(self._tickets) >= MAX_TICKETS:
