@@ -148,7 +148,9 @@ class Authenticator:
         self._brake = brake
         self._memories = tuple(memories)
         self._clock = clock
-        self._flights: SingleFlight[tuple[int, Join, Caller], _Found] = SingleFlight("sign-in")
+        self._flights: SingleFlight[tuple[int, int, Join, Caller], _Found] = SingleFlight("sign-in")
+        self._forgotten = 0
+        """Counts sign-outs: who comes after one does not share an attempt from before it."""
         self._era = 0
         """Counts how often the settings changed: what was proved by older ones is proved anew."""
 
@@ -188,6 +190,7 @@ class Authenticator:
     def forget(self, tenant: str, user_id: str) -> None:
         """A user was signed out, or their password changed: they are checked anew when they come back. So is a namesake
         of another tenant, whom it costs no more than a moment."""
+        self._forgotten += 1
         self._cache.forget(user_id)
         for memory in self._memories:
             memory.forget(tenant, user_id)
@@ -208,7 +211,7 @@ class Authenticator:
         if isinstance(command, JoinByToken):
             return await self._by_token(command.token, caller)
         # The attempt is a task of its own: who does not wait for a slowed one has made it all the same.
-        key = (self._era, command, caller)
+        key = (self._era, self._forgotten, command, caller)
         return await self._flights.do(key, lambda: self._by_password(command, caller))
 
     async def _by_password(self, join: Join, caller: Caller) -> _Found:

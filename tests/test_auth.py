@@ -21,6 +21,7 @@ from server.commands import Join, JoinByToken
 from server.errors import AuthUnavailable, BadCredentials, Busy, RateLimited, ServerError, TokenExpired
 from server.grants import DEFAULT_TENANT
 from server.guessing import FREE_AT_PLACE, FREE_OF_PAIR, MAX_DELAY_S, STRANGERS_AT_ONCE
+from server.messages import now
 from server.passwords import hash_password
 from tests.support.passwords import Checking, cheap_hash
 from tests.support.recording import ELSEWHERE, LOCAL
@@ -399,6 +400,30 @@ async def test_who_is_checked_during_a_reload_is_checked_by_what_holds_after_it(
     go_on.set()
     with pytest.raises(BadCredentials):
         await joining
+
+
+async def test_who_comes_after_a_sign_out_shares_no_attempt_from_before_it(open_desk: Open) -> None:
+    """What was found for that one is older than the sign-out, and voided by it."""
+    asked, go_on = asyncio.Queue[datetime](), asyncio.Event()
+
+    class Held(Method):
+        async def check_token(self, token: str, caller: Caller) -> Proof | None:
+            asked_at = now()
+            asked.put_nowait(asked_at)
+            await go_on.wait()
+            return Proof("7", issued_at=asked_at, by_own_clock=True)
+
+    desk = open_desk(users={}, password_methods=[Held()])
+    first = asyncio.create_task(desk.authenticator.authenticate(JOIN, ELSEWHERE))
+    desk.tenants.sign_outs[DEFAULT_TENANT, "7"] = await asked.get()
+    desk.authenticator.forget(DEFAULT_TENANT, "7")
+    await asyncio.sleep(0.002)  # a millisecond is the unit of sign-outs
+    second = asyncio.create_task(desk.authenticator.authenticate(JOIN, ELSEWHERE))
+    await desk.clock.settle()
+    go_on.set()
+    with pytest.raises(BadCredentials):
+        await desk.finish(first)
+    assert (await desk.finish(second)).user_id == "7"
 
 
 # -- many at once --------------------------------------------------------------------------------------------

@@ -8,17 +8,20 @@ import logging
 import threading
 import uuid
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import bcrypt
 import pytest
 
+from server import passwords
 from server.auth import Proof
 from server.callers import Caller
 from server.config.access import SQLLogin
 from server.errors import AuthUnavailable, Busy, StartupError
 from server.logins.sql import SQLLoginMethod
+from server.messages import now
 from server.passwords import DECOY, PasswordChecks, hash_password
 from tests.support.mariadb import MariaDB
 from tests.support.postgres import Postgres
@@ -130,7 +133,14 @@ def said(log: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
 
 
 async def sign_in(method: SQLLoginMethod, login: str, password: str) -> Proof | None:
-    return await method.check_password(login, password, CALLER)
+    """Without the time of the proof, which is when the database was asked."""
+    asked_at = now()
+    proof = await method.check_password(login, password, CALLER)
+    if proof is None:
+        return None
+    assert proof.issued_at is not None and asked_at <= proof.issued_at <= now()
+    assert proof.by_own_clock
+    return replace(proof, issued_at=None, by_own_clock=False)
 
 
 # --- passwords in plain text, as the original compared them
@@ -428,6 +438,31 @@ async def test_a_hash_is_verified_here(database: UserDatabase, methods: Methods,
     assert await sign_in(method, "carol", "wonderland") == Proof("10")
     assert await sign_in(method, "carol", "Wonderland") is None
     assert await sign_in(method, "carol", HASHES[kind]) is None
+
+
+async def test_a_proof_is_as_old_as_its_question(
+    database: UserDatabase, methods: Methods, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checks may have to wait. The password may change in the meantime, and the user be signed out for it."""
+    database.run(USERS)
+    add(database, 10, "carol", HASHES["bcrypt"])
+    is_checking, may_go_on, matches = threading.Event(), threading.Event(), passwords.matches
+
+    def held(*arguments: Any) -> bool:
+        is_checking.set()
+        may_go_on.wait(30)
+        return matches(*arguments)
+
+    monkeypatch.setattr(passwords, "matches", held)
+    method = methods(database.settings(check="hash"))
+    checking = asyncio.create_task(method.check_password("carol", "wonderland", CALLER))
+    assert await asyncio.to_thread(is_checking.wait, 30)
+    await asyncio.sleep(0.002)  # a millisecond is the unit of sign-outs
+    signed_out_at = now()
+    may_go_on.set()
+    proof = await checking
+    assert proof is not None and proof.issued_at is not None
+    assert proof.issued_at < signed_out_at
 
 
 async def test_a_hash_of_django(database: UserDatabase, methods: Methods) -> None:

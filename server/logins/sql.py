@@ -11,6 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Sequence
+from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
@@ -21,6 +22,7 @@ from server.callers import Caller
 from server.config.access import SQLLogin
 from server.errors import AuthUnavailable, Busy
 from server.logins.sql_database import UserDatabase
+from server.messages import now
 from server.passwords import PasswordChecks, decoy, is_hash
 
 logger = logging.getLogger(__name__)
@@ -65,11 +67,13 @@ class SQLLoginMethod:
         if not (_can_be_stored(login) and _can_be_stored(password)):
             await self._nobody(login, "")
             return None
+        # What is found may have changed by the time that it has been checked: a sign-out since then counts.
+        asked_at = now()
         row = self._only_user(login, await self._database.rows(login, password))
         if row is None:
             await self._nobody(login, password)
             return None
-        return self._proof(row) if await self._is_right(row, password) else None
+        return self._proof(row, asked_at) if await self._is_right(row, password) else None
 
     async def check(self) -> None:
         """Whether the database answers, and has that table with those columns. Raises `AuthUnavailable`."""
@@ -119,9 +123,9 @@ class SQLLoginMethod:
         """Not so: NULL, an empty password, and what stands in place of a hash where a user has none (`!`, `*`)."""
         return bool(stored) and (not self._has_hashes or "$" in str(stored))
 
-    def _proof(self, row: Row[Any]) -> Proof:
+    def _proof(self, row: Row[Any], asked_at: datetime) -> Proof:
         tenant = _text(row.tenant) if self._has_tenants else None
-        return Proof(_text(row.id) or "", tenant)
+        return Proof(_text(row.id) or "", tenant, issued_at=asked_at, by_own_clock=True)
 
 
 def _can_be_stored(text: str) -> bool:
