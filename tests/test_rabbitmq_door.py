@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import sys
+import tracemalloc
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
@@ -591,6 +592,21 @@ async def test_a_broker_without_memory_gets_its_acknowledgements(
         await until_said(caplog, "results are left out: the broker takes none")
     await asyncio.to_thread(own_broker.server.control, "set_vm_memory_high_watermark", "0.9")
     assert own_broker.waiting() == 0
+
+
+async def test_what_is_too_long_is_not_kept_until_it_is_rejected(own_broker: Broker) -> None:
+    """A broker that takes no results holds that up, and gives out as many as are fetched at a time."""
+    size, count = 20 * MAX_MESSAGE_BYTES, 50
+    own_broker.declare()
+    own_broker.publish(*[b"x" * size] * count)
+    await asyncio.to_thread(own_broker.server.control, "set_vm_memory_high_watermark", "absolute", "1")
+    tracemalloc.start()
+    try:
+        async with running(own_broker.behind, own_broker.door(timeout_s=10.0)) as heard:
+            await heard.refusals(count)
+            assert tracemalloc.get_traced_memory()[0] < size * count / 4
+    finally:
+        tracemalloc.stop()
 
 
 async def test_a_full_queue_of_results_repeats_nothing(

@@ -229,6 +229,8 @@ class _Session:
     # -- working ---------------------------------------------------------------------------------------------
     async def _take(self, message: AbstractIncomingMessage) -> None:
         task = self._door.read(message)
+        # The broker allows far longer ones than we do, and as many as are fetched may wait to be rejected.
+        message.body = b""  # type: ignore[misc]  # all that there are have it
         user_id = task.publication.recipients[0].user_id if task.publication else ""
         self._lanes.put(user_id, task)
 
