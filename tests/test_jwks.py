@@ -423,12 +423,17 @@ async def test_a_set_without_a_usable_key_counts_as_it_is(caplog: pytest.LogCapt
     assert "no key for ES256 or RS256" in caplog.text
 
 
-async def test_closing_ends_the_question_and_nobody_is_left_waiting() -> None:
-    """Who waits is told to try again."""
-    async with AnsweringServer(keys(RSA.jwk("a"))) as server, verifying(server.url) as verifier:
+@pytest.mark.parametrize("knows_keys", [False, True])
+async def test_closing_ends_the_question_and_nobody_is_left_waiting(knows_keys: bool) -> None:
+    """Who waits is told to try again: that the key is new, and not known yet, is no reason to refuse the token."""
+    clock = Clock()
+    async with AnsweringServer(keys(RSA.jwk("a"))) as server, verifying(server.url, clock) as verifier:
+        if knows_keys:
+            await verifier.verify(RSA.sign(claims(), "a"))
+            clock.moment += AGAIN_AFTER_S
         server.hold()
-        check = asyncio.create_task(verifier.verify(RSA.sign(claims(), "a")))
-        await server.asked(1)
+        check = asyncio.create_task(verifier.verify(OTHER.sign(claims(), "b")))
+        await server.asked(1 + knows_keys)
         await verifier.close()
         with pytest.raises(AuthUnavailable):
             await check

@@ -100,8 +100,12 @@ class JWKS:
         return self._asking is not None or self._clock() - self._asked_at >= self._again_after_s
 
     async def _ask(self) -> None:
+        """Raises `AuthUnavailable` if the question was ended without an answer."""
+        asking = self._start()
         # Neither does who waits end the question for the others, nor does its end, as at `close`, end who waits.
-        await asyncio.wait({self._start()})
+        await asyncio.wait({asking})
+        if asking.cancelled():
+            raise AuthUnavailable(UNAVAILABLE)
 
     def _start(self) -> asyncio.Task[None]:
         if self._asking is None:
