@@ -82,7 +82,7 @@ class Server:
         self._rooms = Rooms()
         self._backplane = make_backplane(config, self._rooms, self._store)
         self._presence = Presence(self._rooms, self._backplane, config.connections.heartbeat_s)
-        self._notifier = Notifier(self._store, self._backplane, self._presence)
+        self._notifier = Notifier(self._store, self._backplane, self._presence, self._tenants.is_active)
         self._counts = UnseenCounts(self._store, self._rooms, self._backplane)
         self._mail_folder = None if config.email.host else MailFolder(config.application.data / "mail")
         self._mail: MailTransport = self._mail_folder or SMTPTransport(config.email)

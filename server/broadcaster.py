@@ -25,7 +25,7 @@ from server.bus import (
     NOTIFICATION_STORED,
     tell,
 )
-from server.errors import StoreUnavailable
+from server.errors import StoreUnavailable, TenantGone
 from server.messages import Added, Broadcasted, Document, Notification, Publication, altered
 from server.notifier import KEEP_KEYS_S, once_of
 from server.rooms import NOBODY, Room, Rooms
@@ -103,6 +103,8 @@ class Broadcaster:
         began_at = time.monotonic()
         try:
             notification = await self._dated(notification)
+            if not self._tenants.is_active(notification.tenant):
+                raise TenantGone
             accepted = await self._store.broadcasts.add(notification, once_of(publication, self.keep_keys_s))
         except StoreUnavailable as error:
             tell(NOTIFICATION_FAILED, self, publication=publication, code=error.code)

@@ -92,6 +92,17 @@ class BadCredentials(Refused):
         super().__init__(message)
 
 
+KEY_WRONG = "the key is wrong, expired or revoked"
+
+
+class TenantGone(BadCredentials):
+    """The tenant is not there, or no more. A caller is told what is told of any wrong key: whether there ever was such
+    a tenant is nobody's business."""
+
+    def __init__(self) -> None:
+        super().__init__(KEY_WRONG)
+
+
 class TokenExpired(BadCredentials):
     """A token that was good once. Getting a new one is right."""
 

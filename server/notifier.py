@@ -21,7 +21,7 @@ from server.bus import (
     tell,
     telling,
 )
-from server.errors import StoreUnavailable
+from server.errors import StoreUnavailable, TenantGone
 from server.idempotency import fingerprint_of
 from server.messages import Added, Document, EmailDuty, MailRecipient, Publication
 from server.presence import Presence
@@ -36,13 +36,16 @@ KEEP_KEYS_S = 24 * 3600.0
 
 
 class Notifier:
-    """What every publishing door calls. `keep_keys_s`: how long idempotency keys are remembered; may be changed while
-    the server runs."""
+    """What every publishing door calls. `is_active`: whether there is such a tenant. `keep_keys_s`: how long
+    idempotency keys are remembered; may be changed while the server runs."""
 
-    def __init__(self, store: Store, backplane: Backplane, presence: Presence) -> None:
+    def __init__(
+        self, store: Store, backplane: Backplane, presence: Presence, is_active: Callable[[str], bool]
+    ) -> None:
         self._store = store
         self._backplane = backplane
         self._presence = presence
+        self._is_active = is_active
         self.keep_keys_s = KEEP_KEYS_S
         self._is_store_away = False
         self._in_flight = InFlight()
@@ -52,7 +55,7 @@ class Notifier:
         """Store a notification for its recipients. When this returns, documents and mail duty are durable, and pushes
         are under way. One with an idempotency key that came before changes nothing, and is answered with what is there.
         Raises `StoreUnavailable`: nothing was pushed, and either nothing is stored or all of it will be (then it is
-        pushed too); `KeyReused` and `InProgress` as `Store.add`; `Busy` while the server stops."""
+        pushed too); `KeyReused` and `InProgress` as `Store.add`; `TenantGone`; `Busy` while the server stops."""
         self._in_flight.begin()
         try:
             if not publication.recipients:
@@ -63,7 +66,7 @@ class Notifier:
 
     async def notify_many(self, publications: Sequence[Publication]) -> Sequence[Stored | Exception]:
         """`notify` each of these, which have recipients, for little more than the time of one: what that returns or
-        raises of each. Raises `StoreUnavailable` of all, and `Busy` while the server stops."""
+        raises of each. Raises `StoreUnavailable` and `TenantGone` of all, and `Busy` while the server stops."""
         self._in_flight.begin()
         try:
             return await self._walk_together(publications)
@@ -74,8 +77,14 @@ class Notifier:
         """Refuse what comes from now on; return when what came before is answered for."""
         await self._in_flight.close()
 
+    def check_tenant(self, tenant: str) -> None:
+        """What is stored for one that is not there would be seen by the next of its name. Raises `TenantGone`."""
+        if not self._is_active(tenant):
+            raise TenantGone
+
     async def _walk(self, publication: Publication) -> Stored:
         await self._backplane.has_space()
+        self.check_tenant(publication.notification.tenant)
         duty = None if publication.mail is None else await self._duty(publication)
         began_at = time.monotonic()
         try:
@@ -97,6 +106,8 @@ class Notifier:
 
     async def _walk_together(self, publications: Sequence[Publication]) -> Sequence[Stored | Exception]:
         await self._backplane.has_space()
+        for tenant in {each.notification.tenant for each in publications}:
+            self.check_tenant(tenant)
         duties = [None if each.mail is None else await self._duty(each) for each in publications]
         additions = [
             Addition(each.notification, each.recipients, duty, once_of(each, self.keep_keys_s))

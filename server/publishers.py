@@ -11,13 +11,11 @@ from typing import Protocol
 
 from server.callers import Caller
 from server.certificates import Subject
-from server.errors import BadCredentials, NoCredentials
+from server.errors import KEY_WRONG, BadCredentials, NoCredentials, TenantGone
 from server.grants import DEFAULT_TENANT, Grant, Scope
 from server.tenants import Tenants
 
 logger = logging.getLogger(__name__)
-
-KEY_WRONG = "the key is wrong, expired or revoked"
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +120,8 @@ class Publishers:
         if grant is None:
             grant = self._of_machine(caller)
         if not self._tenants.is_active(grant.tenant):
-            # The caller learns no more than others: whether there ever was such a tenant is nobody's business.
             logger.warning("refused though right (%s): there is no tenant %r", grant.label, grant.tenant)
-            raise BadCredentials(KEY_WRONG)
+            raise TenantGone
         return grant
 
     async def _of_credential(self, presented: Presented) -> Grant | None:

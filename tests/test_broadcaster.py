@@ -19,7 +19,7 @@ from server.backplane import LocalBackplane
 from server.broadcaster import Broadcaster
 from server.bus import NOTIFICATION_FAILED, NOTIFICATION_PUSHED, NOTIFICATION_STORED
 from server.dialects import Dialect
-from server.errors import StoreUnavailable
+from server.errors import StoreUnavailable, TenantGone
 from server.grants import DEFAULT_TENANT
 from server.messages import (
     Added,
@@ -475,6 +475,7 @@ OTHERS = ("other-1", "other-2", "other-3")
 
 async def broadcast_to(store: Store, node: Node, tenant: str, users: Iterable[str]) -> Notification:
     await add_tenant_to(store.directory, tenant)
+    await node.tenants.open()
     for user in users:
         await put(store, user, tenant)
     notification = parse_broadcast({"title": "T", "message": "M"}, tenant, FieldLimits())
@@ -524,6 +525,15 @@ async def test_more_tenants_than_are_carried_at_once(
     await node.is_done()
     for notification in notifications:
         assert await node.having(notification, "alice", tenant=notification.tenant) == [1]
+
+
+async def test_none_is_accepted_for_a_tenant_that_is_gone(store: Store, node: Node) -> None:
+    """The next one of its name would get it."""
+    await store.directory.remove_tenant(ACME, now())
+    await node.tenants.open()
+    with pytest.raises(TenantGone):
+        await node.broadcast()
+    assert not await store.broadcasts.count_open()
 
 
 async def test_one_that_fails_holds_up_no_other_tenant(

@@ -23,7 +23,7 @@ QUEUE = "queue_of_a_tenant"
 async def test_it_is_that_of_the_configuration(
     tmp_path: Path, redis_server: RedisServer, rabbitmq: RabbitMQServer
 ) -> None:
-    """A user of that tenant is told; one with the same id in another tenant is not."""
+    """A user of that tenant is told, as soon as there is one; one with the same id in another tenant is not."""
     settings = {
         "REDIS_HUB_URL": redis_server.url(),
         "REDIS_HUB_PREFIX": "of_a_tenant",
@@ -36,9 +36,15 @@ async def test_it_is_that_of_the_configuration(
     with RunningServer(
         tmp_path, **SETTINGS, **{f"NOTIFY_{name}": value for name, value in settings.items()}
     ) as server:
+        for broker in ("Redis", "RabbitMQ"):
+            missing = f"not consuming from {broker}"
+            wait_until(lambda missing=missing: missing in server.log, f"{broker} waiting for its tenant")
+        assert server.log.count("there is no tenant 'acme'") == 2
         add_tenant(server, "acme")
         for broker in ("Redis", "RabbitMQ"):
-            wait_until(lambda name=broker: f"consuming from {name}" in server.log, f"{broker} being consumed")
+            wait_until(
+                lambda name=broker: f": consuming from {name}" in server.log, f"{broker} being consumed"
+            )
         async with (
             listening(server, hub_path("alice", tenant="acme")) as hers,
             listening(server, hub_path("alice")) as others,

@@ -12,7 +12,7 @@ import pytest
 
 from server.certificates import parse_subject
 from server.config.access import JWTRules
-from server.errors import AuthUnavailable, BadCredentials, NoCredentials, Refused, TokenExpired
+from server.errors import KEY_WRONG, AuthUnavailable, BadCredentials, NoCredentials, Refused, TokenExpired
 from server.grants import (
     ALL_SCOPES,
     DEFAULT_TENANT,
@@ -27,7 +27,6 @@ from server.http_client import HTTPClient
 from server.ids import new_id
 from server.messages import now
 from server.publishers import (
-    KEY_WRONG,
     CertificateHolder,
     Presented,
     PublisherRules,

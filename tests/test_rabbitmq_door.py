@@ -24,6 +24,7 @@ from server import tasks as tasks_module
 from server.checks import Trouble
 from server.config.brokers import RabbitMQ
 from server.errors import InProgress
+from server.grants import DEFAULT_TENANT
 from server.ingest.rabbitmq import RabbitDoor
 from server.messages import Document
 from server.parsers import parse_service
@@ -435,6 +436,23 @@ async def test_messages_wait_in_the_queue_for_the_store(
     assert [line for line in said(caplog) if "store" in line] == [
         f"rabbitmq: not consuming from RabbitMQ at 127.0.0.1:{broker.server.port}: the store is away; trying again"
     ]
+
+
+async def test_messages_wait_in_the_queue_for_their_tenant(
+    broker: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What would be stored for one that is gone, the next of its name would see."""
+    async with running(broker.behind, door := broker.door()) as heard:
+        broker.behind.tenants.clear()
+        broker.publish(*numbered(3))
+        await heard.down()
+        await until_said(caplog, "there is no tenant 'default'")
+        with pytest.raises(Trouble, match="its tenant is not there"):
+            await door.probe()
+        assert heard.contents == [] and broker.waiting() == 3
+        broker.behind.tenants.add(DEFAULT_TENANT)
+        await heard.stored(3)
+    assert sorted(heard.contents) == ["0", "1", "2"]
 
 
 async def test_what_is_in_hand_is_counted(broker: Broker) -> None:

@@ -19,6 +19,7 @@ from server import tasks as tasks_module
 from server.checks import Trouble
 from server.config.brokers import RedisHub
 from server.errors import InProgress
+from server.grants import DEFAULT_TENANT
 from server.ingest import consumer
 from server.ingest.consumer import Lease
 from server.ingest.redis import RedisDoor
@@ -613,6 +614,24 @@ async def test_who_loses_the_lease_stops(hub: Hub) -> None:
         await heard.up()
         await hub.publish("alice", GOOD)
         await heard.stored(1)
+
+
+async def test_nothing_is_stored_for_a_tenant_that_is_gone(
+    hub: Hub, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The next one of its name would see it. The door says so, and waits for one."""
+    async with running(hub.behind, hub.door(lease_s=0.3)) as heard:
+        hub.behind.tenants.clear()
+        await hub.publish("alice", GOOD)
+        await heard.refusals(1)
+        await heard.down()
+        await until_said(caplog, "there is no tenant 'default'")
+        hub.behind.tenants.add(DEFAULT_TENANT)
+        await heard.up()
+        await hub.publish("alice", GOOD)
+        await heard.stored(1)
+    assert heard.refused == ["dropped"]
+    assert len(await hub.behind.inbox("alice")) == 1
 
 
 async def test_a_store_that_is_away_takes_no_lease(hub: Hub) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 from server import reasons
 from server.bus import CONSUMER_CHANGED, MESSAGE_RECEIVED, REFUSED, tell
 from server.checks import Trouble
-from server.errors import InvalidNotification, StoreUnavailable, TooLarge
+from server.errors import InvalidNotification, StoreUnavailable, TenantGone, TooLarge
 from server.store import Leases
 from server.tasks import first_of
 
@@ -41,6 +41,7 @@ LANES = 16
 """How many notifications of different users a door has stored at once: enough for the store's group commit."""
 
 STORE_AWAY, NOT_CONNECTED, ACCESS_REFUSED = "the store is away", "not connected", "access is refused"
+NO_TENANT = "its tenant is not there"
 """What is wrong, in words for anybody."""
 
 
@@ -240,9 +241,15 @@ class Consumer(ABC):
     def _note_down(self, error: Exception) -> None:
         if self._is_up and time.monotonic() - self._up_at >= STABLE_S:
             self._backoff.reset()
-        is_store_away = isinstance(error, StoreUnavailable)
-        why = STORE_AWAY if is_store_away else self._why(error)
-        self._trouble = STORE_AWAY if is_store_away else self._trouble_of(error)
+        if isinstance(error, StoreUnavailable):
+            why: str | None = STORE_AWAY
+            self._trouble = STORE_AWAY
+        elif isinstance(error, TenantGone):
+            why = f"there is no tenant {self._tenant!r}; `notification-server tenant add {self._tenant}` makes it"
+            self._trouble = NO_TENANT
+        else:
+            why = self._why(error)
+            self._trouble = self._trouble_of(error)
         if why is None:
             logger.error("%s: failed; trying again", self.door, exc_info=error)
             self._said = None

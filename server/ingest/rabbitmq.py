@@ -23,7 +23,15 @@ from aio_pika.exceptions import CONNECTION_EXCEPTIONS, ChannelPreconditionFailed
 
 from server.checks import Trouble
 from server.config.brokers import RabbitMQ
-from server.errors import Busy, InProgress, InvalidInput, KeyReused, ServerError, StoreUnavailable
+from server.errors import (
+    Busy,
+    InProgress,
+    InvalidInput,
+    KeyReused,
+    ServerError,
+    StoreUnavailable,
+    TenantGone,
+)
 from server.idempotency import field_key
 from server.ingest.consumer import (
     ACCESS_REFUSED,
@@ -104,8 +112,10 @@ class RabbitDoor(Consumer):
         return 0 if self._session is None else self._session.waiting
 
     async def _consume(self) -> None:
+        # Else each try would fetch what it has to give back.
+        self._notifier.check_tenant(self._settings.tenant)
         with suppress(Trouble):  # it is there all the same
-            await self._store.ping()  # else each try would fetch what it has to give back
+            await self._store.ping()
         end = End()
         async with AsyncExitStack() as stack:
             async with asyncio.timeout(self._settings.timeout_s):
@@ -239,7 +249,7 @@ class _Session:
             return  # unacknowledged, so that it comes again
         try:
             await self._settle(task)
-        except (StoreUnavailable, Busy) as error:
+        except (StoreUnavailable, TenantGone, Busy) as error:
             self._end.because(error)
         except CONNECTION_EXCEPTIONS as error:
             self._end.because(error)
@@ -250,7 +260,7 @@ class _Session:
             return
         try:
             await self._notifier.notify(task.publication)
-        except (StoreUnavailable, Busy):
+        except (StoreUnavailable, TenantGone, Busy):
             raise
         except InProgress:
             # Having waited for as long as the store may take, so that it does not come and go all the time.

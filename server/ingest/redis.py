@@ -25,11 +25,13 @@ from server.errors import (
     KeyReused,
     ServerError,
     StoreUnavailable,
+    TenantGone,
     TooLarge,
 )
 from server.idempotency import field_key
 from server.ingest.consumer import (
     ACCESS_REFUSED,
+    NO_TENANT,
     NOT_CONNECTED,
     Backoff,
     Consumer,
@@ -117,6 +119,7 @@ class RedisDoor(Consumer):
             await self._lease.give_back()
 
     async def _consume(self) -> None:
+        self._notifier.check_tenant(self._settings.tenant)
         if not await self._lease.renew():
             if not self._lease.is_known:
                 raise StoreUnavailable
@@ -139,9 +142,10 @@ class RedisDoor(Consumer):
             await connection.disconnect(nowait=True)
 
     async def _keep_lease(self) -> None:
-        """Return when somebody else has it."""
+        """Return when somebody else has it. Raises `TenantGone`."""
         while True:
             await asyncio.sleep(self._lease.renew_every_s)
+            self._notifier.check_tenant(self._settings.tenant)
             if not await self._lease.renew():
                 logger.warning("redis: another process has taken over")
                 return
@@ -196,6 +200,8 @@ class RedisDoor(Consumer):
             await self._store(self._parse(message), message.received_at)
         except (InvalidInput, KeyReused) as error:
             self._skip(error)
+        except TenantGone:
+            self._drop(NO_TENANT)
         except Exception:
             logger.exception("redis: a message could not be stored")
             self._note_refused("internal")

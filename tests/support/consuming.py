@@ -44,11 +44,12 @@ def quickly() -> Backoff:
 
 @dataclass
 class Behind:
-    """What is behind a door: `store` may be told to fail, and whoever is in `online` is."""
+    """What is behind a door: `store` may be told to fail, whoever is in `online` is, and so are the `tenants`."""
 
     store: FragileStore
     notifier: Notifier
     online: set[str]
+    tenants: set[str]
 
     async def who_is_online(self, rooms: Collection[Room]) -> set[Room]:
         return {room for room in rooms if room[0] == DEFAULT_TENANT and room[1] in self.online}
@@ -69,8 +70,9 @@ async def open_behind(folder: Path) -> AsyncIterator[Behind]:
     try:
         store, rooms = FragileStore(cast("Store", sqlite)), Rooms()
         backplane = LocalBackplane(rooms)
-        notifier = Notifier(cast("Store", store), backplane, Presence(rooms, backplane, heartbeat_s=25))
-        yield Behind(store, notifier, set())
+        presence, tenants = Presence(rooms, backplane, heartbeat_s=25), {DEFAULT_TENANT}
+        notifier = Notifier(cast("Store", store), backplane, presence, tenants.__contains__)
+        yield Behind(store, notifier, set(), tenants)
     finally:
         await sqlite.close()
 
