@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -100,6 +101,20 @@ async def test_a_sync_ends_where_the_clock_was_when_it_began(core: Core) -> None
     again = await _all(core, rest[-1].upto, 100)
     told = {document.id for chunk in [*rest, *again] for document in chunk.documents}
     assert {document.id for document in later} <= told
+
+
+async def test_what_is_stored_while_a_sync_is_read_is_told_by_the_next_one(core: Core) -> None:
+    """It says how far it is as of before its reading."""
+    since = str(await core.services.sync.now())
+    gate = core.store.hold("changes")
+    reading = asyncio.create_task(core.services.sync.read(ALICE, since))
+    await gate.reached()
+    late = await core.fill("alice", 1)
+    gate.open()
+    chunk = await reading
+    assert not chunk.documents and not chunk.more
+    [again] = await _all(core, chunk.upto, 10)
+    assert list(again.documents) == late
 
 
 async def test_a_sync_leads_to_all_that_other_nodes_stored_before(late: Core) -> None:
