@@ -55,6 +55,9 @@ class Store(SQLiteStore):
         self.claims = 0
         self.accepted_s_ago: float | None = None
         self.found_nothing = asyncio.Event()
+        self.claimed = asyncio.Event()
+        self.may_claim = asyncio.Event()
+        self.may_claim.set()
         self.at_settling = asyncio.Event()
         self.may_settle = asyncio.Event()
         self.may_settle.set()
@@ -74,6 +77,9 @@ class Store(SQLiteStore):
             self.failed.set()
             raise RuntimeError("a bug")
         jobs = await super().claim_mail(lease_s, limit, recipients)
+        if jobs:
+            self.claimed.set()
+            await self.may_claim.wait()
         return [replace(job, accepted_s_ago=self.accepted_s_ago) for job in jobs]
 
     async def next_mail_due(self) -> datetime | None:
@@ -714,6 +720,19 @@ async def test_outlived_lease(
         await store.outcome()
     assert await store.settle_mail(job, MailOutcome(sent=job.recipients))
     assert f"mailing notification {nid} outlived its lease" in caplog.text
+
+
+async def test_a_lease_begins_before_the_claim_is_answered(store: Store, sink: SMTPSink, clock: Clock) -> None:
+    """What is claimed so slowly that the lease is over is not sent by it: another worker may have it by now."""
+    await owe(store, *to("ann"))
+    store.may_claim.clear()
+    async with running(worker_for(store, clock, email(sink, lease_s=0.3))):
+        await store.claimed.wait()
+        await asyncio.sleep(0.3)
+        store.may_claim.set()
+        [postponed] = (await store.outcome()).retry
+        assert postponed.is_untried
+    assert not sink.mails
 
 
 @pytest.mark.parametrize("verb", ["claim_mail", "bug"])
