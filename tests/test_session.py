@@ -865,6 +865,32 @@ async def test_a_client_that_goes_while_its_password_is_checked_is_in_no_room(co
     assert await core.inbox.unseen(ALICE, after=None, limit=9) == [document]
 
 
+@pytest.mark.parametrize("goes", [True, False])
+async def test_who_is_gone_or_signed_out_while_their_join_waits_for_its_turn_is_in_no_room(
+    core: Core, goes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits as the user's other connections have used up what they may do."""
+    waits, goes_on = asyncio.Event(), asyncio.Event()
+
+    async def pause(*_: object) -> None:
+        waits.set()
+        await goes_on.wait()
+
+    monkeypatch.setattr(Session, "pause", pause)
+    monkeypatch.setattr(core.limits, "pace_join", lambda _: 1.0)
+    connection = core.connect()
+    _join(connection, "alice")
+    await waits.wait()
+    if goes:
+        connection.go()
+    else:
+        await core.tenants.sign_out(*ALICE)
+    goes_on.set()
+    await _ended(core)
+    assert core.rooms.user_count == 0
+    assert [message.name for message in connection.received()] == ([] if goes else ["error"])
+
+
 async def test_a_client_that_goes_during_its_welcome_is_read_for_no_further(core: Core) -> None:
     """Of ten frames it took one."""
     await core.fill("alice", 1000)
