@@ -100,6 +100,15 @@ def test_what_is_too_old_counts_no_more(node: Node) -> None:
     assert node.told == [[signed_out("bob", 1)]]
 
 
+def test_one_by_a_clock_that_is_ahead_says_nothing_of_the_next(node: Node) -> None:
+    """By ours it counts as of when it was heard of; one whose time has come, as of that."""
+    node.sign_outs.take([signed_out("alice", 60)])
+    assert node.sign_outs.at("acme", "alice", by_own_clock=True) == AT
+    node.at = AT + timedelta(seconds=120)
+    node.sign_outs.take([signed_out("alice", 90)])
+    assert node.sign_outs.at("acme", "alice", by_own_clock=True) == AT + timedelta(seconds=90)
+
+
 def test_tenants_that_end_or_begin(node: Node) -> None:
     """Nothing is known of them, as before."""
     for tenant in ("acme", "other", "third"):
