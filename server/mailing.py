@@ -88,7 +88,7 @@ class Mailing:
         alive = await self._signs_of_life.alive_since(
             job.tenant, pushed_to, job.created_at, job.accepted_s_ago
         )
-        return [r for r in owed if not (r.accepted_online and r.user_id in alive)]
+        return [r for r in owed if r.user_id not in alive]
 
     async def _send(
         self, job: MailJob, owed: Sequence[MailRecipient], lease_ends_at: float
