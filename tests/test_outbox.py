@@ -722,7 +722,9 @@ async def test_outlived_lease(
     assert f"mailing notification {nid} outlived its lease" in caplog.text
 
 
-async def test_a_lease_begins_before_the_claim_is_answered(store: Store, sink: SMTPSink, clock: Clock) -> None:
+async def test_a_lease_begins_before_the_claim_is_answered(
+    store: Store, sink: SMTPSink, clock: Clock
+) -> None:
     """What is left of it when that comes so late is for settling: a mail still on its way at its end would go out
     twice."""
     await owe(store, *to("ann"))
