@@ -912,6 +912,16 @@ async def test_mail_waits_as_long_as_it_was_to(
         assert abs(await due_in(store) - timedelta(minutes=30)) < NEARLY
 
 
+async def test_the_present_is_not_before_anybody_is_known_though_the_clock_was_set_back(
+    store: SQLiteStore, set_clock: Callable[[timedelta], None]
+) -> None:
+    """Else a broadcast would pass over who had only joined, and been notified of nothing."""
+    known_since = now()
+    await store.directory.note_users({(TENANT, "joined"): known_since})
+    set_clock(timedelta(hours=-1))
+    assert await store.present() >= known_since
+
+
 async def test_what_is_due_stays_due(store: SQLiteStore, set_clock: Callable[[timedelta], None]) -> None:
     """Also if it had only just become so; and so does what is new."""
     await owe(store, MailRecipient("alice", "a@example.test", now() - timedelta(minutes=30)))

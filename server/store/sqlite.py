@@ -24,7 +24,7 @@ from server.flights import Gathering, Turns
 from server.folder_lock import FolderLock
 from server.messages import Document, EmailDuty, Notification, Recipient
 from server.moments import Moments
-from server.revs import COUNTER_BITS, RevClock, instant_of
+from server.revs import COUNTER_BITS, RevClock
 from server.store import (
     MAX_JOB_RECIPIENTS,
     Addition,
@@ -47,6 +47,7 @@ from server.store import sqlite_broadcasts as broadcasts
 from server.store import sqlite_changing as changing
 from server.store import sqlite_mail as mail
 from server.store import sqlite_reading as reading
+from server.store.sqlite_access import latest_known_since
 from server.store.sqlite_adding import Adder, Additions, Outcome
 from server.store.sqlite_broadcasts import SQLiteBroadcasts
 from server.store.sqlite_deliveries import SQLiteDeliveries
@@ -222,8 +223,9 @@ class SQLiteStore:
         return to_ms(instant) << COUNTER_BITS
 
     async def present(self) -> datetime:
-        """See `Store.present`: the clock may have been set back."""
-        return max(self._clock(), instant_of(await self.position()))
+        """See `Store.present`: the clock may have been set back since somebody joined, or was notified. To look at all
+        users is little work beside a broadcast, which has a document for each."""
+        return max(self._clock(), await self._read(latest_known_since))
 
     async def counts(self, tenant: str, user_ids: Collection[str]) -> dict[str, Counts]:
         """See `Store.counts`."""
