@@ -195,6 +195,31 @@ async def test_large_events_fill_the_queue_sooner(
     assert queue.waiting < 4
 
 
+async def test_what_is_dropped_again_and_again_was_missed_since_the_first(
+    link: OpenLink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is dropped, or sent, makes room for as much."""
+    monkeypatch.setattr(outgoing, "MAX_BYTES", 10_000)
+    clock = Clock()
+    queue, tasks = outgoing.Outgoing(link, "us", clock), Tasks()
+
+    def put_some() -> None:
+        for rev in range(8):
+            queue.put(ALICE, added(ALICE, rev, content="x" * 4000))
+            clock.now += 1
+        assert queue.waiting == 2
+
+    began_at = clock.now
+    put_some()
+    queue.connected()
+    tasks.start(queue.run(), "sending")
+    await queue.flushed()
+    await tasks.cancel()
+    put_some()
+    assert [lost.since_ms for lost in link.lost()] == [int(began_at * 1000)]
+    assert [event.rev for _, event in link.told() if isinstance(event, Added)] == [6, 7]
+
+
 async def test_what_has_become_old_is_not_sent_any_more(link: OpenLink) -> None:
     """Whoever missed it reads the inbox."""
     clock = Clock()
