@@ -7,16 +7,25 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
 import pytest
+from tornado.httpclient import AsyncHTTPClient
+from tornado.httpserver import HTTPServer
+from tornado.netutil import bind_sockets
+from tornado.web import Application
 
+from server.auth import Identity
+from server.transports.inbox import InboxHandler
 from tests.support.backends import add_key, known
 from tests.support.client_v2 import PATHS, client_v2
+from tests.support.core import ALICE, open_core
 from tests.support.event_streams import EventStream, event_stream
 from tests.support.feeds import SETTINGS, listening, refused, user_token
 from tests.support.processes import wait_until
+from tests.support.recording import ELSEWHERE
 from tests.support.running_server import Response, RunningServer
 
 each_path = pytest.mark.parametrize("path", PATHS)
@@ -310,6 +319,33 @@ async def test_who_polls_is_told_when_nothing_changed(server: RunningServer, use
     assert (changed.status, changed.json()["documents"][0]["seen"]) == (200, True)
     for nonsense in ("*", '"x"', 'W/"0123456789abcdef.x"', '"', "W/" * 1000):
         assert inbox(server, "GET", user, headers={"If-None-Match": nonsense}).status == 200
+
+
+async def test_a_page_is_as_of_before_it_was_read(tmp_path: Path) -> None:
+    """What is stored while it is read comes with the next poll."""
+
+    class Alices(InboxHandler):
+        async def _is_let_in(self) -> bool:
+            self.identity = Identity(*ALICE)
+            return True
+
+    async with open_core(tmp_path) as core:
+        doors = SimpleNamespace(services=core.feeds, identify=lambda *_: ELSEWHERE, connections=None)
+        http = HTTPServer(Application([("/", Alices, {"doors": doors})]))
+        sockets = bind_sockets(0, "127.0.0.1")
+        http.add_sockets(sockets)
+        url, client = f"http://127.0.0.1:{sockets[0].getsockname()[1]}/", AsyncHTTPClient()
+        gate = core.store.hold("newest")
+        asking = asyncio.ensure_future(client.fetch(url))
+        await gate.reached()
+        [late] = await core.fill("alice", 1)
+        gate.open()
+        page = json.loads((await asking).body)
+        assert page["documents"] == []
+        changes = json.loads((await client.fetch(f"{url}?since={page['since']}")).body)
+        assert ids(changes["documents"]) == [late.id]
+        http.stop()
+        await http.close_all_connections()
 
 
 @pytest.mark.parametrize(
