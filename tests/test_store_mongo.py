@@ -36,6 +36,7 @@ from server.messages import Document, EmailDuty, Mail, MailRecipient, Recipient,
 from server.revs import COUNTER_BITS
 from server.store import (
     HUB,
+    Bounds,
     BroadcastRefused,
     Change,
     Counts,
@@ -53,6 +54,8 @@ from server.store import (
 )
 from server.store.mongo import MongoStore
 from server.store.mongo_batches import MAX_BATCH_BYTES
+from server.store.mongo_reading import MAX_REV
+from server.store.mongo_retention import MongoRetention
 from server.store.mongo_revs import StoredRevs
 from tests.support.mongo_stores import USER, collect_sockets_of_pymongo, opened, original, until_it_succeeds
 from tests.support.mongod import Mongod, MongoDatabase
@@ -1358,3 +1361,48 @@ async def kill_in_the_middle(store: MongoStore, mongod: Mongod) -> tuple[list[Do
     await asyncio.to_thread(mongod.kill)
     await asyncio.gather(*adding)
     return acknowledged, failed
+
+
+# -- retention -----------------------------------------------------------------------------------------------
+
+
+async def removed(store: MongoStore) -> int:
+    """How many documents and tombstones went, of all that there are."""
+    steps = [step async for step in store.retention.remove(TENANT, Bounds(now(), MAX_REV, now()), 100)]
+    return sum(step.documents + step.tombstones for step in steps)
+
+
+async def test_what_is_not_complete_has_its_time_still_to_come(
+    store: MongoStore, raw: Database[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would come again when it is completed. Its mail is sent first."""
+    long_ago = now() - timedelta(days=9)
+    with monkeypatch.context() as patch:
+        crash_at(patch, store, "_close_intent", 1)
+        with pytest.raises(Crash):
+            await store.add(make_notification(created_at=long_ago), RECIPIENTS, duty())
+    assert await removed(store) == 0
+    grow_old(raw)
+    await store.complete_intents()
+    [job] = await store.claim_mail(60, 10)
+    assert await removed(store) == 0
+    assert await store.settle_mail(job, MailOutcome(sent=job.recipients))
+    assert await removed(store) == len(USERS)
+
+
+async def test_a_tombstone_that_is_restored_while_it_is_about_to_go_stays(
+    store: MongoStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is a document again, and not an old one."""
+    [document] = await put_many(store, 1)
+    await store.delete(TENANT, USER, [document.id])
+    owing = MongoRetention._owing
+
+    async def restored(*arguments: Any) -> Any:
+        await store.restore(TENANT, USER, [document.id])
+        return await owing(*arguments)
+
+    monkeypatch.setattr(MongoRetention, "_owing", restored)
+    async for _ in store.retention.remove(TENANT, Bounds(None, MAX_REV, now() + timedelta(days=1)), 100):
+        pass
+    assert ids(await whole_inbox(store)) == [document.id]
