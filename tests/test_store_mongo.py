@@ -12,6 +12,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
+from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -53,7 +54,7 @@ from server.store import (
     mongo_revs,
 )
 from server.store.mongo import MongoStore
-from server.store.mongo_batches import MAX_BATCH_BYTES
+from server.store.mongo_batches import MAX_BATCH_BYTES, Batches
 from server.store.mongo_reading import MAX_REV
 from server.store.mongo_retention import MongoRetention
 from server.store.mongo_revs import StoredRevs
@@ -786,6 +787,23 @@ async def test_long_ones_are_written_a_few_at_a_time(
     assert sorted(document.user_id for document in documents) == sorted(users)
     assert len(sizes) > 1
     assert max(sizes) < 1.1 * MAX_BATCH_BYTES
+
+
+async def test_a_batch_is_not_bound_by_what_binds_its_first_caller(store: MongoStore) -> None:
+    """Those who come later, while it is still under way, go with it."""
+    deadline: ContextVar[str | None] = ContextVar("deadline", default=None)
+    seen: list[str | None] = []
+
+    class Noting(Batches[str, None]):
+        async def _write(self, items: Sequence[str]) -> Sequence[None]:
+            seen.append(deadline.get())
+            return [None] * len(items)
+
+    batches = Noting(store._connection)
+    deadline.set("of the first")
+    await batches.put("first", 1)
+    assert seen == [None]
+    await batches.close()
 
 
 # -- everybody: broadcasts -----------------------------------------------------------------------------------
