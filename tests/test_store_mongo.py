@@ -1227,6 +1227,28 @@ async def test_an_error_that_passes_is_no_refusal(
     assert len(await store.complete_intents()) == len(USERS)
 
 
+@pytest.mark.parametrize("verb", ["insert_many", "bulk_write"])
+@pytest.mark.parametrize("users", [1, 3])
+async def test_what_no_majority_has_confirmed_is_answered_by_nobody(
+    store: MongoStore, monkeypatch: pytest.MonkeyPatch, verb: str, users: int
+) -> None:
+    """It may be rolled back, with the node that has it."""
+    collection = type(store._connection.documents)
+    write = getattr(collection, verb)
+
+    async def unconfirmed(*arguments: Any, **options: Any) -> None:
+        await write(*arguments, **options)
+        errors = [{"code": 64, "errmsg": "waiting for replication timed out"}]
+        raise BulkWriteError({"writeErrors": [], "writeConcernErrors": errors, "upserted": []})
+
+    once = Once("key", b"f" * 32, 60.0) if verb == "bulk_write" else None
+    await store.add(make_notification(), RECIPIENTS[:users], None)  # the users are known from then on
+    with monkeypatch.context() as patch:
+        patch.setattr(collection, verb, unconfirmed)
+        with pytest.raises(StoreUnavailable):
+            await store.add(make_notification(), RECIPIENTS[:users], None, once)
+
+
 # -- mail ----------------------------------------------------------------------------------------------------
 
 
