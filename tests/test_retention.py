@@ -272,6 +272,23 @@ async def test_a_tombstone_stays_until_all_nodes_have_heard(
     assert await known(node.store) == []
 
 
+async def test_a_tombstone_stays_for_as_long_as_its_rev_may_become_visible_late(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever has a since that is a little later than its rev need not have heard of it."""
+    monkeypatch.setattr(node.store, "changes_overlap_s", 30.0)
+    [document] = await add(node.store, 1)
+    await node.store.delete(*ALICE, [document.id])
+    node.clock.ahead = 10 * DAY + timedelta(seconds=1)
+    for _ in range(2):
+        await node.work()
+    assert len(await known(node.store)) == 1
+    node.clock.ahead += timedelta(seconds=30)
+    for _ in range(2):
+        await node.work()
+    assert await known(node.store) == []
+
+
 async def test_keeping_for_longer_brings_nothing_back(node: Node) -> None:
     """What was said to be gone stays so, for clients that have not heard of it yet."""
     node.clock.ahead = 40 * DAY
