@@ -381,7 +381,8 @@ async def test_changed_settings_count_at_once(open_desk: Open, checking: Checkin
 
 
 async def test_who_is_checked_during_a_reload_is_checked_by_what_holds_after_it(open_desk: Open) -> None:
-    """Else whoever was taken out meanwhile would be in, and stay."""
+    """Else whoever was taken out meanwhile would be in, and stay. So is who comes with the same after it, and before
+    that check has ended."""
     asked, go_on = asyncio.Event(), asyncio.Event()
 
     class Slow(Method):
@@ -397,9 +398,12 @@ async def test_who_is_checked_during_a_reload_is_checked_by_what_holds_after_it(
     await asked.wait()
     method.answer = None
     desk.authenticator.apply(default_tenant=DEFAULT_TENANT, cache_s=0, token_methods=[])
+    after = asyncio.create_task(desk.authenticator.authenticate(JOIN, ELSEWHERE))
+    await asyncio.sleep(0)
     go_on.set()
-    with pytest.raises(BadCredentials):
-        await joining
+    for join in (joining, after):
+        with pytest.raises(BadCredentials):
+            await join
 
 
 async def test_who_comes_after_a_sign_out_shares_no_attempt_from_before_it(open_desk: Open) -> None:
