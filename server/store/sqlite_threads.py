@@ -181,7 +181,7 @@ class Writer:
             self._connection.execute("ROLLBACK")
 
     def _do(self, job: _Job) -> None:
-        if job.is_left_out or job.answer.cancelled():
+        if job.answer.cancelled():
             job.leave_out()
         else:
             job.run(self._connection)
