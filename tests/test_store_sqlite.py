@@ -21,7 +21,7 @@ import pytest
 from server.errors import StartupError, StoreUnavailable
 from server.grants import ApiKey, Tenant
 from server.ids import new_id
-from server.messages import MailRecipient, Recipient, now
+from server.messages import Document, MailRecipient, Recipient, now
 from server.store import (
     WAYS,
     MailOutcome,
@@ -31,6 +31,7 @@ from server.store import (
     Welcome,
     sqlite_broadcasts,
     sqlite_deliveries,
+    sqlite_documents,
     sqlite_mail,
     sqlite_reading,
     sqlite_threads,
@@ -628,6 +629,39 @@ async def test_waiting_works_share_a_transaction(writer: Writer) -> None:
     await asyncio.gather(first, *rest)
     assert len(commits) <= 2  # the blocker may have taken longer than a transaction may last
     await counting.close()
+
+
+def lose_the_transaction(connection: sqlite3.Connection, *_: object) -> list[Document]:
+    """As SQLite does after some errors of the disk."""
+    connection.execute("ROLLBACK")
+    error = sqlite3.OperationalError("database or disk is full")
+    error.sqlite_errorcode = sqlite3.SQLITE_FULL
+    raise error
+
+
+async def test_with_a_transaction_that_is_lost_goes_all_that_is_in_it(
+    writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody is told of anything else but that the store is unavailable."""
+    monkeypatch.setattr(sqlite_threads, "MAX_TRANSACTION_S", 60.0)
+    blocker = Blocker()
+    first = writer.submit(blocker)
+    await blocker.runs()
+    lost = [writer.submit(insert(1)), writer.submit(lose_the_transaction)]
+    blocker.let_go()
+    outcomes = await asyncio.gather(first, *lost, return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} == {StoreUnavailable}
+    await writer.submit(insert(2))
+    assert await writer.submit(values) == [2]
+
+
+async def test_additions_whose_transaction_is_lost(
+    store: SQLiteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They can be tried again, each of them."""
+    monkeypatch.setattr(sqlite_documents, "add_all", lose_the_transaction)
+    outcomes = await asyncio.gather(put(store), put(store), return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [StoreUnavailable] * 2
 
 
 async def test_a_work_nobody_waits_for_is_left_out(writer: Writer) -> None:
