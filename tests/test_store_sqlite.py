@@ -24,11 +24,13 @@ from server.ids import new_id
 from server.messages import Document, MailRecipient, Recipient, now
 from server.store import (
     WAYS,
+    Addition,
     MailOutcome,
     Once,
     PostponedMail,
     RefusedMail,
     Welcome,
+    sqlite_adding,
     sqlite_broadcasts,
     sqlite_deliveries,
     sqlite_documents,
@@ -505,8 +507,9 @@ async def test_reads_do_not_wait_for_writes(store: SQLiteStore, path: Path) -> N
     await waiting
 
 
+@pytest.mark.parametrize("is_batch", [False, True])
 async def test_an_add_that_came_through_after_its_time(
-    store: SQLiteStore, monkeypatch: pytest.MonkeyPatch
+    store: SQLiteStore, monkeypatch: pytest.MonkeyPatch, is_batch: bool
 ) -> None:
     """Its documents are handed out once by `complete_intents`, so that their users hear of them."""
     monkeypatch.setattr(sqlite_threads, "MAX_TRANSACTION_S", 60.0)
@@ -514,7 +517,9 @@ async def test_an_add_that_came_through_after_its_time(
     first, second = Blocker(), Blocker()
     blocked = [store._writer.submit(first)]
     await first.runs()
-    adding, never_begun = asyncio.create_task(put(store)), asyncio.create_task(put(store))
+    batch = [Addition(make_notification(), [Recipient(USER)], None)]
+    adding = asyncio.ensure_future(store.add_many(batch) if is_batch else put(store))
+    never_begun = asyncio.create_task(put(store))
     for _ in range(2):  # what is added in one turn of the loop is handed to the writer in the next
         await asyncio.sleep(0)
     never_begun.cancel()
@@ -658,10 +663,14 @@ async def test_with_a_transaction_that_is_lost_goes_all_that_is_in_it(
 async def test_additions_whose_transaction_is_lost(
     store: SQLiteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They can be tried again, each of them."""
-    monkeypatch.setattr(sqlite_documents, "add_all", lose_the_transaction)
-    outcomes = await asyncio.gather(put(store), put(store), return_exceptions=True)
-    assert [type(outcome) for outcome in outcomes] == [StoreUnavailable] * 2
+    """They can be tried again, each of them; and what is done with, well or not, is in nobody's way."""
+    monkeypatch.setattr(sqlite_adding, "MAX_WAITING", 2)
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            patch.setattr(sqlite_documents, "add_all", lose_the_transaction)
+            outcomes = await asyncio.gather(put(store), put(store), return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [StoreUnavailable] * 2
+        await asyncio.gather(put(store), put(store))
 
 
 async def test_a_work_nobody_waits_for_is_left_out(writer: Writer) -> None:
