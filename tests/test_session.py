@@ -623,7 +623,11 @@ async def test_a_push_of_what_was_answered_already_is_dropped(core: Core) -> Non
     gate.open()
     assert (await connection.next()).ids == [document.id]
     assert await connection.next() == Message("count", {"unseen": 1})
-    _push(_session(connection), Added(document))
+    [newer] = await core.fill("alice", 1)
+    command(connection, "content", {"limit": 1})
+    assert [each["_id"] for each in (await connection.next()).data] == [newer.id]
+    for each in (document, newer):
+        _push(_session(connection), Added(each))
     assert await _is_done(connection) == []
 
 
@@ -783,10 +787,29 @@ async def test_the_bound_of_waiting_pushes_holds_for_each_answer_anew(core: Core
         gate = core.store.hold("page")
         command(connection, "content", 0)
         await gate.reached()
-        await core.notify("alice", content="x" * (MAX_QUEUE_BYTES // 2))
+        for size in (MAX_QUEUE_BYTES // 3, 1):
+            await core.notify("alice", content="x" * size)
         gate.open()
         await _is_done(connection)
     assert connection.reasons == []
+
+
+async def test_what_the_listing_comes_to_takes_no_room_of_what_waits(core: Core) -> None:
+    """Also if it came before the listing waited."""
+    first, second = await core.fill("alice", 2)
+    screen = _session(core.connect())._screen
+    frames = EventFrames()
+
+    def push(event: Event) -> None:
+        frame = frames.frame(event)
+        screen.push([(event, frame)], frame)
+
+    screen.begin_answer()
+    content = "x" * MAX_QUEUE_BYTES
+    push(Added(altered(second, notification=altered(second.notification, content=content))))
+    with screen.listing_waits(first):
+        push(UnseenCount(1))
+    assert not screen.connection.is_closed
 
 
 async def test_a_burst_goes_out_as_one_if_nothing_was_answered_lately(core: Core) -> None:
