@@ -249,7 +249,7 @@ class Tenants:
             begun=[name for name, _ in after - before], ended=[name for name, _ in before - after]
         )
         self._began_at = {tenant.name: tenant.created_at for tenant in access.tenants}
-        self._keys = {key.hashed: key for key in access.keys if key.tenant in self._began_at}
+        self._keys = {key.hashed: key for key in access.keys}
         self._key_ids = {key.id: key for key in self._keys.values()}
         # Else they would be written down when their tenant is erased, and belong to the next one of its name.
         self._seen_users = {user: at for user, at in self._seen_users.items() if user[0] in self._began_at}
