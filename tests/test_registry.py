@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from server.config.schema import Limits as LimitSettings
 from server.limits import Limits
+from server.transports.connections import ClientConnection
 from server.transports.registry import ConnectionOptions, Connections
+from server.wire import NOT_JOINED, CloseReason
+from tests.support.recording import ELSEWHERE
 
 
 async def test_heartbeats_go_on_when_the_clock_steps_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,3 +45,35 @@ async def test_a_failure_ends_no_heartbeats(caplog: pytest.LogCaptureFixture) ->
         await ticks.get()
     connections.stop()
     assert "broken" in caplog.text
+
+
+class Client(ClientConnection):
+    """One with which nothing is wrong."""
+
+    def __init__(self, connections: Connections) -> None:
+        super().__init__(connections, "test", ELSEWHERE)
+        self.ended: asyncio.Future[CloseReason] = asyncio.get_running_loop().create_future()
+
+    def close(self, reason: CloseReason) -> None:
+        if self._end(reason):
+            self.ended.set_result(reason)
+
+    def heartbeat(self, now: float) -> None:
+        """It answers."""
+
+
+async def test_who_has_left_is_to_join_again_before_long() -> None:
+    """As who has not joined yet; nobody else is sent away."""
+    limits = Limits(LimitSettings(join_within_s=0.1))
+    connections = Connections(ConnectionOptions(heartbeat_s=0.4), limits)
+    ticks: asyncio.Queue[float] = asyncio.Queue()
+    connections.on_tick.append(ticks.put_nowait)
+    client, session = Client(connections), SimpleNamespace(is_joined=True, closed=lambda: None)
+    client.open(lambda _: cast("Any", session))
+    for _ in range(16):
+        await ticks.get()
+    assert not client.is_closed
+    session.is_joined = False
+    async with asyncio.timeout(30):
+        assert await client.ended == NOT_JOINED
+    connections.stop()
