@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -270,6 +271,24 @@ async def test_a_tombstone_stays_until_all_nodes_have_heard(
     monkeypatch.setattr(retention, "HEARD_S", 0.0)
     await node.work()
     assert await known(node.store) == []
+
+
+async def test_of_each_horizon_all_nodes_have_to_hear_anew(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That they have heard of the one before says nothing."""
+    monkeypatch.setattr(retention, "HEARD_S", 3600.0)
+    [document] = await add(node.store, 1)
+    node.clock.ahead = 10 * DAY
+    await node.work()
+    await node.retention.look()
+    [(tenant, (rev, _))] = node.retention._heard.items()
+    node.retention._heard[tenant] = rev, -math.inf  # all have heard of it
+    await node.store.delete(*ALICE, [document.id])
+    node.clock.ahead += timedelta(seconds=60)
+    for _ in range(2):
+        await node.work()
+    assert len(await known(node.store)) == 1
 
 
 async def test_a_tombstone_stays_for_as_long_as_its_rev_may_become_visible_late(
