@@ -515,6 +515,27 @@ async def test_a_huge_one_holds_up_no_other_tenant(
         assert await node.having(notification, "alice", tenant=notification.tenant) == [1]
 
 
+async def test_a_batch_is_stored_when_there_is_room_for_its_pushes(
+    store: Store, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else what is stored faster than it is told would fill the memory."""
+    asked, room = asyncio.Event(), asyncio.Event()
+
+    async def has_space() -> None:
+        asked.set()
+        await room.wait()
+
+    monkeypatch.setattr(node.backplane, "has_space", has_space)
+    await put(store, "alice", ACME)
+    notification = await node.broadcast()
+    node.runs()
+    await asked.wait()
+    assert await node.having(notification, "alice") == [0]
+    room.set()
+    await node.is_done()
+    assert await node.having(notification, "alice") == [1]
+
+
 async def test_more_tenants_than_are_carried_at_once(
     store: Store, node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from server.config.schema import Limits as LimitSettings
 from server.limits import Limits
+from server.rooms import Connection
 from server.transports.connections import ClientConnection
 from server.transports.registry import ConnectionOptions, Connections
 from server.wire import NOT_JOINED, CloseReason
@@ -76,4 +77,19 @@ async def test_who_has_left_is_to_join_again_before_long() -> None:
     session.is_joined = False
     async with asyncio.timeout(30):
         assert await client.ended == NOT_JOINED
+    connections.stop()
+
+
+async def test_a_session_that_closes_its_connection_while_it_is_made_is_told_of_the_end() -> None:
+    """It may have joined a room before."""
+    connections = Connections(ConnectionOptions(), Limits(LimitSettings()))
+    client, told = Client(connections), []
+    session = SimpleNamespace(is_joined=True, closed=lambda: told.append("closed"))
+
+    def open_session(connection: Connection) -> Any:
+        connection.close(NOT_JOINED)
+        return session
+
+    client.open(open_session)
+    assert (told, client.is_joined, connections.count) == (["closed"], False, 0)
     connections.stop()
