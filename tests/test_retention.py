@@ -400,6 +400,7 @@ async def test_who_loses_the_lease_stops(node: Node, monkeypatch: pytest.MonkeyP
     """Before the next step, and says of nothing that it is gone."""
     monkeypatch.setattr(retention, "BATCH_DOCUMENTS", 2)
     monkeypatch.setattr(retention, "LEASE_S", 0.0)
+    assert await node.retention._hold()
     await add(node.store, 5, created_at=now() - 31 * DAY)
     taken = False
 
