@@ -34,7 +34,7 @@ async def add(store: MongoStore, once: Once | None) -> Stored:
     return await store.add(make_notification(), [Recipient(user) for user in USERS], None, once)
 
 
-class Intents:
+class Lossy:
     """The collection, of which the answer to one kind of commands gets lost, or the command itself."""
 
     def __init__(self, collection: Any, command: str, *, arrives: bool) -> None:
@@ -56,7 +56,7 @@ class Intents:
 async def fail(store: MongoStore, once: Once | None, monkeypatch: pytest.MonkeyPatch, arrives: bool) -> None:
     """A request whose documents are all there, and whose intent cannot be removed, or is, and nobody hears of it."""
     with monkeypatch.context() as patch:
-        intents = Intents(store._connection.intents, "delete_one", arrives=arrives)
+        intents = Lossy(store._connection.intents, "delete_one", arrives=arrives)
         patch.setattr(store._connection, "intents", intents)
         with pytest.raises(StoreUnavailable):
             await add(store, once)
@@ -108,3 +108,19 @@ async def test_who_is_cancelled_after_the_insert(
         with pytest.raises(asyncio.CancelledError):
             await mongo.add(make_notification(), [Recipient("alice")], None, once)
     assert await told(mongo, monkeypatch) == ["alice"]
+
+
+async def test_after_a_part_of_a_batch_for_everybody(
+    mongo: MongoStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever tries it again finds that those have theirs, and tells the others only."""
+    notification = make_notification()
+    await mongo.broadcasts.add(notification)
+    documents = mongo._connection.documents
+    with monkeypatch.context() as patch:
+        lossy = Lossy(documents, "insert_many", arrives=True)
+        patch.setattr(mongo._connection, "documents", lossy)
+        with pytest.raises(StoreUnavailable):
+            await mongo.broadcasts.expand(notification, USERS)
+    assert await mongo.broadcasts.expand(notification, USERS) == []
+    assert await told(mongo, monkeypatch) == sorted(USERS)
