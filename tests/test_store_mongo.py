@@ -1077,6 +1077,30 @@ def crash_at(monkeypatch: pytest.MonkeyPatch, store: MongoStore, name: str, numb
     monkeypatch.setattr(store._adding, name, crashing)
 
 
+async def test_what_was_completed_before_the_store_went_away_is_told(
+    store: MongoStore, raw: Database[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No sweep finds it again; the rest is left to the next one."""
+    for _ in range(2):
+        await leave_open(store, monkeypatch, "c")
+    grow_old(raw)
+    complete_next, calls = store._adding._complete_next, 0
+
+    async def once() -> list[Document] | None:
+        nonlocal calls
+        calls += 1
+        if calls > 1:
+            raise StoreUnavailable
+        return await complete_next()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store._adding, "_complete_next", once)
+        assert len(await store.complete_intents()) == len(USERS)
+        with pytest.raises(StoreUnavailable):
+            await store.complete_intents()
+    assert len(await store.complete_intents()) == len(USERS)
+
+
 async def test_several_nodes_complete_at_once(
     mongo_database: MongoDatabase,
     store: MongoStore,
