@@ -14,7 +14,7 @@ from server.limits import Limits
 from server.rooms import Connection
 from server.transports.connections import ClientConnection
 from server.transports.registry import ConnectionOptions, Connections
-from server.wire import NOT_JOINED, CloseReason
+from server.wire import NOT_JOINED, SLOW, CloseReason
 from tests.support.recording import ELSEWHERE
 
 
@@ -54,6 +54,13 @@ class Client(ClientConnection):
     def __init__(self, connections: Connections) -> None:
         super().__init__(connections, "test", ELSEWHERE)
         self.ended: asyncio.Future[CloseReason] = asyncio.get_running_loop().create_future()
+        self.queued = 0
+
+    def _queued_bytes(self) -> int:
+        return self.queued
+
+    def _written_bytes(self) -> int:
+        return 0
 
     def close(self, reason: CloseReason) -> None:
         if self._end(reason):
@@ -92,4 +99,19 @@ async def test_a_session_that_closes_its_connection_while_it_is_made_is_told_of_
 
     client.open(open_session)
     assert (told, client.is_joined, connections.count) == (["closed"], False, 0)
+    connections.stop()
+
+
+async def test_a_large_frame_that_has_left_makes_no_room_for_others() -> None:
+    """What is queued next may be none that the bound is reckoned from, as a pong."""
+    options = ConnectionOptions()
+    connections = Connections(options, Limits(LimitSettings()))
+    client = Client(connections)
+    client.open(lambda _: cast("Any", SimpleNamespace(is_joined=True, closed=lambda: None)))
+    assert client._admit(10 * options.max_queue_bytes)
+    client.check_progress(time.monotonic())
+    client.queued = 100
+    client._admit(options.max_queue_bytes)
+    async with asyncio.timeout(30):
+        assert await client.ended == SLOW
     connections.stop()
