@@ -604,6 +604,28 @@ async def test_losing_a_race_for_some(
         assert await store.mark_seen(DEFAULT, USER, [new.id]) == Change((new.id,), 0, None)
 
 
+async def test_marking_all_passes_over_what_others_have_changed(
+    store: MongoStore, raw: Database[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was seen just before keeps its rev; what is unseen again, with a higher one, is not waited for."""
+    documents = await put_many(store, 6)
+    rev_above = store._changing._rev_above
+
+    async def rev_before_the_others(found: Sequence[dict[str, Any]]) -> int:
+        rev = await rev_above(found)
+        for document, change in ((documents[1], {"seen": True}), (documents[2], {"rev": rev + 1})):
+            raw["notifications"].update_one({"_id": ObjectId(document.id)}, {"$set": change})
+        return rev
+
+    monkeypatch.setattr(store._changing, "_rev_above", rev_before_the_others)
+    async with asyncio.timeout(30):
+        change = await store.mark_all_seen(TENANT, USER, limit=9)
+    assert change.ids == tuple(ids([documents[0], *documents[3:]]))
+    assert ids(await store.unseen(TENANT, USER, after=None, limit=9)) == [documents[2].id]
+    [seen] = await store.find(TENANT, USER, [documents[1].id])
+    assert seen.rev == documents[1].rev
+
+
 # -- one user: batches ---------------------------------------------------------------------------------------
 
 
