@@ -503,6 +503,16 @@ async def test_a_position_is_never_behind_what_a_node_changes_later(
         assert await store.position() > position
 
 
+async def test_no_node_lowers_the_ceiling_of_all(store: MongoStore, raw: Database[dict[str, Any]]) -> None:
+    """Another one may have issued revs up to there, which the next to start has to go above."""
+    ceiling = (await put(store)).rev + (1 << 40)
+    raw["notifications_meta"].update_one({"_id": "rev"}, {"$set": {"ceiling": ceiling}})
+    store._revs._ceiling = 0
+    assert (await put(store)).rev < ceiling
+    found = raw["notifications_meta"].find_one({"_id": "rev"})
+    assert found is not None and found["ceiling"] == ceiling
+
+
 async def test_a_ceiling_that_takes_longer_to_raise_than_it_leads_ahead(
     store: MongoStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

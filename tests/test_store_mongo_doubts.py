@@ -14,7 +14,7 @@ from server.messages import Recipient
 from server.store import Once, Stored
 from server.store.mongo import MongoStore
 from tests.support.mongod import MongoDatabase
-from tests.support.stores import MongoPlace, make_notification
+from tests.support.stores import TENANT, MongoPlace, make_notification
 
 USERS = ("zoe", "alice", "bob")
 
@@ -88,6 +88,16 @@ async def test_after_the_intent_is_closed(
     """Without a key: if the intent is closed, no sweep finds it any more; if it is open, they are told of it once."""
     await fail(mongo, None, monkeypatch, arrives)
     assert await told(mongo, monkeypatch) == sorted(USERS)
+
+
+async def test_who_has_changed_it_since_knows_of_it(
+    mongo: MongoStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They have read it."""
+    await fail(mongo, None, monkeypatch, arrives=True)
+    [document] = await mongo.newest(TENANT, "alice", before=None, limit=1)
+    await mongo.mark_seen(TENANT, "alice", [document.id])
+    assert await told(mongo, monkeypatch) == ["bob", "zoe"]
 
 
 @pytest.mark.parametrize("once", [KEY, None], ids=["with a key", "without"])
