@@ -435,6 +435,55 @@ async def test_what_waits_is_given_when_there_is_room(monkeypatch: pytest.Monkey
             each.close()
 
 
+@pytest.mark.parametrize(("bound", "most"), [("MAX_WAITING", 2), ("MAX_WAITING_BYTES", 110_000)])
+async def test_what_waits_is_bounded(monkeypatch: pytest.MonkeyPatch, bound: str, most: int) -> None:
+    """What is beyond is closed at once; what has been taken makes room for as much."""
+    monkeypatch.setattr(handoff, bound, most)
+    async with two_workers() as (one, other):
+        taken: list[int] = []
+
+        def take(connection: socket.socket, request: bytes) -> None:
+            connection.close()
+            taken.append(len(request))
+
+        here, there = socket.socketpair()
+        with here, there:
+            for times in (1, 2):
+                taken.clear()
+                given = []
+                while outcomes(one)["closed"] < times:
+                    sizes = [50_000, 5] if one.waiting == 0 else [50_000]
+                    for size in sizes:
+                        one.give(1, there, b" " * size)
+                    given += sizes
+                assert 2 <= one.waiting <= 3
+                other.start(take)
+                await until(lambda given=given: len(taken) == len(given) - 1)
+                other.stop()
+                assert taken == given[:-1]
+
+
+async def test_who_comes_when_there_is_room_again_is_behind_those_who_wait() -> None:
+    """They have not noticed yet."""
+    async with two_workers() as (one, other):
+        taken: list[bytes] = []
+
+        def take(connection: socket.socket, request: bytes) -> None:
+            connection.close()
+            taken.append(request.strip())
+
+        here, there = socket.socketpair()
+        with here, there:
+            while not one.waiting:
+                one.give(1, there, b" " * 50_000)
+            other.start(take)
+            other._receive()
+            one.give(1, there, b"last")
+            await until(lambda: b"last" in taken and not one.waiting)
+            await until(lambda: outcomes(other)["taken"] == outcomes(one)["given"])
+            assert taken.index(b"last") == len(taken) - 1
+
+
 async def test_what_waits_at_the_end_is_closed_and_counted() -> None:
     async with two_workers() as (one, _):
         here, there = socket.socketpair()
