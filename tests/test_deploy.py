@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -194,6 +195,20 @@ async def test_who_goes_away_is_gone(proxy: Proxy, server: RunningServer) -> Non
         await opened(stream)
         await asyncio.to_thread(wait_until, lambda: connected() == 2, "both being counted")
     await asyncio.to_thread(wait_until, lambda: connected() == 0, "the server hearing of it")
+
+
+@BOTH
+def test_a_browser_has_all_its_streams_on_one_connection(
+    proxy: Proxy, authority: CertificateAuthority
+) -> None:
+    """It opens six of HTTP/1.1 at most, for all its tabs."""
+    context = authority.client_context()
+    context.set_alpn_protocols(["h2", "http/1.1"])
+    with (
+        socket.create_connection(("127.0.0.1", proxy.port)) as plain,
+        context.wrap_socket(plain, server_hostname=NAME) as connection,
+    ):
+        assert connection.selected_alpn_protocol() == "h2"
 
 
 # -- publishing ----------------------------------------------------------------------------------------------

@@ -163,7 +163,7 @@ class Nginx(Proxy):
             self.file,
             **{
                 "server 127.0.0.1:8587;": f"server 127.0.0.1:{self.upstream};",
-                "listen 443 ssl;": f"listen 127.0.0.1:{self.port} ssl;",
+                "listen 443 ssl http2;": f"listen 127.0.0.1:{self.port} ssl http2;",
                 f"/etc/ssl/{NAME}.crt": str(self.pair.cert),
                 f"/etc/ssl/{NAME}.key": str(self.pair.key),
                 "/var/log/nginx/notification.log": str(self.access_log),
