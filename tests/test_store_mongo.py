@@ -7,6 +7,7 @@ does with older documents is in test_store_mongo_migration.py.
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import time
 import traceback
@@ -111,6 +112,13 @@ async def test_a_bad_address_cannot_start(url: str) -> None:
         MongoStore(url, "inbox")
     assert "cret" not in str(refused.value)
     assert refused.value.__cause__ is None and refused.value.__suppress_context__
+
+
+@pytest.mark.parametrize("host", ["c.docdb.amazonaws.com", "c.mongo.cosmos.azure.com"])
+def test_a_host_of_another_make_can_start(host: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Also with a log in which pymongo cannot say what it says of such, so that it warns instead."""
+    caplog.set_level(logging.WARNING)
+    assert MongoStore(f"mongodb://{host}/", "inbox").name == f"MongoDB ({host}, db inbox)"
 
 
 async def test_a_refused_login_cannot_start(mongo_database: MongoDatabase) -> None:

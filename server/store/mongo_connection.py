@@ -202,6 +202,8 @@ class Connection:
             with warnings.catch_warnings():
                 # pymongo goes on without an option that it does not know: without TLS, say, for want of a letter.
                 warnings.simplefilter("error", UserWarning)
+                # What it says of hosts of CosmosDB and DocumentDB where its log is silent is no complaint.
+                warnings.filterwarnings("ignore", "You appear to be connected to")
                 return AsyncMongoClient(
                     self._url,
                     tz_aware=True,
