@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -35,6 +36,14 @@ class Scope(StrEnum):
     """Sign users out, see and change the mail that is owed, see the tenant's figures."""
     BROADCASTS = "broadcasts"
     """Hear what is for everybody, and nothing else: for keys that lie open in a page."""
+
+
+_SCOPES: Mapping[str, Scope] = {scope.value: scope for scope in Scope}
+
+
+def scopes_of(words: Iterable[object]) -> frozenset[Scope]:
+    """Those of these that there are. Others, as of a later version or of other services, allow nothing here."""
+    return frozenset(_SCOPES[word] for word in words if isinstance(word, str) and word in _SCOPES)
 
 
 ALL_SCOPES = frozenset({Scope.PUBLISH, Scope.LISTEN, Scope.ADMIN})

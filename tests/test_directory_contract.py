@@ -576,6 +576,12 @@ async def test_a_key_keeps_its_fields(scopes: frozenset[Scope], directory: Direc
     assert (await directory.access()).keys == (key,)
 
 
+async def test_scopes_of_a_later_version_allow_nothing(directory: Directory) -> None:
+    """Nor do they keep a server from following what else is added, and revoked."""
+    key = await add_key(directory, DEFAULT_TENANT, "later", scopes=frozenset({"publish", "of-later"}))
+    assert (await directory.access()).keys == (replace(key, scopes=frozenset({Scope.PUBLISH})),)
+
+
 async def test_a_key_needs_an_active_tenant(directory: Directory) -> None:
     """One that is unknown or removed gets none."""
     await add_tenant(directory, "gone")

@@ -15,7 +15,7 @@ from pymongo import ReturnDocument, UpdateOne
 from pymongo.errors import DuplicateKeyError
 
 from server.errors import Conflict, NotFound
-from server.grants import ApiKey, Keep, Scope, Tenant
+from server.grants import ApiKey, Keep, Tenant, scopes_of
 from server.store.mongo_connection import Connection
 from server.store.mongo_documents import Raw
 
@@ -202,7 +202,7 @@ def _read_key(tenant: str, found: Raw) -> ApiKey:
         tenant=tenant,
         name=found["name"],
         hashed=found["hashed"],
-        scopes=frozenset(map(Scope, found["scopes"])),
+        scopes=scopes_of(found["scopes"]),
         created_at=found["createdAt"],
         expires_at=found["expiresAt"],
         last_used_at=found["lastUsedAt"],

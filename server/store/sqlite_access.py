@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import Any
 
 from server.errors import Conflict, NotFound
-from server.grants import ApiKey, Keep, KnownUser, Scope, SigningSecret, Tenant
+from server.grants import ApiKey, Keep, KnownUser, SigningSecret, Tenant, scopes_of
 from server.store import Access, Sequences
 from server.store.sqlite_schema import from_ms, to_ms
 
@@ -185,7 +185,7 @@ def _key(row: Sequence[Any]) -> ApiKey:
         tenant=tenant,
         name=name,
         hashed=hashed,
-        scopes=frozenset(map(Scope, scopes.split())),
+        scopes=scopes_of(scopes.split()),
         created_at=from_ms(created_at),
         expires_at=_instant(expires_at),
         last_used_at=_instant(last_used_at),

@@ -10,7 +10,7 @@ from server import claims
 from server.claims import TOKEN_WRONG
 from server.config.access import JWTRules
 from server.errors import BadCredentials
-from server.grants import Scope
+from server.grants import Scope, scopes_of
 from server.publishers import ServiceClaims
 from server.tokens.verifier import JWTVerifier
 
@@ -20,8 +20,6 @@ MAX_LABEL_CHARS = 64
 _WHO = ("sub", "client_id", "azp")
 
 _NOT_IN_LABEL = re.compile(r"[^A-Za-z0-9._:@/|-]")
-
-_SCOPES: Mapping[str, Scope] = {scope.value: scope for scope in Scope}
 
 
 class JWTServices:
@@ -49,7 +47,7 @@ def _scopes(value: object) -> frozenset[Scope]:
     words = value.split() if isinstance(value, str) else value
     if not isinstance(words, list):
         raise ValueError("is neither a text nor a list")
-    return frozenset(_SCOPES[word] for word in words if isinstance(word, str) and word in _SCOPES)
+    return scopes_of(words)
 
 
 def _label(found: Mapping[str, Any]) -> str:
