@@ -132,7 +132,7 @@ class Broadcaster:
 
     async def _dated(self, notification: Notification) -> Notification:
         """By the store's clock, if that is ahead: else who is known already could look as if they came later."""
-        present = await self._store.present()
+        present = await self._store.present(notification.tenant)
         return altered(notification, created_at=max(notification.created_at, present))
 
     def _put_first(self, notification: Notification, connected: list[str]) -> None:

@@ -162,7 +162,7 @@ async def test_the_present_is_not_before_anybody_is_known(place: Place) -> None:
     await nodes[-1].directory.note_users({(TENANT, "joined"): later})
     await nodes[-1].add(make_notification(created_at=later), [Recipient("notified")], None)
     await asyncio.sleep(0.02)  # as far as a node can be sure of the clock of a database
-    present = await nodes[0].present()
+    present = await nodes[0].present(TENANT)
     known = await nodes[0].directory.users(TENANT, after=None, limit=9)
     for node in nodes:
         await node.close()

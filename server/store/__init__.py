@@ -237,8 +237,9 @@ class Store(Protocol):
         """A position before which nothing was changed after `instant` (aware UTC, by the clock of a node); earlier than
         then by as much as this node's clock is ahead of the store's."""
 
-    async def present(self) -> datetime:
-        """A time (aware UTC) that is not before any since which a user is known by now (see `Directory`)."""
+    async def present(self, tenant: str) -> datetime:
+        """A time (aware UTC) that is not before any since which a user of the tenant is known by now (see
+        `Directory`)."""
 
     async def counts(self, tenant: str, user_ids: Collection[str]) -> dict[str, Counts]:
         """Exact, of each of these users; every given user is in the answer."""

@@ -193,7 +193,7 @@ class MongoStore:
     def position_at(self, instant: datetime) -> int:
         return self._revs.as_of(instant)
 
-    async def present(self) -> datetime:
+    async def present(self, tenant: str) -> datetime:
         with self._connection.operation():
             return max(instant_of(await self._revs.next()), await self._revs.read_clock())
 

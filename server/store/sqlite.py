@@ -222,10 +222,10 @@ class SQLiteStore:
     def position_at(self, instant: datetime) -> int:
         return to_ms(instant) << COUNTER_BITS
 
-    async def present(self) -> datetime:
+    async def present(self, tenant: str) -> datetime:
         """See `Store.present`: the clock may have been set back since somebody joined, or was notified. To look at all
-        users is little work beside a broadcast, which has a document for each."""
-        return max(self._clock(), await self._read(latest_known_since))
+        users of the tenant is little work beside a broadcast, which has a document for each."""
+        return max(self._clock(), await self._read(lambda c: latest_known_since(c, tenant)))
 
     async def counts(self, tenant: str, user_ids: Collection[str]) -> dict[str, Counts]:
         """See `Store.counts`."""

@@ -224,9 +224,10 @@ def known_since(connection: sqlite3.Connection, tenant: str, user_id: str) -> da
     return None if row is None else from_ms(row[0])
 
 
-def latest_known_since(connection: sqlite3.Connection) -> datetime:
-    """The latest since which any user is known; long ago if there are none."""
-    return from_ms(connection.execute("SELECT coalesce(max(first_seen_at), 0) FROM users").fetchone()[0])
+def latest_known_since(connection: sqlite3.Connection, tenant: str) -> datetime:
+    """The latest since which any user of the tenant is known; long ago if there are none."""
+    latest = "SELECT coalesce(max(first_seen_at), 0) FROM users WHERE tenant = ?"
+    return from_ms(connection.execute(latest, (tenant,)).fetchone()[0])
 
 
 # -- signing secrets -----------------------------------------------------------------------------------------
