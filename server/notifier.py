@@ -84,8 +84,9 @@ class Notifier:
 
     async def _walk(self, publication: Publication) -> Stored:
         await self._backplane.has_space()
-        self.check_tenant(publication.notification.tenant)
         duty = None if publication.mail is None else await self._duty(publication)
+        # Last of all: other nodes have been asked meanwhile.
+        self.check_tenant(publication.notification.tenant)
         began_at = time.monotonic()
         try:
             stored = await self._store.add(
@@ -106,9 +107,9 @@ class Notifier:
 
     async def _walk_together(self, publications: Sequence[Publication]) -> Sequence[Stored | Exception]:
         await self._backplane.has_space()
+        duties = [None if each.mail is None else await self._duty(each) for each in publications]
         for tenant in {each.notification.tenant for each in publications}:
             self.check_tenant(tenant)
-        duties = [None if each.mail is None else await self._duty(each) for each in publications]
         additions = [
             Addition(each.notification, each.recipients, duty, once_of(each, self.keep_keys_s))
             for each, duty in zip(publications, duties, strict=True)

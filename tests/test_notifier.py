@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from pydispatch import dispatcher
@@ -19,7 +19,8 @@ from server.bus import (
     NOTIFICATION_REPLAYED,
     NOTIFICATION_STORED,
 )
-from server.errors import Busy, KeyReused, StoreUnavailable
+from server.errors import Busy, KeyReused, StoreUnavailable, TenantGone
+from server.grants import DEFAULT_TENANT
 from server.messages import (
     Document,
     EmailDuty,
@@ -30,7 +31,9 @@ from server.messages import (
     UnseenCount,
     altered,
 )
+from server.notifier import Notifier
 from server.rooms import Room
+from server.store import Store
 from tests.support.core import ALICE, BOB, Core, notification, open_core, publication
 
 
@@ -276,6 +279,30 @@ async def test_a_forced_mail_is_owed_to_all_at_once(core: Core) -> None:
         ("alice", job.created_at, False),
         ("bob", job.created_at, False),
     ]
+
+
+async def test_nothing_is_stored_for_a_tenant_that_goes_while_it_is_asked_who_is_here(
+    core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other nodes may take a second to answer, for each mail of a batch: in that time a tenant can be removed, and
+    erased."""
+    tenants = {DEFAULT_TENANT}
+    notifier = Notifier(
+        cast("Store", core.store), core.backplane, core.presence, lambda tenant: tenant in tenants
+    )
+
+    async def online(rooms: Collection[Room]) -> set[Room]:
+        tenants.clear()
+        return set()
+
+    monkeypatch.setattr(core.presence, "online", online)
+    mailed = Publication(notification("text"), (ABSENT,), Mail("subject", "text"))
+    with pytest.raises(TenantGone):
+        await notifier.notify(mailed)
+    tenants.add(DEFAULT_TENANT)
+    with pytest.raises(TenantGone):
+        await notifier.notify_many([mailed])
+    assert core.store.calls == []
 
 
 @pytest.mark.parametrize(
