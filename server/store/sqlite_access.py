@@ -226,7 +226,8 @@ def known_since(connection: sqlite3.Connection, tenant: str, user_id: str) -> da
 
 def latest_known_since(connection: sqlite3.Connection, tenant: str) -> datetime:
     """The latest since which any user of the tenant is known; long ago if there are none."""
-    latest = "SELECT coalesce(max(first_seen_at), 0) FROM users WHERE tenant = ?"
+    # By the index each user would be looked up by itself: for a million of one tenant that takes 20 times as long.
+    latest = "SELECT coalesce(max(first_seen_at), 0) FROM users NOT INDEXED WHERE tenant = ?"
     return from_ms(connection.execute(latest, (tenant,)).fetchone()[0])
 
 
