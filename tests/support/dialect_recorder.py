@@ -70,7 +70,9 @@ class Recorder:
         self.ticket = ""
         self._id = 0
         self._pushed: list[dict[str, Any]] = []
-        self._token, _ = core.tokens.make("default", "alice", "", 3600)
+        # Later than the tenant, which began by the clock of the store.
+        voided_at = core.tenants.voided_at("default", "alice")
+        self._token, _ = core.tokens.make("default", "alice", "", 3600, voided_at)
         self._documents: list[Document] = []
         self._counting = UnseenCounts(core.store, core.rooms, core.backplane)  # type: ignore[arg-type]  # as in `core_on`
 
