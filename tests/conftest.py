@@ -32,6 +32,7 @@ from tests.support.postgres import Postgres
 from tests.support.rabbitmq import RabbitMQServer
 from tests.support.redis_server import RedisServer
 from tests.support.servers import server_program
+from tests.support.sockets import close_what_is_forgotten
 from tests.support.stores import KINDS, Place, fresh_place
 
 # A busy machine is not a failed property.
@@ -58,6 +59,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "servers: starts MariaDB, PostgreSQL, Redis, RabbitMQ or nginx (set by itself on each test that uses the"
         " fixture of one)",
     )
+    close_what_is_forgotten()
     # Python's own answer to SIGTERM runs no cleanup: folders and processes would be left.
     signal.signal(signal.SIGTERM, lambda *_: pytest.exit("SIGTERM", returncode=143))
 

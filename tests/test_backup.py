@@ -29,7 +29,6 @@ from tests.support.client_v2 import client_v2
 from tests.support.command import Command, no_variables
 from tests.support.feeds import SETTINGS
 from tests.support.full_disk import no_file_larger_than
-from tests.support.mongo_stores import collect_sockets_of_pymongo
 from tests.support.mongod import Mongod
 from tests.support.old_stores import put_old_store
 from tests.support.running_server import RunningServer
@@ -49,16 +48,12 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
-def run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Command]:
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     """The command line, in an empty folder."""
     folder = tmp_path / "here"
     folder.mkdir()
     no_variables(monkeypatch, folder)
-    yield Command(capsys)
-    # Commands connect for a moment only, in this process.
-    collect_sockets_of_pymongo()
+    return Command(capsys)
 
 
 def use(place: Place, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:

@@ -25,7 +25,6 @@ from server.store.mongo_connection import Connection
 from server.store.mongo_fsck_kinds import Kinds
 from server.store.sqlite_fsck_kinds import KINDS
 from tests.support.command import Command, Outcome, no_variables
-from tests.support.mongo_stores import collect_sockets_of_pymongo
 from tests.support.old_stores import put_old_store
 from tests.support.stores import (
     TENANT,
@@ -47,16 +46,12 @@ FUTURE_MS = 4_102_444_800_000
 
 
 @pytest.fixture
-def run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Command]:
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     """The command line, in an empty folder."""
     folder = tmp_path / "here"
     folder.mkdir()
     no_variables(monkeypatch, folder)
-    yield Command(capsys)
-    # Commands connect for a moment only, in this process.
-    collect_sockets_of_pymongo()
+    return Command(capsys)
 
 
 def use(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

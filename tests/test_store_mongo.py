@@ -12,7 +12,7 @@ import re
 import time
 import traceback
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -59,7 +59,7 @@ from server.store.mongo_batches import MAX_BATCH_BYTES, Batches
 from server.store.mongo_reading import MAX_REV
 from server.store.mongo_retention import MongoRetention
 from server.store.mongo_revs import StoredRevs
-from tests.support.mongo_stores import USER, collect_sockets_of_pymongo, opened, original, until_it_succeeds
+from tests.support.mongo_stores import USER, opened, original, until_it_succeeds
 from tests.support.mongod import Mongod, MongoDatabase
 from tests.support.ports import free_port
 from tests.support.stores import TENANT, make_notification, owe, put, put_many, read_sign_outs, whole_inbox
@@ -146,13 +146,6 @@ async def test_too_old_a_server_cannot_start(
         await MongoStore(mongo_database.url, mongo_database.name).open()
 
 
-@pytest.fixture
-def sockets_of_pymongo() -> Iterator[None]:
-    yield
-    collect_sockets_of_pymongo()
-
-
-@pytest.mark.usefixtures("sockets_of_pymongo")
 async def test_a_server_that_is_not_there(mongo_database: MongoDatabase) -> None:
     """Opening says so within the time limit, and every verb does until opening has succeeded."""
     store = MongoStore(f"mongodb://127.0.0.1:{free_port()}/", mongo_database.name, timeout_s=0.3)
@@ -756,7 +749,6 @@ async def test_batches_that_are_answered_in_the_same_turn(
         await asyncio.gather(*tasks)
 
 
-@pytest.mark.usefixtures("sockets_of_pymongo")
 async def test_what_is_too_late_is_not_sent(
     mongo_database: MongoDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1408,7 +1400,6 @@ async def test_a_frozen_server(own_mongod: Mongod, monkeypatch: pytest.MonkeyPat
         assert await store.mail_counts() == MailCounts(len(USERS), 0)
 
 
-@pytest.mark.usefixtures("sockets_of_pymongo")
 async def test_pymongo_does_not_say_once_more_that_the_server_is_away(
     own_mongod: Mongod, caplog: pytest.LogCaptureFixture
 ) -> None:

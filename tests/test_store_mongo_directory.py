@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
 
@@ -18,7 +18,7 @@ from server.store import STEP, mongo_sign_outs, mongo_tenants, mongo_users
 from server.store.mongo import MongoStore
 from server.store.mongo_beside import MongoBeside
 from server.store.mongo_users import KnownUsers
-from tests.support.mongo_stores import collect_sockets_of_pymongo, opened, original
+from tests.support.mongo_stores import opened, original
 from tests.support.mongod import MongoDatabase
 from tests.support.ports import free_port
 from tests.support.stores import make_notification, put, read_sign_outs
@@ -85,13 +85,6 @@ async def test_beside_the_servers_nothing_is_migrated(
         assert [tenant.name for tenant in await store.directory.tenants()] == ["acme", "default"]
 
 
-@pytest.fixture
-def sockets_of_pymongo() -> Iterator[None]:
-    yield
-    collect_sockets_of_pymongo()
-
-
-@pytest.mark.usefixtures("sockets_of_pymongo")
 async def test_beside_what_is_not_there() -> None:
     """The errors of opening are those of the store, and it may be opened again."""
     beside = MongoBeside(f"mongodb://127.0.0.1:{free_port()}/", "inbox", timeout_s=0.3)

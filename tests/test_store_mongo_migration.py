@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -26,7 +26,6 @@ from server.store.mongo_connection import Connection
 from server.store.mongo_migration import Migration
 from tests.support.mongo_stores import (
     USER,
-    collect_sockets_of_pymongo,
     opened,
     original,
     until,
@@ -46,12 +45,6 @@ Raw = dict[str, Any]
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a few documents take several."""
     monkeypatch.setattr(mongo_migration, "BATCH_DOCUMENTS", 10)
-
-
-@pytest.fixture
-def sockets_of_pymongo() -> Iterator[None]:
-    yield
-    collect_sockets_of_pymongo()
 
 
 def ids(documents: Sequence[Document]) -> list[str]:
@@ -365,7 +358,7 @@ async def test_documents_as_large_as_can_be(
     assert count_left(raw) == 1
 
 
-@pytest.mark.usefixtures("small_batches", "sockets_of_pymongo")
+@pytest.mark.usefixtures("small_batches")
 async def test_a_collection_that_takes_nothing(mongo_database: MongoDatabase, raw: Database[Raw]) -> None:
     """That is no matter of single documents: the reason is told, and nothing begins without them."""
     raw["notifications"].insert_many([original(number) for number in range(25)])
@@ -567,7 +560,7 @@ def count_left(raw: Database[Raw]) -> int:
     return raw["notifications"].count_documents({"tenant": None})
 
 
-@pytest.mark.usefixtures("small_batches", "sockets_of_pymongo")
+@pytest.mark.usefixtures("small_batches")
 async def test_being_stopped_between_two_batches(mongo_database: MongoDatabase, raw: Database[Raw]) -> None:
     """Cancelled while it migrates, again and again, a store that opens gets further each time."""
     documents = half_a_hundred(raw)
@@ -613,7 +606,6 @@ async def test_one_at_a_time_behind_a_router(
     assert all({"_id", "tenant", "_userId"} <= each["command"]["q"].keys() for each in updates)
 
 
-@pytest.mark.usefixtures("sockets_of_pymongo")
 async def test_a_mongod_that_is_killed(own_mongod: Mongod, monkeypatch: pytest.MonkeyPatch) -> None:
     """Opening says that the store is away; when it is back it goes on."""
     monkeypatch.setattr(mongo_migration, "BATCH_DOCUMENTS", 50)

@@ -37,7 +37,6 @@ from server.torture.publishers import NotifyDoor, address_of, publish_until_ackn
 from server.torture.report import Progress, Result, table
 from server.torture.run import Torture, tracebacks
 from tests.support.available import is_ci
-from tests.support.mongo_stores import collect_sockets_of_pymongo
 from tests.support.mongod import Mongod, mongod_binary
 from tests.support.processes import wait_until
 
@@ -781,13 +780,7 @@ def test_a_node_that_reads_nothing_after_a_gap_is_found(
     monkeypatch.setattr(run, "TOLD_WITHIN_S", 1.0)  # what was planted never comes right
     monkeypatch.setattr(Torture, "_look_for_leaks", AsyncNothing())
     monkeypatch.setattr(faults, "CUT_OFF_S", (4.0, 5.0))
-    try:
-        assert (
-            cli.main(["torture", "--nodes", "2", "--seed", "1", "--only", "cut off from redis", "--json"])
-            == 1
-        )
-    finally:
-        collect_sockets_of_pymongo()
+    assert cli.main(["torture", "--nodes", "2", "--seed", "1", "--only", "cut off from redis", "--json"]) == 1
     result = json.loads(capsys.readouterr().out)
     found = result["findings"]
     assert {each["kind"] for each in found} == {"differs"}, found

@@ -25,7 +25,6 @@ from server.ids import new_id
 from server.messages import Added, Counted, Document, Event, Notification
 from server.rooms import Push, Room, Rooms, SignIn
 from server.wire import Frame
-from tests.support.mongo_stores import collect_sockets_of_pymongo
 from tests.support.mongod import Mongod
 from tests.support.recording import RecordingConnection
 from tests.support.redis_server import RedisServer
@@ -184,10 +183,6 @@ async def channel_of(
         yield channel
     finally:
         await channel.close()
-        if kind == "mongodb":
-            channel.nodes.clear()
-            await asyncio.sleep(0.1)  # what pymongo has cancelled ends
-            collect_sockets_of_pymongo()
         if kind == "mongodb" and not own:
             client: AsyncMongoClient[dict[str, Any]]
             async with AsyncMongoClient(mongodb.url) as client:

@@ -19,7 +19,6 @@ from server import cli
 from server.config import load
 from server.store import Directory
 from server.wiring import open_beside
-from tests.support.mongo_stores import collect_sockets_of_pymongo
 
 T = TypeVar("T")
 
@@ -80,8 +79,6 @@ def store_settings(kind: str, request: pytest.FixtureRequest) -> Iterator[dict[s
         client: MongoClient[dict[str, Any]]
         with MongoClient(url) as client:
             client.drop_database(db)
-        # Commands connect for a moment only, in this process.
-        collect_sockets_of_pymongo()
 
 
 def no_variables(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:

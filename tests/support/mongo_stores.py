@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import time
-import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
@@ -47,13 +45,6 @@ async def until(condition: Callable[[], bool]) -> None:
     """Look into the database again and again, while what changes it goes on."""
     while not condition():  # noqa: ASYNC110 - it has no event to wait for
         await asyncio.sleep(0)
-
-
-def collect_sockets_of_pymongo() -> None:
-    """pymongo 4.20 forgets the socket of an attempt to connect that its own close cancels. Let it be collected without
-    a warning in whatever test comes later."""
-    with warnings.catch_warnings(action="ignore", category=ResourceWarning):
-        gc.collect()
 
 
 def original(minutes: int = 0, **fields: Any) -> dict[str, Any]:
