@@ -100,8 +100,11 @@ class Tenants:
     def voided_at(self, tenant: str, user_id: str) -> datetime | None:
         """When all tokens that were made here for this user were last void: at a sign-out, or when the tenant began, as
         what is older is another's that had its name. None: never, as far as is known."""
-        instants = (self.signed_out_at(tenant, user_id), self._began_at.get(tenant))
-        return max((at for at in instants if at is not None), default=None)
+        began_at, signed_out_at = self._began_at.get(tenant), self.signed_out_at(tenant, user_id)
+        if began_at is None or signed_out_at is None:
+            return began_at or signed_out_at
+        # A tenant that began by a clock that was ahead: tokens are dated a step after it until then.
+        return max(signed_out_at, began_at + STEP)
 
     @property
     def secrets(self) -> tuple[SigningSecret, ...]:

@@ -33,7 +33,7 @@ from server.grants import (
 from server.ids import new_id
 from server.messages import now
 from server.rooms import SignIn
-from server.store import Directory
+from server.store import STEP, Directory
 from server.store.sqlite import SQLiteStore
 from server.store.sqlite_beside import SQLiteBeside
 from server.tasks import Tasks
@@ -308,6 +308,23 @@ async def failed(node: Node) -> None:
 
 
 # -- signing out ---------------------------------------------------------------------------------------------
+async def test_a_sign_out_ends_our_tokens_though_the_tenant_began_by_a_clock_that_was_ahead(
+    node: Node,
+) -> None:
+    """Tokens are dated after it, and so after the sign-out; the next ones are later."""
+    [secret, *_] = node.tenants.secrets
+    node.clock.at = now() - timedelta(minutes=5)
+    began_at = node.tenants.voided_at(*ALICE)
+    assert began_at is not None and began_at > node.clock.at
+    token = SignIn(began_at + STEP, None, secret.id)
+    assert node.tenants.why_over(ALICE, token) is None
+    await node.tenants.sign_out(*ALICE)
+    assert node.tenants.why_over(ALICE, token) is SIGNED_OUT
+    voided_at = node.tenants.voided_at(*ALICE)
+    assert voided_at is not None
+    assert node.tenants.why_over(ALICE, SignIn(voided_at + STEP, None, secret.id)) is None
+
+
 async def test_signing_out_counts_here_when_it_returns(node: Node) -> None:
     """Without waiting for a look at the store; and it is stored."""
     await node.tenants.sign_out(*ALICE)
