@@ -23,6 +23,7 @@ from server.errors import AuthUnavailable, BadCredentials, ServerError, TokenExp
 from server.flights import SingleFlight
 from server.guessing import Brake
 from server.messages import now
+from server.rooms import SignIn
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +62,12 @@ class Identity:
 def proved_now(identity: Identity) -> Identity:
     """The same, but who does not say when they proved it has proved it at this moment: what comes later may end it."""
     return identity if identity.issued_at else replace(identity, issued_at=now(), by_own_clock=True)
+
+
+def sign_in_of(identity: Identity) -> SignIn:
+    """By what somebody is in their room; who does not say when they proved it has proved it now."""
+    is_ours = identity.by_own_clock or identity.issued_at is None
+    return SignIn(identity.issued_at or now(), identity.key_id, identity.secret_id, is_ours)
 
 
 class PasswordMethod(Protocol):

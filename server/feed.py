@@ -20,7 +20,7 @@ from itertools import takewhile
 from typing import TypeVar
 
 from server.arrivals import Arrivals
-from server.auth import Identity
+from server.auth import Identity, sign_in_of
 from server.broadcaster import Broadcaster
 from server.dialects import Dialect, HubDialect, RealtimeDialect, ServiceDialect, TenantDialect
 from server.errors import RateLimited, StoreUnavailable
@@ -29,7 +29,7 @@ from server.inbox import Inbox
 from server.limits import Limits
 from server.marks import Marks, Sent
 from server.messages import Added, Document, Event, now
-from server.rooms import NOBODY, Connection, Push, Room, Rooms, SignIn, close_at
+from server.rooms import NOBODY, Connection, Push, Room, Rooms, close_at
 from server.screen import Owner, Screen
 from server.store import EVENTS, HUB, SERVICE, Store
 from server.sync import Sync
@@ -74,12 +74,6 @@ class FeedServices:
     max_queue_bytes: int
     heartbeat_s: float
     arrivals: Arrivals
-
-
-def sign_in_of(identity: Identity) -> SignIn:
-    """By what somebody is in their room; who does not say when they proved it has proved it now."""
-    is_ours = identity.by_own_clock or identity.issued_at is None
-    return SignIn(identity.issued_at or now(), identity.key_id, identity.secret_id, is_ours)
 
 
 class _FeedScreen(Screen):
@@ -140,10 +134,7 @@ class _FeedScreen(Screen):
 
 
 def _is_older(event: Event, listed: Document) -> bool:
-    if not isinstance(event, Added):
-        return False
-    document = event.document
-    return (document.created_at, document.id) < (listed.created_at, listed.id)
+    return isinstance(event, Added) and event.document.place < listed.place
 
 
 class Feed:

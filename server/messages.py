@@ -140,6 +140,11 @@ class Document(Record, frozen=True, gc=False):
     deleted: bool = False
     deleted_at: datetime | None = None
 
+    @property
+    def place(self) -> tuple[datetime, str]:
+        """By which listings are in order, oldest first."""
+        return self.created_at, self.id
+
 
 @dataclass(frozen=True, slots=True)
 class TypeCounts:

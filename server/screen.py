@@ -83,8 +83,7 @@ class Screen:
         after = self._listed_to
         if after is None or not isinstance(event, Added) or event.document.seen:
             return False
-        document = event.document
-        return (document.created_at, document.id) > (after.created_at, after.id)
+        return event.document.place > after.place
 
     def _send_news(self, pushes: Sequence[Push]) -> Sequence[Push]:
         """Those that are sent."""

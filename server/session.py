@@ -16,16 +16,15 @@ from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 from typing import Any
 
-from server.auth import Identity
+from server.auth import Identity, sign_in_of
 from server.bus import THROTTLED, tell
 from server.commands import read_message
 from server.conversations import Conversation, SessionServices
 from server.conversations.classic import ClassicConversation
 from server.conversations.v2 import ConversationV2
 from server.errors import BadCredentials, Busy, InvalidCommand, ServerError
-from server.messages import now
 from server.rates import TokenBucket
-from server.rooms import Connection, Room, SignIn, close_at
+from server.rooms import Connection, Room, close_at
 from server.screen import Screen
 from server.wire import FAILED
 
@@ -255,8 +254,7 @@ class Session:
         fresh welcome, and counts for as long as its own proof."""
         services = self._services
         room = (identity.tenant, identity.user_id)
-        is_ours = identity.by_own_clock or identity.issued_at is None
-        sign_in = SignIn(identity.issued_at or now(), identity.key_id, identity.secret_id, is_ours)
+        sign_in = sign_in_of(identity)
         wait_s = services.limits.pace_join(room)
         if wait_s and not self._is_closed:
             await self.pause(wait_s)

@@ -14,7 +14,6 @@ from server.bus import INBOX_CHANGED
 from server.counts import UnseenCounts
 from server.dialects import HubDialect
 from server.errors import StoreUnavailable
-from server.messages import Added
 from server.rooms import Room
 from tests.support.core import ALICE, BOB, Core, command, open_core
 from tests.support.recording import Member, RecordingConnection
@@ -65,8 +64,14 @@ async def test_every_connection_of_a_user_is_told_the_count_after_each_change(
     assert [await _count(first), await _count(second)] == [0, 0]
 
 
-async def test_only_whom_it_concerns_is_counted_and_told(core: Core, counts: UnseenCounts) -> None:
-    """Who is not online costs no query, and hears the count when joining."""
+@pytest.mark.parametrize("is_online", [False, True], ids=["not online", "online, but told no counts"])
+async def test_only_whom_it_concerns_is_counted_and_told(
+    core: Core, counts: UnseenCounts, is_online: bool
+) -> None:
+    """Who is not online costs no query, and hears the count when joining; nor does who has only clients of another
+    system, which know none."""
+    if is_online:
+        core.rooms.join(ALICE, Member(dialect=HubDialect()))
     bob = await core.join("bob")
     core.store.calls.clear()
     await core.notify("alice")
@@ -247,17 +252,3 @@ async def test_who_speaks_of_more_is_told_all_counts(core: Core, counts: UnseenC
     await core.notify("bob")
     assert await _count(bob) == 1
     assert core.store.calls[2:] == ["add", "count_unseen"]
-
-
-async def test_who_is_told_no_counts_is_not_counted(core: Core, counts: UnseenCounts) -> None:
-    """As in the dialects of the other systems; nor is the store asked, however much they get."""
-    hub = Member(dialect=HubDialect())
-    core.rooms.join(ALICE, hub)
-    bob = await core.join("bob")
-    core.store.calls.clear()
-    await core.notify("alice")
-    await core.notify("bob")
-    assert await _count(bob) == 1
-    assert core.store.calls == ["add", "add", "count_unseen"]
-    await core.backplane.flushed()
-    assert [type(event) for event in hub.events] == [Added]

@@ -581,18 +581,6 @@ async def test_users_of_a_removed_tenant_are_not_written_down(node: Node) -> Non
     assert len(await node.other.users(DEFAULT_TENANT, after=None, limit=10)) == 1
 
 
-async def test_no_more_users_are_noted_than_may_wait(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The others are noted when they join again."""
-    monkeypatch.setattr(tenants_module, "MAX_NOTED", 2)
-    for user_id in ("a", "b", "c"):
-        node.tenants.note_user(DEFAULT_TENANT, user_id)
-    await node.tenants.write_down()
-    node.tenants.note_user(DEFAULT_TENANT, "d")
-    await node.tenants.write_down()
-    users = await node.other.users(DEFAULT_TENANT, after=None, limit=10)
-    assert [user.user_id for user in users] == ["a", "b", "d"]
-
-
 async def test_writing_down_nothing_asks_nothing(node: Node) -> None:
     """A quiet server writes nothing."""
     node.directory.calls.clear()

@@ -21,11 +21,10 @@ from urllib.parse import parse_qs
 
 from tornado.iostream import IOStream
 
-from server.auth import Identity
+from server.auth import Identity, sign_in_of
 from server.callers import Caller
 from server.dialects import StreamDialect
 from server.errors import BadCredentials, InvalidInput, ServerError, TokenExpired
-from server.feed import sign_in_of
 from server.inbox_feed import InboxFeed
 from server.messages import now
 from server.revs import from_wire

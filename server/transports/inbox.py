@@ -12,11 +12,10 @@ from typing import Any
 
 from tornado.web import stream_request_body
 
-from server.auth import Identity
+from server.auth import Identity, sign_in_of
 from server.commands_v2 import Content, content_of, ids_of, upto_of
 from server.conversations.v2 import chunk_fields
 from server.errors import BadCredentials, InvalidCommand, RateLimited, ServerError, TooLarge
-from server.feed import sign_in_of
 from server.inbox import CHANGES_PER_BATCH, Changed
 from server.rates import TokenBucket
 from server.revs import to_wire
