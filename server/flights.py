@@ -65,6 +65,47 @@ async def _outcome(make: Callable[[], Awaitable[T]]) -> T | ServerError:
         return error
 
 
+class Lull:
+    """Waits for the others of those who come at the same moment, and calls `go_on` when nobody has come for
+    `QUIET_TURNS`, when nobody else is expected, or `GATHER_S` after the first."""
+
+    def __init__(self, go_on: Callable[[], None]) -> None:
+        self._go_on = go_on
+        self._came = 0
+        self._unfinished = self._expected = 0
+        self._until = 0.0
+        self._looking: asyncio.Handle | None = None
+
+    def note(self, unfinished: int = 0) -> None:
+        """Somebody has come. `unfinished`: how many there are with whom we are not done, of this moment and before.
+        Nobody else is expected when they are as many as when the last went on: those who were answered then are all
+        back. 0: others may always come."""
+        self._came += 1
+        self._unfinished = unfinished
+        if self._looking is None:
+            loop = asyncio.get_running_loop()
+            self._until = loop.time() + GATHER_S
+            self._looking = loop.call_soon(self._look, self._came, QUIET_TURNS)
+
+    def end(self) -> None:
+        """Who has come goes on now: `go_on` is not called for them."""
+        if self._looking is not None:
+            self._looking.cancel()
+            self._looking = None
+
+    def _look(self, before: int, turns: int) -> None:
+        """Whether to wait for more, a turn later: then so many had come, and so many turns might go by."""
+        loop = asyncio.get_running_loop()
+        turns = QUIET_TURNS if self._came > before else turns - 1
+        has_all = 0 < self._expected <= self._unfinished
+        if turns and not has_all and loop.time() < self._until:
+            self._looking = loop.call_soon(self._look, self._came, turns)
+        else:
+            self._looking = None
+            self._expected = min(self._unfinished, GATHERED_AT_ONCE)
+            self._go_on()
+
+
 class Gathering(Generic[Q, T]):
     """Questions of the same moment go on as one: where an answer costs less than asking for it. `name`: what its tasks
     are called. `ask`: the answers to several questions, in their order, in place of one the error that it is; what it
@@ -75,8 +116,7 @@ class Gathering(Generic[Q, T]):
         self._ask = ask
         self._tasks = Tasks()
         self._gathered: list[tuple[Q, asyncio.Future[T]]] = []
-        self._until = 0.0
-        self._looking: asyncio.Handle | None = None
+        self._lull = Lull(self._go_on)
         self._unanswered = 0
 
     def __len__(self) -> int:
@@ -85,13 +125,10 @@ class Gathering(Generic[Q, T]):
 
     def put(self, question: Q) -> asyncio.Future[T]:
         """The answer to this question. One that is cancelled before it goes on is left out."""
-        loop = asyncio.get_running_loop()
-        if not self._gathered:
-            self._until = loop.time() + GATHER_S
-            self._looking = loop.call_soon(self._look, 1, QUIET_TURNS)
-        answer: asyncio.Future[T] = loop.create_future()
+        answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._gathered.append((question, answer))
         self._unanswered += 1
+        self._lull.note()
         if len(self._gathered) >= GATHERED_AT_ONCE:
             self._go_on()
         return answer
@@ -101,19 +138,8 @@ class Gathering(Generic[Q, T]):
         self._go_on()
         await self._tasks.finish(deadline_s)
 
-    def _look(self, before: int, turns: int) -> None:
-        """Whether to wait for more, a turn later: then there were so many, and so many turns might go by."""
-        loop, count = asyncio.get_running_loop(), len(self._gathered)
-        turns = QUIET_TURNS if count > before else turns - 1
-        if turns and loop.time() < self._until:
-            self._looking = loop.call_soon(self._look, count, turns)
-        else:
-            self._go_on()
-
     def _go_on(self) -> None:
-        if self._looking is not None:
-            self._looking.cancel()
-            self._looking = None
+        self._lull.end()
         if self._gathered:
             gathered, self._gathered = self._gathered, []
             self._tasks.start(self._answer(gathered), self._name)

@@ -10,7 +10,7 @@ import pytest
 
 from server import flights as flights_module
 from server.errors import BadCredentials, Busy, InProgress
-from server.flights import GATHERED_AT_ONCE, QUIET_TURNS, Gathering, SingleFlight, Turns
+from server.flights import GATHERED_AT_ONCE, QUIET_TURNS, Gathering, Lull, SingleFlight, Turns
 
 
 class Slow:
@@ -158,6 +158,97 @@ async def test_who_is_cancelled_while_waiting_blocks_nobody() -> None:
     await waiting[1]
     assert waiting[0].cancelled()
     assert not turns._turns
+
+
+# -- those who come at the same moment -----------------------------------------------------------------------
+class Guests:
+    """They come to a lull, and are away again when they have `left`; `went_on`: how many have, each time."""
+
+    def __init__(self) -> None:
+        self.went_on: list[int] = []
+        self._came = self._unfinished = 0
+        self._lull = Lull(self._go_on)
+
+    def come(self) -> None:
+        self._came += 1
+        self._unfinished += 1
+        self._lull.note(self._unfinished)
+
+    def leave(self, count: int) -> None:
+        self._unfinished -= count
+
+    def _go_on(self) -> None:
+        self.went_on.append(self._came)
+        self._came = 0
+
+
+@pytest.fixture
+def guests(monkeypatch: pytest.MonkeyPatch) -> Guests:
+    monkeypatch.setattr(flights_module, "GATHER_S", 60.0)
+    return Guests()
+
+
+async def test_nobody_waits_longer_than_for_those_who_came_before(guests: Guests) -> None:
+    """Those who are answered together come back one after the other, and go on together as soon as all are back."""
+    for _ in range(3):
+        guests.come()
+        await _turns(2)
+    await _turns(QUIET_TURNS)
+    assert guests.went_on == [3]
+    guests.leave(3)
+    for _ in range(3):
+        assert guests.went_on == [3]
+        guests.come()
+        await _turns(2)
+    assert guests.went_on == [3, 3]
+
+
+async def test_who_is_alone_waits_for_nobody(guests: Guests) -> None:
+    guests.come()
+    await _turns(2 * QUIET_TURNS)
+    guests.leave(1)
+    guests.come()
+    await _turns(1)
+    assert guests.went_on == [1, 1]
+
+
+async def test_those_who_are_still_under_way_are_not_waited_for(guests: Guests) -> None:
+    for _ in range(3):
+        guests.come()
+    await _turns(2 * QUIET_TURNS)
+    guests.leave(1)
+    guests.come()
+    await _turns(1)
+    assert guests.went_on == [3, 1]
+
+
+async def test_who_does_not_come_back_is_not_waited_for(guests: Guests) -> None:
+    """But for some turns, and once."""
+    for _ in range(3):
+        guests.come()
+    await _turns(2 * QUIET_TURNS)
+    guests.leave(3)
+    guests.come()
+    await _turns(QUIET_TURNS - 1)
+    assert guests.went_on == [3]
+    await _turns(2)
+    assert guests.went_on == [3, 1]
+    guests.leave(1)
+    guests.come()
+    await _turns(1)
+    assert guests.went_on == [3, 1, 1]
+
+
+async def test_of_a_crowd_not_all_are_waited_for(guests: Guests) -> None:
+    """As soon as enough are unfinished they go on, though there were more of them before."""
+    for _ in range(2 * GATHERED_AT_ONCE):
+        guests.come()
+    await _turns(2 * QUIET_TURNS)
+    guests.leave(2 * GATHERED_AT_ONCE)
+    for _ in range(GATHERED_AT_ONCE):
+        guests.come()
+    await _turns(1)
+    assert guests.went_on == [2 * GATHERED_AT_ONCE, GATHERED_AT_ONCE]
 
 
 # -- questions that go on together ---------------------------------------------------------------------------

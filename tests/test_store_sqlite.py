@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from server.errors import StartupError, StoreUnavailable
+from server.flights import QUIET_TURNS
 from server.grants import ApiKey, Tenant
 from server.ids import new_id
 from server.messages import Document, MailRecipient, Recipient, now
@@ -520,7 +521,7 @@ async def test_an_add_that_came_through_after_its_time(
     batch = [Addition(make_notification(), [Recipient(USER)], None)]
     adding = asyncio.ensure_future(store.add_many(batch) if is_batch else put(store))
     never_begun = asyncio.create_task(put(store))
-    for _ in range(2):  # what is added in one turn of the loop is handed to the writer in the next
+    for _ in range(QUIET_TURNS + 2):  # until what is added is handed to the writer
         await asyncio.sleep(0)
     never_begun.cancel()
     blocked.append(store._writer.submit(second))

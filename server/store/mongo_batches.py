@@ -16,7 +16,7 @@ from bson.raw_bson import RawBSONDocument
 from pymongo.errors import BulkWriteError, PyMongoError
 
 from server.errors import Busy, StoreUnavailable
-from server.flights import settle
+from server.flights import Lull, settle
 from server.messages import Document, Notification
 from server.store.mongo_connection import Connection, document_error
 from server.store.mongo_documents import notification_fields
@@ -62,14 +62,15 @@ class _Waiting(Generic[T, R]):
 
 
 class Batches(ABC, Generic[T, R]):
-    """What is put in one turn of the loop, or while as many batches as may be are under way, makes up the next one."""
+    """What is put in one moment (`Lull`), or while as many batches as may be are under way, makes up the next one."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._waiting: deque[_Waiting[T, R]] = deque()
         self._waiting_bytes = 0
+        self._unfinished = 0
         self._flights: set[asyncio.Task[None]] = set()
-        self._is_taking_off = False
+        self._lull = Lull(self._take_off)
 
     @abstractmethod
     async def _write(self, items: Sequence[T]) -> Sequence[R | Exception]:
@@ -85,25 +86,40 @@ class Batches(ABC, Generic[T, R]):
         time_out = loop.call_later(self._connection.timeout_s, settle, answer, StoreUnavailable())
         self._waiting.append(_Waiting(item, size, answer, time_out))
         self._waiting_bytes += size
-        if not self._is_taking_off and len(self._flights) < MAX_FLIGHTS:
-            self._is_taking_off = True
-            # In a context of its own: the first caller's deadline is not that of those who come later.
-            flight = loop.create_task(self._run(), name="mongo-batches", context=contextvars.Context())
-            self._flights.add(flight)
+        self._unfinished += 1
+        self._expect_more()
         return answer
 
     async def close(self) -> None:
-        """Return when nothing is under way any more."""
-        await asyncio.gather(*self._flights)
+        """Return when nothing waits or is under way any more."""
+        while self._waiting or self._flights:
+            if len(self._flights) < MAX_FLIGHTS:
+                self._take_off()
+            if self._flights:
+                await asyncio.wait(self._flights, return_when=asyncio.FIRST_COMPLETED)
 
-    async def _run(self) -> None:
-        self._is_taking_off = False
+    def _expect_more(self) -> None:
+        if self._waiting and len(self._flights) < MAX_FLIGHTS:
+            self._lull.note(self._unfinished)
+
+    def _take_off(self) -> None:
+        self._lull.end()
+        if batch := self._next_batch():
+            # In a context of its own: the first caller's deadline is not that of those who come later.
+            flight = asyncio.get_running_loop().create_task(
+                self._fly(batch), name="mongo-batches", context=contextvars.Context()
+            )
+            self._flights.add(flight)
+        self._expect_more()
+
+    async def _fly(self, batch: Sequence[_Waiting[T, R]]) -> None:
         try:
-            while batch := self._next_batch():
-                await self._send(batch)
+            await self._send(batch)
         finally:
+            self._unfinished -= len(batch)
             # Not in a callback: whoever was answered in this turn may put the next one before that is called.
             self._flights.discard(asyncio.current_task())
+            self._expect_more()
 
     async def _send(self, batch: Sequence[_Waiting[T, R]]) -> None:
         answers: Sequence[R | Exception]
@@ -125,6 +141,7 @@ class Batches(ABC, Generic[T, R]):
             self._waiting_bytes -= waiting.size
             if waiting.answer.done():
                 waiting.time_out.cancel()
+                self._unfinished -= 1
             else:
                 batch.append(waiting)
                 size += waiting.size

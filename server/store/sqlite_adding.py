@@ -1,5 +1,5 @@
-"""Storing notifications in the embedded store: those of one turn of the loop go to the writer as one work, which costs
-half as much as each for itself. What SQL that takes is in `sqlite_documents`.
+"""Storing notifications in the embedded store: those of one moment go to the writer as one work, which costs half as
+much as each for itself. What SQL that takes is in `sqlite_documents`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 
 from server.errors import KeyReused, StoreUnavailable
+from server.flights import Lull
 from server.messages import Document
 from server.store import Addition, Stored
 from server.store import sqlite_documents as documents
@@ -105,7 +106,7 @@ _Waiting = tuple[Addition, asyncio.Future[Stored]]
 
 
 class Additions:
-    """Joins the additions of one turn of the loop. `unheard`: gets documents that are stored too late for whoever
+    """Joins the additions of one moment (`Lull`). `unheard`: gets documents that are stored too late for whoever
     waited. `timeout_s`: how long those who `put` one wait."""
 
     def __init__(
@@ -122,6 +123,7 @@ class Additions:
         self._loop = asyncio.get_running_loop()
         self._joined: list[_Waiting] = []
         self._unfinished = 0
+        self._lull = Lull(self.send)
 
     def put(self, addition: Addition) -> asyncio.Future[Stored]:
         """Store it, with others; the answer is there when it is durable, or is `StoreUnavailable` after `timeout_s`.
@@ -129,8 +131,7 @@ class Additions:
         if self._unfinished >= MAX_WAITING:
             raise StoreUnavailable("the store has too much to do; try again")
         self._unfinished += 1
-        if not self._joined:
-            self._loop.call_soon(self.send)
+        self._lull.note(self._unfinished)
         answer: asyncio.Future[Stored] = self._loop.create_future()
         self._joined.append((addition, answer))
         return answer
@@ -148,6 +149,7 @@ class Additions:
 
     def send(self) -> None:
         """Hand over what was put so far."""
+        self._lull.end()
         if not self._joined:
             return
         joined, self._joined = self._joined, []
