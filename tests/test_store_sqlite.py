@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -36,6 +37,7 @@ from server.store import (
     sqlite_deliveries,
     sqlite_documents,
     sqlite_mail,
+    sqlite_ping,
     sqlite_reading,
     sqlite_threads,
 )
@@ -463,6 +465,25 @@ async def test_a_disk_that_takes_no_more(store: SQLiteStore) -> None:
     kept.append(await put(store, content="x" * 65536))
     await store.ping()
     assert [document.id for document in await whole_inbox(store)] == [each.id for each in kept[::-1]]
+
+
+async def test_a_ping_on_a_full_disk(store: SQLiteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails from the first notification on that found no room, though its own write would find some, until there is
+    room for notifications; one that took more than that leaves the store usable."""
+    free = 0
+    monkeypatch.setattr(sqlite_ping.shutil, "disk_usage", lambda folder: SimpleNamespace(free=free))
+    await store.ping()
+    [pages] = await store._write(lambda c: c.execute("PRAGMA page_count").fetchone())
+    await store._write(lambda c: c.execute(f"PRAGMA max_page_count = {pages}").fetchone())
+    with pytest.raises(StoreUnavailable, match="disk is full"):
+        await put(store, content="x" * 65536)
+    for free in (0, sqlite_ping.ROOM_BYTES - 1):  # noqa: B007  # the disk says so
+        with pytest.raises(StoreUnavailable, match="the disk is full"):
+            await store.ping()
+    free = sqlite_ping.ROOM_BYTES
+    await store.ping()
+    free = 0
+    await store.ping()
 
 
 @pytest.mark.parametrize("another", [False, True])

@@ -55,6 +55,7 @@ from server.store.sqlite_directory import SQLiteDirectory
 from server.store.sqlite_errors import cannot_open
 from server.store.sqlite_leases import SQLiteLeases
 from server.store.sqlite_outbox import SQLiteOutbox
+from server.store.sqlite_ping import Ping
 from server.store.sqlite_retention import SQLiteRetention
 from server.store.sqlite_schema import open_reader, to_ms
 from server.store.sqlite_threads import MAX_WAITING, Readers, Work, Writer, within
@@ -103,6 +104,7 @@ class SQLiteStore:
         self._moments = Moments(clock, monotonic)
         self._clock_set_s = 0.0
         self._lock = FolderLock(path.parent)
+        self._ping = Ping(path)
         self._revs = RevClock()
         self._stored_rev = self._visible_rev = 0
         self._file: tuple[int, int] | None = None
@@ -123,7 +125,9 @@ class SQLiteStore:
             is_given_up.set()
             await asyncio.wait([connecting], timeout=self._timeout_s)
             raise
-        self._writer = Writer(writer, self._store_rev, self._busy_timeout_s, self._after_commit, self._begin)
+        self._writer = Writer(
+            writer, self._store_rev, self._busy_timeout_s, self._after_commit, self._begin, self._ping.note
+        )
         adder = Adder(lambda count: self._revs.take(count), self._clock)
         self._additions = Additions(self._writer, adder, self._unheard.extend, self._timeout_s)
         self._readers = Readers(readers, self._timeout_s)
@@ -141,8 +145,7 @@ class SQLiteStore:
 
     async def ping(self) -> None:
         """See `Store.ping`."""
-        # It must change something: SQLite does not write, nor sync, what stays as it is.
-        await self._write(lambda c: c.execute("UPDATE meta SET value = value + 1 WHERE name = 'pings'"))
+        await self._write(self._ping)
 
     # -- storing ---------------------------------------------------------------------------------------------
     async def add(

@@ -29,6 +29,11 @@ def is_busy(error: Exception) -> bool:
     return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
 
 
+def is_full(error: Exception) -> bool:
+    """Whether this is, or was caused by, SQLite's finding no room on the disk."""
+    return getattr(error.__cause__ or error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
+
+
 def as_store_error(error: Exception) -> Exception:
     """`StoreUnavailable` caused by `error` where SQLite speaks of the disk, the file or a lock; else `error` itself,
     which is a mistake of ours."""

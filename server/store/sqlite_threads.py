@@ -84,16 +84,18 @@ class Writer:
         patience_s: float = 0.0,
         after_commit: Callable[[], None] = lambda: None,
         after_begin: Callable[[sqlite3.Connection], None] = lambda _: None,
+        after_failure: Callable[[Exception], None] = lambda _: None,
     ) -> None:
         """Takes over `connection`. `after_begin` is called at the beginning of each transaction, and again when it has
-        to begin anew, `before_commit` at its end, `after_commit` when readers see it, before any answer is given, all
-        in the writer's thread.
+        to begin anew, `before_commit` at its end, `after_commit` when readers see it, before any answer is given,
+        `after_failure` with what a work raised, or what the whole transaction was lost by, all in the writer's thread.
         `patience_s`: how long to wait while another process writes. Made, used and closed on one loop."""
         connection.execute("PRAGMA busy_timeout = 0")
         self._connection = connection
         self._before_commit = before_commit
         self._after_commit = after_commit
         self._after_begin = after_begin
+        self._after_failure = after_failure
         self._patience_s = patience_s
         self._loop = asyncio.get_running_loop()
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
@@ -139,6 +141,7 @@ class Writer:
                     self._begin()
                 self._do(job)
                 if job.error is not None and not job.is_left_out:
+                    self._after_failure(job.error)
                     self._do_again(jobs)
                     break
             if jobs:
@@ -146,6 +149,7 @@ class Writer:
                 self._connection.execute("COMMIT")
                 self._after_commit()
         except Exception as exc:
+            self._after_failure(exc)
             for job in jobs:
                 job.error = job.error or as_store_error(exc)
             with contextlib.suppress(sqlite3.Error):  # tried again before the next transaction
