@@ -5,6 +5,7 @@ ServerError                     code, http_status, retryable
 │   ├── InvalidNotification     at a publishing door
 │   └── InvalidCommand          at a listening door
 ├── TooLarge                    a body, a list or a field over its limit; names the field
+├── UnsupportedMediaType        a body in a form that nobody here reads
 ├── Refused                     the caller may not do this; says what would have to change
 │   ├── NoCredentials           none were sent
 │   ├── BadCredentials          login, password, key or token is wrong (never says which)
@@ -66,6 +67,13 @@ class TooLarge(InvalidInput):
     def __init__(self, field: str, reason: str, limit: str = "") -> None:
         super().__init__(field, reason)
         self.limit = limit
+
+
+class UnsupportedMediaType(ServerError):
+    """A body in a form that is not read, whatever it says (RFC 9110 section 15.5.16)."""
+
+    code = "unsupported_media_type"
+    http_status = 415
 
 
 class Refused(ServerError):

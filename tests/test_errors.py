@@ -23,6 +23,7 @@ from server.errors import (
     StoreUnavailable,
     TokenExpired,
     TooLarge,
+    UnsupportedMediaType,
 )
 
 
@@ -34,6 +35,7 @@ from server.errors import (
         (InvalidNotification("a", "missing"), "invalid", 400, False),
         (InvalidCommand("a", "missing"), "invalid", 400, False),
         (TooLarge("a", "too long"), "too_large", 413, False),
+        (UnsupportedMediaType("send it as it is"), "unsupported_media_type", 415, False),
         (Refused("not you"), "refused", 403, False),
         (NoCredentials("show a key"), "no_credentials", 401, False),
         (BadCredentials(), "bad_credentials", 403, False),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -284,6 +285,33 @@ def test_a_body_that_is_too_large_is_413(server: RunningServer, path: str, field
     """Before all of it has come."""
     size = {"Content-Length": str(4 * 1024 * 1024 + 1)}
     problem(server.request("POST", path, None, size), 413, "too_large", "")
+
+
+PUBLISHED = {
+    "/notify": b'{"content": "", "users": []}',
+    "/api/v2/notifications": b"[]",
+    SEND: json.dumps(C3).encode(),
+    INTERNAL: json.dumps(C4).encode(),
+}
+
+
+@pytest.mark.parametrize("path", PUBLISHED)
+def test_a_body_that_is_packed_is_415(server: RunningServer, path: str) -> None:
+    """And the answer says how it would be taken (RFC 9110 sections 12.5.3 and 15.5.16)."""
+    packed = gzip.compress(PUBLISHED[path])
+    for coding in ("gzip", "identity, gzip", "br"):
+        headers = {"Content-Type": "application/json", "Content-Encoding": coding}
+        answer = server.request("POST", path, packed, headers)
+        assert "Content-Encoding" in problem(answer, 415, "unsupported_media_type")["detail"]
+        assert answer.headers["Accept-Encoding"] == "identity"
+    headers["Content-Encoding"] = "Identity"
+    assert server.request("POST", path, PUBLISHED[path], headers).status in (200, 202)
+
+
+def test_a_form_that_says_it_is_as_it_is(server: RunningServer) -> None:
+    """It is read."""
+    headers = {"Content-Type": "application/x-www-form-urlencoded", "Content-Encoding": "identity"}
+    assert server.request("POST", "/notify", b"content=", headers).status == 200
 
 
 @each_door

@@ -14,7 +14,7 @@ from itertools import islice
 from typing import Any
 from urllib.parse import unquote_plus
 
-from tornado.httputil import HTTPHeaders, HTTPInputError, parse_body_arguments
+from tornado.httputil import HTTPInputError, parse_body_arguments
 
 from server import idempotency
 from server.errors import BadCredentials, InvalidNotification, NoCredentials, Refused, ServerError
@@ -153,9 +153,7 @@ def _body_fields(visit: Visit, body: bytes) -> dict[str, Any]:
         return json_object(body, InvalidNotification)
     try:
         arguments: dict[str, list[bytes]] = {}
-        encoding = visit.incoming.headers.get("Content-Encoding")
-        coded = None if encoding is None else HTTPHeaders({"Content-Encoding": encoding})
-        parse_body_arguments(f"{media_type};{parameters}", body, arguments, {}, coded)
+        parse_body_arguments(f"{media_type};{parameters}", body, arguments, {})
     except (HTTPInputError, ValueError) as exc:
         raise InvalidNotification("", "the body is not what its Content-Type says") from exc
     return {name: values[-1] for name, values in arguments.items()}

@@ -24,6 +24,7 @@ from server.errors import (
     Refused,
     ServerError,
     TooLarge,
+    UnsupportedMediaType,
 )
 from server.grants import Grant, Scope
 from server.limits import Limits, OverRate, headers, refusal_headers
@@ -187,6 +188,13 @@ class Visit:
 # -- reading and answering -----------------------------------------------------------------------------------
 
 
+def check_coding(headers: Mapping[str, str]) -> None:
+    """Raises `UnsupportedMediaType` if the body that comes with these is packed: what it would be when unpacked has no
+    bound."""
+    if headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity"):
+        raise UnsupportedMediaType("no Content-Encoding is understood; send the body as it is")
+
+
 def json_object(body: bytes | bytearray, error: type[InvalidInput]) -> dict[str, Any]:
     """The JSON object in a body. Raises `error`."""
     try:
@@ -209,6 +217,8 @@ def refusal(error: ServerError, status: int, problem: Mapping[str, Any]) -> Answ
     fields: dict[str, str] = {}
     if isinstance(error, NoCredentials):
         fields["WWW-Authenticate"] = "Api-Key"  # RFC 9110 section 11.6.1
+    if isinstance(error, UnsupportedMediaType):
+        fields["Accept-Encoding"] = "identity"  # RFC 9110 section 12.5.3
     if isinstance(error, RateLimited):
         fields |= refusal_headers(error)
     elif error.retryable:

@@ -193,6 +193,13 @@ RESPONSES: Json = {
             413, "too_large", "content: 70000 bytes are more than the 65536 allowed", field="content"
         ),
     ),
+    "UnsupportedMediaType": problem(
+        "The body has a Content-Encoding: it is to be sent as it is",
+        problem_example(
+            415, "unsupported_media_type", "no Content-Encoding is understood; send the body as it is"
+        ),
+        **{"Accept-Encoding": {"schema": {"const": "identity"}}},
+    ),
     "TooMany": problem(
         "More requests than this key or address may make",
         problem_example(429, "rate_limited", "too many requests with this key; slow down"),
@@ -223,6 +230,7 @@ PROBLEMS: dict[int, Json] = {
     401: ref("responses", "NoCredentials"),
     403: ref("responses", "Refused"),
     413: ref("responses", "TooLarge"),
+    415: ref("responses", "UnsupportedMediaType"),
     **TROUBLES,
 }
 """The refusals that doors for backends have in common."""

@@ -137,7 +137,7 @@ NOTIFY: Json = operation(
             "The credential is not for publishing; or none came, and the caller is not surely on this machine",
             problem_example(403, "no_credentials", "a key is needed"),
         ),
-        **{status: PROBLEMS[status] for status in (413, 429, 503)},
+        **{status: PROBLEMS[status] for status in (413, 415, 429, 503)},
         **ONCE,
     },
 )
@@ -189,7 +189,7 @@ SEND: Json = operation(
             "There is no credential, it is wrong, or it does not allow this",
             problem_example(403, "bad_credentials", "Invalid API key"),
         ),
-        **{status: PROBLEMS[status] for status in (413, 429, 503)},
+        **{status: PROBLEMS[status] for status in (413, 415, 429, 503)},
         **ONCE,
     },
 )
@@ -209,7 +209,7 @@ INTERNAL: Json = operation(
             {"status": "queued", "id": ID},
             PUBLISHED_HEADERS,
         ),
-        **{status: PROBLEMS[status] for status in (400, 403, 413, 429, 503)},
+        **{status: PROBLEMS[status] for status in (400, 403, 413, 415, 429, 503)},
         **ONCE,
     },
 )
@@ -253,7 +253,7 @@ BATCH: Json = operation(
             },
             DOOR_HEADERS,
         ),
-        **{status: PROBLEMS[status] for status in (400, 403, 413, 429, 503)},
+        **{status: PROBLEMS[status] for status in (400, 403, 413, 415, 429, 503)},
     },
 )
 

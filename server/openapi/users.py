@@ -76,7 +76,7 @@ _TOKEN_WRONG = _wrong(
     "The token is wrong, or has ended", "Token is invalid or expired", code="token_not_valid"
 )
 
-_TROUBLES: dict[int, Json] = {status: PROBLEMS[status] for status in (413, 429, 503)}
+_TROUBLES: dict[int, Json] = {status: PROBLEMS[status] for status in (413, 415, 429, 503)}
 
 OBTAIN: Json = operation(
     "Users",

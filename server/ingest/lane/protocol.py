@@ -21,7 +21,7 @@ from server import request_id
 from server.errors import NotFound, ServerError, TooLarge
 from server.ingest.door import Door
 from server.ingest.lane.answers import CONTINUE, encode, plain_refusal
-from server.ingest.lane.head import MAX_LENGTH_DIGITS, HeadError, query_of, split
+from server.ingest.lane.head import HeadError, query_of, split
 from server.ingest.lane.requests import Request
 from server.ingest.visits import Answer, Gate, Incoming, Visit, problem_of, refusal
 from server.tasks import Tasks
@@ -200,8 +200,8 @@ class LaneConnection(asyncio.Protocol):
         request.fault = self._fault_of(request)
         if request.fault is not None:
             request.is_kept = False
-        elif request.door is not None and _declared_bytes(request) > request.door.max_body_bytes:
-            request.refuse_body()
+        else:
+            request.check_head()
         self._waiting.append(request)
         if len(self._waiting) >= MAX_REQUESTS:
             request.is_kept = False
@@ -350,8 +350,8 @@ class LaneConnection(asyncio.Protocol):
         if request.method == "OPTIONS":
             return Answer(204)
         try:
-            if request.too_large is not None:
-                raise request.too_large
+            if request.refusal is not None:
+                raise request.refusal
             if not (request.has_all and door.checks_all):
                 await door.check_early(visit)
             if not request.has_all and request.expects_continue and self._transport is not None:
@@ -360,8 +360,8 @@ class LaneConnection(asyncio.Protocol):
                 await request.arrival()
             if request.fault is not None:
                 return request.fault
-            if request.too_large is not None:
-                raise request.too_large
+            if request.refusal is not None:
+                raise request.refusal
             self.ends_at = math.inf  # it is our turn
             return await door.carry_out(visit, bytes(request.body))
         except ServerError as error:
@@ -382,13 +382,6 @@ class LaneConnection(asyncio.Protocol):
 
 _HEAD_TOO_LARGE = plain_refusal(431, "head_too_large", f"the head is over the {MAX_HEAD_BYTES} bytes allowed")
 _BROKEN_OFF = plain_refusal(400, "bad_request", "the request ends in its midst")
-
-
-def _declared_bytes(request: Request) -> int:
-    """How long the body is to be; 0: the request does not say."""
-    declared = request.headers.get("Content-Length", "0").lstrip("0")
-    # The parser lets digits through, and no number that it cannot count to.
-    return int(declared) if declared.isdigit() and len(declared) < MAX_LENGTH_DIGITS else 0
 
 
 def _refusal_of(error: Exception) -> Answer:

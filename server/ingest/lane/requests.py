@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 
-from server.errors import TooLarge
+from server.errors import ServerError, TooLarge, UnsupportedMediaType
 from server.ingest.door import Door
-from server.ingest.lane.head import Headers, target_of
-from server.ingest.visits import Answer
+from server.ingest.lane.head import MAX_LENGTH_DIGITS, Headers, target_of
+from server.ingest.visits import Answer, check_coding
 
 UNWANTED_BYTES = 16 * 1024 * 1024
 """Of a body that are read after its request has been refused, so that the answer arrives; then the connection ends."""
@@ -29,7 +29,7 @@ class Request:
         "path",
         "query",
         "received_at",
-        "too_large",
+        "refusal",
         "unwanted",
         "url",
         "version",
@@ -43,7 +43,8 @@ class Request:
         self.query = b""
         self.door: Door | None = None
         self.fault: Answer | None = None
-        self.too_large: TooLarge | None = None
+        self.refusal: ServerError | None = None
+        """Why its body is not taken; None: it is."""
         self.has_all = False
         self.is_kept = False
         """Whether its connection goes on after it."""
@@ -59,7 +60,7 @@ class Request:
         request.method, request.path, request.version = self.method, self.path, self.version
         request.query, request.door, request.is_kept = self.query, self.door, self.is_kept
         request.has_all = True
-        request.fault = request.too_large = request.unwanted = request._arrival = None
+        request.fault = request.refusal = request.unwanted = request._arrival = None
         request.received_at = time.monotonic()
         return request
 
@@ -70,7 +71,7 @@ class Request:
             self.has_all
             and self.is_kept
             and self.fault is None
-            and self.too_large is None
+            and self.refusal is None
             and self.door is not None
             and self.version == "1.1"
             and "Expect" not in self.headers
@@ -95,19 +96,36 @@ class Request:
         if self.unwanted is not None:
             self.unwanted -= len(chunk)
             return self.unwanted >= 0
-        if self.door is None or self.fault is not None or self.too_large is not None:
+        if self.door is None or self.fault is not None or self.refusal is not None:
             return True  # it is about to be refused
-        if len(self.body) + len(chunk) > self.door.max_body_bytes:
-            self.refuse_body()
-        else:
+        if self._is_of_size(self.door, len(self.body) + len(chunk)):
             self.body += chunk
         return True
 
-    def refuse_body(self) -> None:
-        """It is too large."""
-        assert self.door is not None  # noqa: S101  # whose bound it is
-        reason = f"the body is over the {self.door.max_body_bytes} bytes allowed"
-        self.too_large = TooLarge("", reason, "body_bytes")
+    def check_head(self) -> None:
+        """Whether its door takes such a body as the head says will come."""
+        if self.door is None or not self._is_of_size(self.door, self._declared_bytes):
+            return
+        try:
+            check_coding(self.headers)
+        except UnsupportedMediaType as error:
+            self._refuse_body(error)
+
+    def _is_of_size(self, door: Door, size: int) -> bool:
+        if size > door.max_body_bytes:
+            reason = f"the body is over the {door.max_body_bytes} bytes allowed"
+            self._refuse_body(TooLarge("", reason, "body_bytes"))
+        return self.refusal is None
+
+    @property
+    def _declared_bytes(self) -> int:
+        """How long the body is to be; 0: the request does not say."""
+        declared = self.headers.get("Content-Length", "0").lstrip("0")
+        # The parser lets digits through, and no number that it cannot count to.
+        return int(declared) if declared.isdigit() and len(declared) < MAX_LENGTH_DIGITS else 0
+
+    def _refuse_body(self, error: ServerError) -> None:
+        self.refusal = error
         self.body = bytearray()
         self.arrive()
 
@@ -123,7 +141,7 @@ class Request:
 
     async def arrival(self) -> None:
         """Return when all of it has come, or it is known that it will be refused."""
-        if not (self.has_all or self.too_large or self.fault):
+        if not (self.has_all or self.refusal or self.fault):
             self._arrival = asyncio.get_running_loop().create_future()
             await self._arrival
 
