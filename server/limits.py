@@ -225,7 +225,7 @@ class Limits:
     def closed(self, caller: Caller) -> None:
         """A connection of this caller, told of by `opened`, is over."""
         if not caller.is_local:
-            _take_one(self._by_address, address_key(caller.address))
+            take_one(self._by_address, address_key(caller.address))
 
     def join_user(self, room: Room, *, has_place: bool = False) -> None:
         """A connection becomes this user's. `has_place`: it is already, and gives that place up next. Raises
@@ -239,14 +239,15 @@ class Limits:
 
     def leave_user(self, room: Room) -> None:
         """A connection, told of by `join_user`, is this user's no more."""
-        _take_one(self._by_user, room)
+        take_one(self._by_user, room)
 
 
 def _frame_rate(commands: Rate | None) -> Rate | None:
     return commands and Rate(FRAMES_PER_COMMAND * commands.quota, commands.window_s)
 
 
-def _take_one(counts: Counter[K], key: K) -> None:
+def take_one(counts: Counter[K], key: K) -> None:
+    """One less; nothing is left of a key that has none."""
     counts[key] -= 1
     if counts[key] <= 0:
         del counts[key]

@@ -67,13 +67,21 @@ def test_a_user_has_so_many_at_a_time() -> None:
 
 
 def test_all_together_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The next one is refused, none is dropped."""
-    monkeypatch.setattr(tickets, "MAX_TICKETS", 3)
+    """The next one is refused, none is dropped; a tenant that has as many as are left takes none from others."""
+    monkeypatch.setattr(tickets, "MAX_TICKETS", 6)
     office = Tickets()
     texts = [office.make(Identity("default", str(number))) for number in range(3)]
     with pytest.raises(Busy):
         office.make(ALICE)
+    others = [Identity(name, "bob") for name in ("first", "second", "third")]
+    for other in others:
+        office.make(other)
+    with pytest.raises(Busy):
+        office.make(Identity("fourth", "bob"))
     assert office.redeem(texts[0]).user_id == "0"
+    office.make(Identity("fourth", "bob"))
+    for text in texts[1:]:
+        office.redeem(text)
     office.make(ALICE)
 
 

@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from server.affinity import ALONE, Affinity
 from server.auth import Identity, proved_now
 from server.errors import BadCredentials, Busy, RateLimited
+from server.limits import take_one
 from server.rooms import Room
 
 LIFETIME_S = 30.0
 
 MAX_TICKETS = 20_000
-"""That are good at a time: about 10 MiB."""
+"""That are good at a time: about 10 MiB. A tenant gets no more once it has as many as are left, so that none takes the
+place of others."""
 
 MAX_PER_USER = 32
 """Of one user, so that no user takes the place of others."""
@@ -45,6 +47,7 @@ class Tickets:
         self._clock = clock
         self._tickets: OrderedDict[bytes, _Ticket] = OrderedDict()
         self._by_user: Counter[Room] = Counter()
+        self._by_tenant: Counter[str] = Counter()
 
     def __len__(self) -> int:
         return len(self._tickets)
@@ -56,11 +59,12 @@ class Tickets:
         ticket = _Ticket(proved_now(identity), self._clock() + LIFETIME_S)
         if self._by_user[ticket.room] >= MAX_PER_USER:
             raise RateLimited(f"this user has {MAX_PER_USER} tickets that wait to be used", LIFETIME_S)
-        if len(self._tickets) >= MAX_TICKETS:
+        if self._by_tenant[identity.tenant] >= MAX_TICKETS - len(self._tickets):
             raise Busy("too many tickets wait to be used; try again")
         text = self._affinity.mint(lambda: secrets.token_urlsafe(_BYTES))
         self._tickets[_digest(text)] = ticket
         self._by_user[ticket.room] += 1
+        self._by_tenant[identity.tenant] += 1
         return text
 
     def redeem(self, text: str) -> Identity:
@@ -74,9 +78,8 @@ class Tickets:
     def _take(self, digest: bytes) -> _Ticket | None:
         ticket = self._tickets.pop(digest, None)
         if ticket is not None:
-            self._by_user[ticket.room] -= 1
-            if not self._by_user[ticket.room]:
-                del self._by_user[ticket.room]
+            take_one(self._by_user, ticket.room)
+            take_one(self._by_tenant, ticket.identity.tenant)
         return ticket
 
     def _forget(self) -> None:
