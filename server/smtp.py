@@ -23,6 +23,7 @@ from server.config import Email
 from server.errors import StartupError
 from server.mail_message import MailMessage
 from server.mail_transport import BEGIN_SHARE, MAX_REASON_CHARS, NO_TIME_LEFT, Handover, Outage, Refusal
+from server.reach import reach
 from server.tasks import Tasks
 
 QUIT_TIMEOUT_S = 2.0
@@ -120,7 +121,7 @@ class SMTPTransport:
         email = self._email
         client = aiosmtplib.SMTP(
             hostname=email.host,
-            port=email.port,
+            sock=await reach(email.host, email.port, email.timeout_s),
             timeout=email.timeout_s,
             use_tls=email.security == "tls",
             start_tls=False,  # not by itself: first it has to know our name

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from email import message_from_bytes, policy
 from pathlib import Path
@@ -8,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from server import smtp
+from server import reach, smtp
 from server.config import Email
 from server.errors import StartupError
 from server.mail_message import MailMessage, Sender, build_message
@@ -492,6 +494,34 @@ async def test_silent_goodbye(
     monkeypatch.setattr("server.smtp.QUIT_TIMEOUT_S", quit_timeout_s)
     sink.hang_at = "QUIT"
     assert await send(email(sink), within_s=within_s) == Handover({})
+
+
+@pytest.fixture
+def swallowing() -> Iterator[int]:
+    """A port at 127.0.0.2 that takes no connection, and refuses none."""
+    with socket.socket() as listening, socket.socket() as first:
+        listening.bind(("127.0.0.2", 0))
+        listening.listen(0)
+        first.connect(listening.getsockname())  # now its backlog is full
+        yield listening.getsockname()[1]
+
+
+async def test_an_address_that_swallows_all(
+    sink: SMTPSink, swallowing: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next one of the mail server is tried; if none is left, it is an outage."""
+    monkeypatch.setattr(reach, "NEXT_ADDRESS_AFTER_S", 0.1)
+    addresses = [("127.0.0.2", swallowing), ("127.0.0.1", free_port()), ("127.0.0.1", sink.port)]
+
+    async def getaddrinfo(*_: Any, **__: Any) -> list[Any]:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", address) for address in addresses]
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
+    assert await send(email(sink)) == Handover({})
+    addresses.pop()
+    handover = await send(email(sink))
+    assert refusals(handover) == {ANN: (0, True)}
+    assert handover.outage and "127.0.0.2 does not answer; [Errno" in handover.outage.reason
 
 
 async def test_nobody_listens() -> None:
