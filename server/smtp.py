@@ -35,6 +35,8 @@ KEEP_S = 5.0
 MAX_MESSAGES = 100
 """On one connection: many servers end it after so many."""
 
+SMTPUTF8 = "SMTPUTF8"
+
 CLOSING = 421
 LOGIN_NEEDED = 530  # RFC 4954 section 6
 MESSAGE_TOO_BIG = 552  # in answer to MAIL; RFC 1870 section 6.1
@@ -163,7 +165,7 @@ class SMTPTransport:
         # Apart from the others, whose mail no relay further on should refuse for want of SMTPUTF8 (RFC 6531).
         international = [address for address in report.waiting if not address.isascii()]
         if client.supports_extension("smtputf8"):
-            await self._hand_over_in_parts(client, message, international, [*options, "SMTPUTF8"], report)
+            await self._hand_over_in_parts(client, message, international, [*options, SMTPUTF8], report)
         else:
             reason = "the mail server does not take addresses with other than ASCII characters (SMTPUTF8)"
             report.refuse(international, Refusal(0, reason, is_temporary=False))
@@ -271,7 +273,12 @@ async def _transaction(
     try:
         await client.mail(message.sender, options=options, encoding="utf-8")
     except aiosmtplib.SMTPSenderRefused as exc:
-        if exc.code != MESSAGE_TOO_BIG:
+        is_of_this = exc.code == MESSAGE_TOO_BIG or (
+            SMTPUTF8 in options
+            and _is_permanent(exc.code)
+            and await _takes(client, message.sender, [option for option in options if option != SMTPUTF8])
+        )
+        if not is_of_this:
             raise  # it would be said of every mail: no reason to give this one up
         report.refuse(addresses, _refusal(exc))
         return []
@@ -297,6 +304,17 @@ async def _transaction(
     if not accepted and report.waiting:
         await client.rset()
     return postponed
+
+
+async def _takes(client: aiosmtplib.SMTP, sender: str, options: list[str]) -> bool:
+    """Whether a transaction may begin with these."""
+    try:
+        await client.mail(sender, options=options, encoding="utf-8")
+    except aiosmtplib.SMTPSenderRefused as exc:
+        _raise_if_useless(exc)
+        return False
+    await client.rset()
+    return True
 
 
 async def _name_recipients(client: aiosmtplib.SMTP, addresses: Sequence[str]) -> dict[str, Refusal]:

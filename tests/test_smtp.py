@@ -311,6 +311,28 @@ async def test_international_address_without_smtputf8() -> None:
     assert sink.mails[0].recipients == [ANN]
 
 
+@pytest.mark.parametrize(
+    ("reply", "is_temporary"), [("555 5.5.4 SMTPUTF8 not supported", False), ("451 4.3.0 later", True)]
+)
+async def test_international_address_where_smtputf8_is_offered_and_refused(
+    sink: SMTPSink, reply: str, is_temporary: bool
+) -> None:
+    """What is said for good counts for these addresses, and is no outage: other mail goes out."""
+    sink.smtputf8_reply = reply
+    handover = await send(email(sink), ANN, "jörg@example.org")
+    assert refusals(handover) == {"jörg@example.org": (int(reply[:3]), is_temporary)}
+    assert (handover.outage is not None) is is_temporary
+    assert [mail.recipients for mail in sink.mails] == [[ANN]]
+
+
+async def test_a_sender_refused_for_an_international_address(sink: SMTPSink) -> None:
+    """As it is for every other: that does not count for the address."""
+    sink.replies = {"MAIL": "550 5.7.1 not allowed to send as this"}
+    handover = await send(email(sink), "jörg@example.org")
+    assert refusals(handover) == {"jörg@example.org": (550, True)}
+    assert handover.outage and handover.outage.needs_operator
+
+
 # -- TLS and login -------------------------------------------------------------------------------------------
 
 

@@ -38,16 +38,17 @@ class SMTPSink:
 
     `tls`: TLS from the first byte; `starttls`: offered. `logins`: name -> password; if given, nobody gets on without.
     All other settings may be changed while it runs. `replies`: what to answer instead of accepting, to `EHLO`, `MAIL`,
-    `DATA`, the `end` of the content, or a recipient (by address). `max_recipients`: of one transaction; more are
-    answered by 452. `max_messages`: of one connection; more are answered by 421. `cut_at`, `hang_at`: one of `STAGES`.
-    `cut_recipients`: addresses at which the connection is cut. `looks_for_s`: how long it looks at a content before it
-    takes it.
+    `DATA`, the `end` of the content, or a recipient (by address). `smtputf8_reply`: to `MAIL` with SMTPUTF8, which is
+    offered. `max_recipients`: of one transaction; more are answered by 452. `max_messages`: of one connection; more are
+    answered by 421. `cut_at`, `hang_at`: one of `STAGES`. `cut_recipients`: addresses at which the connection is cut.
+    `looks_for_s`: how long it looks at a content before it takes it.
     """
 
     tls: ssl.SSLContext | None = None
     starttls: ssl.SSLContext | None = None
     logins: dict[str, str] | None = None
     smtputf8: bool = True
+    smtputf8_reply: str | None = None
     port: int = 0
     replies: dict[str, str] = field(default_factory=dict)
     max_recipients: int | None = None
@@ -190,6 +191,8 @@ class _Handler:
             return "530 5.7.0 authentication required"
         if "MAIL" in self.sink.replies:
             return self.sink.replies["MAIL"]
+        if self.sink.smtputf8_reply is not None and "SMTPUTF8" in options:
+            return self.sink.smtputf8_reply
         if self.sink.max_messages is not None and server.messages >= self.sink.max_messages:
             return "421 too many messages in this connection"
         server.messages += 1
