@@ -22,6 +22,8 @@ MAX_CREDENTIAL_CHARS = 1024
 MAX_TOKEN_CHARS = 8192
 """Longer tokens are refused unread. Those of large identity providers reach a few thousand."""
 
+SHAPE = 'a message is an object {"name": …, "data": …}'
+
 FREE_VALUES, CHARS_PER_VALUE = 16 * 1024, 16
 """How many values a text may have (commas and brackets are counted, wherever they stand): so many, and one more for
 each so many characters. An id in a list of them takes 27."""
@@ -97,19 +99,27 @@ def read_json(text: str) -> Any:
 
 
 def read_message(text: str) -> dict[str, Any]:
-    """A client's message, in whatever dialect: a JSON object with a `name`. Raises `InvalidCommand`."""
+    """A client's message, in whatever dialect: a JSON object, whose `name_of` says more. Raises `InvalidCommand`."""
     try:
         message = read_json(text)
     except ValueError as exc:
         raise InvalidCommand("", "the message is not JSON, or has too many values") from exc
-    if not isinstance(message, dict) or not isinstance(message.get("name"), str):
-        raise InvalidCommand("name", 'a message is an object {"name": …, "data": …}')
+    if not isinstance(message, dict):
+        raise InvalidCommand("name", SHAPE)
     return message
+
+
+def name_of(message: Mapping[str, Any]) -> str:
+    """Of the command in a client's message. Raises `InvalidCommand`."""
+    name = message.get("name")
+    if not isinstance(name, str):
+        raise InvalidCommand("name", SHAPE)
+    return name
 
 
 def command_of(message: Mapping[str, Any]) -> Command:
     """The command in a client's message. Raises `InvalidCommand`, whose `field` is a path into the message."""
-    parse = _COMMANDS.get(message["name"])
+    parse = _COMMANDS.get(name_of(message))
     if parse is None:
         raise InvalidCommand("name", f"unknown command; known are {', '.join(_COMMANDS)}")
     return parse(message.get("data"))

@@ -21,6 +21,7 @@ from server.commands import (
     credential,
     distinct_ids,
     is_unicode,
+    name_of,
     parse_proof,
 )
 from server.errors import InvalidCommand
@@ -154,14 +155,15 @@ def parse_request(message: Mapping[str, Any]) -> Request:
             "id",
             f"neither an integer that JavaScript can hold nor a text of 1 to {MAX_REQUEST_ID_CHARS} characters",
         )
-    parse = COMMANDS.get(message["name"])
+    name = name_of(message)
+    parse = COMMANDS.get(name)
     if parse is None:
         raise InvalidCommand("name", f"unknown command; known are {', '.join(COMMANDS)}")
     data = message.get("data")
     data = {} if data is None else data
     if not isinstance(data, dict):
         raise InvalidCommand("data", "not an object")
-    return Request(id_, message["name"], parse(data))
+    return Request(id_, name, parse(data))
 
 
 def request_id(message: Mapping[str, Any]) -> RequestId:

@@ -216,7 +216,7 @@ class Session:
     def _conversation_for(self, message: Mapping[str, Any]) -> Conversation:
         """The conversation that a message belongs to. Each join chooses one; a connection that has a user keeps the one
         it has until another join has succeeded. Raises `InvalidCommand`."""
-        if message["name"] != "join":
+        if message.get("name") != "join":
             return self._conversation
         data = message.get("data")
         version = data.get("v") if isinstance(data, dict) else None

@@ -684,6 +684,8 @@ async def test_a_push_below_what_was_answered_is_dropped(core: Core) -> None:
         ({"name": "seen", "id": 3, "data": {"all": 1}}, "data.all", 3),
         ({"name": "seen", "id": 3, "data": {"all": True, "upto": 7}}, "data.upto", 3),
         ({"name": "shout", "id": 4}, "name", 4),
+        ({"id": 6}, "name", 6),
+        ({"name": ["counts"], "id": 6, "data": {}}, "name", 6),
         ({"name": "delete", "id": 5, "data": []}, "data", 5),
         ({"name": "counts", "id": {}}, "id", None),
         ({"name": "counts", "id": True}, "id", None),
