@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable
 from contextlib import suppress
 from datetime import UTC, datetime
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,10 @@ class LogFileHandler(_LossyHandler, logging.handlers.WatchedFileHandler):
     def __init__(self, path: Path) -> None:
         super().__init__(path, encoding="utf-8")
 
+    def _open(self) -> TextIOWrapper:
+        # It names users and addresses, which not everybody on this machine need know.
+        return open(self.baseFilename, "a", encoding=self.encoding, opener=_open_for_few)
+
     def _write(self, text: bytes) -> int:
         written = 0
         try:
@@ -157,6 +162,10 @@ class LogFileHandler(_LossyHandler, logging.handlers.WatchedFileHandler):
         """See `logging.Handler`; what a disk far away says then hurts nobody."""
         with suppress(OSError):
             super().close()
+
+
+def _open_for_few(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o640)
 
 
 def _warning(text: str, *arguments: object) -> logging.LogRecord:

@@ -97,7 +97,7 @@ def test_nobody_stands_still_because_of_who_reads_standard_error() -> None:
 
 
 def test_events_also_go_to_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Its folder is made for this user only, and what is there already stays."""
+    """Its folder is made for this user only, the file for nobody beyond the group, and what is there already stays."""
     file = tmp_path / "a" / "log" / "server.log"
     for text in ("one", "two ünïcödé \udce9"):
         logs.setup(Log(file=file))
@@ -107,6 +107,7 @@ def test_events_also_go_to_the_file(tmp_path: Path, capsys: pytest.CaptureFixtur
         r"cödé \udce9"[-10:],
     ]
     assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
+    assert stat.S_IMODE(file.stat().st_mode) & 0o137 == 0
     assert capsys.readouterr().err.count("\n") == 2
 
 
