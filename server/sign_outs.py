@@ -51,7 +51,7 @@ class SignOuts:
         self._clock = clock
         self._at: dict[str, dict[str, datetime]] = {}
         # of those that were written down with a time yet to come: when this node heard of them
-        self._heard_at: dict[tuple[str, str], datetime] = {}
+        self._heard_at: dict[str, dict[str, datetime]] = {}
         self._cursor: SignOutCursor | None = None
         self._is_due = asyncio.Event()
 
@@ -64,7 +64,7 @@ class SignOuts:
         `by_own_clock`: by ours, to be compared with its times: not after we have heard of it."""
         at = self._at.get(tenant, {}).get(user_id)
         if at is not None and by_own_clock:
-            return min(at, self._heard_at.get((tenant, user_id), at))
+            return min(at, self._heard_at.get(tenant, {}).get(user_id, at))
         return at
 
     def take(self, sign_outs: Iterable[SignOut]) -> None:
@@ -75,21 +75,22 @@ class SignOuts:
             known_at = self.at(each.tenant, each.user_id)
             if each.at >= now - KEPT and (known_at is None or each.at > known_at):
                 self._at.setdefault(each.tenant, {})[each.user_id] = each.at
-                self._heard_at.pop((each.tenant, each.user_id), None)
+                self._heard_at.get(each.tenant, {}).pop(each.user_id, None)
                 if each.at > now:
-                    self._heard_at[each.tenant, each.user_id] = now
+                    self._heard_at.setdefault(each.tenant, {})[each.user_id] = now
                 new.append(each)
         if new:
             self._tell(new)
 
-    def drop(self, *, begun: Iterable[str], ended: Iterable[str]) -> None:
+    def drop(self, *, begun: Sequence[str], ended: Sequence[str]) -> None:
         """Forget those of tenants (their names) that have ended. What is known of the name of one that has begun may be
         of another before it: that is forgotten, too, and what does belong to it is read again soon."""
         for tenant in begun:
-            if self._at.pop(tenant, None):
+            if self._at.get(tenant):
                 self._is_due.set()
-        for tenant in ended:
+        for tenant in (*begun, *ended):
             self._at.pop(tenant, None)
+            self._heard_at.pop(tenant, None)
 
     # -- reading ---------------------------------------------------------------------------------------------
     async def open(self, sequence: int) -> None:
@@ -146,7 +147,7 @@ class SignOuts:
                 for user_id in users[start : start + PORTION]:
                     if known[user_id] < before:
                         del known[user_id]
-                        self._heard_at.pop((tenant, user_id), None)
+                        self._heard_at.get(tenant, {}).pop(user_id, None)
                 await asyncio.sleep(0)
             if not known and self._at.get(tenant) is known:
                 del self._at[tenant]

@@ -110,9 +110,9 @@ def test_one_by_a_clock_that_is_ahead_says_nothing_of_the_next(node: Node) -> No
 
 
 def test_tenants_that_end_or_begin(node: Node) -> None:
-    """Nothing is known of them, as before."""
+    """Nothing is known of them, as before; nor is anything left of those whose time is yet to come."""
     for tenant in ("acme", "other", "third"):
-        node.sign_outs.take([signed_out("alice", tenant=tenant)])
+        node.sign_outs.take([signed_out("alice", tenant=tenant), signed_out("bob", 60, tenant=tenant)])
     node.sign_outs.drop(begun=["acme", "new"], ended=["other"])
     assert [node.sign_outs.at(each, "alice") for each in ("acme", "other", "third", "new")] == [
         None,
@@ -120,6 +120,7 @@ def test_tenants_that_end_or_begin(node: Node) -> None:
         AT,
         None,
     ]
+    assert list(node.sign_outs._heard_at) == ["third"]
 
 
 # -- reading -------------------------------------------------------------------------------------------------
