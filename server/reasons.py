@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import ssl
 from collections.abc import Sequence
@@ -19,14 +20,17 @@ def causes(error: BaseException) -> Sequence[BaseException]:
 
 
 def of_system(error: BaseException) -> str | None:
-    """What TLS, the resolver of names or the system says below this error; None: nothing of it is theirs."""
+    """What TLS, the resolver of names or the system says below this error, or a peer by a number like theirs; None:
+    nothing of it is theirs."""
     chain = causes(error)
     for each in chain:
         if isinstance(each, ssl.SSLError | gaierror):
             return in_one_line(str(each))
     for each in chain:
         if isinstance(each, OSError) and each.errno:
-            return os.strerror(each.errno)
+            # A number that the system does not have is of another protocol (AMQP's 530), and so is the text.
+            is_of_system = each.errno in errno.errorcode
+            return os.strerror(each.errno) if is_of_system else in_one_line(str(each.strerror))
     return None
 
 

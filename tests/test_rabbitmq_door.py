@@ -26,6 +26,7 @@ from server.config.brokers import RabbitMQ
 from server.errors import InProgress
 from server.grants import DEFAULT_TENANT
 from server.ingest.rabbitmq import RabbitDoor
+from server.ingest.rabbitmq_link import open_link
 from server.messages import Document
 from server.parsers import parse_service
 from server.store import Store
@@ -759,6 +760,40 @@ async def test_a_wrong_password_is_said(broker: Broker, caplog: pytest.LogCaptur
         with pytest.raises(Trouble, match="^access is refused$"):
             await door.probe()
     assert "wr0ng" not in caplog.text
+
+
+async def test_a_virtual_host_that_is_not_there_is_said(
+    broker: Broker, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the words of the broker, and once, however often it is tried; health says it, too."""
+    tries = 0
+
+    async def counted(*arguments: Any) -> Any:
+        nonlocal tries
+        tries += 1
+        return await open_link(*arguments)
+
+    monkeypatch.setattr("server.ingest.rabbitmq.open_link", counted)
+    door = broker.door(url=f"{broker.server.url}nowhere")
+    async with running(broker.behind, door, is_awaited=False):
+        await until_said(caplog)
+        with pytest.raises(Trouble, match="^access is refused$"):
+            await door.probe()
+        while tries < 4:  # noqa: ASYNC110  # nobody is told of a try
+            await asyncio.sleep(0.01)
+    place = f"RabbitMQ at 127.0.0.1:{broker.server.port}"
+    assert said(caplog) == [
+        f"rabbitmq: not consuming from {place}: NOT_ALLOWED - vhost nowhere not found; trying again"
+    ]
+
+
+async def test_a_broker_that_is_stopped_says_so(own_broker: Broker, caplog: pytest.LogCaptureFixture) -> None:
+    """In its own words: the number in front of them is none of the system's."""
+    async with running(own_broker.behind, own_broker.door()) as heard:
+        await asyncio.to_thread(own_broker.server.stop)
+        await heard.down()
+        await until_said(caplog, "CONNECTION_FORCED - broker forced connection closure")
+    assert "Unknown error" not in caplog.text
 
 
 @pytest.mark.servers

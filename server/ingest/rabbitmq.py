@@ -194,8 +194,9 @@ class RabbitDoor(Consumer):
     def _trouble_of(self, error: Exception) -> str:
         if isinstance(error, ChannelPreconditionFailed):
             return DECLARED_OTHERWISE
-        # As the broker calls a wrong password (AMQP 0-9-1 section 1.2), and what a user may not touch.
-        return ACCESS_REFUSED if "ACCESS_REFUSED" in str(error) else NOT_CONNECTED
+        # As the broker calls a wrong password and what a user may not touch, and a virtual host that is not theirs.
+        is_refused = any(word in str(error) for word in ("ACCESS_REFUSED", "NOT_ALLOWED"))
+        return ACCESS_REFUSED if is_refused else NOT_CONNECTED
 
 
 class _Session:

@@ -13,7 +13,7 @@ from typing import Any
 import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange, AbstractQueue, TimeoutType
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS
-from pamqp import decode
+from pamqp import commands, decode
 
 from server.config.brokers import RabbitMQ
 
@@ -47,6 +47,10 @@ for _kind, _size_of in {
     "timestamp": lambda data: 8,
 }.items():
     decode.METHODS[_kind] = _leniently(decode.METHODS[_kind], _size_of)
+
+# A virtual host that is not there, or not for this user, is answered by Close, with the reason. aiormq would not look
+# at it: it expects no answers but these, and says only where in memory the other one lies.
+commands.Connection.Open.valid_responses = [*commands.Connection.Open.valid_responses, "Connection.Close"]
 
 
 class _Connection(aio_pika.Connection):
