@@ -63,7 +63,8 @@ class CallerPolicy:
     def _identify(self, remote_ip: str, headers: Mapping[str, str], forwarded: Sequence[str]) -> Caller:
         address = remote_ip
         if forwarded and self._is_trusted(remote_ip):
-            hops = [hop.strip() for hop in headers.get("X-Forwarded-For", "").split(",") if hop.strip()]
+            chain = headers.get("X-Forwarded-For", "").split(",")
+            hops = [_without_port(hop.strip()) for hop in chain if hop.strip()]
             # A proxy that names nobody leaves its own address, which says nothing about the caller's.
             if hops:
                 address, forwarded = self._nearest_untrusted(hops), []
@@ -158,6 +159,14 @@ def _is_loopback(address: str) -> bool:
     parsed = _parsed(address)
     mapped = getattr(parsed, "ipv4_mapped", None)
     return parsed is not None and (mapped or parsed).is_loopback
+
+
+def _without_port(hop: str) -> str:
+    """Some proxies name the port, too (`203.0.113.9:4711`, `[2001:db8::1]:4711`): another one for each connection of
+    the same caller."""
+    if hop.startswith("["):
+        return hop[1:].partition("]")[0]
+    return hop.partition(":")[0] if hop.count(":") == 1 else hop
 
 
 def _host_name(host: str) -> str:
