@@ -18,8 +18,14 @@ _SHORT = {
     "streetAddress": "STREET",
     "domainComponent": "DC",
     "userId": "UID",
+    "givenName": "GN",
+    "surname": "SN",
+    "jurisdictionCountryName": "jurisdictionC",
+    "jurisdictionStateOrProvinceName": "jurisdictionST",
+    "jurisdictionLocalityName": "jurisdictionL",
 }
-"""The names that Python's `ssl` gives attributes, and those of RFC 4514 section 3."""
+"""The names that Python's `ssl` gives attributes, and those of RFC 4514 section 3; of others, those that OpenSSL
+prints."""
 
 Subject = tuple[tuple[str, str], ...]
 """Attributes and values, sorted: two subjects that differ only in order are taken for the same, since the order depends

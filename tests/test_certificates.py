@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import ssl
+import subprocess
+from pathlib import Path
+
 import pytest
 
 from server.certificates import parse_subject, subject_of
@@ -38,6 +42,38 @@ def test_values_may_be_written_as_bytes() -> None:
     assert parse_subject(r"CN=Ren\C3\A9e\2C x+UID=7") == (("CN", "Renée, x"), ("UID", "7"))
     with pytest.raises(ValueError):
         parse_subject(r"CN=\C3")
+
+
+@pytest.mark.parametrize(
+    "subject",
+    [
+        "/DC=com/DC=example/O=Example, Inc./OU=René/UID=7/CN=billing",
+        "/C=DE/ST=Bayern/L=Rott/street=Am Weg/postalCode=1/CN=x/emailAddress=x@example.org",
+        "/GN=Ann/SN=Smith/title=Dr/initials=A/pseudonym=p/serialNumber=42",
+        "/jurisdictionC=DE/jurisdictionST=Bayern/jurisdictionL=Rott/businessCategory=Private/CN=x",
+        "/dnQualifier=q/generationQualifier=III/organizationIdentifier=N/CN=x",
+    ],
+)
+def test_what_openssl_prints_is_the_subject(tmp_path: Path, subject: str) -> None:
+    """By the command of docs/authentication.md."""
+    file = tmp_path / "cert.pem"
+    new = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-nodes",
+        "-utf8",
+    ]
+    made = [*new, "-days", "2", "-subj", subject, "-keyout", tmp_path / "key.pem", "-out", file]
+    subprocess.run(made, check=True, capture_output=True)
+    show = ["openssl", "x509", "-in", file, "-noout", "-subject", "-nameopt", "RFC2253"]
+    printed = subprocess.run(show, check=True, capture_output=True, text=True).stdout
+    certificate = ssl._ssl._test_decode_cert(str(file))  # type: ignore[attr-defined]  # as `getpeercert` does
+    assert parse_subject(printed.strip().removeprefix("subject=")) == subject_of(certificate)
 
 
 @pytest.mark.parametrize("text", ["", "billing", "CN=", "=billing", "CN=a,,O=b", "CN=a,b", "C N=a"])
