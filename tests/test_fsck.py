@@ -130,6 +130,31 @@ async def test_a_store_that_is_whole(whole: Place, run: Command, monkeypatch: py
     await store.close()
 
 
+async def test_a_key_of_a_broadcast_that_came_to_nobody(
+    place: Place, run: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a tenant that knows no user nothing is left but the key, and that is as it should be: the request is not
+    carried out again. Users who come later change nothing."""
+    use(place, monkeypatch)
+    store = place.store()
+    await store.open()
+    key = ApiKey(new_id(), TENANT, "first", hash_secret("x"), ALL_SCOPES, now())
+    await store.directory.add_tenant(Tenant(TENANT, now()), key)
+    once = Once("key", b"f" * 32, 3600.0)
+    notification = (await store.broadcasts.add(make_notification(), once)).notification
+    broadcast = await store.broadcasts.claim(60)
+    assert broadcast is not None
+    assert await store.broadcasts.finish(broadcast)
+    assert (await fsck(run))[1]["findings"] == []
+    await put_many(store, 1, "alice")
+    await store.close()
+    assert (await fsck(run, "--repair"))[0] == 0
+    await store.open()
+    again = await store.broadcasts.add(make_notification(), once)
+    assert (again.notification.nid, again.is_repeat) == (notification.nid, True)
+    await store.close()
+
+
 async def test_what_an_earlier_version_left(
     place: Place, run: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

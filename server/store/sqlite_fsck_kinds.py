@@ -101,9 +101,11 @@ _NO_TENANT = """
     UNION SELECT tenant FROM broadcasts UNION SELECT tenant FROM ways UNION SELECT tenant FROM once
     EXCEPT SELECT name FROM tenants
 """
+# A broadcast is gone when it has come to all whom its tenant knew by then; if those were nobody, it had its effect.
 _NO_EFFECT = f"""
     once o WHERE o.expires_at > {_NOW}
     AND NOT EXISTS (SELECT 1 FROM notifications n WHERE n.nid = o.nid AND n.tenant = o.tenant)
+    AND EXISTS (SELECT 1 FROM users u WHERE u.tenant = o.tenant AND u.first_seen_at <= o.created_at)
 """
 
 KINDS = (
