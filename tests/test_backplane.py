@@ -111,7 +111,7 @@ async def test_who_fails_at_an_event_keeps_it_from_nobody_else(
 
 @pytest.mark.parametrize(
     ("turn_s", "turns"),
-    [(0.0, module.TURNS_BETWEEN_SLICES), (module.MAX_SLICE_S / 2, 2), (module.MAX_SLICE_S, 1)],
+    [(0.0, module.TURNS_BEFORE_SLICE), (module.MAX_SLICE_S / 2, 2), (module.MAX_SLICE_S, 1)],
     ids=["short_turns", "long_turns", "very_long_turns"],
 )
 async def test_others_get_several_turns_between_slices(
