@@ -237,6 +237,22 @@ async def test_only_the_users_own_are_marked(store: Store) -> None:
     assert await store.deliveries.backlog("other", USER, HUB, since=None, after=None, limit=9) == [namesakes]
 
 
+@pytest.mark.parametrize("way", WAYS)
+async def test_what_comes_back_was_sent(way: str, store: Store) -> None:
+    """A mark that is written after the document was seen, or deleted, counts when that is taken back."""
+    seen, deleted = documents = await put_many(store, 2)
+    await store.mark_seen(TENANT, USER, [seen.id])
+    await store.delete(TENANT, USER, [deleted.id])
+    before = [await delivery(store, each) for each in documents]
+    await asyncio.sleep(0.002)
+    await store.deliveries.mark(way, {ME: ids(documents)})
+    assert [await delivery(store, each) for each in documents] == before
+    await store.mark_unseen(TENANT, USER, [seen.id])
+    await store.restore(TENANT, USER, [deleted.id])
+    assert await backlog(store, way) == []
+    assert len(await store.unseen(TENANT, USER, after=None, limit=10)) == 2
+
+
 async def test_marking_at_once(store: Store) -> None:
     """In several ways, while documents are added and seen: no mark and no change is lost."""
     documents = await put_many(store, 30)

@@ -61,8 +61,9 @@ class Deliveries(Protocol):
 
     async def mark(self, way: str, documents: Mapping[tuple[str, str], Collection[str]]) -> None:
         """Remember that documents (their ids, by tenant and user id) have been sent in this way; for `ACKNOWLEDGED`:
-        that a client has acknowledged them now. Documents that are marked, seen or deleted already stay as they are.
-        One write, however many users; may be repeated."""
+        that a client has acknowledged them now. Documents that are marked already stay as they are; those that were
+        seen or deleted by now are marked as well, as they may come back, but the time of that stays. One write, however
+        many users; may be repeated."""
 
     async def of_notification(
         self, tenant: str, nid: str, *, after: str | None, limit: int

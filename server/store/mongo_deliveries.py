@@ -23,6 +23,9 @@ from server.store.mongo_users import UserKey, id_of
 
 _BEFORE_ALL = ObjectId(bytes(12))
 
+_UNSEEN: Raw = {"seen": False, "delete": False}
+"""Nor deleted."""
+
 _DELIVERY = {
     "_userId": 1,
     "createdAt": 1,
@@ -70,8 +73,7 @@ class MongoDeliveries:
         query = {
             "tenant": tenant,
             "_userId": user_id,
-            "seen": False,
-            "delete": False,
+            **_UNSEEN,
             "marks": {"$in": [None, *_values(_bit(way), are_set=False)]},
             **(beyond(max(lowest), 1) if lowest else {}),
         }
@@ -82,16 +84,19 @@ class MongoDeliveries:
 
     async def mark(self, way: str, documents: Mapping[UserKey, Collection[str]]) -> None:
         bit = _bit(way)
-        change: Raw = {"$bit": {"marks": {"or": bit}}}
+        unmarked = {"marks": {"$nin": _values(bit, are_set=True)}}
+        marked: Raw = {"$bit": {"marks": {"or": bit}}}
+        changes: list[tuple[Raw, Raw]] = [(unmarked, marked)]
         if way == ACKNOWLEDGED:
-            change["$set"] = {"ackedAt": self._clock()}
-        still = {"seen": False, "delete": False, "marks": {"$nin": _values(bit, are_set=True)}}
+            acknowledged = {**marked, "$set": {"ackedAt": self._clock()}}
+            changes = [({**unmarked, **_UNSEEN}, acknowledged), ({**unmarked, "$nor": [_UNSEEN]}, marked)]
         updates = [
             UpdateMany(
-                {"tenant": tenant, "_userId": user_id, "_id": {"$in": ids}, **still}, change, hint="_id_"
+                {"tenant": tenant, "_userId": user_id, "_id": {"$in": ids}, **which}, change, hint="_id_"
             )
             for (tenant, user_id), given in documents.items()
             if (ids := [ObjectId(id_) for id_ in given if is_id(id_)])
+            for which, change in changes
         ]
         if updates:
             with self._connection.operation():

@@ -25,10 +25,12 @@ are gone through in their order: as so many have it, the next one is not far."""
 
 BACKLOG = {way: reading.oldest_unseen(without=mark_of(way)) for way in WAYS}
 
+# What was seen or deleted before `acked_at` was written down was acknowledged then.
 MARK = (
-    "UPDATE documents SET marks = marks | :mark, acked_at = coalesce(acked_at, :acked_at)"
+    "UPDATE documents SET marks = marks | :mark,"
+    " acked_at = CASE WHEN seen OR deleted_at IS NOT NULL THEN acked_at ELSE coalesce(acked_at, :acked_at) END"
     " WHERE user = (SELECT key FROM users WHERE tenant = :tenant AND user_id = :user_id) AND id = :id"
-    " AND marks & :mark = 0 AND seen = 0 AND deleted_at IS NULL"
+    " AND marks & :mark = 0"
 )
 
 _DELIVERIES = """
