@@ -12,11 +12,10 @@ import contextlib
 import json
 import logging
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from itertools import takewhile
 from typing import TypeVar
 
 from server.arrivals import Arrivals
@@ -24,13 +23,13 @@ from server.auth import Identity, sign_in_of
 from server.broadcaster import Broadcaster
 from server.dialects import Dialect, HubDialect, RealtimeDialect, ServiceDialect, TenantDialect
 from server.errors import RateLimited, StoreUnavailable
+from server.feed_screen import FeedScreen, OnceScreen
 from server.ids import is_id
 from server.inbox import Inbox
 from server.limits import Limits
 from server.marks import Marks, Sent
-from server.messages import Added, Document, Event, now
-from server.rooms import NOBODY, Connection, Push, Room, Rooms, close_at
-from server.screen import Owner, Screen
+from server.messages import Added, Document, now
+from server.rooms import NOBODY, Connection, Room, Rooms, close_at
 from server.store import EVENTS, HUB, SERVICE, Store
 from server.sync import Sync
 from server.tasks import Tasks
@@ -76,67 +75,6 @@ class FeedServices:
     arrivals: Arrivals
 
 
-class _FeedScreen(Screen):
-    """Keeps account of the documents sent (`sent` None: nobody asks). What was listed does not come again as a push,
-    however long the listing took."""
-
-    __slots__ = ("sent",)
-
-    def __init__(self, connection: Connection, dialect: Dialect, max_held_bytes: int, owner: Owner) -> None:
-        super().__init__(connection, dialect, max_held_bytes, owner)
-        self.sent: Sent | None = None
-
-    def push(self, pushes: Sequence[Push], burst: Frame) -> None:
-        is_straight = self._held is None and self._answered is None
-        super().push(pushes, burst)
-        if is_straight:
-            self._note_sent(pushes)
-
-    def _send_news(self, pushes: Sequence[Push]) -> Sequence[Push]:
-        news = super()._send_news(pushes)
-        self._note_sent(news)
-        return news
-
-    def answer(self, frame: Frame, documents: Sequence[Document] = ()) -> None:
-        super().answer(frame, documents)
-        self._drop_held({document.id: document.rev for document in documents})
-        self._note_sent([(Added(document), frame) for document in documents])
-
-    def let_pass(self, listed: Document) -> None:
-        """Send those waiting pushes whose documents are older than the one that is listed next."""
-        held = self._held or []
-        older = list(takewhile(lambda push: _is_older(push[0], listed), held))
-        if older:
-            self._wait_on(held[len(older) :])
-            self._send_news(older)
-
-    def _drop_held(self, listed: Mapping[str, int]) -> None:
-        held = self._held or []
-        kept = [
-            (event, frame)
-            for event, frame in held
-            if not (isinstance(event, Added) and listed.get(event.document.id, -1) >= event.rev)
-        ]
-        if len(kept) < len(held):
-            self._wait_on(kept)
-
-    def _wait_on(self, held: list[Push]) -> None:
-        self._held = held
-        self._held_bytes = sum(len(frame.text) for _, frame in held)
-
-    def _note_sent(self, pushes: Sequence[Push]) -> None:
-        # A connection that has just been closed as slow has dropped it.
-        if self.sent is None or self.connection.is_closed:
-            return
-        for event, frame in pushes:
-            if isinstance(event, Added):
-                self.sent.add(event.document.id, len(frame.text))
-
-
-def _is_older(event: Event, listed: Document) -> bool:
-    return isinstance(event, Added) and event.document.place < listed.place
-
-
 class Feed:
     """The session of such a client (`transports.connections.ClientSession`). To be made when the connection opens: that
     joins the room, or closes the connection with the reason why it cannot."""
@@ -160,7 +98,8 @@ class Feed:
         self.connection = connection
         self._services = services
         self._room: Room = (identity.tenant, identity.user_id)
-        self._screen = _FeedScreen(connection, self.dialect, services.max_queue_bytes, self)
+        screen = FeedScreen if self.way is None else OnceScreen
+        self._screen = screen(connection, self.dialect, services.max_queue_bytes, self)
         if self.way is not None:
             self._screen.sent = Sent(services.marks, self.way, self._room, connection)
         self._expiry: asyncio.TimerHandle | None = None

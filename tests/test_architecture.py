@@ -23,7 +23,7 @@ LAYERS = {
     "CORE 2": "backplane presence cluster cluster.link cluster.codec cluster.outgoing cluster.repeats cluster.gaps"
     " cluster.asking cluster.backplane",
     "CORE 3": "notifier broadcaster retention inbox sync counts marks mailing outbox sweep",
-    "CORE 4": "screen session conversations conversations.* feed stream_feed inbox_feed",
+    "CORE 4": "screen session conversations conversations.* feed feed_screen stream_feed inbox_feed",
     "EDGES": "store.sqlite* store.mongo* folder_lock smtp mail_folder ingest ingest.* logins logins.* tokens tokens.*"
     " transports transports.* admin health cluster.redis* cluster.mongodb",
     "ROOT": "__init__ __main__ app wiring consumers doors publish_port entrance reloading sign_in process event_loop"

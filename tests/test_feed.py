@@ -20,7 +20,8 @@ from server.dialects import HubDialect
 from server.feed import Feed, HubFeed, RealtimeFeed, ServiceFeed, TenantFeed
 from server.grants import DEFAULT_TENANT
 from server.inbox_feed import InboxFeed
-from server.messages import Broadcasted, Notification, Seen, UnseenCount, now
+from server.messages import Added, Broadcasted, Notification, Recipient, Seen, UnseenCount, altered, now
+from server.revs import span_of
 from server.rooms import NOBODY
 from server.stream_feed import StreamFeed
 from server.wire import FAILED, REVOKED, SIGNED_OUT, SLOW, TOKEN_EXPIRED, TOO_MANY
@@ -279,6 +280,38 @@ async def test_what_was_listed_does_not_come_again_as_a_push(
     assert (await contents(slow, 101))[-1] == "new"
     await core.notify("alice", content="last")
     assert await contents(slow, 1) == ["last"]
+
+
+@pytest.mark.parametrize("kind", [HubFeed, RealtimeFeed])
+async def test_what_was_listed_does_not_come_again_as_what_became_of_it(core: Core, kind: type[Feed]) -> None:
+    """The push comes late, when the document has been seen and unseen: it tells of it with a later rev."""
+    connection = listen(core, kind)
+    [document] = await core.fill("alice", 1)
+    connection.session.missed(now())  # type: ignore[union-attr]
+    assert await contents(connection, 1) == [document.notification.content]
+    core.backplane.publish([(ALICE, Added(altered(document, rev=document.rev + 1)))])
+    await caught_up(core, connection)
+
+
+@pytest.mark.parametrize("kind", [HubFeed, RealtimeFeed])
+async def test_what_is_told_long_after_it_was_stored_comes_once(
+    core: Core, kind: type[Feed], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it is when the store did not say in time that it has it: to who was there all the time, and not again to who
+    has listed it since, though that was too long ago to be remembered."""
+    there = listen(core, kind)
+    await caught_up(core, there)
+    stored = await core.store.add(notification("is told late"), [Recipient("alice")], None)
+    told_late = [(ALICE, Added(altered(each, rev=each.rev - span_of(60)))) for each in stored.documents]
+    core.backplane.publish(told_late)
+    assert await contents(there, 1) == ["is told late"]
+    monkeypatch.setattr(screen_module, "REORDER_WINDOW_S", -60)  # so much later is it
+    there.session.missed(now())  # type: ignore[union-attr]  # nothing is left to be listed
+    async with asyncio.timeout(30):
+        while len(core.tasks):  # noqa: ASYNC110  # nothing tells of it
+            await asyncio.sleep(0)
+    core.backplane.publish(told_late)
+    await caught_up(core, there)
 
 
 async def test_too_many_pushes_behind_what_waited_close_the_connection(core: Core) -> None:

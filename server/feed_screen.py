@@ -1,0 +1,108 @@
+"""What one connection that only listens is shown: what waited for it, and pushes, none of which comes twice."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from itertools import takewhile
+
+from server.dialects import Dialect
+from server.marks import Sent
+from server.messages import Added, Document, Event, now
+from server.revs import span_of
+from server.rooms import REORDER_WINDOW_S, Connection, Push
+from server.screen import Owner, Screen
+from server.wire import Frame
+
+_SECOND = span_of(1)
+
+
+class FeedScreen(Screen):
+    """Keeps account of the documents sent (`sent` None: nobody asks). What was listed does not come again as a push,
+    however long the listing took."""
+
+    __slots__ = ("sent",)
+
+    def __init__(self, connection: Connection, dialect: Dialect, max_held_bytes: int, owner: Owner) -> None:
+        super().__init__(connection, dialect, max_held_bytes, owner)
+        self.sent: Sent | None = None
+
+    def push(self, pushes: Sequence[Push], burst: Frame) -> None:
+        is_straight = self._held is None and self._answered is None
+        super().push(pushes, burst)
+        if is_straight:
+            self._note_sent(pushes)
+
+    def _send_news(self, pushes: Sequence[Push]) -> Sequence[Push]:
+        news = super()._send_news(pushes)
+        self._note_sent(news)
+        return news
+
+    def answer(self, frame: Frame, documents: Sequence[Document] = ()) -> None:
+        super().answer(frame, documents)
+        self._drop_held({document.id: document.rev for document in documents})
+        self._note_sent([(Added(document), frame) for document in documents])
+
+    def let_pass(self, listed: Document) -> None:
+        """Send those waiting pushes whose documents are older than the one that is listed next."""
+        held = self._held or []
+        older = list(takewhile(lambda push: _is_older(push[0], listed), held))
+        if older:
+            self._wait_on(held[len(older) :])
+            self._send_news(older)
+
+    def _drop_held(self, listed: Mapping[str, int]) -> None:
+        held = self._held or []
+        kept = [push for push in held if not self._is_shown(push[0], listed)]
+        if len(kept) < len(held):
+            self._wait_on(kept)
+
+    def _is_shown(self, event: Event, shown: Mapping[str, int]) -> bool:
+        """Whether a document is brought that was shown so, or later (`shown`: with which revs)."""
+        return isinstance(event, Added) and shown.get(event.document.id, -1) >= event.rev
+
+    def _wait_on(self, held: list[Push]) -> None:
+        self._held = held
+        self._held_bytes = sum(len(frame.text) for _, frame in held)
+
+    def _note_sent(self, pushes: Sequence[Push]) -> None:
+        # A connection that has just been closed as slow has dropped it.
+        if self.sent is None or self.connection.is_closed:
+            return
+        for event, frame in pushes:
+            if isinstance(event, Added):
+                self.sent.add(event.document.id, len(frame.text))
+
+
+class OnceScreen(FeedScreen):
+    """Of clients that are told of each document once, and of nothing that becomes of it."""
+
+    __slots__ = ()
+
+    def push(self, pushes: Sequence[Push], burst: Frame) -> None:
+        oldest = (time.time() - REORDER_WINDOW_S) * _SECOND
+        for event, _ in pushes:  # for each delivery: a loop costs less than what looks better
+            if isinstance(event, Added) and event.document.rev < oldest:
+                self._push_timely(pushes, oldest)
+                return
+        super().push(pushes, burst)
+
+    def _push_timely(self, pushes: Sequence[Push], oldest: float) -> None:
+        """Something was stored, and the store did not say so in time. It may have been listed since, and that be
+        forgotten; the store knows to whom it is still to be sent."""
+        self.missed(now())
+        for push in pushes:
+            event, frame = push
+            if not isinstance(event, Added) or event.document.rev >= oldest:
+                super().push([push], frame)
+
+    def _news(self, pushes: Sequence[Push]) -> Sequence[Push]:
+        return [push for push in pushes if not self._is_shown(push[0], self._answered or {})]
+
+    def _is_shown(self, event: Event, shown: Mapping[str, int]) -> bool:
+        # With whatever rev: what comes late is told as what has become of it.
+        return isinstance(event, Added) and event.document.id in shown
+
+
+def _is_older(event: Event, listed: Document) -> bool:
+    return isinstance(event, Added) and event.document.place < listed.place
