@@ -1261,7 +1261,7 @@ async def test_a_refused_intent_is_not_in_the_way(
     assert raw["notifications_intents"].count_documents({"failedAt": {"$exists": True}}) == 0
 
 
-@pytest.mark.parametrize("code", [91, 14031, 133])
+@pytest.mark.parametrize("code", [91, 14031, 133, 202, 365])
 async def test_an_error_that_passes_is_no_refusal(
     store: MongoStore, raw: Database[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
@@ -1348,6 +1348,9 @@ async def test_refused_mail_keeps_its_reason(
         WTimeoutError("waiting for replication timed out", 64),
         ExecutionTimeout("operation exceeded time limit", 50),
         OperationFailure("no primary in the shard", 133),
+        OperationFailure("Couldn't get a connection within the time limit", 202),
+        OperationFailure("Read concern majority reads are currently not possible", 134),
+        OperationFailure("socket exception", 9001),
         OperationFailure("Transaction numbers are only allowed on a replica set member or mongos", 20),
     ],
     ids=lambda error: type(error).__name__,

@@ -50,11 +50,15 @@ CODEC_OPTIONS: CodecOptions[Raw] = CodecOptions(tz_aware=True)
 AUTHENTICATION_CODES = frozenset({13, 18})  # Unauthorized, AuthenticationFailed
 
 # What a mongos answers when it is there but the shard is not: HostUnreachable, HostNotFound, NetworkTimeout,
-# FailedToSatisfyReadPreference, ExceededTimeLimit. And IllegalOperation: when a standalone server comes back, pymongo
-# 4.20 may retry a write in the way of replica sets, which the server does not do.
+# FailedToSatisfyReadPreference, ExceededTimeLimit, NetworkInterfaceExceededTimeLimit, SocketException. What a server
+# cannot do yet, or under its load: ReadConcernMajorityNotAvailableYet, TemporarilyUnavailable (its cache is full).
+# And IllegalOperation: when a standalone server comes back, pymongo 4.20 may retry a write in the way of replica sets,
+# which the server does not do.
 # And of a single document in a batch: MaxTimeMSExpired, ShutdownInProgress, PrimarySteppedDown, NotWritablePrimary,
 # InterruptedAtShutdown, InterruptedDueToReplStateChange, OutOfDiskSpace.
-_UNAVAILABLE_CODES = frozenset({6, 7, 89, 133, 262, 20, 50, 91, 189, 10107, 11600, 11602, 14031})
+_UNAVAILABLE_CODES = frozenset(
+    {6, 7, 89, 133, 262, 202, 9001, 134, 365, 20, 50, 91, 189, 10107, 11600, 11602, 14031}
+)
 
 
 _DUPLICATE_KEY = 11000
