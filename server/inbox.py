@@ -189,7 +189,7 @@ class Inbox:
             await self._publish(room, [Missed()])
         else:
             await self._publish(room, [Restored(each) for each in documents if not each.deleted])
-        return Changed(change.ids, change.rev)
+        return Changed(await self._really_changed(room, change), change.rev)
 
     async def acknowledge(self, room: Room, ids: tuple[str, ...]) -> None:
         """Remember that a client has got these documents. To the inbox nothing happens."""

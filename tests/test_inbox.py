@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from server.bus import INBOX_CHANGED
 from server.errors import StoreUnavailable
 from server.inbox import CHANGES_PER_BATCH
 from server.rooms import Room
+from server.store import Change
 from tests.support.core import ALICE, BOB, Core, open_core
 
 NOBODYS = "0123456789abcdef01234567"
@@ -89,6 +91,27 @@ async def test_what_changes_nothing_is_told_to_nobody(
     await core.backplane.flushed()
     assert not alice.received()
     assert changes == []
+
+
+async def test_who_restores_is_answered_with_what_they_restored(
+    core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not with what another device was quicker to restore, which has another rev."""
+    ids = tuple(document.id for document in await core.fill("alice", 2))
+    await core.inbox.delete(ALICE, ids)
+    restore = core.store.restore
+
+    async def restore_second(tenant: str, user_id: str, ids: Sequence[str]) -> Change:
+        # As on MongoDB, where both have been found before another node restores one.
+        await restore(tenant, user_id, ids[:1])
+        change = await restore(tenant, user_id, ids[1:])
+        return replace(change, ids=tuple(ids))
+
+    monkeypatch.setattr(core.store, "restore", restore_second, raising=False)
+    changed = await core.inbox.restore(ALICE, ids)
+    assert changed.ids == ids[1:]
+    [second, first] = await core.inbox.newest(ALICE, before=None, limit=2)
+    assert (second.rev, first.deleted) == (changed.rev, False)
 
 
 async def test_all_are_marked_seen_a_batch_at_a_time(
