@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 from pydispatch import dispatcher
@@ -12,6 +13,7 @@ from pymongo.errors import BulkWriteError
 from redis.asyncio import Redis
 
 from server.bus import INBOX_CHANGED, REFUSED
+from server.cluster import redis as redis_module
 from server.cluster.gaps import Gaps
 from server.cluster.link import LinkDown
 from server.cluster.redis import MANY_SHARDS, RedisLink
@@ -46,6 +48,46 @@ async def test_nobody_uses_a_connection_that_is_being_made(redis_server: RedisSe
     finally:
         await commands.disconnect()
         await relay.close()
+
+
+@asynccontextmanager
+async def commands_over(relay: Relay) -> AsyncIterator[Commands]:
+    """A connection for commands by this way."""
+    await relay.open()
+    url = f"redis://127.0.0.1:{relay.port}/0"
+    commands = Commands(Cluster(backplane="redis", redis_url=url, timeout_s=20))
+    try:
+        await commands.connect()
+        yield commands
+    finally:
+        await commands.disconnect()
+        await relay.close()
+
+
+async def test_who_asks_at_the_same_time_gets_their_own_answers(redis_server: RedisServer) -> None:
+    """One after the other, however many commands each has."""
+    async with commands_over(Relay(redis_server.port)) as commands:
+        asked = [[("ECHO", f"{who} {number}") for number in range(3)] for who in range(20)]
+        answers = await asyncio.gather(*map(commands.execute, asked))
+        assert answers == [[text.encode() for _, text in each] for each in asked]
+
+
+async def test_nobody_gets_the_answer_to_what_was_cut_off(redis_server: RedisServer) -> None:
+    """Nor what comes behind one that is refused: the connection is of no use any more."""
+    relay = Relay(redis_server.port)
+    async with commands_over(relay) as commands:
+        relay.silence()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await commands.execute([("ECHO", "late")])
+        relay.mend()
+        with pytest.raises(LinkDown, match="not connected"):
+            await commands.execute([("ECHO", "next")])
+        await commands.connect()
+        with pytest.raises(LinkDown, match="unknown command"):
+            await commands.execute([("NONSENSE",), ("ECHO", "behind")])
+        with pytest.raises(LinkDown, match="not connected"):
+            await commands.execute([("ECHO", "next")])
 
 
 async def test_who_is_brought_up_to_date_is_told_how_many_there_are() -> None:
@@ -172,6 +214,130 @@ async def test_joined_messages_that_cannot_be_read_are_counted_and_ignored(
     here.backplane.publish((room, Missed()) for room in USERS)
     await until(lambda: all(member.told for member in members), "the events behind it")
     assert refused == ["garbled"]
+
+
+async def until_followed(channel: Channel, name: str, count: int) -> None:
+    """Return when so many nodes subscribe to this."""
+    async with asyncio.timeout(30):
+        while await followers(channel, name) != [count]:  # noqa: ASYNC110  # nobody is told
+            await asyncio.sleep(0.01)
+
+
+async def test_a_node_that_follows_many_shards_does_so_again_after_it_was_cut_off(channel: Channel) -> None:
+    """What was sent meanwhile is read."""
+    here, there = await channel.meet(2)
+    members = [there.join(room) for room in USERS]
+    await until(lambda: all(member.gaps for member in members), "all being followed")
+    for member in members:
+        member.gaps.clear()
+    assert isinstance(there.link, RedisLink)
+    await there.link._subscription.disconnect()
+    await until(lambda: all(member.gaps for member in members), "all being brought up to date")
+    here.backplane.publish((room, Missed()) for room in USERS)
+    await until(lambda: all(member.told for member in members), "what is published then")
+
+
+async def test_who_comes_while_a_node_changes_over_is_brought_up_to_date(channel: Channel) -> None:
+    """What was sent before it follows all shards does not come."""
+    here, there = await channel.meet(2)
+    assert isinstance(there.link, RedisLink)
+    follow, held = there.link._subscription.follow, list[bytes]()
+
+    async def hold(channels: Sequence[bytes]) -> None:
+        held.extend(channels)
+
+    there.link._subscription.follow = hold  # type: ignore[method-assign]  # for the time being
+    for room in USERS:
+        there.join(room)
+    await until(lambda: held, "the changing over")
+    shards = {there.link.shard_of(room) for room in USERS}
+    names = (("acme", f"late-{number}") for number in range(10_000))
+    late = next(room for room in names if there.link.shard_of(room) not in shards)
+    member = there.join(late)
+    await until(lambda: room_is_said(there.link, late), "who has come being known")
+    here.backplane.publish([(late, Missed())])
+    await here.backplane.flushed()
+    await follow(held)
+    await until(lambda: member.gaps, "the gap")
+
+
+def room_is_said(link: RedisLink, room: Room) -> bool:
+    return link.shard_of(room) in link._followed and room not in link._unsaid
+
+
+# -- shards that come and go ---------------------------------------------------------------------------------
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shards without users are let go of at once."""
+    monkeypatch.setattr(redis_module, "BEAT_S", 0.02)
+    monkeypatch.setattr(redis_module, "LINGER_S", 0.0)
+
+
+@pytest.mark.usefixtures("quick")
+async def test_a_shard_without_users_is_let_go_of_and_followed_again(channel: Channel) -> None:
+    """Who comes to it then is reached; so is who came back before that."""
+    here, there = await channel.meet(2)
+    alice, bob = await there.joined(ALICE), await there.joined(BOB)
+    there.rooms.leave(BOB, bob)
+    there.rooms.leave(ALICE, alice)
+    back = there.join(ALICE)
+    await until_followed(channel, f"{{{there.link.shard_of(BOB)}}}", 0)
+    here.backplane.publish([(ALICE, Missed())])
+    await until(lambda: back.told, "the event for who came back")
+    bob = await there.joined(BOB)
+    here.backplane.publish([(BOB, Missed())])
+    await until(lambda: bob.told, "the event for who came again")
+
+
+# -- what Redis knows of who is online -----------------------------------------------------------------------
+async def until_online(channel: Channel, room: Room, *, is_online: bool = True) -> None:
+    """Return when other nodes find it so."""
+    [asker, *_] = channel.nodes
+    async with asyncio.timeout(30):
+        while (await asker.backplane.online_elsewhere([room]) == {room}) != is_online:  # noqa: ASYNC110  # nobody is told
+            await asyncio.sleep(0.01)
+
+
+async def test_what_redis_knows_of_who_is_online_goes_by_itself_and_is_said_again(
+    channel: Channel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of a dead node stays; and one that lives is not forgotten."""
+    _, there = await channel.meet(2)
+    there.join(ALICE)
+    await until_online(channel, ALICE)
+    assert isinstance(there.link, RedisLink)
+    key = there.link._online_key(there.link.shard_of(ALICE), there.id)
+    async with Redis.from_url(channel.settings.redis_url, protocol=2) as client:
+        async with asyncio.timeout(30):
+            while not 0 < await client.ttl(key) <= redis_module.KEEP_S:  # noqa: ASYNC110  # nobody is told
+                await asyncio.sleep(0.01)
+        monkeypatch.setattr(redis_module, "KEEP_S", 1)
+        await client.delete(key)
+        await until_online(channel, ALICE)
+
+
+async def test_who_has_left_as_the_way_was_cut_is_not_online(channel: Channel) -> None:
+    """What was being said then is said again."""
+    _, there = await channel.meet(2)
+    alice = there.join(ALICE)
+    await until_online(channel, ALICE)
+    assert isinstance(there.link, RedisLink)
+    execute, is_being_said = there.link._asking.execute, asyncio.Event()
+
+    async def hang(commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+        if commands[0][0] != "SREM":
+            return await execute(commands)
+        is_being_said.set()
+        await asyncio.Event().wait()
+        return []
+
+    there.link._asking.execute = hang  # type: ignore[method-assign]  # for the time being
+    there.rooms.leave(ALICE, alice)
+    async with asyncio.timeout(30):
+        await is_being_said.wait()
+    there.link._asking.execute = execute  # type: ignore[method-assign]
+    await there.link._subscription.disconnect()
+    await until_online(channel, ALICE, is_online=False)
 
 
 # -- the relay by which tests cut ways -----------------------------------------------------------------------

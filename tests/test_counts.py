@@ -163,6 +163,27 @@ async def test_between_two_portions_is_time_for_others(
     assert untold.cancel()
 
 
+@pytest.mark.parametrize("is_bounded", [False, True])
+async def test_much_work_is_followed_by_rest_but_not_for_ever(
+    core: Core, counts: UnseenCounts, monkeypatch: pytest.MonkeyPatch, is_bounded: bool
+) -> None:
+    """Between two rounds; between two portions it is bounded as well."""
+    monkeypatch.setattr(module, "USERS_AT_ONCE", 1)
+    monkeypatch.setattr(module, "REST_PER_WORK", 1e9)
+    monkeypatch.setattr(module, "MAX_INTERVAL_S", 0.0 if is_bounded else 1e9)
+    monkeypatch.setattr(module, "PAUSE_PER_WORK", 1e9)
+    alice, bob = await core.join("alice"), await core.join("bob")
+    _changed(ALICE, BOB)
+    assert [await _count(alice), await _count(bob)] == [0, 0]
+    core.store.calls.clear()
+    _changed(ALICE)
+    if is_bounded:
+        assert await _count(alice) == 0
+    else:
+        await asyncio.sleep(0.05)
+        assert (core.store.calls, alice.received()) == ([], [])
+
+
 async def test_only_what_the_store_did_not_answer_is_asked_again(
     core: Core, counts: UnseenCounts, monkeypatch: pytest.MonkeyPatch
 ) -> None:

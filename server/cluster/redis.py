@@ -280,7 +280,7 @@ class RedisLink(Link):
             commands += [("EXPIRE", key, KEEP_S)] if verb == "SADD" else []
         try:
             await self._asking.execute(commands)
-        except LinkDown:
+        except BaseException:  # cut off, too: who has left would else be online for ever
             self._unsaid |= unsaid
             raise
 
