@@ -119,6 +119,20 @@ async def test_a_store_that_is_away_delays_the_count(core: Core, counts: UnseenC
     assert [await _count(alice), await _count(bob)] == [2, 1]
 
 
+async def test_a_store_that_is_away_is_not_asked_without_end(
+    core: Core, counts: UnseenCounts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has others to answer when it is back."""
+    monkeypatch.setattr(module, "RETRY_INTERVAL_S", 1e9)
+    await core.join("alice")
+    core.store.goes_away()
+    _changed(ALICE)
+    async with asyncio.timeout(30):
+        assert await core.store.failed.get() == "count_unseen"
+    await asyncio.sleep(0.05)
+    assert core.store.failed.empty()
+
+
 def _connected(core: Core, rooms: Sequence[Room]) -> list[RecordingConnection]:
     connections = [RecordingConnection() for _ in rooms]
     for room, connection in zip(rooms, connections, strict=True):

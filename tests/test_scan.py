@@ -100,14 +100,15 @@ def test_a_burst_is_no_larger_than_its_bound(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(module, "MAX_BURST_CHARS", 2 * size)
     alice = Member()
     large = _added("large")
-    Stage([alice]).tell(UnseenCount(1), UnseenCount(2), UnseenCount(3), large, UnseenCount(4))
+    Stage([alice]).tell(*map(UnseenCount, range(5)), large, UnseenCount(5))
     assert [[message.name for message in messages_of(burst)] for burst in alice.bursts] == [
+        ["count", "count"],
         ["count", "count"],
         ["count"],
         ["notification"],
         ["count"],
     ]
-    assert alice.bursts[2] is alice.told[3][1]
+    assert alice.bursts[3] is alice.told[5][1]
 
 
 def test_each_is_told_in_the_dialect_they_speak() -> None:
