@@ -48,6 +48,16 @@ def test_revs_are_taken_in_a_row(last: int, count: int) -> None:
     assert clock.next() == last + 1 + count
 
 
+@given(revs, st.integers(-2, 2), milliseconds)
+def test_no_rev_is_issued_above_a_ceiling(last: int, room: int, time_ms: int) -> None:
+    """Up to it, as ever; what is refused leaves no gap."""
+    clock = RevClock(last, lambda: time_ms)
+    following = max(time_ms << COUNTER_BITS, last + 1)
+    issued = clock.next_up_to(following + room)
+    assert issued == (following if room >= 0 else None)
+    assert clock.last == (last if issued is None else issued)
+
+
 @given(revs, revs)
 def test_a_witnessed_rev_is_gone_above(own: int, foreign: int) -> None:
     """After a rev from elsewhere the next one is greater, and an old one from elsewhere changes nothing."""
