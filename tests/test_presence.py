@@ -15,6 +15,7 @@ from server.presence import Presence
 from server.rooms import Push, Room, Rooms, SignIn
 from server.wire import EventFrames, Frame
 from tests.support.recording import RecordingConnection
+from tests.test_moments import Clocks
 
 ALICE: Room = ("acme", "alice")
 BOB: Room = ("acme", "bob")
@@ -129,3 +130,20 @@ async def test_a_clock_that_is_set_ahead_makes_nobody_alive(
     assert not await presence.alive_since("acme", ["alice"], accepted_at, ago_s)
     alice.connection.last_alive_at = time.monotonic() + 10
     assert await presence.alive_since("acme", ["alice"], accepted_at, ago_s)
+
+
+async def test_that_the_clock_was_set_is_noted_though_nobody_is_mailed(rooms: Rooms, alice: Member) -> None:
+    """What was accepted until it was set back is from then, and not from the future."""
+    clocks = Clocks()
+    presence = Presence(rooms, LocalBackplane(rooms), heartbeat_s=25, moments=clocks.moments())
+    clocks.set(timedelta(hours=1))
+    presence.sweep()
+    clocks.pass_(10)
+    accepted_at, moment = clocks.wall, clocks.moment
+    clocks.pass_(10)
+    presence.sweep()
+    clocks.set(timedelta(hours=-1))
+    alice.connection.last_alive_at = moment + 5
+    assert await is_alive(presence, accepted_at)
+    alice.connection.last_alive_at = moment - 5
+    assert not await is_alive(presence, accepted_at)
