@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import AsyncIterator, Collection, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,21 @@ from redis.exceptions import RedisError
 
 from server import feed as feed_module
 from server.auth import Identity
+from server.cluster import backplane as backplane_module
 from server.cluster import gaps, outgoing
 from server.cluster.backplane import ClusterBackplane
-from server.cluster.codec import Left, Lost, Reader, Told, decode, encode, encode_notification, encode_told
+from server.cluster.codec import (
+    Answered,
+    Asked,
+    Left,
+    Lost,
+    Reader,
+    Told,
+    decode,
+    encode,
+    encode_notification,
+    encode_told,
+)
 from server.cluster.link import LIFE_S, Ears, Link, LinkDown, Message, Patience
 from server.cluster.redis_connection import Commands, reason_of
 from server.cluster.repeats import KEEP_S, REMEMBERED, Repeats
@@ -29,7 +41,7 @@ from server.messages import Added, Deleted, Event, Missed, Recipient, Restored, 
 from server.rooms import Room, Rooms
 from server.stream_feed import StreamFeed
 from server.tasks import Tasks
-from tests.support.backplanes import ALICE, Member, added, until
+from tests.support.backplanes import ALICE, BOB, Member, added, until
 from tests.support.clock import Clock
 from tests.support.core import Core, command, notification, open_core
 from tests.support.feed_connection import FeedConnection, listen
@@ -366,6 +378,91 @@ async def test_a_node_that_lost_something_has_all_brought_up_to_date(
     rooms.leave(("acme", "user-8"), members.pop(("acme", "user-8")))
     await until(lambda: all(member.gaps for member in members.values()), "all being brought up to date")
     assert {len(member.gaps) for member in members.values()} == {1}
+
+
+async def test_who_fails_at_being_brought_up_to_date_holds_up_nobody(
+    node: tuple[ClusterBackplane, Rooms], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nor those for whom something is missing later."""
+
+    class Failing(Member):
+        def missed(self, since: datetime) -> None:
+            raise RuntimeError("broken")
+
+    backplane, rooms = node
+    rooms.join(ALICE, Failing())
+    bob = Member()
+    rooms.join(BOB, bob)
+    for room in (ALICE, BOB):
+        backplane.missed([room], now())
+    await until(lambda: bob.gaps, "the other one being brought up to date")
+    assert [record.getMessage() for record in caplog.records] == [
+        "could not bring tenant=acme user=alice up to date"
+    ]
+
+
+async def test_a_gap_does_not_begin_in_the_future(node: tuple[ClusterBackplane, Rooms]) -> None:
+    """However far the clock of the node that tells of it is ahead."""
+    backplane, rooms = node
+    alice = Member()
+    rooms.join(ALICE, alice)
+    backplane.received(encode(Lost("them", int((now().timestamp() + 3600) * 1000))))
+    await until(lambda: alice.gaps, "the gap")
+    assert alice.gaps[0] < now()
+
+
+async def test_a_message_that_is_too_long_is_not_read(
+    node: tuple[ClusterBackplane, Rooms], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nodes send less; the next one is."""
+    backplane, rooms = node
+    alice = Member()
+    rooms.join(ALICE, alice)
+    message = told(Missed())
+    monkeypatch.setattr(backplane_module, "MAX_MESSAGE_BYTES", len(message))
+    backplane.received(told(Seen(("a",) * 100, 1)))
+    backplane.received(message)
+    await backplane.flushed()
+    assert alice.told == [Missed()]
+    assert "1 messages could not be read" in caplog.text
+
+
+async def test_only_so_many_questions_are_answered_at_once(
+    node: tuple[ClusterBackplane, Rooms], link: OpenLink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who gets no answer takes the users for away."""
+    backplane, rooms = node
+    rooms.join(ALICE, Member())
+    monkeypatch.setattr(backplane_module, "MAX_ANSWERING", 3)
+
+    def ask(number: int) -> None:
+        backplane.received(encode(Asked("them", number, "acme", ["alice", "bob"], 60.0)))
+
+    for number in range(5):
+        ask(number)
+    await until(lambda: len(link.sent) == 3, "the answers")
+    ask(5)
+    await until(lambda: len(link.sent) == 4, "the answer to the next question")
+    assert [decode(message.body) for message in link.sent] == [
+        Answered("us", number, ["alice"]) for number in (0, 1, 2, 5)
+    ]
+
+
+async def test_of_a_question_that_was_answered_nothing_is_kept(
+    node: tuple[ClusterBackplane, Rooms], link: OpenLink
+) -> None:
+    """It ends with the last answer; what comes later, or of whom nobody asked, changes nothing."""
+    backplane, _ = node
+    backplane.heard_of({"us", "them", "others"})
+    asking = asyncio.create_task(backplane.alive_elsewhere("acme", ["alice", "bob"], 60.0))
+    await until(lambda: link.sent, "the question")
+    asked = decode(link.sent[0].body)
+    assert asked == Asked("us", asked.number, "acme", ["alice", "bob"], 60.0)  # type: ignore[union-attr]
+    backplane.received(encode(Answered("strangers", asked.number, ["bob"])))  # type: ignore[union-attr]
+    for who in ("them", "others"):
+        backplane.received(encode(Answered(who, asked.number, ["alice", "carol"])))  # type: ignore[union-attr]
+    assert await asking == {"alice"}
+    assert not backplane._asking._questions
 
 
 @pytest.mark.parametrize("was_known", [True, False])
