@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from server import inbox as inbox_module
 from server.errors import StoreUnavailable
-from server.messages import AllSeen, Event, Missed, Seen
+from server.messages import AllSeen, Deleted, Event, Missed, Restored, Seen, Unseen
+from server.revs import span_of
 from server.rooms import Push
 from server.screen import Screen
 from server.since import parse_since
@@ -146,9 +148,13 @@ async def test_a_since_from_the_middle_of_a_sync_says_nothing_of_what_is_unchang
 # -- marking all ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("batch", [500, 1])
 @pytest.mark.parametrize("is_named", [False, True])
-async def test_all_is_also_what_a_node_has_stored_whose_revs_are_ahead(late: Core, is_named: bool) -> None:
+async def test_all_is_also_what_a_node_has_stored_whose_revs_are_ahead(
+    late: Core, is_named: bool, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Or what the user has just been shown would stay unseen. What comes after is not taken with it."""
+    monkeypatch.setattr(inbox_module, "CHANGES_PER_BATCH", batch)
     documents = await late.fill("alice", 4)
     position, shown = documents[0].rev, documents[2].rev
 
@@ -183,6 +189,66 @@ async def test_what_may_not_be_visible_yet_is_told_of_by_its_ids(late: Core, hea
     [seen] = heard
     assert isinstance(seen, Seen)
     assert sorted(seen.changed_ids) == sorted(document.id for document in documents)
+
+
+async def test_as_a_whole_are_told_of_those_alone_behind_which_nothing_becomes_visible(
+    late: Core, heard: list[Event]
+) -> None:
+    """The later ones by their ids."""
+    old, older, latest = await late.fill("alice", 3)
+    settled = max(old.rev, older.rev)
+
+    async def position() -> int:
+        return settled + span_of(OVERLAP_S)
+
+    late.store.position = position  # type: ignore[method-assign]
+    marked = await late.inbox.mark_seen_up_to(ALICE, None)
+    assert marked.changed == 3
+    whole, [seen] = [event for event in heard if isinstance(event, AllSeen)], heard[-1:]
+    assert whole == [AllSeen(settled)]
+    assert isinstance(seen, Seen) and seen.changed_ids == (latest.id,)
+
+
+# -- what others change at the same time ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", ["see", "mark_unseen", "remove"])
+async def test_a_rev_is_told_of_those_alone_that_got_it(
+    core: Core, heard: list[Event], verb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of what another node has just changed the same way it may be above that of the next change."""
+    documents = await core.fill("alice", 2)
+    ids = tuple(document.id for document in documents)
+    if verb == "mark_unseen":
+        await core.inbox.see(ALICE, ids)
+    store_verb = {"see": "mark_seen", "remove": "delete"}.get(verb, verb)
+    carry_out = getattr(core.store, store_verb)
+
+    async def be_overtaken(tenant: str, user_id: str, asked: Sequence[str]) -> Change:
+        change = await carry_out(tenant, user_id, asked[:1])
+        return Change(tuple(asked), change.changed, change.rev)
+
+    monkeypatch.setattr(core.store, store_verb, be_overtaken, raising=False)
+    heard.clear()
+    changed = await getattr(core.inbox, verb)(ALICE, ids)
+    assert changed.ids == ids[:1]
+    [event] = heard
+    assert isinstance(event, Seen | Unseen | Deleted)
+    assert (event.changed_ids if isinstance(event, Seen) else event.ids) == ids[:1]
+
+
+async def test_what_was_deleted_again_is_not_told_of_as_restored(core: Core, heard: list[Event]) -> None:
+    """It would be on a screen for good."""
+    kept, gone = [document.id for document in await core.fill("alice", 2)]
+    await core.inbox.delete(ALICE, (kept, gone))
+    gate = core.store.hold("restore")
+    restoring = asyncio.create_task(core.inbox.restore(ALICE, (kept, gone)))
+    await gate.reached()
+    await core.inbox.delete(ALICE, (gone,))
+    heard.clear()
+    gate.open()
+    await restoring
+    assert [event.document.id for event in heard if isinstance(event, Restored)] == [kept]
 
 
 # -- what cannot be told -------------------------------------------------------------------------------------
