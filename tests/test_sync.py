@@ -105,6 +105,17 @@ async def test_a_sync_ends_where_the_clock_was_when_it_began(core: Core) -> None
     assert {document.id for document in later} <= told
 
 
+async def test_who_was_cut_off_in_the_middle_of_a_sync_is_led_up_to_now(core: Core) -> None:
+    """No push has told them of what was changed meanwhile."""
+    since = str(await core.services.sync.now())
+    await core.fill("alice", 4)
+    first = await core.services.sync.read(ALICE, since, 3)
+    later = await core.fill("alice", 9)
+    chunks = await _all(core, first.upto, 3)
+    told = {document.id for chunk in chunks for document in chunk.documents}
+    assert {document.id for document in later} <= told
+
+
 async def test_what_is_stored_while_a_sync_is_read_is_told_by_the_next_one(core: Core) -> None:
     """It says how far it is as of before its reading."""
     since = str(await core.services.sync.now())
