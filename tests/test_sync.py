@@ -15,7 +15,7 @@ from server.messages import AllSeen, Deleted, Event, Missed, Restored, Seen, Uns
 from server.revs import span_of
 from server.rooms import Push
 from server.screen import Screen
-from server.since import parse_since
+from server.since import Since, parse_since
 from server.store import Change
 from server.sync import Chunk
 from server.wire import Frame
@@ -114,6 +114,24 @@ async def test_who_was_cut_off_in_the_middle_of_a_sync_is_led_up_to_now(core: Co
     chunks = await _all(core, first.upto, 3)
     told = {document.id for chunk in chunks for document in chunk.documents}
     assert {document.id for document in later} <= told
+
+
+@pytest.mark.parametrize("is_long_ago", [False, True])
+async def test_who_was_cut_off_in_the_middle_of_a_sync_hears_of_what_came_late(
+    late: Core, is_long_ago: bool
+) -> None:
+    """It may have become visible in between, before the place where they were; and nothing behind that is left out."""
+    documents = await late.fill("alice", 5)
+
+    async def position() -> int:
+        return documents[-1].rev + (span_of(10 * OVERLAP_S) if is_long_ago else 0)
+
+    late.store.position = position  # type: ignore[method-assign]
+    since = str(Since(late.store.epoch, documents[0].rev))
+    first = await late.services.sync.read(ALICE, since, 3)
+    assert first.more and len(first.documents) == 3
+    told = [document for chunk in await _all(late, first.upto, 3) for document in chunk.documents]
+    assert told == (documents[3:] if is_long_ago else documents)
 
 
 async def test_what_is_stored_while_a_sync_is_read_is_told_by_the_next_one(core: Core) -> None:
