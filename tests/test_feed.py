@@ -12,6 +12,7 @@ from typing import Any, cast
 import pytest
 
 from server import feed as module
+from server import inbox_feed
 from server import screen as screen_module
 from server.auth import Identity
 from server.config import Limits as LimitSettings
@@ -389,6 +390,67 @@ async def test_who_waits_for_the_store_is_told_so_in_dialect_2(
     while told[-1] != "joined":
         told.append((await connection.next())["name"])  # type: ignore[index]  # JSON
     assert set(told[:-1]) == {"delayed"}
+
+
+def dialect_2(core: Core, since: str | None = None) -> tuple[FeedConnection, InboxFeed]:
+    """A stream of it that has just been opened."""
+    connection = Stream()
+    feed = InboxFeed(connection, core.feeds, Identity(*ALICE), since)
+    connection.session = cast("Any", feed)
+    return connection, feed
+
+
+async def test_a_stream_of_dialect_2_says_now_and_then_how_far_it_is(
+    core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing comes twice by that, and nothing is held up behind it, though the store was away; until it is closed."""
+    since = str(await core.services.sync.now())
+    documents = await core.fill("alice", 3)
+    core.services.sync.chunk_documents = 2
+    monkeypatch.setattr(inbox_feed, "REFRESH_S", 0.01)
+    connection, feed = dialect_2(core, since)
+    told: list[str] = []
+    refreshed = 0
+    while refreshed < 3:
+        frame: Any = await connection.next()
+        if frame["name"] == "sync":
+            told += [document["_id"] for document in frame["data"]["documents"]]
+            refreshed += not frame["data"]["documents"]
+    assert told == [document.id for document in documents]
+    core.store.goes_away()
+    async with asyncio.timeout(30):
+        await core.store.failed.get()
+    monkeypatch.setattr(inbox_feed, "REFRESH_S", 1e9)
+    async with asyncio.timeout(30):
+        await core.store.failed.get()
+    core.store.is_back()
+    core.backplane.publish([(ALICE, Seen((documents[0].id,), documents[-1].rev + 1))])
+    while (await connection.next())["name"] != "seen":  # type: ignore[index]  # JSON
+        pass
+    connection.go()
+    assert feed._refreshing is not None and feed._refreshing.cancelled()
+
+
+async def test_what_was_missed_is_told_in_place_of_the_next_refresh(core: Core) -> None:
+    """Else there would be one more now and then, each time that something is missed."""
+    connection, feed = dialect_2(core)
+    assert (await connection.next())["name"] == "joined"  # type: ignore[index]  # JSON
+    before = feed._refreshing
+    feed.missed(now())
+    assert (await connection.next())["name"] == "sync"  # type: ignore[index]  # JSON
+    assert before is not None and before.cancelled()
+
+
+async def test_a_bug_in_a_refresh_closes_the_connection(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its client comes back."""
+    monkeypatch.setattr(inbox_feed, "REFRESH_S", 0.01)
+    connection, _ = dialect_2(core)
+    assert (await connection.next())["name"] == "joined"  # type: ignore[index]  # JSON
+    core.store.failure = RuntimeError("a bug")
+    async with asyncio.timeout(30):
+        while not connection.is_closed:  # noqa: ASYNC110  # nothing tells of it
+            await asyncio.sleep(0)
+    assert connection.reasons == [FAILED]
 
 
 async def test_a_bug_closes_the_connection(core: Core, caplog: pytest.LogCaptureFixture) -> None:
