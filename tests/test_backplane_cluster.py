@@ -659,6 +659,23 @@ async def test_a_stream_is_given_what_has_changed(core: Core) -> None:
     feed.closed()
 
 
+async def test_a_stream_that_misses_something_again_is_given_no_more_than_that(core: Core) -> None:
+    """However long it is open, and since when."""
+    connection, frames = recorded()
+    feed = StreamFeed(connection, core.feeds, Identity(*ALICE_HERE), None)
+    await until(lambda: frames and not len(core.tasks), "the beginning being done")
+    for content in ("first", "second"):
+        await asyncio.sleep(0.01)  # each is of another millisecond
+        since = now()
+        await asyncio.sleep(0.01)
+        frames.clear()
+        await core.store.add(*_to_alice(content))
+        feed.missed(since)
+        await until(lambda: len(frames) == 2 and not len(core.tasks), "what was missed")
+        assert content in frames[0]
+    feed.closed()
+
+
 async def test_a_stream_misses_something_while_it_begins(core: Core) -> None:
     """It is told all that is unseen nevertheless, and what it missed behind that, from the first gap on; together it
     costs one more reading."""

@@ -22,7 +22,7 @@ from server.feed import Feed, HubFeed, RealtimeFeed, ServiceFeed, TenantFeed
 from server.grants import DEFAULT_TENANT
 from server.inbox_feed import InboxFeed
 from server.messages import Added, Broadcasted, Notification, Recipient, Seen, UnseenCount, altered, now
-from server.revs import span_of
+from server.revs import span_of, to_wire
 from server.rooms import NOBODY
 from server.stream_feed import StreamFeed
 from server.wire import FAILED, REVOKED, SIGNED_OUT, SLOW, TOKEN_EXPIRED, TOO_MANY
@@ -372,6 +372,16 @@ async def test_where_a_stream_goes_on_from_is_before_what_changed_while_it_was_r
     [(_, upto)] = [event for event in events if event[0] == "count"][:1]
     [(_, changed)] = [event for event in events if event[0] == "seen"]
     assert upto < changed
+
+
+async def test_a_stream_that_goes_on_is_told_what_may_have_become_visible_late(core: Core) -> None:
+    """What it knows already comes once more; nothing is passed over."""
+    documents = await core.fill("alice", 3)
+    core.store.changes_overlap_s = 30.0
+    connection = RawStream()
+    StreamFeed(connection, core.feeds, Identity(*ALICE), since=documents[-1].rev)
+    told = [await connection.next() for _ in documents]
+    assert [id_ for _, id_ in told] == [to_wire(document.rev) for document in documents]  # type: ignore[misc]
 
 
 async def test_who_waits_for_the_store_is_told_so_in_dialect_2(
