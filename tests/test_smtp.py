@@ -217,6 +217,7 @@ async def test_all_recipients_refused(sink: SMTPSink) -> None:
     handover = await send(email(sink, recipients_per_message=1), ANN, BEN, CAT)
     assert refusals(handover) == {ANN: (550, False), BEN: (550, False)}
     assert [mail.recipients for mail in sink.mails] == [[CAT]]
+    assert sink.connections == 1
 
 
 @pytest.mark.parametrize(
@@ -230,6 +231,17 @@ async def test_content_refused(sink: SMTPSink, stage: str, reply: str, is_tempor
     code = int(reply[:3])
     assert refusals(handover) == {ANN: (code, is_temporary), CAT: (550, False), BEN: (code, is_temporary)}
     assert handover.outage is None and sink.mails == []
+
+
+@pytest.mark.parametrize("stage", ["DATA", "end"])
+async def test_a_server_that_shuts_down_refuses_no_content(sink: SMTPSink, stage: str) -> None:
+    """It says that of the connection: nothing more goes over it, and those who were not come to were not tried."""
+    sink.replies = {stage: "421 4.3.2 shutting down"}
+    handover = await send(email(sink, recipients_per_message=1), ANN, BEN)
+    assert refusals(handover) == {ANN: (421, True), BEN: (421, True)}
+    assert [handover.refused[each].is_untried for each in (ANN, BEN)] == [False, True]
+    assert handover.outage and not handover.outage.needs_operator
+    assert sink.connections == 1
 
 
 async def test_a_cut_says_nothing_about_those_not_come_to(sink: SMTPSink) -> None:
@@ -395,6 +407,7 @@ async def test_wrong_password(authority: CertificateAuthority) -> None:
     with SMTPSink(starttls=authority.server_context(), logins={"us": "another"}) as sink:
         settings = email(sink, security="starttls", ca=authority.ca_file, login="us", password=PASSWORD)
         handover = await send(settings)
+        await sink.left()
     assert refusals(handover) == {ANN: (535, True)}
     assert handover.outage and handover.outage.needs_operator
     assert "login" in handover.outage.reason and PASSWORD not in handover.outage.reason
@@ -456,6 +469,16 @@ async def test_connection_cut_before_the_last_answer(sink: SMTPSink) -> None:
     assert len(sink.mails) == 1
 
 
+async def test_a_kept_connection_cut_before_the_last_answer(sink: SMTPSink) -> None:
+    """The same: it is not sent again at once over another one, as where nothing was taken yet."""
+    transport = SMTPTransport(email(sink))
+    assert await transport.send(message(), [ANN], 20) == Handover({})
+    sink.cut_at = "end"
+    assert refusals(await transport.send(message(), [BEN], 20)) == {BEN: (0, True)}
+    assert [mail.recipients for mail in sink.mails] == [[ANN], [BEN]]
+    await transport.close()
+
+
 async def test_connection_cut_after_the_last_answer(sink: SMTPSink) -> None:
     """What breaks when all is said and done breaks nothing."""
     sink.cut_at = "QUIT"
@@ -506,6 +529,7 @@ async def test_within_the_time_given(sink: SMTPSink) -> None:
     sink.hang_at = "end"
     handover = await send(email(sink, timeout_s=60), within_s=0.2)
     assert refusals(handover) == {ANN: (0, True)}
+    await sink.left()
 
 
 @pytest.mark.parametrize(("quit_timeout_s", "within_s"), [(0.1, 20), (20, 0.5)])

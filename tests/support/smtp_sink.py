@@ -85,6 +85,12 @@ class SMTPSink:
         """End all connections."""
         self._controller.loop.call_soon_threadsafe(self._controller.abort_connections)
 
+    async def left(self) -> None:
+        """Return when no client is connected any more."""
+        async with asyncio.timeout(20):
+            while self._controller.is_connected:  # noqa: ASYNC110  # it happens in another thread
+                await asyncio.sleep(0.01)
+
     def said_goodbye(self) -> None:
         self._loop.call_soon_threadsafe(self.quitted.set)
 
@@ -119,6 +125,10 @@ class _Controller(Controller):
         for server in self._servers:
             if server.transport is not None:
                 server.transport.abort()
+
+    @property
+    def is_connected(self) -> bool:
+        return any(server.transport is not None for server in self._servers)
 
     def factory(self) -> SMTP:
         sink = self._sink
