@@ -101,6 +101,7 @@ async def test_messages_and_pings(sent: bytes, messages: list[str], answered: by
         client.writer.write(sent + frame(CLOSE, struct.pack("!H", 1000) + b"done"))
         assert await client.read_to_end() == answered + goodbye(1000)
         await asyncio.wait_for(session.over.wait(), WAIT_S)
+        await until(lambda: not service.sockets)
         assert [session.received.get_nowait() for _ in range(session.received.qsize())] == messages
         assert session.closed_count == 1
 
@@ -323,7 +324,7 @@ async def test_who_has_gone_when_its_turn_comes_gets_no_session() -> None:
             await until(lambda: bool(turns))
         await asyncio.sleep(0.05)
         turns[0]()
-        assert service.all_sessions == []
+        assert (service.all_sessions, service.sockets) == ([], 0)
 
 
 @each_way
@@ -370,8 +371,23 @@ async def test_one_that_cannot_be_looked_at_is_closed(caplog: pytest.LogCaptureF
         service.connections.admission.would_admit = None  # type: ignore[assignment, method-assign]
         client.writer.write(HANDSHAKE)
         assert await client.read_to_end() == b""
-        assert len(service.upgrades) == 0
+        assert (len(service.upgrades), service.sockets) == (0, 0)
     assert [record.getMessage() for record in caplog.records] == ["a connection could not be looked at"]
+
+
+async def test_one_that_cannot_be_opened_is_closed(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody would read from it."""
+    monkeypatch.setattr(upgrades, "tune_socket", None)
+    async with door(is_short=True) as service, service.client() as client:
+        client.writer.write(HANDSHAKE)
+        assert (await client.read_head())[0] == 101
+        assert await client.read_to_end() == b""
+        assert service.sockets == 0
+    assert [record.getMessage() for record in caplog.records] == [
+        "a WebSocket could not be opened for 127.0.0.1"
+    ]
 
 
 async def test_who_waits_for_their_turn_at_the_end_gets_no_session() -> None:
@@ -389,7 +405,7 @@ async def test_who_waits_for_their_turn_at_the_end_gets_no_session() -> None:
             await service.upgrades.cut_off()
             assert await second.read_to_end() == b""
             turns[1]()
-        assert service.all_sessions == []
+        assert (service.all_sessions, service.sockets) == ([], 0)
 
 
 async def test_no_message_is_being_handled_any_more_when_all_are_cut_off() -> None:

@@ -82,6 +82,8 @@ class DoorService:
     ) -> None:
         self.takes_the_short_way = True
         """Whether WebSockets come in by `Upgrades`, where they may."""
+        self.sockets = 0
+        """How many accepted ones are open, as far as was told."""
         self.all_sessions: list[RecordingSession] = []
         self._opened: asyncio.Queue[RecordingSession] = asyncio.Queue()
         self.on_open: Callable[[RecordingSession], None] = lambda session: None
@@ -117,10 +119,14 @@ class DoorService:
     def _accept(self, connection: socket.socket, address: Any) -> None:
         """As the server does it."""
         connection.setblocking(False)
+        self.sockets += 1
         if self.takes_the_short_way:
-            self.upgrades.take(connection, address, lambda: None, self._serve_requests)
+            self.upgrades.take(connection, address, self._left, self._serve_requests)
         else:
-            self._serve_requests(connection, address, lambda: None)
+            self._serve_requests(connection, address, self._left)
+
+    def _left(self) -> None:
+        self.sockets -= 1
 
     def _serve_requests(self, connection: socket.socket, address: Any, left: Callable[[], None]) -> None:
         stream = open_stream(connection, left)
