@@ -233,9 +233,28 @@ async def test_what_a_polling_client_never_fetched_comes_again(tmp_path: Path, u
     with RunningServer(tmp_path, **SETTINGS, NOTIFY_CONNECTIONS_DISCONNECT_DELAY_S="0.5") as server:
         lost = PollingClient(server)
         await lost.join(user)
-        internal(server, [user], {"n": 1})
+        for number in range(5):
+            internal(server, [user], {"n": number})
         await all_gone(server)
-        assert '42["notification:new",{"n":1}]' in await joined(server, user)
+        again = [f'42["notification:new",{{"n":{number}}}]' for number in range(5)]
+        client = PollingClient(server)
+        told = await client.join(user)
+        while len(told) < len(again):
+            told += await client.poll()
+        assert told == again
+
+
+async def test_what_a_polling_client_has_fetched_does_not_come_again(
+    server: RunningServer, user: str
+) -> None:
+    """Who says goodbye has read it, though they have not come for more."""
+    client = PollingClient(server)
+    await client.join(user)
+    internal(server, [user], {"n": 1})
+    assert await client.poll() == ['42["notification:new",{"n":1}]']
+    await client.post("1")
+    internal(server, [user], {"n": 2})
+    assert await joined(server, user) == ['42["notification:new",{"n":2}]']
 
 
 # -- why it ends ---------------------------------------------------------------------------------------------
