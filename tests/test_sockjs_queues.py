@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from server.transports import connections
+from server.transports.sockjs.frames import array_frame
+from server.transports.sockjs.http import HttpConnection, Receiver
 from server.wire import SLOW
 from tests.support.smtp_sink import CertificateAuthority
 from tests.support.sockjs_door import (
@@ -252,6 +254,56 @@ async def _reader(
         return
     await service.request("POST", path + "/xhr")  # opens the session, which goes on over any transport
     yield await service.next_session(), read_responses
+
+
+@pytest.mark.parametrize("transport", STREAMING)
+async def test_what_waits_behind_a_large_frame_follows_it(transport: str) -> None:
+    """In the same response, as soon as it has left."""
+    method, suffix = STREAMING[transport]
+    async with serving(response_limit_bytes=1_000_000_000) as service, service.client() as client:
+        await client.write_request(method, service.new_session_path() + suffix)
+        session = await service.next_session()
+        session.connection.send(frame(1, filler=5_000_000))
+        session.connection.send(frame(2))
+        got = b""
+        while _number(transport, 2).encode() not in got:
+            got = got[-1000:] + await asyncio.wait_for(client.reader.read(1 << 20), WAIT_S)
+
+
+class Held(Receiver):
+    """A request whose stream is busy until the test says otherwise."""
+
+    is_ready = is_answered = False
+    is_acknowledged = True
+    unsent_bytes = written_bytes = 0
+
+    def __init__(self) -> None:
+        self.frames: list[str] = []
+
+    def send_frame(self, frame: str) -> None:
+        self.frames.append(frame)
+
+    def send_bytes(self, data: bytes) -> None:
+        raise NotImplementedError
+
+    def end(self) -> None: ...
+
+    def drop(self) -> None: ...
+
+
+async def test_nothing_overtakes_what_waits() -> None:
+    """Though the stream is free again already, which nobody has been told."""
+    async with serving() as service:
+        await service.request("POST", service.new_session_path() + "/xhr")
+        connection = (await service.next_session()).connection
+        assert isinstance(connection, HttpConnection)
+        receiver = Held()
+        assert connection.attach(receiver, connection.caller)
+        connection.send(frame(1))
+        receiver.is_ready = True
+        connection.send(frame(2))
+        connection.flush()
+        assert receiver.frames == [array_frame([frame(number).text for number in (1, 2)])]
 
 
 async def test_pushes_behind_a_large_frame_are_bounded() -> None:
