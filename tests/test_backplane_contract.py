@@ -13,6 +13,7 @@ import pytest
 from pydispatch import dispatcher
 
 from server.bus import BROADCAST_HEARD, INBOX_CHANGED, REFUSED
+from server.cluster.mongodb import MongoLink
 from server.messages import (
     AllSeen,
     Broadcasted,
@@ -163,6 +164,18 @@ async def test_another_stores_nodes_hear_nothing(channel: Channel) -> None:
     await until(lambda: alice.told, "the event")
     assert (strange.told, foreign.backplane.others) == ([], frozenset())
     assert await foreign.backplane.online_elsewhere([ALICE]) == set()
+
+
+async def test_another_stores_nodes_remove_nobody(channel: Channel) -> None:
+    """Of whom they know nothing is somebody else's."""
+    here, there = await channel.meet(2)
+    there.join(ALICE)
+    await until_online(here, {ALICE})
+    foreign = channel.node(epoch="another")
+    await until(lambda: not _trouble(foreign), "the stranger being connected")
+    if isinstance(foreign.link, MongoLink):
+        await foreign.link._tidy()
+    assert await is_known(here) == {ALICE}
 
 
 # -- what must not be believed -------------------------------------------------------------------------------
