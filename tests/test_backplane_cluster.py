@@ -427,6 +427,21 @@ async def test_a_message_that_is_too_long_is_not_read(
     assert "1 messages could not be read" in caplog.text
 
 
+async def test_a_document_without_its_notification_is_none(
+    node: tuple[ClusterBackplane, Rooms], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody is shown another one in its place."""
+    backplane, rooms = node
+    alice = Member()
+    rooms.join(ALICE, alice)
+    whole, lacking = added(ALICE), added(ALICE)
+    entries = [(ALICE, whole, encode_notification(whole.document.notification)), (ALICE, lacking, None)]
+    backplane.received(encode_told("them", int(now().timestamp() * 1000), entries, next(_numbers)))
+    await backplane.flushed()
+    assert alice.told == []
+    assert "1 messages could not be read" in caplog.text
+
+
 async def test_only_so_many_questions_are_answered_at_once(
     node: tuple[ClusterBackplane, Rooms], link: OpenLink, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@ import json
 import logging
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -419,6 +420,19 @@ async def test_a_client_that_stops_polling() -> None:
         assert session.connection.is_closed
         assert service.ends == [("xhr", None)]
         assert (await service.request("POST", path + "/xhr_send", b'["a"]'))[0] == 404
+
+
+async def test_of_a_client_whose_request_waits_no_other_is_expected() -> None:
+    """However long it waits."""
+    async with serving() as service, service.client() as client:
+        path = service.new_session_path()
+        await service.request("POST", path + "/xhr")
+        session = await service.next_session()
+        await client.write_request("POST", path + "/xhr_streaming")
+        await client.read_head()
+        for look in service.connections.on_tick:
+            look(time.monotonic() + 10 * WAIT_S)
+        assert not session.connection.is_closed
 
 
 async def test_a_closed_connection_takes_no_more() -> None:
