@@ -477,6 +477,23 @@ async def test_an_outage_ends_no_mail(store: Store, clock: Clock, no_pauses: Non
     assert entry.reason and entry.reason.startswith(f"no connection to 127.0.0.1:{port}")
 
 
+async def test_an_outage_ends_no_mail_that_was_put_off_before(
+    store: Store, sink: SMTPSink, clock: Clock, no_pauses: None
+) -> None:
+    """Though its time would be over: the mail server has not said so."""
+    sink.replies = {"ann@example.org": "451 4.7.1 greylisted"}
+    settings = email(sink, retry_first_s=1000.0, retry_max_s=1000.0, give_up_after_s=100.0)
+    await owe(store, *to("ann"))
+    async with running(worker_for(store, clock, settings)) as worker:
+        [postponed] = (await store.outcome()).retry
+        assert not postponed.is_untried
+        sink.cut_at = "MAIL"
+        clock.advance(1001)
+        worker.wake()
+        [postponed] = (await store.outcome()).retry
+        assert postponed.is_untried
+
+
 async def test_what_may_not_be_answered_in_time_is_not_begun(
     store: Store, sink: SMTPSink, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
