@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.revs import COUNTER_BITS, RevClock, from_wire, to_wire
+from server.revs import COUNTER_BITS, RevClock, from_wire, instant_of, span_of, to_wire
 
 milliseconds = st.integers(0, 2**48 - 1)
 revs = st.integers(0, 2**63 - 1)
@@ -30,6 +31,9 @@ def test_a_rev_tells_the_milliseconds_of_its_change() -> None:
     clock = RevClock(wall_clock_ms=lambda: 1_700_000_000_123)
     assert clock.next() == 1_700_000_000_123 << COUNTER_BITS
     assert clock.next() == (1_700_000_000_123 << COUNTER_BITS) + 1
+    at = datetime(2023, 11, 14, 22, 13, 20, 123_000, UTC)
+    assert instant_of(clock.last) == at
+    assert instant_of(clock.last + span_of(1.5)) == at + timedelta(seconds=1.5)
 
 
 def test_the_wall_clock_is_that_of_the_machine_unless_given() -> None:
