@@ -308,6 +308,13 @@ def test_a_body_that_is_packed_is_415(server: RunningServer, path: str) -> None:
     assert server.request("POST", path, PUBLISHED[path], headers).status in (200, 202)
 
 
+def test_where_no_body_comes_none_is_packed(server: RunningServer) -> None:
+    """All is in the query, and the header says nothing."""
+    headers = {"Content-Encoding": "gzip"}
+    path = "/notify?content=&users=[]"
+    assert server.request("POST", path, None, headers).status == 200
+
+
 def test_a_form_that_says_it_is_as_it_is(server: RunningServer) -> None:
     """It is read."""
     headers = {"Content-Type": "application/x-www-form-urlencoded", "Content-Encoding": "identity"}

@@ -27,6 +27,7 @@ from server.ingest.visits import (
     Gate,
     Incoming,
     Visit,
+    brings_body,
     check_coding,
     json_object,
     problem_of,
@@ -81,8 +82,7 @@ class DoorHandler(RequestHandler):
             # Tornado answers 400 to what is over its own limit; we count ourselves, and answer 413.
             self.request.connection.set_max_body_size(sys.maxsize)  # type: ignore[union-attr]  # HTTP/1 always has it
             self._check_size(_declared_bytes(self.request))
-            if self._has_body:
-                check_coding(self.request.headers)
+            check_coding(self.request.headers)
             await self.check_early()
         except ServerError as error:
             self._refuse_early(error)
@@ -102,10 +102,6 @@ class DoorHandler(RequestHandler):
         except TooLarge as error:
             self._body.clear()
             self._refuse_early(error)
-
-    @property
-    def _has_body(self) -> bool:
-        return "Content-Length" in self.request.headers or "Transfer-Encoding" in self.request.headers
 
     def _check_size(self, size: int) -> None:
         if size > self.max_body_bytes:
@@ -178,7 +174,7 @@ class DoorHandler(RequestHandler):
         """Refuse while the body may be on its way. If the connection were closed now, it would be reset, and whoever is
         still sending, as proxies are, might never see the answer (RFC 9112 section 9.6)."""
         # Who asks first will not send it.
-        if self._has_body and "Expect" not in self.request.headers:
+        if brings_body(self.request.headers) and "Expect" not in self.request.headers:
             self._unwanted = UNWANTED_BYTES
         self.refuse(error)
 

@@ -188,10 +188,16 @@ class Visit:
 # -- reading and answering -----------------------------------------------------------------------------------
 
 
+def brings_body(headers: Mapping[str, str]) -> bool:
+    """Whether a body comes with these, and is not empty (RFC 9112 section 6)."""
+    return "Transfer-Encoding" in headers or headers.get("Content-Length", "0") != "0"
+
+
 def check_coding(headers: Mapping[str, str]) -> None:
     """Raises `UnsupportedMediaType` if the body that comes with these is packed: what it would be when unpacked has no
     bound."""
-    if headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity"):
+    coding = headers.get("Content-Encoding", "identity").strip().lower()
+    if coding not in ("", "identity") and brings_body(headers):
         raise UnsupportedMediaType("no Content-Encoding is understood; send the body as it is")
 
 

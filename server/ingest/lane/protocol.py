@@ -23,7 +23,7 @@ from server.ingest.door import Door
 from server.ingest.lane.answers import CONTINUE, encode, plain_refusal
 from server.ingest.lane.head import HeadError, query_of, split
 from server.ingest.lane.requests import Request
-from server.ingest.visits import Answer, Gate, Incoming, Visit, problem_of, refusal
+from server.ingest.visits import Answer, Gate, Incoming, Visit, brings_body, problem_of, refusal
 from server.tasks import Tasks
 
 logger = logging.getLogger(__name__)
@@ -305,7 +305,7 @@ class LaneConnection(asyncio.Protocol):
         except Exception:
             logger.exception("a request to %s failed", door)
             answer = plain_refusal(500, "internal", "Internal Server Error")
-        if not request.has_all and (request.has_body and "Expect" not in request.headers):
+        if not request.has_all and (brings_body(request.headers) and "Expect" not in request.headers):
             request.drop_body()
         elif not request.has_all:
             request.is_kept = False  # who asks first will not send it

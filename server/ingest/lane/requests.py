@@ -87,10 +87,6 @@ class Request:
         """Whether the caller waits to be told to send the body."""
         return self.version == "1.1" and self.headers.get("Expect", "").lower() == "100-continue"
 
-    @property
-    def has_body(self) -> bool:
-        return "Content-Length" in self.headers or "Transfer-Encoding" in self.headers
-
     def take(self, chunk: bytes) -> bool:
         """Take in a part of the body; False if this one is not worth reading on for."""
         if self.unwanted is not None:
