@@ -147,18 +147,18 @@ def _authority(origin: str) -> str:
 
 @lru_cache(1024)
 def _parsed(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """None: it is no address."""
+    """One of IPv4 that is mapped into IPv6 is one of IPv4. None: it is no address."""
     try:
-        return ipaddress.ip_address(address)
+        parsed = ipaddress.ip_address(address)
     except ValueError:
         return None
+    return getattr(parsed, "ipv4_mapped", None) or parsed
 
 
 @lru_cache(1024)
 def _is_loopback(address: str) -> bool:
     parsed = _parsed(address)
-    mapped = getattr(parsed, "ipv4_mapped", None)
-    return parsed is not None and (mapped or parsed).is_loopback
+    return parsed is not None and parsed.is_loopback
 
 
 def _without_port(hop: str) -> str:
