@@ -313,7 +313,10 @@ async def _reach(email: Email) -> socket.socket:
     """A connection to the address of the mail server that takes it first. Raises OSError, TimeoutError."""
     async with asyncio.timeout(email.timeout_s):
         loop = asyncio.get_running_loop()
-        addresses = await loop.getaddrinfo(email.host, email.port, type=socket.SOCK_STREAM)
+        try:
+            addresses = await loop.getaddrinfo(email.host, email.port, type=socket.SOCK_STREAM)
+        except UnicodeError:  # as of `mail..example.org`
+            raise OSError("this is no name of a host") from None
         return await start_connection(addresses, happy_eyeballs_delay=NEXT_ADDRESS_AFTER_S)
 
 

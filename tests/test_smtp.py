@@ -578,11 +578,12 @@ async def test_nobody_listens() -> None:
     assert not handover.outage.needs_operator
 
 
-async def test_unknown_host() -> None:
-    """A host that has no address is an outage, too."""
-    handover = await send(email(25, host="mail.invalid"))
+@pytest.mark.parametrize("host", ["mail.invalid", "mail..invalid"])
+async def test_unknown_host(host: str) -> None:
+    """A host that has no address is an outage, too; so is what cannot be the name of one."""
+    handover = await send(email(25, host=host))
     assert refusals(handover) == {ANN: (0, True)}
-    assert handover.outage and "mail.invalid" in handover.outage.reason
+    assert handover.outage and host in handover.outage.reason
 
 
 @pytest.mark.parametrize(
