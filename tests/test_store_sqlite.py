@@ -472,7 +472,9 @@ async def test_a_ping_on_a_full_disk(store: SQLiteStore, monkeypatch: pytest.Mon
     room for notifications; one that took more than that leaves the store usable."""
     free = 0
     monkeypatch.setattr(sqlite_ping.shutil, "disk_usage", lambda folder: SimpleNamespace(free=free))
-    await store.ping()
+    with pytest.raises(ZeroDivisionError):
+        await store._write(lambda _: 1 / 0)
+    await store.ping()  # that says nothing of the disk
     [pages] = await store._write(lambda c: c.execute("PRAGMA page_count").fetchone())
     await store._write(lambda c: c.execute(f"PRAGMA max_page_count = {pages}").fetchone())
     with pytest.raises(StoreUnavailable, match="disk is full"):
