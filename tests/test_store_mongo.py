@@ -32,6 +32,7 @@ from pymongo.errors import (
 )
 from pymongo.message import _CursorAddress
 
+from server import flights
 from server.checks import Trouble
 from server.errors import Busy, NotFound, ServerError, StartupError, StoreUnavailable, TooLarge
 from server.messages import Document, EmailDuty, Mail, MailRecipient, Recipient, now
@@ -728,6 +729,30 @@ async def test_what_is_put_while_batches_are_under_way(
     await store.close()
     assert gate.begun.get_nowait() == 5
     assert len({(await task).id for task in tasks}) == len(tasks)
+
+
+async def test_who_was_answered_or_gave_up_is_not_counted(
+    store: MongoStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those who come next wait for each other as ever."""
+    monkeypatch.setattr(flights, "GATHER_S", 60.0)
+    await put(store)
+    gate = Gate(store, monkeypatch)
+    gate.open()
+    tasks = [asyncio.create_task(put(store)) for _ in range(flights.GATHERED_AT_ONCE + 2)]
+    await asyncio.sleep(0)
+    for task in tasks[2:]:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    for _ in range(2):
+        assert gate.begun.get_nowait() == 2
+        tasks = []
+        for _ in range(2):
+            tasks.append(asyncio.create_task(put(store)))
+            for _ in range(flights.QUIET_TURNS - 1):
+                await asyncio.sleep(0)
+        await asyncio.gather(*tasks)
+    assert gate.begun.get_nowait() == 2
 
 
 async def test_batches_that_are_answered_in_the_same_turn(
