@@ -272,6 +272,9 @@ def _networks(text: str) -> tuple[IPNetwork, ...]:
             network = ipaddress.ip_network(word)
         except ValueError as exc:
             raise ValueError(f"{exc} (write such as 10.0.0.5 or 10.0.0.0/8)") from None
+        mapped = getattr(network.network_address, "ipv4_mapped", None)
+        if mapped is not None:  # addresses are compared as what they are in IPv4
+            network = ipaddress.ip_network((mapped, network.prefixlen - 96))
         if network.prefixlen == 0:
             raise ValueError(f"{word!r} would believe everybody's X-Forwarded-For")
         networks.append(network)
