@@ -29,7 +29,8 @@ MAX_SLICE_S = 0.005
 TURNS_BEFORE_SLICE = 8
 """Of the loop, that others get if these take no longer than `MAX_SLICE_S`. An answer takes several: the sooner it is
 out, the sooner comes what is published next, and the more goes out as one write. And while that is on its way to the
-disk, what was published before goes out."""
+disk, what was published before goes out. What only clients did is told a turn later if nothing else is told: what they
+are answered waits for it."""
 
 MAX_BACKLOG = 100_000
 """Events waiting for fan-out above which new notifications wait before they are stored."""
@@ -132,7 +133,7 @@ class LocalBackplane(Backplane):
             self._has_space.clear()
         if self._turns and self._is_flushed.is_set():
             self._is_flushed.clear()
-            self._pause()
+            self._pause(1 if handed_over is None else TURNS_BEFORE_SLICE)
 
     async def has_space(self) -> None:
         await self._has_space.wait()
@@ -153,9 +154,9 @@ class LocalBackplane(Backplane):
     def waiting(self) -> int:
         return self._waiting
 
-    def _pause(self) -> None:
+    def _pause(self, turns: int = TURNS_BEFORE_SLICE) -> None:
         self._paused_at = self._clock()
-        asyncio.get_running_loop().call_soon(self._go_on, TURNS_BEFORE_SLICE - 1)
+        asyncio.get_running_loop().call_soon(self._go_on, turns - 1)
 
     def _go_on(self, turns: int) -> None:
         """With fan-out, when the loop has had so many turns more, or others have had it for long enough."""

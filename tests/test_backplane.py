@@ -131,13 +131,21 @@ async def test_others_get_several_turns_before_each_slice(
     for screen in screens:
         rooms.join(ALICE, screen)
     backplane = LocalBackplane(rooms, lambda: time_s)
-    backplane.publish([(ALICE, UnseenCount(0))])
+    backplane.publish([(ALICE, UnseenCount(0))], lambda _: None)
     told: list[int] = []
     while _told(screens) < 5:
         told.append(_told(screens))
         time_s += turn_s
         await asyncio.sleep(0)
     assert [told.count(number) for number in range(5)] == [turns] * 5
+
+
+async def test_what_only_clients_did_is_told_in_the_next_turn(rooms: Rooms, alice: Member) -> None:
+    """Their answers wait for it."""
+    backplane = LocalBackplane(rooms)
+    backplane.publish([(ALICE, UnseenCount(0))])
+    await asyncio.sleep(0)
+    assert alice.events == [UnseenCount(0)]
 
 
 @pytest.mark.usefixtures("short_slices")

@@ -308,8 +308,9 @@ async def test_every_query_uses_its_index(
             await store.deliveries.of_notification("other", notification.nid, after=None, limit=3)
         profile.expect("notification", "_id", most=0)
 
-        for number in range(10):
-            await store.broadcasts.add(make_notification(DEFAULT, content=str(number)))
+        for number in range(10):  # of those of one instant more may be looked at
+            instant = now() - timedelta(seconds=10 - number)
+            await store.broadcasts.add(make_notification(DEFAULT, content=str(number), created_at=instant))
         broadcast = await store.broadcasts.claim(60)
         assert broadcast is not None
         profile.expect("removed", "oldest", most=1)

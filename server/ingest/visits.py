@@ -189,15 +189,16 @@ class Visit:
 
 
 def brings_body(headers: Mapping[str, str]) -> bool:
-    """Whether a body comes with these, and is not empty (RFC 9112 section 6)."""
-    return "Transfer-Encoding" in headers or headers.get("Content-Length", "0") != "0"
+    """Whether a body comes with these, be it an empty one (RFC 9112 section 6)."""
+    return "Content-Length" in headers or "Transfer-Encoding" in headers
 
 
 def check_coding(headers: Mapping[str, str]) -> None:
     """Raises `UnsupportedMediaType` if the body that comes with these is packed: what it would be when unpacked has no
     bound."""
     coding = headers.get("Content-Encoding", "identity").strip().lower()
-    if coding not in ("", "identity") and brings_body(headers):
+    is_empty = not brings_body(headers) or headers.get("Content-Length") == "0"
+    if coding not in ("", "identity") and not is_empty:
         raise UnsupportedMediaType("no Content-Encoding is understood; send the body as it is")
 
 
