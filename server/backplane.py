@@ -26,11 +26,9 @@ MIN_SLICE_S = 0.0005
 MAX_SLICE_S = 0.005
 """How long fan-out may hold the loop before others get theirs: as long as they took, within these bounds."""
 
-TURNS_BEFORE_SLICE = 8
+TURNS_BETWEEN_SLICES = 8
 """Of the loop, that others get if these take no longer than `MAX_SLICE_S`. An answer takes several: the sooner it is
-out, the sooner comes what is published next, and the more goes out as one write. And while that is on its way to the
-disk, what was published before goes out. What only clients did is told a turn later if nothing else is told: what they
-are answered waits for it."""
+out, the sooner comes what is published next, and the more goes out as one write."""
 
 MAX_BACKLOG = 100_000
 """Events waiting for fan-out above which new notifications wait before they are stored."""
@@ -133,7 +131,7 @@ class LocalBackplane(Backplane):
             self._has_space.clear()
         if self._turns and self._is_flushed.is_set():
             self._is_flushed.clear()
-            self._pause(1 if handed_over is None else TURNS_BEFORE_SLICE)
+            self._pause(1)
 
     async def has_space(self) -> None:
         await self._has_space.wait()
@@ -154,7 +152,7 @@ class LocalBackplane(Backplane):
     def waiting(self) -> int:
         return self._waiting
 
-    def _pause(self, turns: int = TURNS_BEFORE_SLICE) -> None:
+    def _pause(self, turns: int) -> None:
         self._paused_at = self._clock()
         asyncio.get_running_loop().call_soon(self._go_on, turns - 1)
 
@@ -176,7 +174,7 @@ class LocalBackplane(Backplane):
         if self._waiting <= MAX_BACKLOG:
             self._has_space.set()
         if self._turns:
-            self._pause()
+            self._pause(TURNS_BETWEEN_SLICES)
         else:
             self._is_flushed.set()
         for publication in done:
