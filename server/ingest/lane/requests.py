@@ -94,24 +94,25 @@ class Request:
             return self.unwanted >= 0
         if self.door is None or self.fault is not None or self.refusal is not None:
             return True  # it is about to be refused
-        if self._is_of_size(self.door, len(self.body) + len(chunk)):
+        self._check_size(len(self.body) + len(chunk))
+        if self.refusal is None:
             self.body += chunk
         return True
 
     def check_head(self) -> None:
-        """Whether its door takes such a body as the head says will come."""
-        if self.door is None or not self._is_of_size(self.door, self._declared_bytes):
+        """Refuse such a body as the head says will come, if its door does not take it."""
+        self._check_size(self._declared_bytes)
+        if self.door is None or self.refusal is not None:
             return
         try:
             check_coding(self.headers)
         except UnsupportedMediaType as error:
             self._refuse_body(error)
 
-    def _is_of_size(self, door: Door, size: int) -> bool:
-        if size > door.max_body_bytes:
-            reason = f"the body is over the {door.max_body_bytes} bytes allowed"
+    def _check_size(self, size: int) -> None:
+        if self.door is not None and size > self.door.max_body_bytes:
+            reason = f"the body is over the {self.door.max_body_bytes} bytes allowed"
             self._refuse_body(TooLarge("", reason, "body_bytes"))
-        return self.refusal is None
 
     @property
     def _declared_bytes(self) -> int:
