@@ -173,6 +173,21 @@ async def test_what_could_not_be_sent_is_sent_again(link: OpenLink, queue: outgo
     assert link.lost() == []
 
 
+async def test_what_is_put_in_after_a_failure_is_flushed_too(
+    link: OpenLink, queue: outgoing.Outgoing
+) -> None:
+    """Also where the link itself has noticed nothing, and so does not say that it is there again."""
+    queue.connected()
+    link.is_down = True
+    queue.put(ALICE, Seen(("a",), 1))
+    await until(lambda: not queue._is_connected.is_set(), "the failure")
+    link.is_down = False
+    await until(lambda: not queue.waiting, "the next try")
+    queue.put(ALICE, Seen(("a",), 2))
+    await queue.flushed()
+    assert [event for _, event in link.told()] == [Seen(("a",), 1), Seen(("a",), 2)]
+
+
 async def test_too_much_is_dropped_and_the_others_hear_of_it(
     link: OpenLink,
     queue: outgoing.Outgoing,
@@ -256,7 +271,8 @@ async def node(link: OpenLink) -> AsyncIterator[tuple[ClusterBackplane, Rooms]]:
     await backplane.close()
 
 
-_numbers = itertools.count(1)
+# Of no message that a queue sends here: those are of the same node.
+_numbers = itertools.count(1_000_000)
 
 
 def told(*events: Event, sent_at: float | None = None) -> bytes:

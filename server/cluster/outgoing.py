@@ -162,6 +162,7 @@ class Outgoing:
         while True:
             try:
                 await self._link.send(messages)
+                self._is_connected.set()  # the link may never have noticed that it was not
                 return True
             except LinkDown:
                 self._is_connected.clear()
