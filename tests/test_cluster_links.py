@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import timedelta
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from pydispatch import dispatcher
@@ -13,18 +16,21 @@ from pymongo.errors import BulkWriteError
 from redis.asyncio import Redis
 
 from server.bus import INBOX_CHANGED, REFUSED
+from server.cluster import backplane as backplane_module
 from server.cluster import redis as redis_module
 from server.cluster.gaps import Gaps
 from server.cluster.link import LinkDown
+from server.cluster.mongodb import MongoLink
+from server.cluster.outgoing import MESSAGE_BYTES
 from server.cluster.redis import MANY_SHARDS, RedisLink
-from server.cluster.redis_connection import Commands
+from server.cluster.redis_connection import Commands, Subscription
 from server.config import Cluster
 from server.errors import StoreUnavailable
-from server.messages import Event, Missed, Seen
+from server.messages import Event, Missed, Seen, now
 from server.rooms import Room, Rooms
 from server.store.mongo_connection import Connection
 from server.torture.relay import Relay
-from tests.support.backplanes import ALICE, BOB, Channel, Member, an_hour_ago, channel_of, until
+from tests.support.backplanes import ALICE, BOB, Channel, Member, Node, added, an_hour_ago, channel_of, until
 from tests.support.redis_server import RedisServer
 
 
@@ -338,6 +344,79 @@ async def test_who_has_left_as_the_way_was_cut_is_not_online(channel: Channel) -
     there.link._asking.execute = execute  # type: ignore[method-assign]
     await there.link._subscription.disconnect()
     await until_online(channel, ALICE, is_online=False)
+
+
+# -- a node that is slow to read what others tell it ---------------------------------------------------------
+class Slow:
+    """A node that reads nothing behind a message, until it is released."""
+
+    def __init__(self, node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.released = asyncio.Event()
+        monkeypatch.setattr(node.backplane, "ready", self.released.wait)
+        # By how much gaps are taken to have begun earlier is not what it is about here.
+        monkeypatch.setattr(backplane_module, "MARGIN", timedelta())
+        monkeypatch.setattr(backplane_module, "LIFE_S", 0.0)
+        self._node = node
+
+    async def beat(self) -> None:
+        """Return when it has heard who is alive, after now."""
+        instant = now()
+        await until(lambda: self._node.backplane._heard_of_at > instant, "who is alive")
+
+
+async def test_what_redis_still_had_for_a_slow_node_is_read(
+    channel: Channel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Redis cuts off who does not read. What such a node has heard last was on its way for long, and what came behind
+    it is lost."""
+    here, there = channel.node(), channel.node()
+    assert isinstance(there.link, RedisLink)
+    relay = Relay(urlsplit(channel.settings.redis_url).port or 0)
+    await relay.open()
+    try:
+        over_relay = replace(channel.settings, redis_url=f"redis://127.0.0.1:{relay.port}/0")
+        there.link._subscription = Subscription(over_relay)
+        await here.knows(there)
+        alice, slow = await there.joined(ALICE), Slow(there, monkeypatch)
+        here.backplane.publish([(ALICE, Seen(("a",), 1))])
+        await until(lambda: alice.told, "the first event")
+        here.backplane.publish([(ALICE, Seen(("b",), 2))])
+        await here.backplane.flushed()
+        await slow.beat()  # the second one is at the node by then
+        relay.silence()
+        published_at = now()
+        await slow.beat()
+        alice.gaps.clear()
+        slow.released.set()
+        await until(lambda: len(alice.told) == 2, "the second event")
+        relay.cut()
+        relay.mend()
+        await until(lambda: any(gap <= published_at for gap in alice.gaps), "the gap")
+    finally:
+        await relay.close()
+
+
+async def test_what_a_stream_of_mongodb_still_had_for_a_slow_node_is_read(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it cannot go on: here since its collection was dropped."""
+    async with channel_of("mongodb", request) as channel:
+        here, there = await channel.meet(2)
+        assert isinstance(there.link, MongoLink)
+        alice, slow = await there.joined(ALICE), Slow(there, monkeypatch)
+        # Each in a message of its own, and both in one answer of MongoDB.
+        here.backplane.publish([(ALICE, added(ALICE, rev, "x" * MESSAGE_BYTES)) for rev in (1, 2)])
+        await until(lambda: alice.told, "the first event")
+        await there.link._collection("events").drop()
+        published_at = now()
+        here.backplane.publish([(ALICE, Seen(("lost",), 3))])
+        await here.backplane.flushed()
+        await slow.beat()
+        alice.gaps.clear()
+        slow.released.set()
+        await until(lambda: any(gap <= published_at for gap in alice.gaps), "the gap")
+        here.backplane.publish([(ALICE, Missed())])
+        await until(lambda: Missed() in alice.told, "what is published then")
 
 
 # -- the relay by which tests cut ways -----------------------------------------------------------------------

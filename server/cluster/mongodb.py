@@ -82,7 +82,7 @@ class MongoLink(Link):
         # those of whom MongoDB does not know yet what has become of them
         self._unsaid: set[Room] = set()
         self._wake = asyncio.Event()
-        # where the stream goes on after it was cut off
+        # where the stream goes on after it was cut off; all that was sent until then has come
         self._token: Any = None
         self._heard_at = datetime.now(UTC)
         self._tidied_at = float("-inf")
@@ -204,8 +204,12 @@ class MongoLink(Link):
             if not stream.alive:
                 self._token = None
                 raise LinkDown("the change stream has ended")
-            self._token, self._heard_at = stream.resume_token, datetime.now(UTC)
-            if change is not None:
+            self._token = stream.resume_token
+            if change is None:
+                self._heard_at = datetime.now(UTC)
+            else:
+                # It may have been on its way for long, and more of it may still be.
+                self._heard_at = change["clusterTime"].as_datetime()
                 body = change["fullDocument"].get("body")
                 ears.received(body if isinstance(body, bytes) else b"")
                 await ears.ready()

@@ -291,6 +291,7 @@ class RedisLink(Link):
             await self._let_go_of_empty_shards()
 
     async def _beat(self, ears: Ears) -> None:
+        await self._subscription.ask()
         await self._sending.execute(
             [("PING",)]
         )  # one that is broken is to be noticed, even if nothing is sent

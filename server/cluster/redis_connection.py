@@ -90,7 +90,8 @@ class Commands(_Place):
 
 
 class Subscription(_Place):
-    """What is pushed over channels. `heard_at`: when Redis was surely there the last time."""
+    """What is pushed over channels. `heard_at`: all that Redis sent until then has come. What comes now may have been
+    on its way for long, and more of it may be lost: Redis cuts off who is slow to read."""
 
     def __init__(self, settings: Cluster) -> None:
         super().__init__(settings)
@@ -104,19 +105,26 @@ class Subscription(_Place):
         """As `follow`."""
         await self._say("UNSUBSCRIBE", *channels)
 
+    async def ask(self) -> None:
+        """As `follow`, which it has to come behind. The answer comes behind all that was sent before."""
+        await self._say("PING", datetime.now(UTC).isoformat())
+
     async def _say(self, *command: str | bytes) -> None:
         if self._connection is None:
             raise LinkDown("not connected")
         await self._connection.send_command(*command)
 
     async def pushed(self) -> AsyncIterator[list[Any]]:
-        """All that comes, until the connection ends or is silent although asked. Raises as `connect`, or
-        `LinkDown`."""
+        """All that comes but answers to `ask`, until the connection ends or is silent although asked. Raises as
+        `connect`, or `LinkDown`."""
         if self._connection is None:
             raise LinkDown("not connected")
         async for message in pushed(self._connection, PING_S):
-            self.heard_at = datetime.now(UTC)
-            yield message
+            match message:
+                case [b"pong", bytes() as asked_at] if asked_at:
+                    self.heard_at = datetime.fromisoformat(asked_at.decode())
+                case _:
+                    yield message
 
 
 async def _hang_up(connection: Connection) -> None:
