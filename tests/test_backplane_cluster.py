@@ -16,6 +16,7 @@ from server import feed as feed_module
 from server.auth import Identity
 from server.cluster import backplane as backplane_module
 from server.cluster import gaps, outgoing
+from server.cluster import link as link_module
 from server.cluster.backplane import ClusterBackplane
 from server.cluster.codec import (
     Answered,
@@ -29,15 +30,28 @@ from server.cluster.codec import (
     encode_notification,
     encode_told,
 )
-from server.cluster.link import LIFE_S, Ears, Link, LinkDown, Message, Patience
+from server.cluster.link import LIFE_S, RETRY_FIRST_S, RETRY_MAX_S, Ears, Link, LinkDown, Message, Patience
 from server.cluster.redis_connection import Commands, reason_of
 from server.cluster.repeats import KEEP_S, REMEMBERED, Repeats
 from server.config import Cluster, load
 from server.conversations import v2
 from server.errors import InvalidConfig
 from server.feed import Feed, HubFeed, RealtimeFeed
+from server.ids import new_id
 from server.inbox_feed import InboxFeed
-from server.messages import Added, Deleted, Event, Missed, Recipient, Restored, Seen, Unseen, UnseenCount, now
+from server.messages import (
+    Added,
+    Deleted,
+    Event,
+    Missed,
+    Notification,
+    Recipient,
+    Restored,
+    Seen,
+    Unseen,
+    UnseenCount,
+    now,
+)
 from server.rooms import Room, Rooms
 from server.stream_feed import StreamFeed
 from server.tasks import Tasks
@@ -68,6 +82,7 @@ class OpenLink(Link):
     def __init__(self) -> None:
         self.is_down = False
         self.loses_the_answer = False
+        self.fails_with: Exception | None = None
         self.sent: list[Message] = []
         self.ears: Ears | None = None
 
@@ -80,6 +95,9 @@ class OpenLink(Link):
     async def send(self, messages: Sequence[Message]) -> None:
         if self.is_down:
             raise LinkDown
+        if self.fails_with is not None:
+            error, self.fails_with = self.fails_with, None
+            raise error
         self.sent += messages
         if self.loses_the_answer:
             self.loses_the_answer = False
@@ -219,7 +237,7 @@ async def test_large_events_fill_the_queue_sooner(
     link.is_down = True
     for rev in range(10):
         queue.put(ALICE, added(ALICE, rev, content="x" * 4000))
-    assert queue.waiting < 4
+    assert queue.waiting <= 2
 
 
 async def test_what_is_dropped_again_and_again_was_missed_since_the_first(
@@ -259,6 +277,65 @@ async def test_what_has_become_old_is_not_sent_any_more(link: OpenLink) -> None:
     await tasks.cancel()
     assert link.told() == []
     assert len(link.lost()) == 1
+
+
+async def test_what_could_not_be_sent_for_too_long_is_known_to_be_missing(
+    link: OpenLink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Since the first of what was to go out together."""
+    monkeypatch.setattr(outgoing, "RETRY_S", 0.01)
+    clock = Clock()
+    began_at = clock.now
+    queue, tasks = outgoing.Outgoing(link, "us", clock), Tasks()
+    link.is_down = True
+    for rev in range(3):
+        queue.put(ALICE, Seen(("a",), rev))
+        clock.now += 1
+    tasks.start(queue.run(), "sending")
+    await asyncio.sleep(0.05)
+    clock.now += outgoing.MAX_AGE_S
+    await until(lambda: not queue.waiting, "its being given up")
+    link.is_down = False
+    await until(link.lost, "its being told")
+    await tasks.cancel()
+    assert link.told() == []
+    assert {lost.since_ms for lost in link.lost()} == {int(began_at * 1000)}
+
+
+@pytest.mark.parametrize("where", ["notification", "event", "link"])
+async def test_what_cannot_be_sent_at_all_is_known_to_be_missing(
+    link: OpenLink, queue: outgoing.Outgoing, where: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is logged, and what comes later is told."""
+    queue.connected()
+    event: Event = Seen(("a",), 1)
+    if where == "link":
+        link.fails_with = ValueError("of no kind that is expected")
+    elif where == "event":
+        event = Seen((object(),), 1)  # type: ignore[arg-type]  # that is the mistake
+    else:
+        data: Any = {"no": object()}
+        event = added(ALICE, notification=Notification(new_id(), "acme", now(), "no JSON", data=data))
+    queue.put(ALICE, event)
+    await queue.flushed()
+    assert len(link.lost()) == 1
+    queue.put(ALICE, Seen(("a",), 2))
+    await queue.flushed()
+    assert link.told() == [(ALICE, Seen(("a",), 2))]
+    assert len(link.lost()) == 1
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+
+
+async def test_the_end_does_not_wait_for_what_cannot_be_sent(link: OpenLink) -> None:
+    """It would until that is too old."""
+    queue, clock = outgoing.Outgoing(link, "us", Clock()), asyncio.get_running_loop().time
+    link.is_down = True
+    queue.put(ALICE, Seen(("a",), 1))
+    sending = asyncio.create_task(queue.run())
+    await asyncio.sleep(0.05)
+    queue.stop()
+    async with asyncio.timeout_at(clock() + 60):
+        await sending
 
 
 # -- what comes from other nodes -----------------------------------------------------------------------------
@@ -779,6 +856,33 @@ async def test_trouble_is_said_once_and_so_is_its_end(caplog: pytest.LogCaptureF
         "backplane: no way to other nodes over a place: no; trying again",
         "backplane: connected to a place",
     ]
+
+
+async def test_what_has_come_through_is_tried_again_as_soon_as_at_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And before that less and less often, but never seldom."""
+    pauses: list[float] = []
+
+    class Hasty:
+        @staticmethod
+        async def sleep(delay_s: float) -> None:
+            pauses.append(delay_s)
+
+    monkeypatch.setattr(link_module, "asyncio", Hasty)
+    patience = Patience("a place", str)
+
+    async def attempt() -> None:
+        if len(pauses) == 20:
+            patience.well()
+        if len(pauses) == 21:
+            patience.stop()
+        raise OSError("no")
+
+    await patience.keep(attempt)
+    *before, after = pauses
+    assert RETRY_FIRST_S < max(before) <= RETRY_MAX_S
+    assert after <= RETRY_FIRST_S
 
 
 async def test_a_refused_password_is_said_and_never_shown(caplog: pytest.LogCaptureFixture) -> None:

@@ -412,11 +412,131 @@ async def test_what_a_stream_of_mongodb_still_had_for_a_slow_node_is_read(
         here.backplane.publish([(ALICE, Seen(("lost",), 3))])
         await here.backplane.flushed()
         await slow.beat()
+        assert len(alice.told) == 1
         alice.gaps.clear()
         slow.released.set()
         await until(lambda: any(gap <= published_at for gap in alice.gaps), "the gap")
         here.backplane.publish([(ALICE, Missed())])
         await until(lambda: Missed() in alice.told, "what is published then")
+
+
+# -- what MongoDB knows of nodes, and how they follow it ------------------------------------------------------
+@pytest.fixture
+async def mongo_channel(request: pytest.FixtureRequest) -> AsyncIterator[Channel]:
+    async with channel_of("mongodb", request) as channel:
+        yield channel
+
+
+def link_of(node: Node) -> MongoLink:
+    assert isinstance(node.link, MongoLink)
+    return node.link
+
+
+def cut_off(node: Node) -> None:
+    """End the attempt that is under way; the next one goes on with what this one has."""
+    link_of(node)._is_ending = True
+    link_of(node)._wake.set()
+
+
+async def test_a_change_stream_goes_on_where_it_was_cut_off(mongo_channel: Channel) -> None:
+    """What was told meanwhile is heard, and not only read."""
+    here, there = await mongo_channel.meet(2)
+    alice, link = await there.joined(ALICE), link_of(there)
+    stream, is_cut_off, may_go_on = link._stream, asyncio.Event(), asyncio.Event()
+
+    async def held(token: Any) -> Any:
+        is_cut_off.set()
+        await may_go_on.wait()
+        return await stream(token)
+
+    link._stream = held  # type: ignore[method-assign]  # for the time being
+    cut_off(there)
+    await is_cut_off.wait()
+    here.backplane.publish([(ALICE, Seen(("a",), 1))])
+    await here.backplane.flushed()
+    may_go_on.set()
+    await until(lambda: alice.told == [Seen(("a",), 1)], "the event")
+
+
+async def test_a_change_stream_that_cannot_go_on_begins_anew(mongo_channel: Channel) -> None:
+    """What was missed since all was surely heard is read."""
+    here, there = await mongo_channel.meet(2)
+    alice, link = await there.joined(ALICE), link_of(there)
+    stream, begun = link._stream, list[bool]()
+
+    async def refused(token: Any) -> Any:
+        begun.append(token is None)
+        if token is not None:
+            token = {"_data": "8200"}  # MongoDB knows no such place
+            link._heard_at = an_hour_ago()
+        return await stream(token)
+
+    link._stream = refused  # type: ignore[method-assign]
+    cut_off(there)
+    instant = now() - timedelta(minutes=30)
+    await until(lambda: any(gap < instant for gap in alice.gaps), "the gap")
+    assert begun == [False, True]
+    here.backplane.publish([(ALICE, Missed())])
+    await until(lambda: alice.told, "what is told then")
+
+
+async def known_to_mongodb(node: Node, id_: str) -> tuple[int, int]:
+    """How many entries there are of the node of this id: among nodes, and of its users."""
+    link = link_of(node)
+    nodes = await link._collection("nodes").count_documents({"_id": id_})
+    return nodes, await link._collection("online").count_documents({"node": id_})
+
+
+async def until_known(node: Node, id_: str, expected: tuple[int, int]) -> None:
+    async with asyncio.timeout(30):
+        while await known_to_mongodb(node, id_) != expected:  # noqa: ASYNC110  # nobody is told
+            await asyncio.sleep(0.02)
+
+
+async def test_what_a_dead_node_has_left_in_mongodb_is_removed(mongo_channel: Channel) -> None:
+    """What a living one has said is not; and one that others took for dead says it again."""
+    here, there = await mongo_channel.meet(2)
+    there.join(ALICE)
+    await until_online(mongo_channel, ALICE)
+    link = link_of(here)
+    await link._collection("nodes").insert_one(
+        {"_id": "dead", "epoch": mongo_channel.epoch, "at": an_hour_ago()}
+    )
+    for epoch in (mongo_channel.epoch, "another"):
+        which = {"_id": f"dead/{epoch}", "epoch": epoch, "node": "dead", "room": link._key(BOB)}
+        await link._collection("online").insert_one(which)
+    link._tidied_at = float("-inf")
+    await until_known(here, "dead", (0, 1))
+    assert await known_to_mongodb(here, there.id) == (1, 1)
+    await link._collection("online").delete_many({"node": there.id})
+    await link._collection("nodes").delete_one({"_id": there.id})
+    await until_known(here, there.id, (1, 1))
+
+
+async def test_of_a_node_that_has_ended_nothing_is_left_in_mongodb(mongo_channel: Channel) -> None:
+    here, there = await mongo_channel.meet(2)
+    there.join(ALICE)
+    await until_known(here, there.id, (1, 1))
+    await there.backplane.close()
+    assert await known_to_mongodb(here, there.id) == (0, 0)
+
+
+async def test_who_has_left_as_the_way_to_mongodb_was_cut_is_not_online(mongo_channel: Channel) -> None:
+    """What was being said then is said again."""
+    _, there = await mongo_channel.meet(2)
+    alice, link = there.join(ALICE), link_of(there)
+    await until_online(mongo_channel, ALICE)
+    say, is_being_said = link._say_who_is_online, asyncio.Event()
+
+    async def fail(rooms: Sequence[Room]) -> None:
+        link._say_who_is_online = say  # type: ignore[method-assign]  # from the next time on
+        is_being_said.set()
+        raise LinkDown("cut off")
+
+    link._say_who_is_online = fail  # type: ignore[method-assign]
+    there.rooms.leave(ALICE, alice)
+    await is_being_said.wait()
+    await until_online(mongo_channel, ALICE, is_online=False)
 
 
 # -- the relay by which tests cut ways -----------------------------------------------------------------------
