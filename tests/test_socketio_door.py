@@ -429,6 +429,35 @@ async def test_a_websocket_that_is_tried_out_ends_alone(server: RunningServer, u
     assert await waiting == ['42["notification:new",{"n":1}]']
 
 
+async def test_of_two_websockets_that_come_at_once_one_is_tried_out(tmp_path: Path, user: str) -> None:
+    """The other one ends, with packets of it that are here already, and nothing fails."""
+    with RunningServer(tmp_path, **SETTINGS) as server:
+        client = PollingClient(server)
+        await client.join(user)
+        # The server stands still until all has come; others are before the two, so that both wait for their turn.
+        server.signal(signal.SIGSTOP)
+        raws = [await connected_raw(server) for _ in range(10)]
+        for number, raw in enumerate(raws):
+            sid = f"&sid={client.sid}" if number >= 8 else ""
+            raw.writer.write(UPGRADE.format(f"/socket.io/?EIO=4&transport=websocket{sid}").encode())
+            if sid:
+                raw.write_frame(1, b"2probe")
+            await raw.writer.drain()
+        server.signal(signal.SIGCONT)
+        *_, first, second = raws
+        for raw in (first, second):
+            assert (await raw.read_head())[0] == 101
+        assert await first.reader.readexactly(8) == b"\x81\x063probe"
+        assert await second.read_to_end() == b""
+        first.write_frame(1, b"5")
+        internal(server, [user], {"n": 1})
+        assert b'{"n":1}' in await first.read_until(b"]")
+        for raw in raws:
+            raw.writer.close()
+        await all_gone(server)
+        assert "Traceback" not in server.log
+
+
 async def test_a_client_that_joins_twice_while_it_is_looked_at(tmp_path: Path, user: str) -> None:
     """Over HTTP, and over the WebSocket that it has gone over to meanwhile: it is ended, and leaves nothing behind."""
     async with AnsweringServer({"user_id": user}) as hook:

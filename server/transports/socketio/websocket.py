@@ -81,6 +81,7 @@ class SocketIOWebSocket(SocketIORequest, WebSocketEndpoint):
         if client is None:  # any more
             self._is_open = False
             protocol.stream.close()
+            protocol.drop_if_gone()
             return
         self.connection = client
         client.is_probed = True
