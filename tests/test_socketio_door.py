@@ -330,6 +330,40 @@ async def test_a_client_that_answers_no_ping_is_closed(tmp_path: Path, user: str
         assert await polling.poll() == ["2"]
 
 
+async def test_a_client_that_is_always_told_something_is_pinged_too(tmp_path: Path, user: str) -> None:
+    """Without pings the stock client gives up, whatever else it hears."""
+    with RunningServer(tmp_path, **SETTINGS, NOTIFY_CONNECTIONS_HEARTBEAT_S="0.4") as server:
+        client = PollingClient(server)
+        await client.join(user)
+        heard: list[str] = []
+        for number in range(20):
+            await asyncio.to_thread(internal, server, [user], {"n": number})
+            await asyncio.sleep(0.1)  # no request of it waits meanwhile
+            heard += await client.poll()
+        assert "2" in heard
+        events = [packet for packet in heard if packet != "2"]
+        assert events == [f'42["notification:new",{{"n":{number}}}]' for number in range(20)]
+
+
+async def test_a_slow_client_is_pinged_too(tmp_path: Path, user: str) -> None:
+    """Behind what waits for it."""
+    with RunningServer(tmp_path, **SETTINGS, NOTIFY_CONNECTIONS_HEARTBEAT_S="0.4") as server:
+        raw = await connected_raw(server)
+        await raw.upgrade("/socket.io/?EIO=4&transport=websocket")
+        raw.write_frame(1, connect_packet(user).encode())
+        await raw.read_until(b'40{"sid":"')
+        await asyncio.to_thread(fill, server, user, 15)
+        got = b""
+        for _ in range(15):
+            got += await raw.reader.read(4096)
+            await asyncio.sleep(0.1)
+        internal(server, [user], {"last": True})
+        while b'{"last":true}' not in got:
+            got += await asyncio.wait_for(raw.reader.read(65536), WAIT_S)
+        assert b"\x81\x012" in got
+        raw.writer.close()
+
+
 # -- the protocol --------------------------------------------------------------------------------------------
 async def test_the_handshake_says_what_the_client_needs(server: RunningServer, user: str) -> None:
     said = await PollingClient(server).open()

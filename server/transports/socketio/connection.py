@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from server.transports.socketio.door import SocketIODoor
 
 PING_BYTES = text_frame_bytes(PING)
+PING_IN_ANSWER = (SEPARATOR + PING).encode()
 
 LEFT = CloseReason(1000, "left")
 OVERLAPPING = CloseReason(1002, "another request is open")
@@ -75,6 +76,7 @@ class SocketIOConnection(WebSocketConnection):
         "_answering",
         "_door",
         "_drained",
+        "_is_ping_due",
         "_last_words",
         "_packets",
         "_packets_bytes",
@@ -105,6 +107,8 @@ class SocketIOConnection(WebSocketConnection):
         self._packets: list[bytes] = []
         self._packets_bytes = 0
         self._drained: asyncio.Event | None = None
+        self._is_ping_due = False
+        """Whether the next answer is to bring a ping."""
         self._last_words: Sequence[str] = ()
         self.sid = sid
         self.is_connected = False
@@ -146,6 +150,9 @@ class SocketIOConnection(WebSocketConnection):
         self._poll, self._told_bytes = poll, 0
         self._door.keep(self)
         self._begin_window()
+        if self._is_ping_due:
+            self._is_ping_due = False
+            self._packets.append(PING_IN_ANSWER)
         self._flush()
         if self.is_probed:
             self.release_poll()
@@ -248,14 +255,20 @@ class SocketIOConnection(WebSocketConnection):
             self._drained = None
 
     def heartbeat(self, now: float) -> None:
-        if self.is_over_websocket or self._poll is not None:
-            super().heartbeat(now)
+        """A client to which no ping comes gives up, whatever else it hears: one that cannot be asked now gets it with
+        what it is told next."""
+        if not self.is_over_websocket and self._poll is None:
+            self._is_ping_due = True
+            return
+        if self._queued_bytes():
+            self._stream.write(PING_BYTES)
+        super().heartbeat(now)
 
     def _send_heartbeat(self) -> None:
         if self.is_over_websocket:
             self._write(PING_BYTES)
         else:
-            self._put((SEPARATOR + PING).encode())
+            self._put(PING_IN_ANSWER)
 
     # -- end -------------------------------------------------------------------------------------------------
     def close(self, reason: CloseReason) -> None:
