@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from itertools import takewhile
 
 from server.dialects import Dialect
 from server.marks import Sent
 from server.messages import Added, Document, Event, now
-from server.revs import span_of
 from server.rooms import REORDER_WINDOW_S, Connection, Push
 from server.screen import Owner, Screen
 from server.wire import Frame
-
-_SECOND = span_of(1)
 
 
 class FeedScreen(Screen):
@@ -80,20 +78,21 @@ class OnceScreen(FeedScreen):
     __slots__ = ()
 
     def push(self, pushes: Sequence[Push], burst: Frame) -> None:
-        oldest = (time.time() - REORDER_WINDOW_S) * _SECOND
+        oldest = datetime.fromtimestamp(time.time() - REORDER_WINDOW_S, UTC)
         for event, _ in pushes:  # for each delivery: a loop costs less than what looks better
-            if isinstance(event, Added) and event.document.rev < oldest:
+            if isinstance(event, Added) and event.document.created_at < oldest:
                 self._push_timely(pushes, oldest)
                 return
         super().push(pushes, burst)
 
-    def _push_timely(self, pushes: Sequence[Push], oldest: float) -> None:
+    def _push_timely(self, pushes: Sequence[Push], oldest: datetime) -> None:
         """Something was stored, and the store did not say so in time. It may have been listed since, and that be
-        forgotten; the store knows to whom it is still to be sent."""
+        forgotten; the store knows to whom it is still to be sent. That it is late, its rev does not tell: it is that of
+        what has become of it."""
         self.missed(now())
         for push in pushes:
             event, frame = push
-            if not isinstance(event, Added) or event.document.rev >= oldest:
+            if not isinstance(event, Added) or event.document.created_at >= oldest:
                 super().push([push], frame)
 
     def _news(self, pushes: Sequence[Push]) -> Sequence[Push]:

@@ -19,10 +19,21 @@ from server.config import Limits as LimitSettings
 from server.conversations import v2 as v2_module
 from server.dialects import HubDialect
 from server.feed import Feed, HubFeed, RealtimeFeed, ServiceFeed, TenantFeed
+from server.feed_screen import FeedScreen
 from server.grants import DEFAULT_TENANT
 from server.inbox_feed import InboxFeed
-from server.messages import Added, Broadcasted, Notification, Recipient, Seen, UnseenCount, altered, now
-from server.revs import span_of, to_wire
+from server.messages import (
+    Added,
+    Broadcasted,
+    Document,
+    Notification,
+    Recipient,
+    Seen,
+    UnseenCount,
+    altered,
+    now,
+)
+from server.revs import to_wire
 from server.rooms import NOBODY
 from server.stream_feed import StreamFeed
 from server.wire import FAILED, REVOKED, SIGNED_OUT, SLOW, TOKEN_EXPIRED, TOO_MANY
@@ -294,6 +305,28 @@ async def test_what_was_listed_does_not_come_again_as_what_became_of_it(core: Co
     await caught_up(core, connection)
 
 
+async def store_long_ago(core: Core, content: str) -> Document:
+    """Of alice, and told to nobody."""
+    long_ago = altered(notification(content), created_at=now() - timedelta(minutes=1))
+    stored = await core.store.add(long_ago, [Recipient("alice")], None)
+    return stored.documents[0]
+
+
+async def list_again(core: Core, connection: FeedConnection) -> None:
+    """Return when what is unseen has been read once more."""
+    connection.session.missed(now())  # type: ignore[union-attr]
+    async with asyncio.timeout(30):
+        while len(core.tasks):  # noqa: ASYNC110  # nothing tells of it
+            await asyncio.sleep(0)
+
+
+def much_later(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What listings have shown is forgotten."""
+    monkeypatch.setattr(screen_module, "REORDER_WINDOW_S", -60)
+    [screen] = core.rooms.members(ALICE)
+    cast("FeedScreen", screen)._prune()
+
+
 @pytest.mark.parametrize("kind", [HubFeed, RealtimeFeed])
 async def test_what_is_told_long_after_it_was_stored_comes_once(
     core: Core, kind: type[Feed], monkeypatch: pytest.MonkeyPatch
@@ -302,16 +335,43 @@ async def test_what_is_told_long_after_it_was_stored_comes_once(
     has listed it since, though that was too long ago to be remembered."""
     there = listen(core, kind)
     await caught_up(core, there)
-    stored = await core.store.add(notification("is told late"), [Recipient("alice")], None)
-    told_late = [(ALICE, Added(altered(each, rev=each.rev - span_of(60)))) for each in stored.documents]
+    told_late = [(ALICE, Added(await store_long_ago(core, "is told late")))]
     core.backplane.publish(told_late)
     assert await contents(there, 1) == ["is told late"]
-    monkeypatch.setattr(screen_module, "REORDER_WINDOW_S", -60)  # so much later is it
-    there.session.missed(now())  # type: ignore[union-attr]  # nothing is left to be listed
-    async with asyncio.timeout(30):
-        while len(core.tasks):  # noqa: ASYNC110  # nothing tells of it
-            await asyncio.sleep(0)
+    much_later(core, monkeypatch)
     core.backplane.publish(told_late)
+    await caught_up(core, there)
+
+
+@pytest.mark.parametrize("kind", [HubFeed, RealtimeFeed])
+async def test_what_was_listed_long_ago_and_is_unseen_again_does_not_come_when_it_is_told_late(
+    core: Core, kind: type[Feed], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though what it is told as was changed a moment ago."""
+    there = listen(core, kind)
+    await caught_up(core, there)
+    document = await store_long_ago(core, "is told late")
+    await list_again(core, there)
+    assert await contents(there, 1) == ["is told late"]
+    much_later(core, monkeypatch)
+    await core.inbox.see(ALICE, (document.id,))
+    await core.inbox.mark_unseen(ALICE, (document.id,))
+    core.backplane.publish([(ALICE, Added(document))])
+    await caught_up(core, there)
+
+
+@pytest.mark.parametrize("kind", [HubFeed, RealtimeFeed])
+async def test_what_is_told_in_time_together_with_something_late_comes_as_it_is_told(
+    core: Core, kind: type[Feed]
+) -> None:
+    """Also if nobody would list it, since it has been seen meanwhile."""
+    there = listen(core, kind)
+    await caught_up(core, there)
+    late = await store_long_ago(core, "is told late")
+    [in_time] = await core.fill("alice", 1)
+    await core.store.mark_seen(*ALICE, [in_time.id])
+    core.backplane.publish([(ALICE, Added(document)) for document in (late, in_time)])
+    assert sorted(await contents(there, 2)) == ["0", "is told late"]
     await caught_up(core, there)
 
 
