@@ -54,10 +54,15 @@ AUTHENTICATION_CODES = frozenset({13, 18})  # Unauthorized, AuthenticationFailed
 # cannot do yet, or under its load: ReadConcernMajorityNotAvailableYet, TemporarilyUnavailable (its cache is full).
 # And IllegalOperation: when a standalone server comes back, pymongo 4.20 may retry a write in the way of replica sets,
 # which the server does not do.
+# What was broken off and says nothing of the request, by an operator's killOp, say: LockTimeout, Interrupted, and of a
+# cursor CursorNotFound, QueryPlanKilled, CursorKilled (the categories Interruption and CursorInvalidatedError of
+# MongoDB's error_codes.yml).
 # And of a single document in a batch: MaxTimeMSExpired, ShutdownInProgress, PrimarySteppedDown, NotWritablePrimary,
 # InterruptedAtShutdown, InterruptedDueToReplStateChange, OutOfDiskSpace.
 _UNAVAILABLE_CODES = frozenset(
-    {6, 7, 89, 133, 262, 202, 9001, 134, 365, 20, 50, 91, 189, 10107, 11600, 11602, 14031}
+    {6, 7, 89, 133, 262, 202, 9001, 134, 365, 20}
+    | {24, 11601, 43, 175, 237}
+    | {50, 91, 189, 10107, 11600, 11602, 14031}
 )
 
 
