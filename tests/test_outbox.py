@@ -544,6 +544,29 @@ async def test_who_breaks_connections_holds_up_nobody(
     assert max(Counter(address for mail in sink.mails for address in mail.recipients).values()) == 1
 
 
+@pytest.mark.parametrize("due_in_s", [12, 25], ids=["claimed first", "claimed last"])
+async def test_an_address_that_failed_for_one_user_is_mailed_alone_for_all(
+    store: Store, sink: SMTPSink, clock: Clock, no_pauses: None, due_in_s: float
+) -> None:
+    """Whoever shares it, though the mail was never tried for them: it breaks no message to others."""
+    [ann] = to("ann")
+    [ben, cat] = to("ben", "cat", due_in_s=due_in_s)
+    await owe(store, ann, replace(ben, email=ann.email), cat)
+    sink.replies = {ann.email: "451 4.7.1 greylisted"}
+    settings = email(sink, retry_first_s=10.0, retry_max_s=10.0)
+    async with running(worker_for(store, clock, settings)) as worker:
+        for seconds in (10, 20):
+            assert [each.user_id for each in (await store.outcome()).retry] == ["ann"]
+            clock.advance(seconds)
+            if seconds == 20:
+                sink.cut_recipients = {ann.email}
+            worker.wake()
+        outcome = await store.outcome()
+        assert [each.user_id for each in outcome.sent] == ["cat"]
+        assert {each.user_id for each in outcome.retry} == {"ann", "ben"}
+    assert [mail.recipients for mail in sink.mails] == [[cat.email]]
+
+
 async def test_what_an_operator_lets_be_retried(
     store: Store, sink: SMTPSink, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

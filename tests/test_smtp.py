@@ -120,6 +120,36 @@ async def test_a_connection_on_which_something_broke_is_not_used_again(sink: SMT
     await transport.close()
 
 
+@pytest.mark.parametrize("reply", ["451 not now", "500 what is that", "421 closing", ""])
+async def test_a_kept_connection_that_cannot_begin_anew_is_let_go(sink: SMTPSink, reply: str) -> None:
+    """The mail goes over one kept before, or a new one: it is no outage."""
+    transport = SMTPTransport(email(sink))
+    await asyncio.gather(*(transport.send(message(), [each], 20) for each in (ANN, BEN)))
+    assert sink.connections == 2
+    sink.rset_replies = [reply]
+    assert await transport.send(message(), [ANN], 20) == Handover({})
+    assert (sink.connections, sink.rset_replies) == (2, [])
+    sink.rset_replies = [reply]
+    assert await transport.send(message(), [BEN], 20) == Handover({})
+    assert (sink.connections, sink.rset_replies) == (3, [])
+    assert len(sink.mails) == 4
+    await transport.close()
+    await sink.left()
+
+
+@pytest.mark.parametrize("reply", ["451 not now", "421 closing", ""])
+async def test_after_a_refusal_others_are_not_kept_from_their_mail(sink: SMTPSink, reply: str) -> None:
+    """Though the connection cannot go on: they are mailed over another one."""
+    sink.replies = {ANN: "550 5.1.1 no such user"}
+    sink.rset_replies = [reply]
+    transport = SMTPTransport(email(sink, recipients_per_message=1))
+    handover = await transport.send(message(), [ANN, BEN], 20)
+    assert (refusals(handover), handover.outage) == ({ANN: (550, False)}, None)
+    assert [mail.recipients for mail in sink.mails] == [[BEN]]
+    assert (sink.connections, sink.rset_replies) == (2, [])
+    await transport.close()
+
+
 async def test_a_server_that_takes_few_messages_on_a_connection(sink: SMTPSink) -> None:
     """Those that do not go over one go over the next, whether they are of several mails or of one: it is no outage."""
     sink.max_messages = 2

@@ -23,7 +23,7 @@ import pytest
 from server.errors import StoreUnavailable
 from server.grants import DEFAULT_TENANT, KnownUser
 from server.messages import Document, now
-from server.store import HUB, Counts, TypeCounts, sqlite_schema, sqlite_upgrade
+from server.store import ACKNOWLEDGED, HUB, Counts, TypeCounts, sqlite_schema, sqlite_upgrade
 from server.store.sqlite import SQLiteStore
 from server.store.sqlite_schema import VERSION, from_ms
 from tests.support.sqlite_v1 import first_ms, make_v1, user_id
@@ -465,6 +465,36 @@ async def test_what_was_seen_before_deliveries_were_remembered_comes_back(path: 
         nid = document.notification.nid
         [delivery] = await store.deliveries.of_notification(DEFAULT_TENANT, nid, after=None, limit=9)
         assert delivery.delivered_at == document.updated_at
+    await store.close()
+
+
+async def test_what_was_seen_before_deliveries_were_remembered_is_acknowledged_once_more(path: Path) -> None:
+    """By a client that did not hear of it: it stays delivered when it was seen or deleted, and what was neither is
+    delivered now."""
+    make_v2(path, 1)
+    store = SQLiteStore(path)
+    await store.open()
+    documents = await store.changes(DEFAULT_TENANT, user_id(0), after=(0, ""), limit=9)
+    before = now()
+    room = (DEFAULT_TENANT, user_id(0))
+    await store.deliveries.mark(ACKNOWLEDGED, {room: [document.id for document in documents]})
+    assert sorted((document.seen, document.deleted) for document in documents) == [
+        (False, False),
+        (False, True),
+        (True, False),
+    ]
+    for document in documents:
+        nid = document.notification.nid
+        [delivery] = await store.deliveries.of_notification(DEFAULT_TENANT, nid, after=None, limit=9)
+        assert delivery.delivered_at is not None
+        if document.seen or document.deleted:
+            assert delivery.delivered_at == document.updated_at
+        else:
+            assert delivery.delivered_at >= before
+        # nor does that change when it comes back
+        await store.restore(*room, [document.id])
+        await store.mark_unseen(*room, [document.id])
+        assert await store.deliveries.of_notification(DEFAULT_TENANT, nid, after=None, limit=9) == [delivery]
     await store.close()
 
 

@@ -41,7 +41,8 @@ class SMTPSink:
     `DATA`, the `end` of the content, or a recipient (by address). `smtputf8_reply`: to `MAIL` with SMTPUTF8, which is
     offered. `max_recipients`: of one transaction; more are answered by 452. `max_messages`: of one connection; more are
     answered by 421. `cut_at`, `hang_at`: one of `STAGES`. `cut_recipients`: addresses at which the connection is cut.
-    `looks_for_s`: how long it looks at a content before it takes it.
+    `looks_for_s`: how long it looks at a content before it takes it. `rset_replies`: to the next RSETs, one after the
+    other; at "" the connection is cut.
     """
 
     tls: ssl.SSLContext | None = None
@@ -57,6 +58,7 @@ class SMTPSink:
     cut_at: str | None = None
     hang_at: str | None = None
     looks_for_s: float = 0.0
+    rset_replies: list[str] = field(default_factory=list)
     mails: list[SunkMail] = field(default_factory=list)
     connections: int = 0
     ehlo_names: list[str] = field(default_factory=list)
@@ -166,6 +168,15 @@ class _Server(SMTP):
             await handler.misbehave("content", self)
         else:
             await super().smtp_DATA(arg)
+
+    async def smtp_RSET(self, arg: str) -> None:
+        replies = self.event_handler.sink.rset_replies
+        if not replies:
+            await super().smtp_RSET(arg)
+        elif reply := replies.pop(0):
+            await self.push(reply)
+        else:
+            self.transport.abort()
 
     async def smtp_QUIT(self, arg: str) -> None:
         await self.event_handler.misbehave("QUIT", self)
