@@ -10,6 +10,7 @@ from itertools import takewhile
 from server.dialects import Dialect
 from server.marks import Sent
 from server.messages import Added, Document, Event, now
+from server.revs import instant_of
 from server.rooms import REORDER_WINDOW_S, Connection, Push
 from server.screen import Owner, Screen
 from server.wire import Frame
@@ -80,19 +81,18 @@ class OnceScreen(FeedScreen):
     def push(self, pushes: Sequence[Push], burst: Frame) -> None:
         oldest = datetime.fromtimestamp(time.time() - REORDER_WINDOW_S, UTC)
         for event, _ in pushes:  # for each delivery: a loop costs less than what looks better
-            if isinstance(event, Added) and event.document.created_at < oldest:
+            if isinstance(event, Added) and _is_late(event.document, oldest):
                 self._push_timely(pushes, oldest)
                 return
         super().push(pushes, burst)
 
     def _push_timely(self, pushes: Sequence[Push], oldest: datetime) -> None:
         """Something was stored, and the store did not say so in time. It may have been listed since, and that be
-        forgotten; the store knows to whom it is still to be sent. That it is late, its rev does not tell: it is that of
-        what has become of it."""
+        forgotten; the store knows to whom it is still to be sent."""
         self.missed(now())
         for push in pushes:
             event, frame = push
-            if not isinstance(event, Added) or event.document.created_at >= oldest:
+            if not isinstance(event, Added) or not _is_late(event.document, oldest):
                 super().push([push], frame)
 
     def _news(self, pushes: Sequence[Push]) -> Sequence[Push]:
@@ -101,6 +101,13 @@ class OnceScreen(FeedScreen):
     def _is_shown(self, event: Event, shown: Mapping[str, int]) -> bool:
         # With whatever rev: what comes late is told as what has become of it.
         return isinstance(event, Added) and event.document.id in shown
+
+
+def _is_late(document: Document, oldest: datetime) -> bool:
+    """Whether it may have been stored before then. Its rev tells, until it is changed; a document of a broadcast may be
+    stored long after the notification was accepted."""
+    created_at = document.created_at
+    return created_at < oldest and (document.updated_at != created_at or instant_of(document.rev) < oldest)
 
 
 def _is_older(event: Event, listed: Document) -> bool:

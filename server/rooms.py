@@ -17,6 +17,7 @@ from typing import Protocol
 from server.callers import Caller
 from server.dialects import Dialect, Farewell
 from server.messages import Added, Deleted, Event, Restored, Seen, Unseen, altered, now
+from server.revs import instant_of
 from server.wire import TOKEN_EXPIRED, CloseReason, Frame
 
 REORDER_WINDOW_S = 30.0
@@ -284,7 +285,8 @@ class Rooms:
             return event
         if state.deleted:
             return None
-        document = altered(event.document, seen=state.seen, rev=state.rev)
+        updated_at = instant_of(state.rev)
+        document = altered(event.document, seen=state.seen, rev=state.rev, updated_at=updated_at)
         return altered(event, document=document)
 
     def _without_overtaken(self, event: Seen | Unseen | Deleted) -> Event | None:

@@ -33,7 +33,7 @@ from server.messages import (
     altered,
     now,
 )
-from server.revs import to_wire
+from server.revs import span_of, to_wire
 from server.rooms import NOBODY
 from server.stream_feed import StreamFeed
 from server.wire import FAILED, REVOKED, SIGNED_OUT, SLOW, TOKEN_EXPIRED, TOO_MANY
@@ -309,7 +309,7 @@ async def store_long_ago(core: Core, content: str) -> Document:
     """Of alice, and told to nobody."""
     long_ago = altered(notification(content), created_at=now() - timedelta(minutes=1))
     stored = await core.store.add(long_ago, [Recipient("alice")], None)
-    return stored.documents[0]
+    return altered(stored.documents[0], rev=stored.documents[0].rev - span_of(60))
 
 
 async def list_again(core: Core, connection: FeedConnection) -> None:
@@ -344,8 +344,24 @@ async def test_what_is_told_long_after_it_was_stored_comes_once(
 
 
 @pytest.mark.parametrize("kind", [HubFeed, RealtimeFeed])
+async def test_what_was_accepted_long_ago_and_stored_just_now_is_told_as_ever(
+    core: Core, kind: type[Feed]
+) -> None:
+    """A long broadcast comes to each in their turn, and nothing is read for it."""
+    there = listen(core, kind)
+    await caught_up(core, there)
+    document = await store_long_ago(core, "is new")
+    calls = len(core.store.calls)
+    core.backplane.publish([(ALICE, Added(altered(document, rev=document.rev + span_of(60))))])
+    assert await contents(there, 1) == ["is new"]
+    assert core.store.calls[calls:] == []
+    await caught_up(core, there)
+
+
+@pytest.mark.parametrize("is_as_stored", [False, True], ids=["as it was", "as it is"])
+@pytest.mark.parametrize("kind", [HubFeed, RealtimeFeed])
 async def test_what_was_listed_long_ago_and_is_unseen_again_does_not_come_when_it_is_told_late(
-    core: Core, kind: type[Feed], monkeypatch: pytest.MonkeyPatch
+    core: Core, kind: type[Feed], is_as_stored: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Though what it is told as was changed a moment ago."""
     there = listen(core, kind)
@@ -356,7 +372,8 @@ async def test_what_was_listed_long_ago_and_is_unseen_again_does_not_come_when_i
     much_later(core, monkeypatch)
     await core.inbox.see(ALICE, (document.id,))
     await core.inbox.mark_unseen(ALICE, (document.id,))
-    core.backplane.publish([(ALICE, Added(document))])
+    [stored] = await core.store.find(*ALICE, [document.id])
+    core.backplane.publish([(ALICE, Added(stored if is_as_stored else document))])
     await caught_up(core, there)
 
 
@@ -369,7 +386,7 @@ async def test_what_is_told_in_time_together_with_something_late_comes_as_it_is_
     await caught_up(core, there)
     late = await store_long_ago(core, "is told late")
     [in_time] = await core.fill("alice", 1)
-    await core.store.mark_seen(*ALICE, [in_time.id])
+    await core.inbox.see(ALICE, (in_time.id,))
     core.backplane.publish([(ALICE, Added(document)) for document in (late, in_time)])
     assert sorted(await contents(there, 2)) == ["0", "is told late"]
     await caught_up(core, there)

@@ -24,6 +24,7 @@ from server.messages import (
     altered,
     now,
 )
+from server.revs import instant_of
 from server.rooms import REORDER_WINDOW_S, Listener, Room, Rooms
 from server.scan import Publication, Scan
 from server.wire import GOING_AWAY, SLOW, CloseReason
@@ -200,7 +201,8 @@ def test_an_arrival_overtaken_by_its_being_seen_arrives_as_seen(rooms: Rooms) ->
     change, late, newer = Seen(("d0", "d1"), 20), _added("d1", rev=19), _added("d1", rev=20)
     deliver(rooms, ALICE, [change])
     deliver(rooms, ALICE, [late, newer])
-    assert alice.events == [change, Added(altered(late.document, seen=True, rev=20)), newer]
+    seen = altered(late.document, seen=True, rev=20, updated_at=instant_of(20))
+    assert alice.events == [change, Added(seen), newer]
     assert alice.messages[1].data[0]["seen"] is True
 
 
