@@ -66,6 +66,10 @@ class BatchDoor(Door):
         answers.add(await publishing.publish())
         return answers.as_lines() if is_lines else answers.as_array()
 
+    def status_of(self, error: ServerError) -> int:
+        """401 without a credential: this door is our own, and has no old callers who know but 403."""
+        return error.http_status
+
     async def notify(self, publications: Sequence[Publication]) -> Sequence[Stored | Exception]:
         """See `Notifier.notify_many`."""
         return await self._publishing.notifier.notify_many(publications)

@@ -253,7 +253,7 @@ BATCH: Json = operation(
             },
             DOOR_HEADERS,
         ),
-        **{status: PROBLEMS[status] for status in (400, 403, 413, 415, 429, 503)},
+        **{status: PROBLEMS[status] for status in (400, 401, 403, 413, 415, 429, 503)},
     },
 )
 
