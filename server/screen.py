@@ -20,6 +20,10 @@ from server.revs import COUNTER_BITS
 from server.rooms import REORDER_WINDOW_S, Connection, Push, SignIn
 from server.wire import SLOW, Frame
 
+REMEMBERED_S = REORDER_WINDOW_S + 15.0
+"""How long a changed document that an answer has shown is known: a push could be behind that answer, and what may have
+been missed is read from some seconds earlier, by clocks that differ a little."""
+
 
 class Owner(Protocol):
     """The session, as its screen sees it."""
@@ -126,6 +130,11 @@ class Screen:
         self.connection.send(frame)
         self._remember({document.id: document.rev for document in documents})
 
+    def unshown(self, documents: Sequence[Document]) -> Sequence[Document]:
+        """Those of these changed documents that no answer has shown as they are now."""
+        shown = self._answered or {}
+        return [document for document in documents if shown.get(document.id, -1) < document.rev]
+
     @contextlib.contextmanager
     def listing_waits(self, after: Document | None) -> Iterator[None]:
         """While the listing of unseen documents waits before it reads on, pushes of documents beyond `after` (the last
@@ -146,13 +155,13 @@ class Screen:
 
     def _remember(self, revs: Mapping[str, int]) -> None:
         """Keep the revs (by id) that a push still under way could be behind: those of the last seconds."""
-        oldest = int((time.time() - REORDER_WINDOW_S) * 1000) << COUNTER_BITS
+        oldest = int((time.time() - REMEMBERED_S) * 1000) << COUNTER_BITS
         recent = {id_: rev for id_, rev in revs.items() if rev > oldest}
         if not recent:
             return
         self._answered = recent if self._answered is None else self._answered | recent
         if self._forgetting is None:
-            self._forgetting = asyncio.get_running_loop().call_later(REORDER_WINDOW_S, self._prune)
+            self._forgetting = asyncio.get_running_loop().call_later(REMEMBERED_S, self._prune)
 
     def _prune(self) -> None:
         answered, self._answered, self._forgetting = self._answered, None, None

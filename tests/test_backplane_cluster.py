@@ -643,6 +643,18 @@ async def test_a_classic_client_is_given_what_has_changed(core: Core) -> None:
     assert heard["count"] == {"unseen": 2}
 
 
+async def test_a_classic_client_is_not_given_again_what_it_has_listed(core: Core) -> None:
+    """A gap is taken to have begun before it joined: most are that its node had not heard of this user until then."""
+    since = now()
+    await core.notify("alice", content="listed")
+    connection = await core.join("alice")
+    [new] = (await core.store.add(*_to_alice("new"))).documents
+    core.rooms.missed(ALICE_HERE, since - timedelta(seconds=5))
+    await until(lambda: not len(core.tasks), "all being done")
+    told = [message.data for message in connection.received() if message.name == "notification"]
+    assert [[document["_id"] for document in frame] for frame in told] == [[new.id]]
+
+
 def _to_alice(content: str) -> tuple[Any, ...]:
     return notification(content=content), [Recipient("alice")], None
 

@@ -280,7 +280,7 @@ async def test_what_was_listed_does_not_come_again_as_a_push(
 ) -> None:
     """Also of what was pushed before, and listed long after: the push that waits is dropped when its document is
     shown."""
-    monkeypatch.setattr(screen_module, "REORDER_WINDOW_S", -60)  # so much later is it
+    monkeypatch.setattr(screen_module, "REMEMBERED_S", -60)  # so much later is it
     await core.fill("alice", 100)
     slow = listen(core, HubFeed, connection=FeedConnection(is_slow=True))
     await slow.queued()
@@ -322,7 +322,7 @@ async def list_again(core: Core, connection: FeedConnection) -> None:
 
 def much_later(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
     """What listings have shown is forgotten."""
-    monkeypatch.setattr(screen_module, "REORDER_WINDOW_S", -60)
+    monkeypatch.setattr(screen_module, "REMEMBERED_S", -60)
     [screen] = core.rooms.members(ALICE)
     cast("FeedScreen", screen)._prune()
 

@@ -18,7 +18,7 @@ from server import backplane as backplane_module
 from server import scan as scan_module
 from server.conversations import classic as module
 from server.messages import Added, Deleted, Document, Event, Seen, UnseenCount, altered
-from server.rooms import REORDER_WINDOW_S
+from server.screen import REMEMBERED_S
 from server.session import Session
 from server.wire import FAILED, SLOW, EventFrames
 from tests.support.core import (
@@ -682,7 +682,7 @@ async def test_what_was_answered_is_remembered_while_a_push_could_be_under_way(
     """No longer, since memory is bounded, and no shorter, whenever the clock of the first answer rings."""
     connection = await core.join("alice")
     [first], [second] = await core.fill("alice", 1), await core.fill("alice", 1)
-    ages = {first.id: 0.6 * REORDER_WINDOW_S, second.id: 0.0}
+    ages = {first.id: 0.6 * REMEMBERED_S, second.id: 0.0}
     answer_at = time.time()
     documents = [altered(each, rev=int((answer_at - ages[each.id]) * 1000) << 16) for each in (first, second)]
 
@@ -695,7 +695,7 @@ async def test_what_was_answered_is_remembered_while_a_push_could_be_under_way(
     session = _session(connection)
 
     for passed, expected in ((0.0, []), (0.5, [first.id]), (1.1, [first.id, second.id])):
-        monkeypatch.setattr(time, "time", lambda passed=passed: answer_at + passed * REORDER_WINDOW_S)
+        monkeypatch.setattr(time, "time", lambda passed=passed: answer_at + passed * REMEMBERED_S)
         if session._screen._forgetting is not None:
             session._screen._forgetting.cancel()
             session._screen._prune()  # as the timer does
@@ -710,7 +710,7 @@ async def test_nothing_is_remembered_of_answers_about_old_documents(
     """Most reads show what has not changed for long: they cost no memory."""
     connection = await core.join("alice")
     await core.fill("alice", 3)
-    late = time.time() + 2 * REORDER_WINDOW_S
+    late = time.time() + 2 * REMEMBERED_S
     monkeypatch.setattr(time, "time", lambda: late)
     command(connection, "content", 0)
     assert len((await connection.next()).data) == 3

@@ -179,7 +179,7 @@ class ClassicConversation(Conversation):
         self.line.do_soon(functools.partial(self._tell_missed, since))
 
     async def _tell_missed(self, since: datetime) -> None:
-        """What has changed since then, each document as it is now, and how many are unseen; while the store is away,
+        """What has changed since then and was not shown as it is now, and how many are unseen; while the store is away,
         when it is back."""
         line, services = self.line, self.line.services
         room, token, goes_on, limit = line.room, services.sync.as_of(since), False, None
@@ -191,7 +191,8 @@ class ClassicConversation(Conversation):
                 return
             if chunk.reset:  # too long ago to know what was deleted
                 await self._list_unseen(room, is_patient=True)
-            self._answer_changes(room, chunk.documents)
+            # What was listed since the gap began would look like something new.
+            self._answer_changes(room, line.screen.unshown(chunk.documents))
             if not chunk.more:
                 # Before the pushes that wait: their counts may be later than this one.
                 count = await self._patiently(lambda: services.inbox.count_unseen(room))
