@@ -12,9 +12,11 @@ import contextlib
 import json
 import logging
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TypeVar
 
@@ -27,9 +29,9 @@ from server.feed_screen import FeedScreen, OnceScreen
 from server.ids import is_id
 from server.inbox import Inbox
 from server.limits import Limits
-from server.marks import Marks, Sent
+from server.marks import MAX_REMEMBERED, Marks, Sent
 from server.messages import Added, Document, now
-from server.rooms import NOBODY, Connection, Room, Rooms, close_at
+from server.rooms import NOBODY, REORDER_WINDOW_S, Connection, Room, Rooms, close_at
 from server.store import EVENTS, HUB, SERVICE, Store
 from server.sync import Sync
 from server.tasks import Tasks
@@ -176,12 +178,13 @@ class Feed:
             self._task.cancel()
 
     # -- what waited -----------------------------------------------------------------------------------------
-    async def _catch_up(self) -> None:
+    async def _catch_up(self, backlog: AsyncIterator[Portion] | None = None) -> None:
+        """`backlog`: in place of `_backlog`."""
         try:
             await self._services.arrivals.to_join()
             if self._room[1] != NOBODY:
                 await self._patiently(partial(self._services.broadcaster.catch_up, self._room))
-            async for told, last in self._backlog():
+            async for told, last in self._backlog() if backlog is None else backlog:
                 for frame, documents in told:
                     self._screen.answer(frame, documents)
                     with self._screen.listing_waits(last):
@@ -197,23 +200,31 @@ class Feed:
         return
         yield  # makes it one that yields nothing
 
-    async def _unmarked(self, way: str, since: datetime | None = None) -> AsyncIterator[Portion]:
+    async def _unmarked(
+        self, way: str, *, since: datetime | None = None, before: datetime | None = None
+    ) -> AsyncIterator[Portion]:
         """The unseen documents that are not marked for this way, oldest first. `since`: only those created then or
-        later. Pushes are not left to this listing: what another connection of the user is sent meanwhile gets marked,
-        and is not in it; such a push comes in its place among what is listed."""
-        services, (tenant, user_id) = self._services, self._room
+        later; `before`: only those created before. Pushes are not left to this listing: what another connection of the
+        user is sent meanwhile gets marked, and is not in it; such a push comes in its place among what is listed."""
         after: Document | None = None
         while True:
-            backlog = services.store.deliveries.backlog
-            read = partial(backlog, tenant, user_id, way, since=since, after=after, limit=PORTION)
-            with services.marks.noted(way, self._room) as noted:
-                documents = await self._patiently(read)
+            with self._services.marks.noted(way, self._room) as noted:
+                documents = await self._waiting(way, since, after)
             # Of an earlier listing, or pushed before this one: it need not have arrived yet.
             known = noted if self._screen.sent is None else noted | self._screen.sent.under_way
-            yield self._told(document for document in documents if document.id not in known), None
-            if are_all(documents, PORTION):
+            listed = [each for each in documents if before is None or each.created_at < before]
+            yield self._told(document for document in listed if document.id not in known), None
+            if len(listed) < len(documents) or are_all(documents, PORTION):
                 return
             after = documents[-1]
+
+    async def _waiting(
+        self, way: str | None, since: datetime | None, after: Document | None
+    ) -> list[Document]:
+        backlog, (tenant, user_id) = self._services.store.deliveries.backlog, self._room
+        return await self._patiently(
+            partial(backlog, tenant, user_id, way, since=since, after=after, limit=PORTION)
+        )
 
     def _told(self, documents: Iterable[Document]) -> Iterator[tuple[Frame, Sequence[Document]]]:
         for document in documents:
@@ -235,42 +246,102 @@ class Feed:
             delay_s = min(2 * delay_s, RETRY_MAX_S)
 
 
-class HubFeed(Feed):
-    """CONTRACT C2: what has not been sent to this user in this dialect comes once, when they connect."""
+class MarkedFeed(Feed):
+    """Where the store remembers for all connections of the user what need not come any more (`marked_as`: by the marks
+    of which way). What an open connection has missed comes to it all the same, as every push would have: the mark may
+    be by another one, on a node that could tell nobody."""
+
+    __slots__ = ("_gap", "_opened_at")
+    marked_as: str
+
+    def __init__(self, connection: Connection, services: FeedServices, identity: Identity) -> None:
+        # Before the room is joined.
+        self._opened_at = now()
+        # since when something was missed that no catching up has begun to make up for; None: nothing was
+        self._gap: datetime | None = None
+        super().__init__(connection, services, identity)
+
+    def missed(self, since: datetime) -> None:
+        self._gap = since if self._gap is None else min(self._gap, since)
+        super().missed(since)
+
+    async def _catch_up_again(self) -> None:
+        self._screen.begin_answer()
+        await self._catch_up(self._made_up_for())
+
+    def _known(self) -> tuple[Collection[str], float]:
+        """The documents that need not come again to this connection, if they were made after a time (seconds since
+        1970); of older ones that is not known."""
+        raise NotImplementedError
+
+    async def _beginning(self) -> datetime | None:
+        """Nothing from before is for this client; None: all is."""
+        return None
+
+    async def _backlog(self) -> AsyncIterator[Portion]:
+        async for portion in self._unmarked(self.marked_as, since=await self._beginning()):
+            yield portion
+
+    async def _made_up_for(self) -> AsyncIterator[Portion]:
+        known, known_since = self._known()
+        gap, self._gap = self._gap or now(), None
+        # Storing it may have taken so long.
+        gap -= timedelta(seconds=REORDER_WINDOW_S)
+        gap = max(gap, self._opened_at, datetime.fromtimestamp(known_since, UTC))
+        async for portion in self._unmarked(self.marked_as, since=await self._beginning(), before=gap):
+            yield portion
+        after: Document | None = None
+        while True:
+            documents = await self._waiting(None, gap, after)
+            yield self._told(document for document in documents if document.id not in known), None
+            if are_all(documents, PORTION):
+                return
+            after = documents[-1]
+
+
+class OnceFeed(MarkedFeed):
+    """What has not been sent to this user in this dialect comes once, when they connect."""
 
     __slots__ = ()
-    way = HUB
+
+    def _known(self) -> tuple[Collection[str], float]:
+        sent = self._screen.sent
+        return ((), 0.0) if sent is None else (sent.remembered, sent.complete_since)
+
+
+class HubFeed(OnceFeed):
+    """CONTRACT C2."""
+
+    __slots__ = ()
+    way = marked_as = HUB
     dialect = HubDialect()
 
-    def _backlog(self) -> AsyncIterator[Portion]:
-        return self._unmarked(HUB)
 
-
-class RealtimeFeed(Feed):
-    """CONTRACT C4: as that of C2."""
+class RealtimeFeed(OnceFeed):
+    """CONTRACT C4."""
 
     __slots__ = ()
-    way = EVENTS
+    way = marked_as = EVENTS
     dialect = RealtimeDialect()
 
-    def _backlog(self) -> AsyncIterator[Portion]:
-        return self._unmarked(EVENTS)
 
-
-class ServiceFeed(Feed):
+class ServiceFeed(MarkedFeed):
     """CONTRACT C3: what this user has not acknowledged comes at each connect until they have; nothing from before they
     first used this dialect."""
 
-    __slots__ = ("_beginning",)
+    __slots__ = ("_acknowledged", "_begun", "_known_since")
+    marked_as = SERVICE
     dialect: ServiceDialect = ServiceDialect()
 
     def __init__(self, connection: Connection, services: FeedServices, identity: Identity) -> None:
-        # Before the room is joined: what is pushed from then on is to be acknowledged.
-        opened_at = now()
+        # the last ones, on this connection, and when; and the time from which on these are all
+        self._acknowledged: deque[tuple[str, float]] = deque()
+        self._known_since = 0.0
         super().__init__(connection, services, identity)
-        # A task of its own: who goes at once has used this dialect, too.
-        self._beginning = (
-            services.tasks.start(self._begin(opened_at), "first use") if self._is_joined else None
+        # A task of its own: who goes at once has used this dialect, too. From then on what is pushed is to be
+        # acknowledged.
+        self._begun = (
+            services.tasks.start(self._begin(self._opened_at), "first use") if self._is_joined else None
         )
 
     async def _begin(self, opened_at: datetime) -> datetime:
@@ -278,12 +349,11 @@ class ServiceFeed(Feed):
         begin = self._services.store.deliveries.begin
         return await self._patiently(partial(begin, *self._room, SERVICE, opened_at))
 
-    async def _backlog(self) -> AsyncIterator[Portion]:
-        if self._beginning is None:
-            return
-        since = await asyncio.shield(self._beginning)
-        async for portion in self._unmarked(SERVICE, since):
-            yield portion
+    async def _beginning(self) -> datetime | None:
+        return None if self._begun is None else await asyncio.shield(self._begun)
+
+    def _known(self) -> tuple[Collection[str], float]:
+        return {id_ for id_, _ in self._acknowledged}, self._known_since
 
     def receive(self, text: str) -> None:
         """`message_ack` (no answer) and the command `ping`."""
@@ -298,13 +368,19 @@ class ServiceFeed(Feed):
         kind, key = (message.get("type"), message.get("key")) if isinstance(message, dict) else (None, None)
         if kind == "message_ack" and isinstance(key, str):
             if is_id(key):
-                self._services.marks.note(SERVICE, self._room, (key.lower(),))
+                self._acknowledge(key.lower())
         elif kind == "command" and key == "ping":
             self.connection.send(self.dialect.pong())
         else:
             self.connection.send(
                 self.dialect.error("known are message_ack with a key, and command with the key ping")
             )
+
+    def _acknowledge(self, id_: str) -> None:
+        self._services.marks.note(SERVICE, self._room, (id_,))
+        self._acknowledged.append((id_, time.time()))
+        if len(self._acknowledged) > MAX_REMEMBERED:
+            _, self._known_since = self._acknowledged.popleft()
 
 
 class TenantFeed(Feed):

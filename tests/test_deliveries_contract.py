@@ -48,7 +48,7 @@ def ids(documents: list[Document]) -> list[str]:
     return [document.id for document in documents]
 
 
-async def backlog(store: Store, way: str = HUB, user_id: str = USER) -> list[Document]:
+async def backlog(store: Store, way: str | None = HUB, user_id: str = USER) -> list[Document]:
     return await store.deliveries.backlog(TENANT, user_id, way, since=None, after=None, limit=10_000)
 
 
@@ -126,7 +126,7 @@ async def test_all_that_is_unseen_is_waiting_at_first(store: Store) -> None:
     await put(store, USER, "other")
     await store.mark_seen(TENANT, USER, [seen.id])
     await store.delete(TENANT, USER, [deleted.id])
-    for way in WAYS:
+    for way in (*WAYS, None):
         assert await backlog(store, way) == [early, first, last]
     assert await backlog(store, user_id="nobody") == []
 
@@ -141,6 +141,7 @@ async def test_what_is_marked_waits_no_longer(store: Store) -> None:
     for bit, way in enumerate(WAYS):
         expected = [each for number, each in enumerate(documents) if not number >> bit & 1]
         assert await backlog(store, way) == expected
+    assert await backlog(store, None) == documents
     assert await whole_inbox(store) == documents[::-1]
     assert await store.unseen(TENANT, USER, after=None, limit=100) == documents
     assert await store.unseen(TENANT, USER, after=documents[2], limit=3) == documents[3:6]

@@ -13,6 +13,7 @@ import pytest
 
 from server import feed as module
 from server import inbox_feed
+from server import marks as marks_module
 from server import screen as screen_module
 from server.auth import Identity
 from server.config import Limits as LimitSettings
@@ -35,6 +36,7 @@ from server.messages import (
 )
 from server.revs import span_of, to_wire
 from server.rooms import NOBODY
+from server.store import HUB, SERVICE
 from server.stream_feed import StreamFeed
 from server.wire import FAILED, REVOKED, SIGNED_OUT, SLOW, TOKEN_EXPIRED, TOO_MANY
 from tests.support.core import ALICE, MAX_QUEUE_BYTES, Core, notification, open_core
@@ -392,6 +394,48 @@ async def test_what_is_told_in_time_together_with_something_late_comes_as_it_is_
     await caught_up(core, there)
 
 
+@pytest.mark.parametrize("kind", [HubFeed, RealtimeFeed])
+async def test_what_was_missed_comes_though_another_page_was_sent_it(core: Core, kind: type[Feed]) -> None:
+    """As on another node while the way between them was cut: this page is told of all that it was not told of, once and
+    in its order, and of nothing from before it was opened. Seen is seen."""
+    way = kind.way
+    assert way is not None
+    await core.store.deliveries.mark(way, {ALICE: [each.id for each in await core.fill("alice", 1)]})
+    page = listen(core, kind)
+    await caught_up(core, page)
+    before = now()
+    elsewhere = await core.fill("alice", 150)
+    await core.store.deliveries.mark(way, {ALICE: [each.id for each in elsewhere[::2]]})
+    await core.inbox.mark_seen(ALICE, (elsewhere[4].id,))
+    for number in range(90):
+        await core.notify("alice", content=f"told {number}")
+        assert await contents(page, 1) == [f"told {number}"]
+    later = await core.fill("alice", 1)
+    expected = [each.notification.content for each in (*elsewhere[:4], *elsewhere[5:], *later)]
+    for expected_now in (expected, []):
+        page.session.missed(before)  # type: ignore[union-attr]
+        assert await contents(page, len(expected_now)) == expected_now
+        await caught_up(core, page)
+
+
+async def test_who_was_told_of_more_than_is_remembered_is_not_told_again(
+    core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then what another page was sent before that stays with that one."""
+    monkeypatch.setattr(marks_module, "MAX_REMEMBERED", 2)
+    page = listen(core, HubFeed)
+    await caught_up(core, page)
+    before = now()
+    for number in range(4):
+        await core.notify("alice", content=str(number))
+    assert await contents(page, 4) == ["0", "1", "2", "3"]
+    [elsewhere] = await core.fill("alice", 1)
+    await core.store.deliveries.mark(HUB, {ALICE: [elsewhere.id]})
+    page.session.missed(before)  # type: ignore[union-attr]
+    assert await contents(page, 1) == [elsewhere.notification.content]
+    await caught_up(core, page)
+
+
 async def test_too_many_pushes_behind_what_waited_close_the_connection(core: Core) -> None:
     """As slow. What it has not got comes at the next connect."""
     await core.fill("alice", 2)
@@ -586,6 +630,19 @@ async def test_an_acknowledgement_counts_at_once(core: Core) -> None:
     first.session.receive(f'{{"type":"message_ack","key":"{frame["key"]}"}}')
     assert core.marks.waiting == 1
     await caught_up(core, listen(core, ServiceFeed))
+
+
+async def test_what_was_missed_comes_though_another_page_has_acknowledged_it(core: Core) -> None:
+    """On another node, as this one was cut off; what this page has acknowledged itself does not come again."""
+    page = listen(core, ServiceFeed)
+    await caught_up(core, page)
+    before = now()
+    mine, *others = await core.fill("alice", 3)
+    await core.store.deliveries.mark(SERVICE, {ALICE: [mine.id, others[0].id]})
+    page.session.receive(json.dumps({"type": "message_ack", "key": mine.id}))  # type: ignore[union-attr]
+    page.session.missed(before)  # type: ignore[union-attr]
+    expected = ["mark", *(each.notification.content for each in others)]
+    assert await contents(page, 3) == expected
 
 
 async def test_acknowledged_and_seen_are_not_the_same(core: Core) -> None:

@@ -302,9 +302,15 @@ class InboxMachine(RuleBasedStateMachine):
         assert read == newer[:limit]
 
     @rule(
-        user_id=user, way=st.sampled_from(WAYS), index=index, limit=limit, since_ms=st.sampled_from([None, 1])
+        user_id=user,
+        way=st.sampled_from([*WAYS, None]),
+        index=index,
+        limit=limit,
+        since_ms=st.sampled_from([None, 1]),
     )
-    def read_backlog(self, user_id: str, way: str, index: int, limit: int, since_ms: int | None) -> None:
+    def read_backlog(
+        self, user_id: str, way: str | None, index: int, limit: int, since_ms: int | None
+    ) -> None:
         marks = [None, *(each for each in self.documents if each.user_id == user_id)]
         after = marks[index % len(marks)]
         since = None if since_ms is None else START - timedelta(milliseconds=since_ms)
@@ -314,7 +320,7 @@ class InboxMachine(RuleBasedStateMachine):
         waiting = [
             each
             for each in self.unseen(user_id)
-            if each.id not in self.marks[way]
+            if (way is None or each.id not in self.marks[way])
             and (after is None or position(each) > position(after))
             and (since is None or each.created_at >= since)
         ]

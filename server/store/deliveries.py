@@ -49,15 +49,16 @@ class Deliveries(Protocol):
         self,
         tenant: str,
         user_id: str,
-        way: str,
+        way: str | None,
         *,
         since: datetime | None,
         after: Document | None,
         limit: int,
     ) -> list[Document]:
-        """The unseen documents that are not marked for this way, oldest first by (created_at, id). `since`: only those
-        created then or later (None: all); `after`: only those after the position of this one (None: from the oldest).
-        However many are marked, they cost nothing. Fewer than `limit` also if they are long, as of `Store.unseen`."""
+        """The unseen documents that are not marked for this way (None: whatever they are marked for), oldest first by
+        (created_at, id). `since`: only those created then or later (None: all); `after`: only those after the position
+        of this one (None: from the oldest). However many are marked, they cost nothing. Fewer than `limit` also if they
+        are long, as of `Store.unseen`."""
 
     async def mark(self, way: str, documents: Mapping[tuple[str, str], Collection[str]]) -> None:
         """Remember that documents (their ids, by tenant and user id) have been sent in this way; for `ACKNOWLEDGED`:

@@ -60,7 +60,7 @@ class MongoDeliveries:
         self,
         tenant: str,
         user_id: str,
-        way: str,
+        way: str | None,
         *,
         since: datetime | None,
         after: Document | None,
@@ -74,7 +74,7 @@ class MongoDeliveries:
             "tenant": tenant,
             "_userId": user_id,
             **_UNSEEN,
-            "marks": {"$in": [None, *_values(_bit(way), are_set=False)]},
+            "marks": {"$in": [None, *_values(0 if way is None else _bit(way), are_set=False)]},
             **(beyond(max(lowest), 1) if lowest else {}),
         }
         sort = {"createdAt": 1, "_id": 1}

@@ -23,7 +23,10 @@ FEW = 1000
 """Of a notification with so many documents all are read and sorted by user; of one with more, the users of the tenant
 are gone through in their order: as so many have it, the next one is not far."""
 
-BACKLOG = {way: reading.oldest_unseen(without=mark_of(way)) for way in WAYS}
+BACKLOG: Mapping[str | None, str] = {
+    None: reading.UNSEEN,
+    **{way: reading.oldest_unseen(without=mark_of(way)) for way in WAYS},
+}
 
 # What was seen or deleted before `acked_at` was written down was acknowledged then.
 MARK = (
@@ -64,7 +67,7 @@ class SQLiteDeliveries:
         self,
         tenant: str,
         user_id: str,
-        way: str,
+        way: str | None,
         *,
         since: datetime | None,
         after: Document | None,
