@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from email import message_from_bytes
@@ -17,7 +17,7 @@ import pytest
 from tests.support.backplanes import LINKS, until
 from tests.support.client import SocketClient
 from tests.support.client_v2 import client_v2
-from tests.support.feeds import SETTINGS, add_key, user_token
+from tests.support.feeds import SETTINGS, Listener, add_key, hub_path, listening, service_path, user_token
 from tests.support.mongod import MongoDatabase
 from tests.support.redis_server import RedisServer
 from tests.support.running_server import RunningServer
@@ -129,6 +129,41 @@ async def test_what_one_node_stored_while_the_way_was_cut_is_on_all_screens_when
             "meanwhile": True,
             "unseen": False,
         }
+
+
+@pytest.mark.parametrize("nodes", ["redis"], indirect=True)
+@pytest.mark.parametrize(
+    ("path_of", "content"),
+    [
+        (hub_path, lambda frame: frame["payload"]["content"]),
+        (service_path, lambda frame: frame["value"]["content"]),
+    ],
+    ids=["C2", "C3"],
+)
+async def test_who_only_listens_is_told_of_what_another_screen_was_sent_while_the_way_was_cut(
+    nodes: Nodes, path_of: Callable[[str], str], content: Callable[[Any], str], user: str
+) -> None:
+    """Though for this user it counts as sent, or as acknowledged."""
+    assert nodes.redis is not None
+
+    async def told(screen: Listener, expected: str) -> Any:
+        """The frame; in C3, what is not acknowledged may come again before."""
+        while content(frame := await screen.frame()) != expected:
+            assert path_of is service_path
+        return frame
+
+    async with listening(nodes.here, path_of(user)) as near, listening(nodes.there, path_of(user)) as far:
+        nodes.here.must_notify(user, content="before")
+        await told(near, "before")
+        await told(far, "before")
+        nodes.redis.kill()
+        nodes.here.must_notify(user, content="meanwhile")
+        frame = await told(near, "meanwhile")
+        if path_of is service_path:
+            await near.say({"type": "message_ack", "key": frame["key"]})
+        await asyncio.sleep(1)  # that is written down four times a second
+        nodes.redis.start()
+        await told(far, "meanwhile")
 
 
 def mails(node: RunningServer) -> list[str]:
