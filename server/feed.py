@@ -12,9 +12,7 @@ import contextlib
 import json
 import logging
 import random
-import time
-from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -25,11 +23,11 @@ from server.auth import Identity, sign_in_of
 from server.broadcaster import Broadcaster
 from server.dialects import Dialect, HubDialect, RealtimeDialect, ServiceDialect, TenantDialect
 from server.errors import RateLimited, StoreUnavailable
-from server.feed_screen import FeedScreen, OnceScreen
+from server.feed_screen import FeedScreen, OnceScreen, Told
 from server.ids import is_id
 from server.inbox import Inbox
 from server.limits import Limits
-from server.marks import MAX_REMEMBERED, Marks, Sent
+from server.marks import Marks, Sent
 from server.messages import Added, Document, now
 from server.rooms import NOBODY, REORDER_WINDOW_S, Connection, Room, Rooms, close_at
 from server.store import EVENTS, HUB, SERVICE, Store
@@ -206,19 +204,19 @@ class Feed:
         """The unseen documents that are not marked for this way, oldest first. `since`: only those created then or
         later; `before`: only those created before. Pushes are not left to this listing: what another connection of the
         user is sent meanwhile gets marked, and is not in it; such a push comes in its place among what is listed."""
-        after: Document | None = None
+        after, told = None, self._screen.known
         while True:
             with self._services.marks.noted(way, self._room) as noted:
-                documents = await self._waiting(way, since, after)
+                documents = await self._read_unseen(way, since, after)
             # Of an earlier listing, or pushed before this one: it need not have arrived yet.
-            known = noted if self._screen.sent is None else noted | self._screen.sent.under_way
+            known = noted | told | self._screen.known
             listed = [each for each in documents if before is None or each.created_at < before]
-            yield self._told(document for document in listed if document.id not in known), None
+            yield self._told_of(document for document in listed if document.id not in known), None
             if len(listed) < len(documents) or are_all(documents, PORTION):
                 return
             after = documents[-1]
 
-    async def _waiting(
+    async def _read_unseen(
         self, way: str | None, since: datetime | None, after: Document | None
     ) -> list[Document]:
         backlog, (tenant, user_id) = self._services.store.deliveries.backlog, self._room
@@ -226,7 +224,7 @@ class Feed:
             partial(backlog, tenant, user_id, way, since=since, after=after, limit=PORTION)
         )
 
-    def _told(self, documents: Iterable[Document]) -> Iterator[tuple[Frame, Sequence[Document]]]:
+    def _told_of(self, documents: Iterable[Document]) -> Iterator[tuple[Frame, Sequence[Document]]]:
         for document in documents:
             frame = self.dialect.frame(Added(document))
             if frame is not None:
@@ -251,7 +249,7 @@ class MarkedFeed(Feed):
     of which way). What an open connection has missed comes to it all the same, as every push would have: the mark may
     be by another one, on a node that could tell nobody."""
 
-    __slots__ = ("_gap", "_opened_at")
+    __slots__ = ("_gap", "_opened_at", "_told")
     marked_as: str
 
     def __init__(self, connection: Connection, services: FeedServices, identity: Identity) -> None:
@@ -260,6 +258,7 @@ class MarkedFeed(Feed):
         # since when something was missed that no catching up has begun to make up for; None: nothing was
         self._gap: datetime | None = None
         super().__init__(connection, services, identity)
+        self._told = self._screen.told = Told()
 
     def missed(self, since: datetime) -> None:
         self._gap = since if self._gap is None else min(self._gap, since)
@@ -269,56 +268,44 @@ class MarkedFeed(Feed):
         self._screen.begin_answer()
         await self._catch_up(self._made_up_for())
 
-    def _known(self) -> tuple[Collection[str], float]:
-        """The documents that need not come again to this connection, if they were made after a time (seconds since
-        1970); of older ones that is not known."""
-        raise NotImplementedError
-
-    async def _beginning(self) -> datetime | None:
-        """Nothing from before is for this client; None: all is."""
+    async def _owed_since(self, gap: datetime | None) -> datetime | None:
+        """Nothing unmarked from before is for this client, when it connects (None) or after this gap; None: all is."""
         return None
 
     async def _backlog(self) -> AsyncIterator[Portion]:
-        async for portion in self._unmarked(self.marked_as, since=await self._beginning()):
+        async for portion in self._unmarked(self.marked_as, since=await self._owed_since(None)):
             yield portion
 
     async def _made_up_for(self) -> AsyncIterator[Portion]:
-        known, known_since = self._known()
         gap, self._gap = self._gap or now(), None
-        # Storing it may have taken so long.
-        gap -= timedelta(seconds=REORDER_WINDOW_S)
-        gap = max(gap, self._opened_at, datetime.fromtimestamp(known_since, UTC))
-        async for portion in self._unmarked(self.marked_as, since=await self._beginning(), before=gap):
-            yield portion
+        gap -= timedelta(seconds=REORDER_WINDOW_S)  # storing it may have taken so long
+        # Listed in what follows, others are remembered in their place.
+        told = self._screen.known
+        owed_since = await self._owed_since(gap)
+        # Of what was made before, it is not known whether this connection was told; the marks say whether any was.
+        known_since = max(gap, self._opened_at, datetime.fromtimestamp(self._told.complete_since, UTC))
+        if owed_since is None or owed_since < known_since:
+            async for portion in self._unmarked(self.marked_as, since=owed_since, before=known_since):
+                yield portion
         after: Document | None = None
         while True:
-            documents = await self._waiting(None, gap, after)
-            yield self._told(document for document in documents if document.id not in known), None
+            documents = await self._read_unseen(None, known_since, after)
+            yield self._told_of(document for document in documents if document.id not in told), None
             if are_all(documents, PORTION):
                 return
             after = documents[-1]
 
 
-class OnceFeed(MarkedFeed):
-    """What has not been sent to this user in this dialect comes once, when they connect."""
-
-    __slots__ = ()
-
-    def _known(self) -> tuple[Collection[str], float]:
-        sent = self._screen.sent
-        return ((), 0.0) if sent is None else (sent.remembered, sent.complete_since)
-
-
-class HubFeed(OnceFeed):
-    """CONTRACT C2."""
+class HubFeed(MarkedFeed):
+    """CONTRACT C2: what has not been sent to this user in this dialect comes once, when they connect."""
 
     __slots__ = ()
     way = marked_as = HUB
     dialect = HubDialect()
 
 
-class RealtimeFeed(OnceFeed):
-    """CONTRACT C4."""
+class RealtimeFeed(MarkedFeed):
+    """CONTRACT C4: as that of C2."""
 
     __slots__ = ()
     way = marked_as = EVENTS
@@ -329,18 +316,15 @@ class ServiceFeed(MarkedFeed):
     """CONTRACT C3: what this user has not acknowledged comes at each connect until they have; nothing from before they
     first used this dialect."""
 
-    __slots__ = ("_acknowledged", "_begun", "_known_since")
+    __slots__ = ("_beginning",)
     marked_as = SERVICE
     dialect: ServiceDialect = ServiceDialect()
 
     def __init__(self, connection: Connection, services: FeedServices, identity: Identity) -> None:
-        # the last ones, on this connection, and when; and the time from which on these are all
-        self._acknowledged: deque[tuple[str, float]] = deque()
-        self._known_since = 0.0
         super().__init__(connection, services, identity)
         # A task of its own: who goes at once has used this dialect, too. From then on what is pushed is to be
         # acknowledged.
-        self._begun = (
+        self._beginning = (
             services.tasks.start(self._begin(self._opened_at), "first use") if self._is_joined else None
         )
 
@@ -349,11 +333,12 @@ class ServiceFeed(MarkedFeed):
         begin = self._services.store.deliveries.begin
         return await self._patiently(partial(begin, *self._room, SERVICE, opened_at))
 
-    async def _beginning(self) -> datetime | None:
-        return None if self._begun is None else await asyncio.shield(self._begun)
-
-    def _known(self) -> tuple[Collection[str], float]:
-        return {id_ for id_, _ in self._acknowledged}, self._known_since
+    async def _owed_since(self, gap: datetime | None) -> datetime | None:
+        """What was there before a gap has come, and is not marked until it is acknowledged."""
+        if self._beginning is None:
+            return gap  # it has not joined, and nobody asks
+        beginning: datetime = await asyncio.shield(self._beginning)
+        return beginning if gap is None else max(beginning, gap)
 
     def receive(self, text: str) -> None:
         """`message_ack` (no answer) and the command `ping`."""
@@ -368,19 +353,13 @@ class ServiceFeed(MarkedFeed):
         kind, key = (message.get("type"), message.get("key")) if isinstance(message, dict) else (None, None)
         if kind == "message_ack" and isinstance(key, str):
             if is_id(key):
-                self._acknowledge(key.lower())
+                self._services.marks.note(SERVICE, self._room, (key.lower(),))
         elif kind == "command" and key == "ping":
             self.connection.send(self.dialect.pong())
         else:
             self.connection.send(
                 self.dialect.error("known are message_ack with a key, and command with the key ping")
             )
-
-    def _acknowledge(self, id_: str) -> None:
-        self._services.marks.note(SERVICE, self._room, (id_,))
-        self._acknowledged.append((id_, time.time()))
-        if len(self._acknowledged) > MAX_REMEMBERED:
-            _, self._known_since = self._acknowledged.popleft()
 
 
 class TenantFeed(Feed):

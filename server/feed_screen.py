@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import takewhile
@@ -15,16 +16,40 @@ from server.rooms import REORDER_WINDOW_S, Connection, Push
 from server.screen import Owner, Screen
 from server.wire import Frame
 
+MAX_REMEMBERED = 100
+"""Of the documents that a connection was sent."""
+
+
+class Told:
+    """The last documents that one connection was sent, so that it is not told again of what it has not missed."""
+
+    __slots__ = ("_documents", "complete_since")
+
+    def __init__(self) -> None:
+        self._documents: deque[tuple[str, float]] = deque()
+        self.complete_since = 0.0
+        """Of what was sent until then (seconds since 1970) some is forgotten; what was made later is known."""
+
+    def add(self, id_: str) -> None:
+        self._documents.append((id_, time.time()))
+        if len(self._documents) > MAX_REMEMBERED:
+            _, self.complete_since = self._documents.popleft()
+
+    @property
+    def ids(self) -> set[str]:
+        return {id_ for id_, _ in self._documents}
+
 
 class FeedScreen(Screen):
-    """Keeps account of the documents sent (`sent` None: nobody asks). What was listed does not come again as a push,
-    however long the listing took."""
+    """Keeps account of the documents sent (`sent`: of those that may not have arrived yet; `told`: of the last ones;
+    None: nobody asks). What was listed does not come again as a push, however long the listing took."""
 
-    __slots__ = ("sent",)
+    __slots__ = ("sent", "told")
 
     def __init__(self, connection: Connection, dialect: Dialect, max_held_bytes: int, owner: Owner) -> None:
         super().__init__(connection, dialect, max_held_bytes, owner)
         self.sent: Sent | None = None
+        self.told: Told | None = None
 
     def push(self, pushes: Sequence[Push], burst: Frame) -> None:
         is_straight = self._held is None and self._answered is None
@@ -66,11 +91,25 @@ class FeedScreen(Screen):
 
     def _note_sent(self, pushes: Sequence[Push]) -> None:
         # A connection that has just been closed as slow has dropped it.
-        if self.sent is None or self.connection.is_closed:
+        if (self.sent is None and self.told is None) or self.connection.is_closed:
             return
         for event, frame in pushes:
             if isinstance(event, Added):
-                self.sent.add(event.document.id, len(frame.text))
+                self._note(event.document.id, len(frame.text))
+
+    def _note(self, id_: str, size: int) -> None:
+        if self.sent is not None:
+            self.sent.add(id_, size)
+        if self.told is not None:
+            self.told.add(id_)
+
+    @property
+    def known(self) -> set[str]:
+        """Of the documents that were sent those that are remembered."""
+        ids = set(self._answered or ())
+        if self.told is not None:
+            ids |= self.told.ids
+        return ids if self.sent is None else ids | self.sent.under_way
 
 
 class OnceScreen(FeedScreen):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
@@ -35,54 +34,38 @@ MAX_PER_USER = 10_000
 MAX_PER_WRITE = 5_000
 
 
-MAX_REMEMBERED = 100
-"""Of what one connection was sent, or has acknowledged: so that it is not told again of what it has not missed."""
-
-
 class Sent:
-    """What one connection was sent in a way, in its order: what may not have arrived yet (its size is bounded by the
-    connection's queue and the kernel's), and the last of what has. `complete_since`: of what was sent before (seconds
-    since 1970) some is forgotten."""
+    """What one connection was sent in a way and may not have arrived yet, in its order. Its size is bounded by the
+    connection's queue and the kernel's."""
 
-    __slots__ = ("_arrived", "_bytes", "_connection", "_marks", "_waiting", "complete_since", "key")
+    __slots__ = ("_bytes", "_connection", "_marks", "_waiting", "key")
 
     def __init__(self, marks: Marks, way: str, room: Room, connection: Connection) -> None:
         self.key = (way, room)
         self._marks = marks
         self._connection = connection
-        self._waiting: deque[tuple[str, int, float]] = deque()
-        self._arrived: deque[tuple[str, int, float]] = deque()
+        self._waiting: deque[tuple[str, int]] = deque()
         self._bytes = 0
-        self.complete_since = 0.0
 
     def add(self, id_: str, size: int) -> None:
         """A document was sent, in a frame of at least so many bytes."""
-        self._waiting.append((id_, size, time.time()))
+        self._waiting.append((id_, size))
         self._bytes += size
         self._marks.watch(self)
 
     @property
     def under_way(self) -> set[str]:
         """What was sent on this connection, and is not known to have arrived."""
-        return {id_ for id_, _, _ in self._waiting}
-
-    @property
-    def remembered(self) -> set[str]:
-        """All that was sent on this connection after `complete_since`, and maybe more."""
-        return self.under_way | {id_ for id_, _, _ in self._arrived}
+        return {id_ for id_, _ in self._waiting}
 
     def settle(self) -> bool:
         """Note what has arrived; whether that is all. What is in flight is what was sent last."""
         in_flight = self._connection.in_flight_bytes
         arrived = []
         while self._waiting and self._bytes - self._waiting[0][1] >= in_flight:
-            sent = self._waiting.popleft()
-            id_, size, _ = sent
+            id_, size = self._waiting.popleft()
             self._bytes -= size
             arrived.append(id_)
-            self._arrived.append(sent)
-            if len(self._arrived) > MAX_REMEMBERED:
-                _, _, self.complete_since = self._arrived.popleft()
         if arrived:
             self._marks.note(*self.key, arrived)
         return not self._waiting

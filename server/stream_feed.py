@@ -71,7 +71,9 @@ class StreamFeed(Feed):
             documents = await self._patiently(
                 partial(store.changes, tenant, user_id, after=after, limit=PORTION)
             )
-            yield ((self._as_it_is(document), (document,)) for document in documents), None
+            # What was listed since the gap began would look like something new.
+            news = self._screen.unshown(documents)
+            yield ((self._as_it_is(document), (document,)) for document in news), None
             if are_all(documents, PORTION):
                 return
             after = (documents[-1].rev, documents[-1].id)

@@ -13,6 +13,7 @@ import pytest
 from redis.exceptions import RedisError
 
 from server import feed as feed_module
+from server import screen as screen_module
 from server.auth import Identity
 from server.cluster import backplane as backplane_module
 from server.cluster import gaps, outgoing
@@ -36,7 +37,7 @@ from server.cluster.repeats import KEEP_S, REMEMBERED, Repeats
 from server.config import Cluster, load
 from server.conversations import v2
 from server.errors import InvalidConfig
-from server.feed import Feed, HubFeed, RealtimeFeed
+from server.feed import Feed, HubFeed, RealtimeFeed, ServiceFeed
 from server.ids import new_id
 from server.inbox_feed import InboxFeed
 from server.messages import (
@@ -779,6 +780,47 @@ async def test_a_stream_is_given_what_has_changed(core: Core) -> None:
     feed.closed()
 
 
+async def test_a_stream_is_not_given_again_what_it_has_listed(core: Core) -> None:
+    """A gap is taken to have begun before it came."""
+    since = now()
+    await core.notify("alice", content="listed")
+    connection, frames = recorded()
+    feed = StreamFeed(connection, core.feeds, Identity(*ALICE_HERE), None)
+    await until(lambda: not len(core.tasks), "the beginning being done")
+    await core.store.add(*_to_alice("missed"))
+    feed.missed(since - timedelta(seconds=5))
+    await until(lambda: not len(core.tasks), "all being done")
+    feed.closed()
+    told = [text for text in frames if "event: notification" in text]
+    assert [("listed" in text, "missed" in text) for text in told] == [(True, False), (False, True)]
+
+
+@pytest.mark.parametrize("is_long_ago", [False, True])
+async def test_a_service_client_is_not_given_again_what_it_has_listed(
+    core: Core, monkeypatch: pytest.MonkeyPatch, is_long_ago: bool
+) -> None:
+    """Though it has not acknowledged it: neither what the gap is taken to begin before, nor what was there long before
+    the gap and is remembered no more."""
+    if is_long_ago:
+        monkeypatch.setattr(screen_module, "REMEMBERED_S", -60)
+    first = listen(core, ServiceFeed)  # from then on all is to be acknowledged
+    await until(lambda: not len(core.tasks), "the beginning being done")
+    first.go()
+    since = now() - timedelta(seconds=5)
+    await core.notify("alice", content="listed")
+    connection = listen(core, ServiceFeed)
+    await until(lambda: not len(core.tasks), "all being listed")
+    if is_long_ago:
+        await asyncio.sleep(0.01)  # what was before, and what comes now, are of other milliseconds
+        since = now()
+        await asyncio.sleep(0.01)
+    await core.store.add(*_to_alice("missed"))
+    core.rooms.missed(ALICE_HERE, since)
+    await until(lambda: not len(core.tasks), "all being done")
+    told = [message["value"]["content"] for message in connection.received()]
+    assert told == ["listed", "missed"]
+
+
 async def test_a_stream_that_misses_something_again_is_given_no_more_than_that(core: Core) -> None:
     """However long it is open, and since when."""
     connection, frames = recorded()
@@ -796,9 +838,11 @@ async def test_a_stream_that_misses_something_again_is_given_no_more_than_that(c
     feed.closed()
 
 
-async def test_a_stream_misses_something_while_it_begins(core: Core) -> None:
+async def test_a_stream_misses_something_while_it_begins(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is told all that is unseen nevertheless, and what it missed behind that, from the first gap on; together it
     costs one more reading."""
+    # Or it would not be told again what it was just shown.
+    monkeypatch.setattr(screen_module, "REMEMBERED_S", -60)
     await core.store.add(*_to_alice("long ago"))
     connection, frames = recorded()
     feed = StreamFeed(connection, core.feeds, Identity(*ALICE_HERE), None)

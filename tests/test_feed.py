@@ -12,8 +12,8 @@ from typing import Any, cast
 import pytest
 
 from server import feed as module
+from server import feed_screen as feed_screen_module
 from server import inbox_feed
-from server import marks as marks_module
 from server import screen as screen_module
 from server.auth import Identity
 from server.config import Limits as LimitSettings
@@ -422,7 +422,7 @@ async def test_who_was_told_of_more_than_is_remembered_is_not_told_again(
     core: Core, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Then what another page was sent before that stays with that one."""
-    monkeypatch.setattr(marks_module, "MAX_REMEMBERED", 2)
+    monkeypatch.setattr(feed_screen_module, "MAX_REMEMBERED", 2)
     page = listen(core, HubFeed)
     await caught_up(core, page)
     before = now()
@@ -633,16 +633,31 @@ async def test_an_acknowledgement_counts_at_once(core: Core) -> None:
 
 
 async def test_what_was_missed_comes_though_another_page_has_acknowledged_it(core: Core) -> None:
-    """On another node, as this one was cut off; what this page has acknowledged itself does not come again."""
+    """On another node, as this one was cut off. What this page was sent does not come again, acknowledged or not."""
     page = listen(core, ServiceFeed)
     await caught_up(core, page)
     before = now()
-    mine, *others = await core.fill("alice", 3)
-    await core.store.deliveries.mark(SERVICE, {ALICE: [mine.id, others[0].id]})
-    page.session.receive(json.dumps({"type": "message_ack", "key": mine.id}))  # type: ignore[union-attr]
+    [acknowledged] = await core.notify("alice", content="acknowledged")
+    await core.notify("alice", content="not acknowledged")
+    assert await contents(page, 2) == ["acknowledged", "not acknowledged"]
+    page.session.receive(json.dumps({"type": "message_ack", "key": acknowledged.id}))  # type: ignore[union-attr]
+    elsewhere = await core.fill("alice", 2)
+    await core.store.deliveries.mark(SERVICE, {ALICE: [elsewhere[0].id]})
     page.session.missed(before)  # type: ignore[union-attr]
-    expected = ["mark", *(each.notification.content for each in others)]
-    assert await contents(page, 3) == expected
+    assert await contents(page, 2) == [each.notification.content for each in elsewhere]
+    await caught_up(core, page)
+
+
+async def test_what_was_listed_does_not_come_again_as_missed_however_much_it_was(core: Core) -> None:
+    """Though it is not acknowledged, and a gap may begin before it."""
+    await caught_up(core, listen(core, ServiceFeed))  # from now on all is to be acknowledged
+    before = now()
+    documents = await core.fill("alice", 150)
+    page = listen(core, ServiceFeed)
+    listed = await contents(page, 151)
+    assert sorted(listed) == sorted(["mark", *(each.notification.content for each in documents)])
+    page.session.missed(before)  # type: ignore[union-attr]
+    await caught_up(core, page)
 
 
 async def test_acknowledged_and_seen_are_not_the_same(core: Core) -> None:
