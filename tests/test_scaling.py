@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,10 +13,11 @@ import pytest
 
 from server.store.mongo_connection import Connection
 from server.store.mongo_documents import INBOX_INDEXES
+from tests.support.certificates import CertificateAuthority
 from tests.support.mongod import Mongod
 from tests.support.ports import free_port
-from tests.support.processes import wait_until
-from tests.support.proxies import advised_settings, shipped
+from tests.support.processes import Process, wait_until
+from tests.support.proxies import NAME, advised_settings, shipped
 from tests.support.recipes import SECRET, Recipe, sections
 from tests.support.redis_server import RedisServer
 from tests.support.running_server import RunningServer
@@ -97,6 +99,36 @@ def test_the_balancer_reaches_the_nodes_and_is_believed() -> None:
     [proxy] = [line.partition("=")[2] for line in wanted if line.startswith("trusted_proxies=")]
     nodes = set(re.findall(r"^ *server \w+ ([\d.]+):8587", shipped("haproxy.cfg"), flags=re.MULTILINE))
     assert len(nodes) == 3 and proxy not in nodes
+
+
+@pytest.mark.servers
+def test_a_browser_has_all_its_streams_on_one_connection(tmp_path: Path) -> None:
+    """It opens six of HTTP/1.1 at most, for all its tabs. HAProxy with its file as it is, but for port and paths."""
+    authority = CertificateAuthority(tmp_path / "authority")
+    pair = authority.server_pair([NAME])
+    (tmp_path / "both.pem").write_bytes(pair.cert.read_bytes() + pair.key.read_bytes())
+    port = free_port()
+    paths = {":443": f"127.0.0.1:{port}", f"/etc/ssl/{NAME}.pem": str(tmp_path / "both.pem")}
+    file = tmp_path / "haproxy.cfg"
+    file.write_text(shipped("haproxy.cfg", **paths, **{"maxconn 100000": "maxconn 100"}))
+    haproxy = Process([server_program("haproxy", "haproxy"), "-db", "-f", file], log=tmp_path / "log")
+    haproxy.start()
+    try:
+
+        def is_up() -> bool:
+            with socket.socket() as probe:
+                return probe.connect_ex(("127.0.0.1", port)) == 0
+
+        wait_until(is_up, "HAProxy listening")
+        context = authority.client_context()
+        context.set_alpn_protocols(["h2", "http/1.1"])
+        with (
+            socket.create_connection(("127.0.0.1", port)) as plain,
+            context.wrap_socket(plain, server_hostname=NAME) as connection,
+        ):
+            assert connection.selected_alpn_protocol() == "h2"
+    finally:
+        haproxy.kill()
 
 
 @pytest.mark.servers

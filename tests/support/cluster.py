@@ -35,7 +35,7 @@ class HAProxy(RunningServer):
         self.port = free_port()
         self.folder = Path(tempfile.mkdtemp(prefix="test-haproxy-"))
         addresses = dict(zip(NAMES, ports, strict=True))
-        listening = "bind :443 ssl crt /etc/ssl/notifications.example.org.pem"
+        listening = "bind :443 ssl crt /etc/ssl/notifications.example.org.pem alpn h2,http/1.1"
         text = shipped("haproxy.cfg", **{listening: f"bind 127.0.0.1:{self.port}"})
         for number, (name, port) in enumerate(addresses.items(), 1):
             before = f"server {name} 10.0.0.{number}:8587"
