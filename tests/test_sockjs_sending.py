@@ -39,6 +39,42 @@ async def test_a_body_of_the_limit_is_taken(send: str) -> None:
         assert session.received.get_nowait() == "x" * (LIMIT_BYTES - 4)
 
 
+@pytest.mark.parametrize(
+    ("has_session", "headers", "status"),
+    [
+        (False, ("Content-Length: 5",), 404),
+        (False, ("Content-Length: 0",), 404),
+        (True, (f"Content-Length: {LIMIT_BYTES + 1}",), 413),
+    ],
+    ids=["no session", "no session, no body", "too large"],
+)
+@pytest.mark.parametrize("send", SEND)
+async def test_what_is_refused_unread_says_that_the_connection_ends(
+    send: str, has_session: bool, headers: tuple[str, ...], status: int
+) -> None:
+    """A proxy, or a client, would send its next request over it, and hear nothing."""
+    async with serving(max_message_bytes=LIMIT_BYTES) as service:
+        path = (await _open_session(service))[1] if has_session else service.new_session_path()
+        async with service.client() as client:
+            await _begin(client, path + send, *headers)
+            answered, answer, _ = await client.read_answer()
+            assert (answered, answer["connection"]) == (status, "close")
+            assert await client.read_to_end() == b""
+
+
+@pytest.mark.parametrize("send", SEND)
+async def test_what_is_refused_when_it_has_been_read_leaves_the_connection_open(send: str) -> None:
+    """As what is taken does: the next request goes over it."""
+    async with serving(max_message_bytes=LIMIT_BYTES) as service:
+        _, path = await _open_session(service)
+        async with service.client() as client:
+            for _ in range(2):
+                await _begin(client, path + send, "Content-Length: 1")
+                client.writer.write(b"x")
+                status, answer, _ = await client.read_answer()
+                assert status == 500 and "connection" not in answer
+
+
 @pytest.mark.parametrize("size", [LIMIT_BYTES + 1, 10**12])
 @pytest.mark.parametrize("send", SEND)
 async def test_a_declared_body_over_the_limit_is_refused_unread(

@@ -276,6 +276,8 @@ class SendingHandler(Handler):
     """A request that brings messages of the client. Reads its body itself, and no more of it than is allowed: nothing
     where there is no session."""
 
+    _is_read = False
+
     def prepare(self) -> None:
         super().prepare()
         self._body = bytearray()
@@ -301,6 +303,12 @@ class SendingHandler(Handler):
             self.preflight()
             self.finish_text("Payload too big.", 413)
 
+    def finish_text(self, text: str, status_code: int | None = None) -> None:
+        if self.request.method == "POST" and not self._is_read:
+            # Tornado ends the connection then, which a client that sends its next request over it has to know.
+            self.set_header("Connection", "close")
+        super().finish_text(text, status_code)
+
     def _find(self) -> HttpConnection | None:
         return self.server.open_http_connection(
             self.path_kwargs["session_id"], self.server.identify(self.request)
@@ -312,6 +320,7 @@ class SendingHandler(Handler):
         self.finish_text("No such session.", 404)
 
     async def post(self, session_id: str) -> None:
+        self._is_read = True
         connection = self._find()
         if connection is None:  # any more
             self._say_no_session()
