@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from server.conformance.client import Broken
+from server.conformance.model import Fields, InboxModel
 from server.conformance.run import BROKEN, KEPT, NOT_CHECKED, RULES, Outcome, check
-from server.conformance.stage import DOORS
+from server.conformance.stage import DOORS, Stage
 from server.conformance.target import Target
 from tests.support.command import STORES, store_settings
 from tests.support.feeds import add_key, metrics
@@ -86,6 +88,35 @@ async def test_without_a_key_the_demo_users_serve(tmp_path: Path) -> None:
     others = {(rule.name, door) for rule in RULES for door in rule.doors if door in ("events", "rest")}
     sockets = {(name, door) for name in ("sign-out", "token-end") for door in ("sockjs", "ws_v2")}
     assert left_out == others | sockets
+
+
+async def test_a_device_at_another_node_hears_of_a_change_a_moment_later(
+    server: RunningServer, key: str
+) -> None:
+    """Which breaks no rule; never to hear of it does."""
+    stage = Stage(Target(server.url, key, wait_s=10), "ws_v2")
+    user = await stage.user()
+    device, late = await stage.join(user), await stage.join(user)
+    await stage.target.publish(user, "new")
+    await stage.must_have_all(device, user)
+    # What is pushed to this one takes until it has asked a second time.
+    await late.ask("counts")
+    known, late.model = late.model, InboxModel()
+    ask, asked = late.ask, 0
+
+    async def ask_late(name: str, data: Fields | None = None) -> Fields:
+        nonlocal asked
+        asked += 1
+        if asked == 2:
+            late.model = known
+        return await ask(name, data)
+
+    late.ask = ask_late  # type: ignore[method-assign]
+    await stage.must_have_all(late, user)
+    asked, late.model = 2, InboxModel()
+    with pytest.raises(Broken):
+        await stage.must_have_all(late, user)
+    await stage.close()
 
 
 async def test_rules_have_names_of_their_own() -> None:
