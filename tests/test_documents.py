@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from server import errors
+
 ROOT = Path(__file__).resolve().parents[1]
 
 PAGES = sorted(
@@ -98,3 +100,13 @@ def test_what_is_asked_for_was_found() -> None:
     assert {"tornado", "SQLAlchemy", "pytest", "setuptools"} <= set(_python())
     assert {"ws", "socket.io-client"} <= set(_npm())
     assert {"redis-server", "rabbitmq-server", "php-predis", "golang-go", "chromium", "npm"} <= set(_debian())
+
+
+def test_every_code_of_an_error_is_explained() -> None:
+    """In docs/api.md: of each kind of error that a caller may see, and of what is refused before a door is found."""
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
+    codes = {kind.code for kind in kinds if issubclass(kind, errors.ServerError)}
+    codes -= {errors.Conflict.code}  # of the command line only
+    codes |= {"bad_request", "method_not_allowed", "upgrade_required", "starting"}
+    text = (ROOT / "docs" / "api.md").read_text("utf-8")
+    assert {code for code in codes if f"`{code}`" not in text} == set()
