@@ -236,7 +236,7 @@ async def test_large_events_fill_the_queue_sooner(
     """Its bound is one of memory, too."""
     monkeypatch.setattr(outgoing, "MAX_BYTES", 10_000)
     link.is_down = True
-    for rev in range(10):
+    for rev in range(9):
         queue.put(ALICE, added(ALICE, rev, content="x" * 4000))
     assert queue.waiting <= 2
 

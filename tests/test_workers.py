@@ -16,11 +16,14 @@ import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from websockets.exceptions import ConnectionClosed
 
+from server.workers import tally as tally_module
 from server.workers import worker
+from server.workers.channel import VARIABLE, Channel, Given, line
 from server.workers.child import Child
 from server.workers.tally import Tally
 from tests.support.client import SocketClient
@@ -243,6 +246,37 @@ def test_a_worker_that_keeps_dying_is_tried_less_and_less_often(server: WorkersS
     server.wait_for(r"worker 2 \(pid \d+\) serves", 2)
 
 
+def test_a_mistake_in_the_configuration_ends_nobody_who_serves(
+    tmp_path: Path, mongo_database: MongoDatabase
+) -> None:
+    """As it would at the start: a worker that finds it is tried again, until it is mended."""
+    file = tmp_path / "config.ini"
+    file.write_text("[LOG]\nlevel=info\n")
+    with WorkersServer(tmp_path, **on_mongodb(mongo_database)) as server:
+        first = int(server.said(r"worker 1 \(pid (\d+)\) serves")[0])
+        file.write_text("[LOG]\nlevel=loud\n")
+        os.kill(first, signal.SIGKILL)
+        server.wait_for(r"worker 1 \(pid \d+\) ended with exit code 2 before it served; it is started anew")
+        server.must_notify("ann", content="x")
+        file.write_text("[LOG]\nlevel=info\n")
+        server.wait_for(r"worker 1 \(pid \d+\) serves", 2)
+        assert server.stop() == 0
+
+
+def test_only_the_first_worker_says_at_the_start_that_it_cannot_be(
+    tmp_path: Path, mongo_database: MongoDatabase
+) -> None:
+    """What is wrong with another one is wrong with that one alone."""
+    fault = """
+if given.get("number") == 2 and not (Path(__file__).parent / "tried").exists():
+    (Path(__file__).parent / "tried").touch()
+    os._exit(1)
+"""
+    with WorkersServer(tmp_path, fault=fault, **on_mongodb(mongo_database)) as server:
+        assert len(server.said(r"worker 2 \(pid \d+\) ended with exit code 1 before it served")) == 1
+        server.must_notify("ann", content="x")
+
+
 def test_a_worker_that_hangs_is_killed_and_started_anew(server: WorkersServer) -> None:
     """A part of all connections would wait for it for ever."""
     hanging, well = server.workers
@@ -389,6 +423,76 @@ def test_none_is_replaced_while_one_does_not_come_to_serve(
         assert not server.said("all workers are replaced$")
 
 
+def test_who_does_not_come_to_replace_a_worker_is_ended(
+    tmp_path: Path, mongo_database: MongoDatabase
+) -> None:
+    """It takes no orders yet."""
+    fault = "from server.workers import supervisor; supervisor.COMING_UP_S = 0.1"
+    with WorkersServer(tmp_path, fault=fault, **on_mongodb(mongo_database)) as server:
+        before = server.workers
+        server.hold(1)
+        server.tell(signal.SIGUSR2)
+        server.wait_for(
+            r"worker 1 \(pid \d+\) does not serve after 0.1 s,"
+            r" so worker 1 \(pid \d+\) goes on, and no other is replaced$"
+        )
+        wait_until(lambda: server.workers == before, "its end")
+
+
+def test_a_worker_that_dies_while_it_is_replaced_has_one_successor(server: WorkersServer) -> None:
+    """The one that was on its way."""
+    first = int(server.said(r"worker 1 \(pid (\d+)\) serves")[0])
+    held = server.hold(1)
+    server.tell(signal.SIGUSR2)
+    wait_until(lambda: len(server.workers) == 3, "the one to replace it")
+    os.kill(first, signal.SIGKILL)
+    wait_until(lambda: first not in server.workers, "its end")
+    held.unlink()
+    server.wait_for("all workers are replaced$", timeout_s=120)
+    wait_until(lambda: len(server.workers) == 2, "the end of the other one")
+    assert len(server.said(r"worker 1 \(pid \d+\) serves")) == 2
+
+
+def test_signals_for_the_whole_group_end_no_worker_that_begins(server: WorkersServer) -> None:
+    """By themselves both would."""
+    before = server.workers
+    held = server.hold(1)
+    os.kill(int(server.said(r"worker 1 \(pid (\d+)\) serves")[0]), signal.SIGKILL)
+    wait_until(lambda: bool(set(server.workers) - set(before)), "the next one")
+    [begun] = set(server.workers) - set(before)
+    for number in (signal.SIGHUP, signal.SIGUSR2):
+        os.kill(begun, number)
+    held.unlink()
+    server.wait_for(rf"worker 1 \(pid {begun}\) serves")
+    server.wait_for(r"\[worker 1\] .*the configuration was reread")
+    assert begun in server.workers
+
+
+def test_who_follows_a_dead_worker_has_its_leases(server: WorkersServer) -> None:
+    """Also one that has replaced another; for as long as both are there, each has those of a name of its own."""
+
+    def holders() -> dict[int, str]:
+        return {given["number"]: given["lease_holder"] for given in map(given_to, server.workers)}
+
+    before = holders()
+    server.tell(signal.SIGUSR2)
+    server.wait_for("all workers are replaced$", timeout_s=120)
+    replaced = holders()
+    assert len({*before.values(), *replaced.values()}) == 4
+    os.kill(server.workers[0], signal.SIGKILL)
+    server.wait_for(r"\(pid \d+\) serves$", 5)
+    assert holders() == replaced
+    assert server.stop() == 0
+
+
+def given_to(pid: int) -> dict[str, Any]:
+    """What a worker was given at its start."""
+    environ = Path(f"/proc/{pid}/environ").read_text().split("\0")
+    [text] = [each.partition("=")[2] for each in environ if each.startswith(f"{VARIABLE}=")]
+    given: dict[str, Any] = json.loads(text)
+    return given
+
+
 def test_a_worker_stays_if_the_one_to_replace_it_does_not_come_up(server: WorkersServer) -> None:
     """And so do all others: a clear line in the log, and nobody notices anything else."""
     before = server.workers
@@ -466,6 +570,16 @@ def test_no_worker_outlives_its_supervisor(server: WorkersServer) -> None:
     assert server.said(r"ended at once \(the supervisor is gone\)")
 
 
+def test_nobody_drains_without_a_supervisor(tmp_path: Path, mongo_database: MongoDatabase) -> None:
+    """There is nobody left who would watch."""
+    with WorkersServer(tmp_path, **on_mongodb(mongo_database), NOTIFY_APPLICATION_DRAIN_S="300") as server:
+        workers = server.workers
+        os.kill(server.pid, signal.SIGKILL)
+        server.wait()
+        wait_until(lambda: not any(map(is_alive, workers)), "the end of the workers")
+        assert not server.said("ended at once")
+
+
 # -- what is counted -----------------------------------------------------------------------------------------
 
 
@@ -487,6 +601,54 @@ async def test_who_ends_while_it_is_asked_counts_once() -> None:
     assert first == second and "100" in str(first) and "200" not in str(first)
 
 
+async def test_of_who_does_not_answer_what_was_said_last_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The asker does not wait for ever."""
+    monkeypatch.setattr(tally_module, "WAIT_S", 0.01)
+    said: list[bytes] = []
+    asker, hanging = (Child(number, "", lambda child, message: None) for number in (1, 2))
+    asker.say = said.append  # type: ignore[method-assign]
+    hanging.figures = [["published", "", "counter", "", [["published_total", {}, 100.0]]]]
+    hanging.is_ready.set()
+    await Tally().answer(asker, {asker, hanging})
+    assert "100" in str(json.loads(said[0])["packed"])
+
+
+# -- what they say to each other -----------------------------------------------------------------------------
+
+
+def test_who_says_anything_is_alive() -> None:
+    """Nobody is asked who does not serve yet (it may wait for the store), or is of a version that would not answer."""
+    child = Child(1, "", lambda child, message: None)
+    child._hear({"is": "hello", "signs": True})
+    child.ask_for_sign()
+    assert child.unanswered == 0
+    child._hear({"is": "ready"})
+    child.ask_for_sign()
+    child.ask_for_sign()
+    assert child.unanswered == 2
+    child._hear({"is": "figures", "packed": []})
+    assert child.unanswered == 0
+    child._hear({"is": "hello"})
+    child.ask_for_sign()
+    assert child.unanswered == 0
+
+
+async def test_a_long_line_is_heard_and_what_is_no_line_ends_it() -> None:
+    """The figures of many tenants are long."""
+    ours, theirs = socket.socketpair()
+    here, there = await Channel.open(ours), await Channel.open(theirs)
+    packed = ["x" * 1000] * 5000
+    here.say(line("figures", packed=packed))
+    here.say(line("sign"))
+    assert await there.hear() == {"is": "figures", "packed": packed}
+    assert await there.hear() == {"is": "sign"}
+    here.say(b"no JSON\n")
+    assert await there.hear() is None
+    await here.close()
+    assert await there.hear() is None
+    await there.close()
+
+
 # -- what a worker is given ----------------------------------------------------------------------------------
 
 
@@ -497,3 +659,25 @@ def test_a_worker_knows_that_its_sockets_do_not_block() -> None:
         [taken] = worker._sockets([os.dup(bound.fileno())])
         with taken:
             assert taken.gettimeout() == 0
+
+
+def test_a_worker_may_be_given_more_than_it_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a supervisor that is newer. Processes that it starts get nothing of it."""
+    with socket.socket() as channel, socket.socket() as lifeline:
+        files = [channel.fileno(), lifeline.fileno()]
+        for number in files:
+            os.set_inheritable(number, True)
+        given = Given(
+            number=1,
+            channel=files[0],
+            lifeline=files[1],
+            main=[],
+            publishing=[],
+            is_early=False,
+            lease_holder="a name",
+        )
+        monkeypatch.setenv(VARIABLE, json.dumps({**json.loads(given.to_text()), "of later": 1}))
+        assert Given.take() == given
+        assert not any(map(os.get_inheritable, files))
+        assert VARIABLE not in os.environ
+        assert Given.take() is None
