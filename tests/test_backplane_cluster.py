@@ -417,8 +417,9 @@ def test_of_a_node_that_says_nothing_more_nothing_is_remembered() -> None:
     assert not repeats.is_one("quiet", 1) and repeats.is_one("quiet", 1)
     assert not repeats.is_one("quiet", None) and not repeats.is_one("quiet", None)
     clock.now += KEEP_S + 1
+    assert repeats.is_one("busy", REMEMBERED)
     assert not repeats.is_one("new", 1)
-    assert not repeats.is_one("quiet", 1)
+    assert not repeats.is_one("quiet", 1) and repeats.is_one("busy", REMEMBERED)
 
 
 async def test_what_was_told_before_somebody_came_is_read_instead(core: Core) -> None:

@@ -27,7 +27,7 @@ from server.cluster.redis_connection import Commands, Subscription
 from server.config import Cluster
 from server.errors import StoreUnavailable
 from server.messages import Event, Missed, Seen, now
-from server.rooms import Room, Rooms
+from server.rooms import NOBODY, Room, Rooms
 from server.store.mongo_connection import Connection
 from server.torture.relay import Relay
 from tests.support.backplanes import ALICE, BOB, Channel, Member, Node, added, an_hour_ago, channel_of, until
@@ -97,10 +97,13 @@ async def test_nobody_gets_the_answer_to_what_was_cut_off(redis_server: RedisSer
 
 
 async def test_who_is_brought_up_to_date_is_told_how_many_there_are() -> None:
-    """A sync of dialect 2 says what there is, not how much."""
-    rooms = Rooms()
-    rooms.join(ALICE, Member())
+    """A sync of dialect 2 says what there is, not how much. Who is not here is nobody's concern, nor how many there are
+    of who listens to a whole tenant; who missed something twice is brought up to date since the first time."""
+    rooms, alice, everybody = Rooms(), Member(), ("acme", NOBODY)
+    rooms.join(ALICE, alice)
     rooms.join(BOB, Member())
+    listener = Member()
+    rooms.join(everybody, listener)
     gaps = Gaps(rooms)
     told: list[Room] = []
 
@@ -108,12 +111,16 @@ async def test_who_is_brought_up_to_date_is_told_how_many_there_are() -> None:
         told.extend(rooms)
 
     dispatcher.connect(hear, INBOX_CHANGED, gaps)
-    gaps.note([ALICE, BOB], an_hour_ago())
+    instant = an_hour_ago()
+    gaps.note([ALICE, BOB, everybody, ("acme", "carol")], instant)
+    gaps.note([ALICE], instant + timedelta(minutes=30))
+    assert gaps.waiting == 3
     running = asyncio.create_task(gaps.run())
     await until(lambda: told, "both being brought up to date")
     running.cancel()
     await asyncio.wait([running])
     assert sorted(told) == [ALICE, BOB]
+    assert alice.gaps == listener.gaps == [instant]
 
 
 @pytest.mark.parametrize(

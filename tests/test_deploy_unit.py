@@ -19,6 +19,7 @@ import pytest
 from websockets.asyncio.client import connect
 
 from server.passwords import hash_password
+from server.service_manager import tell_manager
 from tests.support.client import SocketClient
 from tests.support.ports import free_port
 from tests.support.processes import Process
@@ -28,6 +29,26 @@ from tests.support.servers import server_program
 ROOT = Path(__file__).resolve().parents[1]
 
 KEY = "key-of-the-backend"
+
+
+# -- the service manager -------------------------------------------------------------------------------------
+
+
+def test_a_manager_is_told_by_whatever_address_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A path, or an abstract one; that there is none any more hurts nobody."""
+    abstract = f"notification-{os.getpid()}-{os.urandom(4).hex()}"
+    for bound, address in ((f"\0{abstract}", f"@{abstract}"), (str(tmp_path / "s"), str(tmp_path / "s"))):
+        monkeypatch.setenv("NOTIFY_SOCKET", address)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+            manager.bind(bound)
+            tell_manager("READY=1")
+            assert manager.recv(100) == b"READY=1"
+        assert not caplog.records
+        tell_manager("READY=1")
+        assert [record.levelname for record in caplog.records] == ["WARNING"]
+        caplog.clear()
 
 
 # -- systemd -------------------------------------------------------------------------------------------------

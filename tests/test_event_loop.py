@@ -109,6 +109,19 @@ def test_a_name_is_looked_up_anew(name: str, monkeypatch: pytest.MonkeyPatch) ->
         runner.run(ask())
 
 
+@EACH
+def test_a_name_that_cannot_be_one_is_refused(name: str) -> None:
+    """Nobody waits for it for ever."""
+
+    async def ask() -> None:
+        async with asyncio.timeout(60):
+            with pytest.raises(UnicodeError):
+                await asyncio.get_running_loop().getaddrinfo(f"{'x' * 64}.example", 443)
+
+    with asyncio.Runner(loop_factory=loop_factory(name)) as runner:
+        runner.run(ask())
+
+
 HANGING = """
 import asyncio, socket, sys, threading
 from server.event_loop import loop_factory

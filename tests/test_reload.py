@@ -732,6 +732,31 @@ def linger():
         assert REREAD not in server.log and "Traceback" not in server.log and "ERROR" not in server.log
 
 
+async def test_a_signal_while_a_reload_is_under_way(tmp_path: Path) -> None:
+    """What the file holds then is taken over, too, and not before the other is done."""
+    fault = """
+import asyncio
+from pathlib import Path
+from server import app
+apply = app.SignIn.apply
+async def slow(*given):
+    print("is applying", flush=True)
+    while not Path(__file__).with_name("go on").exists():
+        await asyncio.sleep(0.01)
+    await apply(*given)
+app.SignIn.apply = slow
+"""
+    with faulty(tmp_path, fault) as server:
+        server.signal(signal.SIGHUP)
+        wait_until(lambda: "is applying" in server.log, "the reload")
+        config_file(server).write_text("[LOG]\nlevel=debug\n")
+        server.signal(signal.SIGHUP)
+        assert server.notify("alice", content="x").status == 200
+        assert server.log.count("is applying") == 1
+        (tmp_path / "go on").touch()
+        wait_until(lambda: f"{REREAD}[LOG] level" in server.log, "what came later")
+
+
 async def test_a_reload_under_way_at_the_end(tmp_path: Path) -> None:
     """Is broken off; the end is in order all the same."""
     fault = """
