@@ -260,9 +260,13 @@ async def test_sessions_of_a_worker_that_dies(own_server: WorkersServer, user: s
         clients.append(PollingClient(server))
         await clients[-1].join(user)
     os.kill(server.workers[0], signal.SIGKILL)
-    server.wait_for("serves$", 3)
+    # Who does not poll for some seconds is over, too.
+    polls = [asyncio.create_task(client.request("GET", client.query)) for client in clients]
+    await asyncio.to_thread(server.wait_for, "serves$", 3)
     answers = [await client.request("POST", client.query, b"3") for client in clients]
     assert {answer.status for answer in answers} == {200, 400}
+    internal(server, [user], {"n": 1})
+    await asyncio.gather(*polls, return_exceptions=True)
     again = [PollingClient(server) for _ in range(6)]
     for client in again:
         await client.join(user)
