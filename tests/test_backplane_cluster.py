@@ -15,9 +15,11 @@ from redis.exceptions import RedisError
 from server import feed as feed_module
 from server import screen as screen_module
 from server.auth import Identity
+from server.cluster import asking as asking_module
 from server.cluster import backplane as backplane_module
 from server.cluster import gaps, outgoing
 from server.cluster import link as link_module
+from server.cluster.asking import Asking
 from server.cluster.backplane import ClusterBackplane
 from server.cluster.codec import (
     Answered,
@@ -573,6 +575,24 @@ async def test_of_a_question_that_was_answered_nothing_is_kept(
         backplane.received(encode(Answered(who, asked.number, ["alice", "carol"])))  # type: ignore[union-attr]
     assert await asking == {"alice"}
     assert not backplane._asking._questions
+
+
+async def test_a_question_is_open_until_all_nodes_have_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of them once."""
+    monkeypatch.setattr(asking_module, "WAIT_S", 60.0)
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    asking = Asking("us", Rooms(), send)
+    found = asyncio.create_task(asking.alive(["near", "far"], "acme", ["alice", "bob", "carol"], 5))
+    await until(lambda: sent, "the question")
+    for user_id in ("alice", "carol"):
+        asking.note(Answered("near", 1, [user_id]))
+    await asyncio.sleep(0.05)
+    asking.note(Answered("far", 1, ["bob"]))
+    assert await found == {"alice", "bob"}
 
 
 @pytest.mark.parametrize("was_known", [True, False])
