@@ -327,7 +327,8 @@ async def test_a_client_that_answers_no_ping_is_closed(tmp_path: Path, user: str
             assert packets == ["2", "2", '42["close",{"code":3009,"reason":"no sign of life"}]']
         polling = PollingClient(server)
         await polling.join(user)
-        assert await polling.poll() == ["2"]
+        for _ in range(4):
+            assert await polling.poll() == ["2"]
 
 
 async def test_a_client_that_is_always_told_something_is_pinged_too(tmp_path: Path, user: str) -> None:

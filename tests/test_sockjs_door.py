@@ -501,6 +501,25 @@ async def test_a_session_belongs_to_one_address() -> None:
         assert (await service.request("POST", path + "/xhr", headers=thief))[2].startswith(b"c[2010,")
         assert (await service.request("POST", path + "/xhr_send", b'["a"]', thief))[0] == 404
         assert b'"number": 1' in (await service.request("POST", path + "/xhr"))[2]
+        session.connection.close(CloseReason(3000, "Go away!"))
+        assert (await service.request("POST", path + "/xhr", headers=thief))[2].startswith(b"c[2010,")
+        assert (await service.request("POST", path + "/xhr"))[2] == b'c[3000,"Go away!"]\n'
+
+
+async def test_who_has_asked_again_keeps_nobody_who_has_not() -> None:
+    """Of several sessions without a request those end whose clients have been silent for long enough, and no others."""
+    async with serving(disconnect_delay_s=60.0) as service:
+        paths = [service.new_session_path() for _ in range(2)]
+        for path in paths:
+            await service.request("POST", path + "/xhr")
+        first, second = [await service.next_session() for _ in paths]
+        await asyncio.sleep(0.01)
+        between = time.monotonic()
+        first.connection.close(CloseReason(3000, "Go away!"))
+        for look in service.connections.on_tick:
+            look(between + 60.0)
+        assert second.connection.is_closed
+        assert (await service.request("POST", paths[0] + "/xhr"))[2] == b'c[3000,"Go away!"]\n'
 
 
 @pytest.mark.parametrize("transport", [*STREAMING, *POLLING])

@@ -319,6 +319,76 @@ async def test_pushes_behind_a_large_frame_are_bounded() -> None:
             assert session.connection.is_closed
 
 
+@pytest.mark.parametrize("transport", [*STREAMING, *POLLING])
+async def test_what_waited_for_a_request_is_one_frame_to_it(transport: str) -> None:
+    """Behind which may wait what a queue holds."""
+    method, suffix = {**STREAMING, **POLLING}[transport]
+    async with serving(max_queue_bytes=1_000_000, response_limit_bytes=10_000_000) as service:
+        path = service.new_session_path()
+        await service.request("POST", path + "/xhr")
+        session = await service.next_session()
+        for number in range(90):
+            session.connection.send(frame(number, filler=10_000))
+        async with service.client(SMALL_BUFFER_BYTES) as client:
+            await client.write_request(method, path + suffix)
+            while session.connection._texts:  # noqa: ASYNC110  # nobody is told
+                await asyncio.sleep(0.01)
+            for number in range(90):
+                session.connection.send(frame(number, filler=10_000))
+            assert not session.connection.is_closed
+
+
+@pytest.mark.parametrize("transport", STREAMING)
+async def test_drained_returns_when_a_stream_has_taken_all(transport: str) -> None:
+    """Though the response goes on."""
+    method, suffix = STREAMING[transport]
+    async with serving(response_limit_bytes=100_000_000) as service, service.client() as client:
+        await client.write_request(method, service.new_session_path() + suffix)
+        session = await service.next_session()
+        session.connection.send(frame(1, filler=5_000_000))
+        waiting = asyncio.create_task(session.connection.drained())
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        got = 0
+        while got < 5_000_000:
+            got += len(await asyncio.wait_for(client.reader.read(65536), WAIT_S))
+        await asyncio.wait_for(waiting, WAIT_S)
+        assert not session.connection.is_closed
+
+
+@pytest.mark.parametrize("transport", [*STREAMING, *POLLING])
+async def test_who_does_not_take_what_it_is_told_is_cut_off(transport: str) -> None:
+    """When its connection is closed, what it never took is kept no longer."""
+    method, suffix = {**STREAMING, **POLLING}[transport]
+    async with serving() as service:
+        path = service.new_session_path()
+        await service.request("POST", path + "/xhr")
+        session = await service.next_session()
+        session.connection.send(frame(1, filler=5_000_000))
+        async with service.client(SMALL_BUFFER_BYTES) as client:
+            await client.write_request(method, path + suffix)
+            await client.read_head()
+            session.connection.close(SLOW)
+            assert len(await client.read_to_end()) < 5_000_000
+
+
+@pytest.mark.parametrize("transport", [*STREAMING, *POLLING])
+async def test_what_is_sent_while_a_request_breaks_is_not_lost_in_silence(transport: str) -> None:
+    """It is not known to have come, so the session ends."""
+    method, suffix = {**STREAMING, **POLLING}[transport]
+    async with serving() as service, service.client() as client:
+        path = service.new_session_path()
+        await service.request("POST", path + "/xhr")
+        session = await service.next_session()
+        await client.write_request(method, path + suffix)
+        while (receiver := session.connection._receiver) is None:  # noqa: ASYNC110  # nobody is told
+            await asyncio.sleep(0.01)
+        receiver.drop()
+        session.connection.send(frame(1))
+        await asyncio.wait_for(session.over.wait(), WAIT_S)
+        assert service.ends == [(session.connection.transport, None)]
+
+
 @pytest.mark.parametrize("transport", CONNECTED)
 async def test_drained_returns_when_the_connection_is_closed(transport: str) -> None:
     """Who waits for a queue to drain is not left waiting by a client that goes away."""
