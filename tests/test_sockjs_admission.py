@@ -324,6 +324,33 @@ async def test_pings_are_answered_no_faster_than_frames_may_come(transport: str)
 
 
 @pytest.mark.parametrize("transport", WEBSOCKETS)
+async def test_messages_that_take_a_while_come_no_faster_than_frames_may(transport: str) -> None:
+    """They are counted as those are that are done at once."""
+    held_up = asyncio.Event()
+    handled: list[str] = []
+
+    def note(limit: str) -> None:
+        held_up.set()
+
+    async def handle(text: str) -> None:
+        await asyncio.sleep(0)
+        handled.append(text)
+
+    async with serving(limits=replace(NO_LIMITS, commands_per_connection=Rate(2, 3600))) as service:
+        dispatcher.connect(note, THROTTLED, sender=service.limits)
+        service.on_message = lambda session, text: handle(text)
+        async with service.websocket(transport, close_timeout=0.1) as client:  # its goodbye waits, too
+            for number in range(10):
+                await client.send(f'"{number}"')
+            await asyncio.wait_for(held_up.wait(), WAIT_S)
+            async with service.websocket("websocket") as other:
+                await other.send('"other"')
+                while "other" not in handled:  # noqa: ASYNC110  # nobody is told
+                    await asyncio.sleep(0.01)
+            assert len(handled) == 5 + len(["other"])
+
+
+@pytest.mark.parametrize("transport", WEBSOCKETS)
 async def test_a_frame_that_drips_in_is_given_up(transport: str) -> None:
     """No pong can come before its end, so it is found dead."""
     async with serving(heartbeat_s=HEARTBEAT_S) as service, service.client() as client:

@@ -23,7 +23,7 @@ from server.transports import polling
 from server.transports.connections import ClientConnection
 from server.transports.registry import ConnectionOptions, Connections
 from server.transports.sockjs import SockJSDoor
-from server.wire import GOING_AWAY, CloseReason
+from server.wire import GOING_AWAY, TOO_BIG, CloseReason
 from tests.support.sockjs_door import (
     OPTIONS,
     POLLING,
@@ -610,6 +610,7 @@ async def test_a_message_too_big_for_websocket() -> None:
             await asyncio.wait_for(client.recv(), WAIT_S)
         assert closed.value.rcvd is not None
         assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (1009, "message too big")
+        assert service.ends == [("rawwebsocket", TOO_BIG)]
 
 
 @pytest.mark.parametrize("body", [b"[" * 100_000, b'["\xff"]', b"\x00"])

@@ -118,6 +118,23 @@ async def test_open_to_all_but_not_in_frames(path: str) -> None:
     assert await policy(frame_ancestors=pages, **LISTED) == f"frame-ancestors 'self' {FRIEND}"
 
 
+async def test_what_a_form_is_answered_may_be_framed_by_those_who_may_come_in() -> None:
+    """JSONP clients send by a form, into a frame of their page. The answer can do nothing there, and is no script."""
+
+    async def headers(**options: object) -> dict[str, str]:
+        async with serving(**options) as service:
+            path = service.new_session_path()
+            await service.request("GET", path + "/jsonp?c=x")
+            status, headers, body = await service.request("POST", path + "/jsonp_send", b'["a"]')
+            assert (status, body) == (200, b"ok")
+            return headers
+
+    for options, policy in (({}, "default-src 'none'"), (LISTED, f"frame-ancestors 'self' {FRIEND}")):
+        answered = await headers(**options)
+        assert answered["content-security-policy"] == policy
+        assert answered["x-content-type-options"] == "nosniff"
+
+
 async def test_a_script_of_a_foreign_page_gains_nothing() -> None:
     """A page's script is fetched without saying from where, and looks like one of this machine; what the page then
     sends says it, and is not taken in that session. A page of another port of this machine is no foreigner."""

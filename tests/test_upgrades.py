@@ -15,6 +15,7 @@ from server.config.schema import Limits as LimitSettings
 from server.rates import Rate
 from server.transports import upgrades
 from server.transports.connections import STRANGER_MESSAGE_BYTES
+from server.transports.websocket import WebSocketConnection
 from server.wire import CloseReason
 from tests.support.feeds import SETTINGS
 from tests.support.running_server import RunningServer
@@ -448,6 +449,23 @@ async def test_a_session_that_cannot_be_opened_closes_its_own_connection(
         async with connected(service):
             pass
     assert "a session could not be opened" in caplog.text
+
+
+@each_way
+async def test_a_session_that_cuts_its_client_off_while_it_is_opened(is_short: bool) -> None:
+    """It is told that this is over, and no connection is left."""
+    async with door(is_short=is_short) as service, service.client() as client:
+
+        def cut_off(session: RecordingSession) -> None:
+            connection = session.connection
+            assert isinstance(connection, WebSocketConnection)
+            connection.abort()
+
+        service.on_open = cut_off
+        client.writer.write(HANDSHAKE)
+        session = await service.next_session()
+        await asyncio.wait_for(session.over.wait(), WAIT_S)
+        assert service.connections.count == 0
 
 
 # -- on a running server -------------------------------------------------------------------------------------
