@@ -468,6 +468,23 @@ async def test_a_session_that_cuts_its_client_off_while_it_is_opened(is_short: b
         assert service.connections.count == 0
 
 
+async def test_nothing_is_kept_of_what_was_written_and_of_who_has_gone() -> None:
+    """The loop does not go on asking whether there is room, and no stream is left behind."""
+    async with door(is_short=True) as service:
+        async with connected(service) as (client, session):
+            session.connection.send(large_frame(1, filler=5_000_000))
+            got = 0
+            while got < 5_000_000:
+                got += len(await asyncio.wait_for(client.reader.read(65536), WAIT_S))
+            await asyncio.wait_for(session.connection.drained(), WAIT_S)
+            assert isinstance(session.connection, WebSocketConnection)
+            [stream] = service.upgrades._streams
+            assert stream is session.connection._stream
+            assert not asyncio.get_running_loop().remove_writer(stream.fileno())
+        await asyncio.wait_for(session.over.wait(), WAIT_S)
+        assert not service.upgrades._streams
+
+
 # -- on a running server -------------------------------------------------------------------------------------
 
 
