@@ -14,7 +14,7 @@ import logging
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from typing import TypeVar
 
@@ -283,7 +283,7 @@ class MarkedFeed(Feed):
         told = self._screen.known
         owed_since = await self._owed_since(gap)
         # Of what was made before, it is not known whether this connection was told; the marks say whether any was.
-        known_since = max(gap, self._opened_at, datetime.fromtimestamp(self._told.complete_since, UTC))
+        known_since = max(gap, self._opened_at, self._told.complete_since)
         if owed_since is None or owed_since < known_since:
             async for portion in self._unmarked(self.marked_as, since=owed_since, before=known_since):
                 yield portion

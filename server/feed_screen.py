@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import takewhile
 
 from server.dialects import Dialect
@@ -19,6 +19,11 @@ from server.wire import Frame
 MAX_REMEMBERED = 100
 """Of the documents that a connection was sent."""
 
+INSTANT = timedelta(milliseconds=1)
+"""Several documents may be of the same."""
+
+_BEFORE_ALL = datetime.fromtimestamp(0, UTC)
+
 
 class Told:
     """The last documents that one connection was sent, so that it is not told again of what it has not missed."""
@@ -26,14 +31,16 @@ class Told:
     __slots__ = ("_documents", "complete_since")
 
     def __init__(self) -> None:
-        self._documents: deque[tuple[str, float]] = deque()
-        self.complete_since = 0.0
-        """Of what was sent until then (seconds since 1970) some is forgotten; what was made later is known."""
+        # with when they were made, by the clock of the node that made them
+        self._documents: deque[tuple[str, datetime]] = deque()
+        self.complete_since = _BEFORE_ALL
+        """Of what was made before, some that was sent is forgotten; of what was made then or later, nothing."""
 
-    def add(self, id_: str) -> None:
-        self._documents.append((id_, time.time()))
+    def add(self, document: Document) -> None:
+        self._documents.append((document.id, document.created_at))
         if len(self._documents) > MAX_REMEMBERED:
-            _, self.complete_since = self._documents.popleft()
+            _, created_at = self._documents.popleft()
+            self.complete_since = max(self.complete_since, created_at + INSTANT)
 
     @property
     def ids(self) -> set[str]:
@@ -95,13 +102,13 @@ class FeedScreen(Screen):
             return
         for event, frame in pushes:
             if isinstance(event, Added):
-                self._note(event.document.id, len(frame.text))
+                self._note(event.document, len(frame.text))
 
-    def _note(self, id_: str, size: int) -> None:
+    def _note(self, document: Document, size: int) -> None:
         if self.sent is not None:
-            self.sent.add(id_, size)
+            self.sent.add(document.id, size)
         if self.told is not None:
-            self.told.add(id_)
+            self.told.add(document)
 
     @property
     def known(self) -> set[str]:

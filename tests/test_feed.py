@@ -436,6 +436,27 @@ async def test_who_was_told_of_more_than_is_remembered_is_not_told_again(
     await caught_up(core, page)
 
 
+@pytest.mark.parametrize("kind", [HubFeed, RealtimeFeed, ServiceFeed])
+async def test_what_was_told_does_not_come_again_though_the_clock_of_who_stored_it_is_ahead(
+    core: Core, kind: type[Feed], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor what is of the same instant as the last that is remembered no more."""
+    monkeypatch.setattr(feed_screen_module, "MAX_REMEMBERED", 2)
+    page = listen(core, kind)
+    await caught_up(core, page)
+    before, ahead = now(), now() + timedelta(seconds=5)
+    for number in range(4):
+        new = altered(notification(str(number)), created_at=ahead)
+        [document] = (await core.store.add(new, [Recipient("alice")], None)).documents
+        await core.store.deliveries.mark(kind.marked_as, {ALICE: [document.id]})  # type: ignore[attr-defined]
+        core.backplane.publish([(ALICE, Added(document))])
+        assert await contents(page, 1) == [str(number)]
+    await core.marks.write()
+    page.session.missed(before)  # type: ignore[union-attr]
+    await list_again(core, page)
+    await caught_up(core, page)
+
+
 async def test_too_many_pushes_behind_what_waited_close_the_connection(core: Core) -> None:
     """As slow. What it has not got comes at the next connect."""
     await core.fill("alice", 2)
