@@ -11,11 +11,11 @@ import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Protocol
 
 from server.dialects import Dialect
-from server.messages import Added, Deleted, Document, Event, Restored, Seen, Unseen
+from server.messages import Added, Deleted, Document, Event, Restored, Seen, Unseen, now
 from server.revs import COUNTER_BITS
 from server.rooms import REORDER_WINDOW_S, Connection, Push, SignIn
 from server.wire import SLOW, Frame
@@ -45,6 +45,7 @@ class Screen:
         "_max_held_bytes",
         "connection",
         "dialect",
+        "joined_at",
         "owner",
         "sign_in",
     )
@@ -54,6 +55,8 @@ class Screen:
         self.owner = owner
         self.dialect = dialect
         self.sign_in: SignIn | None = None
+        # what was there before, the answers to the join have shown, or will
+        self.joined_at = now()
         self._max_held_bytes = max_held_bytes
         # pushes waiting behind an answer; None while no answer is being made
         self._held: list[Push] | None = None
@@ -111,7 +114,10 @@ class Screen:
         return news
 
     def missed(self, since: datetime) -> None:
-        """Events since then may not have come; the owner reads what there is."""
+        """Events since then may not have come; the owner reads what there is. What was stored before the join, which
+        may have taken a while, was there. If the clock has stepped back since, nobody knows when that was."""
+        if self.joined_at < now():
+            since = max(since, self.joined_at - timedelta(seconds=REORDER_WINDOW_S))
         self.owner.missed(since)
 
     # -- answers ---------------------------------------------------------------------------------------------

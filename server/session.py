@@ -23,6 +23,7 @@ from server.conversations import Conversation, SessionServices
 from server.conversations.classic import ClassicConversation
 from server.conversations.v2 import ConversationV2
 from server.errors import BadCredentials, Busy, InvalidCommand, ServerError
+from server.messages import now
 from server.rates import TokenBucket
 from server.rooms import Connection, Room, close_at
 from server.screen import Screen
@@ -273,6 +274,7 @@ class Session:
         self._screen.dialect = conversation.dialect
         self._expiry = close_at(self.connection, identity.expires_at)
         services.tenants.note_user(*room)
+        self._screen.joined_at = now()
         self._screen.begin_answer()
         services.rooms.join(room, self._screen)
         return room

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 from collections.abc import AsyncIterator, Collection, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -675,6 +676,45 @@ async def test_a_classic_client_is_not_given_again_what_it_has_listed(core: Core
     await until(lambda: not len(core.tasks), "all being done")
     told = [message.data for message in connection.received() if message.name == "notification"]
     assert [[document["_id"] for document in frame] for frame in told] == [[new.id]]
+
+
+@pytest.mark.parametrize("kind", ["classic", "stream"])
+async def test_who_came_during_a_long_gap_is_not_given_again_what_was_there_before(
+    core: Core, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Though it was listed too long ago to be remembered: it was all there when they came."""
+    monkeypatch.setattr(screen_module, "REORDER_WINDOW_S", 0)
+    monkeypatch.setattr(screen_module, "REMEMBERED_S", -60)
+    since = now()
+    await core.notify("alice", content="listed")
+    await asyncio.sleep(0.01)
+    client, frames = await core.join("alice"), list[str]()
+    if kind == "stream":
+        recording, frames = recorded()
+        feed = StreamFeed(recording, core.feeds, Identity(*ALICE_HERE), None)
+        await until(lambda: not len(core.tasks), "the beginning being done")
+        frames.clear()
+    await core.store.add(*_to_alice("missed"))
+    core.rooms.missed(ALICE_HERE, since - timedelta(seconds=5))
+    await until(lambda: not len(core.tasks), "all being done")
+    frames += [json.dumps(each.data) for each in client.received() if each.name == "notification"]
+    if kind == "stream":
+        feed.closed()
+    assert any("missed" in frame for frame in frames)
+    assert not any("listed" in frame for frame in frames)
+
+
+async def test_a_client_is_given_what_it_missed_though_the_clock_stepped_back_since_it_came(
+    core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection = await core.join("alice")
+    [screen] = core.rooms.members(ALICE_HERE)
+    monkeypatch.setattr(screen, "joined_at", now() + timedelta(hours=1))
+    since = now()
+    await core.store.add(*_to_alice("missed"))
+    core.rooms.missed(ALICE_HERE, since)
+    await until(lambda: not len(core.tasks), "all being done")
+    assert "notification" in {message.name for message in connection.received()}
 
 
 def _to_alice(content: str) -> tuple[Any, ...]:
