@@ -334,11 +334,38 @@ class ServiceFeed(MarkedFeed):
         return await self._patiently(partial(begin, *self._room, SERVICE, opened_at))
 
     async def _owed_since(self, gap: datetime | None) -> datetime | None:
-        """What was there before a gap has come, and is not marked until it is acknowledged."""
+        """What was there before a gap has come, and is not marked until it is acknowledged: see `_stored_late`."""
         if self._beginning is None:
             return gap  # it has not joined, and nobody asks
         beginning: datetime = await asyncio.shield(self._beginning)
         return beginning if gap is None else max(beginning, gap)
+
+    async def _made_up_for(self) -> AsyncIterator[Portion]:
+        gap = (self._gap or now()) - timedelta(seconds=REORDER_WINDOW_S)
+        async for portion in super()._made_up_for():
+            yield portion
+        async for portion in self._stored_late(gap):
+            yield portion
+
+    async def _stored_late(self, gap: datetime) -> AsyncIterator[Portion]:
+        """What was accepted before this gap, and stored since: of a long broadcast, say."""
+        store, beginning = self._services.store, await self._owed_since(None)
+        # Of what was stored before this connection came, all that is owed was listed.
+        after = (store.position_at(max(gap, self._opened_at)), "")
+        while True:
+            documents = await self._patiently(partial(store.changes, *self._room, after=after, limit=PORTION))
+            known = self._screen.known
+            # One that has been changed may have been stored long ago.
+            late = [
+                each
+                for each in documents
+                if beginning is not None and beginning <= each.created_at < gap
+                if each.updated_at == each.created_at and each.id not in known
+            ]
+            yield self._told_of(late), None
+            if are_all(documents, PORTION):
+                return
+            after = (documents[-1].rev, documents[-1].id)
 
     def receive(self, text: str) -> None:
         """`message_ack` (no answer) and the command `ping`."""

@@ -681,6 +681,41 @@ async def test_what_was_listed_does_not_come_again_as_missed_however_much_it_was
     await caught_up(core, page)
 
 
+@pytest.mark.parametrize("kind", [HubFeed, RealtimeFeed, ServiceFeed])
+async def test_what_was_accepted_long_ago_and_stored_while_a_page_could_not_be_told_comes(
+    core: Core, kind: type[Feed], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a long broadcast; but nothing that was there already, and was changed meanwhile."""
+    await core.store.deliveries.begin(*ALICE, SERVICE, now() - timedelta(hours=1))
+    page = listen(core, kind)
+    await caught_up(core, page)
+    changed = await store_long_ago(core, "is changed")
+    await list_again(core, page)
+    assert await contents(page, 1) == ["is changed"]
+    much_later(core, monkeypatch)
+    page.session._told._documents.pop()  # type: ignore[union-attr]
+    await core.marks.write()
+    await core.inbox.see(ALICE, (changed.id,))
+    await core.inbox.mark_unseen(ALICE, (changed.id,))
+    await store_long_ago(core, "is stored late")
+    page.session.missed(now() - timedelta(seconds=1))  # type: ignore[union-attr]
+    assert await contents(page, 1) == ["is stored late"]
+    await caught_up(core, page)
+
+
+async def test_what_was_acknowledged_before_a_page_came_does_not_come_as_missed(core: Core) -> None:
+    """However long it had taken to be stored."""
+    await core.store.deliveries.begin(*ALICE, SERVICE, now() - timedelta(hours=1))
+    document = await store_long_ago(core, "is stored late")
+    await core.store.deliveries.mark(SERVICE, {ALICE: [document.id]})
+    await asyncio.sleep(0.01)  # into another millisecond
+    page = listen(core, ServiceFeed)
+    await caught_up(core, page)
+    page.session.missed(now() - timedelta(seconds=1))  # type: ignore[union-attr]
+    await list_again(core, page)
+    await caught_up(core, page)
+
+
 async def test_acknowledged_and_seen_are_not_the_same(core: Core) -> None:
     """Acknowledging changes nothing in the inbox, and no screen hears of it."""
     connection = listen(core, ServiceFeed)
