@@ -710,7 +710,7 @@ async def test_a_client_is_given_what_it_missed_though_the_clock_stepped_back_si
     connection = await core.join("alice")
     [screen] = core.rooms.members(ALICE_HERE)
     monkeypatch.setattr(screen, "joined_at", now() + timedelta(hours=1))
-    since = now()
+    since = now() - timedelta(seconds=1)
     await core.store.add(*_to_alice("missed"))
     core.rooms.missed(ALICE_HERE, since)
     await until(lambda: not len(core.tasks), "all being done")
