@@ -195,7 +195,7 @@ async def test_every_route_answers_every_method_cleanly(service: Service) -> Non
             assert_clean(head, what)
             unknown = RequestHandler._unimplemented_method
             if all(getattr(routes[each], method.lower(), unknown) is unknown for each in alike):
-                assert head.status in (405, 403, 404), what
+                assert head.status in (405, 401, 403, 404), what
                 assert head.status == 405 or path.startswith(("/demo", "/api", "/notify")), what
             if path not in PAGES:
                 assert head.headers["content-security-policy"] == NO_PAGE, what
