@@ -249,12 +249,10 @@ class MarkedFeed(Feed):
     of which way). What an open connection has missed comes to it all the same, as every push would have: the mark may
     be by another one, on a node that could tell nobody."""
 
-    __slots__ = ("_gap", "_opened_at", "_told")
+    __slots__ = ("_gap", "_told")
     marked_as: str
 
     def __init__(self, connection: Connection, services: FeedServices, identity: Identity) -> None:
-        # Before the room is joined.
-        self._opened_at = now()
         # since when something was missed that no catching up has begun to make up for; None: nothing was
         self._gap: datetime | None = None
         super().__init__(connection, services, identity)
@@ -266,7 +264,9 @@ class MarkedFeed(Feed):
 
     async def _catch_up_again(self) -> None:
         self._screen.begin_answer()
-        await self._catch_up(self._made_up_for())
+        gap, self._gap = self._gap or now(), None
+        # Storing it may have taken so long.
+        await self._catch_up(self._made_up_for(gap - timedelta(seconds=REORDER_WINDOW_S)))
 
     async def _owed_since(self, gap: datetime | None) -> datetime | None:
         """Nothing unmarked from before is for this client, when it connects (None) or after this gap; None: all is."""
@@ -276,14 +276,13 @@ class MarkedFeed(Feed):
         async for portion in self._unmarked(self.marked_as, since=await self._owed_since(None)):
             yield portion
 
-    async def _made_up_for(self) -> AsyncIterator[Portion]:
-        gap, self._gap = self._gap or now(), None
-        gap -= timedelta(seconds=REORDER_WINDOW_S)  # storing it may have taken so long
+    async def _made_up_for(self, gap: datetime) -> AsyncIterator[Portion]:
+        """What was accepted since then, and has not come."""
         # Listed in what follows, others are remembered in their place.
         told = self._screen.known
         owed_since = await self._owed_since(gap)
         # Of what was made before, it is not known whether this connection was told; the marks say whether any was.
-        known_since = max(gap, self._opened_at, self._told.complete_since)
+        known_since = max(gap, self._screen.joined_at, self._told.complete_since)
         if owed_since is None or owed_since < known_since:
             async for portion in self._unmarked(self.marked_as, since=owed_since, before=known_since):
                 yield portion
@@ -322,36 +321,32 @@ class ServiceFeed(MarkedFeed):
 
     def __init__(self, connection: Connection, services: FeedServices, identity: Identity) -> None:
         super().__init__(connection, services, identity)
-        # A task of its own: who goes at once has used this dialect, too. From then on what is pushed is to be
-        # acknowledged.
-        self._beginning = (
-            services.tasks.start(self._begin(self._opened_at), "first use") if self._is_joined else None
-        )
+        if self._is_joined:
+            # A task of its own: who goes at once has used this dialect, too. From then on what is pushed is to be
+            # acknowledged.
+            self._beginning = services.tasks.start(self._begin(), "first use")
 
-    async def _begin(self, opened_at: datetime) -> datetime:
+    async def _begin(self) -> datetime:
         """When the user first used this dialect."""
         begin = self._services.store.deliveries.begin
-        return await self._patiently(partial(begin, *self._room, SERVICE, opened_at))
+        return await self._patiently(partial(begin, *self._room, SERVICE, self._screen.joined_at))
 
     async def _owed_since(self, gap: datetime | None) -> datetime | None:
         """What was there before a gap has come, and is not marked until it is acknowledged: see `_stored_late`."""
-        if self._beginning is None:
-            return gap  # it has not joined, and nobody asks
         beginning: datetime = await asyncio.shield(self._beginning)
         return beginning if gap is None else max(beginning, gap)
 
-    async def _made_up_for(self) -> AsyncIterator[Portion]:
-        gap = (self._gap or now()) - timedelta(seconds=REORDER_WINDOW_S)
-        async for portion in super()._made_up_for():
+    async def _made_up_for(self, gap: datetime) -> AsyncIterator[Portion]:
+        async for portion in super()._made_up_for(gap):
             yield portion
         async for portion in self._stored_late(gap):
             yield portion
 
     async def _stored_late(self, gap: datetime) -> AsyncIterator[Portion]:
         """What was accepted before this gap, and stored since: of a long broadcast, say."""
-        store, beginning = self._services.store, await self._owed_since(None)
+        store, beginning = self._services.store, await asyncio.shield(self._beginning)
         # Of what was stored before this connection came, all that is owed was listed.
-        after = (store.position_at(max(gap, self._opened_at)), "")
+        after = (store.position_at(max(gap, self._screen.joined_at)), "")
         while True:
             documents = await self._patiently(partial(store.changes, *self._room, after=after, limit=PORTION))
             known = self._screen.known
@@ -359,8 +354,9 @@ class ServiceFeed(MarkedFeed):
             late = [
                 each
                 for each in documents
-                if beginning is not None and beginning <= each.created_at < gap
-                if each.updated_at == each.created_at and each.id not in known
+                if beginning <= each.created_at < gap
+                and each.updated_at == each.created_at
+                and each.id not in known
             ]
             yield self._told_of(late), None
             if are_all(documents, PORTION):

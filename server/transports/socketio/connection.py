@@ -257,11 +257,12 @@ class SocketIOConnection(WebSocketConnection):
     def heartbeat(self, now: float) -> None:
         """A client to which no ping comes gives up, whatever else it hears: one that cannot be asked now gets it with
         what it is told next."""
-        if not self.is_over_websocket and self._poll is None:
+        if self.is_over_websocket:
+            if self._queued_bytes():
+                self._stream.write(PING_BYTES)
+        elif self._poll is None:
             self._is_ping_due = True
             return
-        if self._queued_bytes():
-            self._stream.write(PING_BYTES)
         super().heartbeat(now)
 
     def _send_heartbeat(self) -> None:
