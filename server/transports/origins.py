@@ -6,6 +6,8 @@ from collections.abc import Collection, Mapping
 from typing import Protocol
 from urllib.parse import urlsplit
 
+DEFAULT_PORTS = {"http": ":80", "https": ":443"}
+
 
 class Asking(Protocol):
     """A request, as far as its origin is looked at."""
@@ -37,7 +39,10 @@ class Origins:
         origin = request.headers.get("Origin") or _origin_of_page(request)
         if origin is None:
             return request.headers.get("Sec-Fetch-Site", "none") in ("none", "same-origin")
-        return _normal(origin) in self._allowed or _authority(origin) == request.host.lower()
+        origin = _normal(origin)
+        # TLS may end at a proxy: the scheme of our own is that of the page.
+        scheme = origin.partition("://")[0]
+        return origin in self._allowed or origin == _normal(f"{scheme}://{request.host}")
 
     @property
     def frame_ancestors(self) -> str | None:
@@ -53,7 +58,10 @@ class Origins:
 
 
 def _normal(origin: str) -> str:
-    return origin.rstrip("/").lower()
+    """As browsers write it: in small letters, and without the port that goes without saying, which configurations and
+    proxies name all the same."""
+    origin = origin.rstrip("/").lower()
+    return origin.removesuffix(DEFAULT_PORTS.get(origin.partition("://")[0], ""))
 
 
 def _origin_of_page(request: Asking) -> str | None:
@@ -64,11 +72,3 @@ def _origin_of_page(request: Asking) -> str | None:
     except ValueError:
         return referer  # of no page that is known
     return f"{parts.scheme}://{parts.netloc}" if parts.netloc else None
-
-
-def _authority(origin: str) -> str | None:
-    """None: it has none that can be read."""
-    try:
-        return urlsplit(origin).netloc.lower()
-    except ValueError:
-        return None
