@@ -210,6 +210,18 @@ def test_without_a_right_token_there_is_no_stream(
     assert "no-store" in answer.headers["Cache-Control"]
 
 
+@pytest.mark.parametrize(
+    "query", ["v=3", "v=%FF", "last_event_id=%FF", "v=2&since=%FF", "v=2&last_event_id=%FF"]
+)
+def test_what_is_asked_for_wrongly_is_no_stream(server: RunningServer, user: str, query: str) -> None:
+    """400, which names the field: another token would not help."""
+    answer = server.request("GET", f"/events?{query}", headers=bearer(user))
+    assert problem(answer) == (400, "invalid")
+    assert answer.json()["field"] == query.rpartition("&")[2].partition("=")[0]
+    assert "Www-Authenticate" not in answer.headers
+    assert "Traceback" not in server.log
+
+
 @pytest.mark.parametrize("query", ["ticket=wrong", "ticket=%FF", "ticket=" + "x" * 20_000, "token=abc"])
 def test_a_wrong_ticket_lets_nobody_in(server: RunningServer, query: str) -> None:
     """Nor does a token in the query."""

@@ -150,15 +150,23 @@ class EventsHandler(EventsRequest):
     def _open_feed(self) -> Callable[[Connection], ClientSession]:
         """The session of a client that speaks the dialect which the query names. Raises `InvalidInput`."""
         services, identity = self.doors.services, self.identity
-        said = self.request.headers.get("Last-Event-ID") or self.query_text("last_event_id")
-        version = self.query_text("v") or "1"
+        said = self.request.headers.get("Last-Event-ID") or self._field("last_event_id")
+        version = self._field("v") or "1"
         if version == "1":
             since = from_wire(said or "")
             return lambda opened: StreamFeed(opened, services, identity, since)
         if version != "2":
             raise InvalidInput("v", "known are 1 and 2")
         # What a browser says that comes back by itself is newer than the address that its page made.
-        return lambda opened: InboxFeed(opened, services, identity, said or self.query_text("since"))
+        place = said or self._field("since")
+        return lambda opened: InboxFeed(opened, services, identity, place)
+
+    def _field(self, name: str) -> str | None:
+        """As `query_text`, of what is no credential: another one would not help. Raises `InvalidInput`."""
+        try:
+            return self.query_text(name)
+        except BadCredentials:
+            raise InvalidInput(name, "not UTF-8") from None
 
     def get(self) -> None:
         try:
