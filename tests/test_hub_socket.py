@@ -169,6 +169,16 @@ def test_half_an_upgrade_is_400(server: RunningServer, path: str, missing: str) 
     problem(server.request("GET", path, headers=headers), 400, "bad_request")
 
 
+async def test_an_upgrade_of_http_1_0_is_400(server: RunningServer, path: str) -> None:
+    """Which knows none (RFC 9110 section 7.8): a proxy may speak it unless told otherwise. The answer says so."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(upgrade(path).replace(b" HTTP/1.1", b" HTTP/1.0"))
+    head, _, body = (await asyncio.wait_for(reader.read(), WAIT_S)).partition(b"\r\n\r\n")
+    writer.close()
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert "HTTP/1.1" in json.loads(body)["detail"]
+
+
 def test_other_methods_are_none(server: RunningServer, path: str) -> None:
     """405 and the one that there is, whoever asks."""
     for method in ("HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"):

@@ -397,6 +397,30 @@ async def test_a_request_that_is_not_of_the_protocol_is_refused(
     assert (answer.status, answer.json()["code"]) == (status, code), answer.body
 
 
+@pytest.mark.parametrize(
+    "query", ["transport=polling&sid=%FF", "transport=%FF&sid=x", "transport=polling&sid=x"]
+)
+async def test_a_body_that_is_refused_unread_ends_the_connection(
+    server: RunningServer, user: str, query: str
+) -> None:
+    """And the answer says so; a page may read it."""
+    headers = {"Origin": "https://shop.example"}
+    answer = await PollingClient(server, headers).request("POST", f"EIO=4&{query}", b"40")
+    assert (answer.status, answer.headers["Connection"]) == (400, "close")
+    assert answer.headers["Access-Control-Allow-Origin"] == "https://shop.example"
+
+
+async def test_an_upgrade_of_http_1_0_is_refused(server: RunningServer, user: str) -> None:
+    """Which knows none; the answer says so."""
+    raw = await connected_raw(server)
+    request = UPGRADE.format("/socket.io/?EIO=4&transport=websocket")
+    raw.writer.write(request.replace(" HTTP/1.1", " HTTP/1.0").encode())
+    status, _, body = await raw.read_answer()
+    assert (status, json.loads(body)["code"]) == (400, 3)
+    assert "HTTP/1.1" in json.loads(body)["message"]
+    raw.writer.close()
+
+
 async def test_requests_of_one_session_that_overlap_end_it(server: RunningServer, user: str) -> None:
     """Two that wait; the first one is told."""
     client = PollingClient(server)

@@ -28,6 +28,7 @@ from tests.support.sockjs_door import (
     OPTIONS,
     POLLING,
     STREAMING,
+    UPGRADE,
     WAIT_S,
     WEBSOCKETS,
     RecordingSession,
@@ -333,6 +334,16 @@ async def test_http_1_0_streams_end(transport: str) -> None:
         session.connection.send(frame(1, filler=2000))
         assert b"x" * 2000 in await client.read_to_end()
         assert not session.connection.is_closed
+
+
+@pytest.mark.parametrize("transport", WEBSOCKETS)
+async def test_http_1_0_knows_no_websocket(transport: str) -> None:
+    """A proxy may speak it unless told otherwise. The answer says so, and nobody has come."""
+    async with serving() as service, service.client() as client:
+        await client.write_request("GET", WEBSOCKETS[transport], headers=UPGRADE, version="1.0")
+        status, _, body = await client.read_answer()
+        assert (status, b"HTTP/1.1" in body) == (400, True)
+        assert not service.all_sessions
 
 
 async def test_a_stopped_door_has_no_timers() -> None:

@@ -155,6 +155,10 @@ class WebSocketConnection(StreamedConnection):
         """Write what comes before the close frame."""
 
 
+TOO_OLD = "a WebSocket has to be asked for over HTTP/1.1; a proxy in between may speak 1.0"
+"""HTTP/1.0 knows no upgrade (RFC 9110 section 7.8): Tornado would begin one, and close the connection at once."""
+
+
 @dataclass(frozen=True, slots=True)
 class NoUpgrade:
     """Why a request does not become a WebSocket."""
@@ -202,6 +206,8 @@ class WebSocketEndpoint(WebSocketHandler):
             return NoUpgrade(
                 426, "upgrade_required", "only WebSocket connections are served here, of version 13"
             )
+        if self.request.version == "HTTP/1.0":
+            return NoUpgrade(400, "bad_request", TOO_OLD)
         options = [option.strip().lower() for option in headers.get("Connection", "").split(",")]
         if "upgrade" not in options or not headers.get("Sec-WebSocket-Key"):
             return NoUpgrade(

@@ -42,6 +42,14 @@ STREAMING = {
 POLLING = {"xhr": ("POST", "/xhr"), "jsonp": ("GET", "/jsonp?c=callback")}
 WEBSOCKETS = {"websocket": "/000/a/websocket", "rawwebsocket": "/websocket"}
 
+UPGRADE = {
+    "Upgrade": "websocket",
+    "Connection": "Upgrade",
+    "Sec-WebSocket-Version": "13",
+    "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+}
+"""The headers by which a client asks for a WebSocket."""
+
 OPTIONS = SockJSOptions(client_url="/our/own/sockjs.js", prefix="/socket", refusal_delay_s=0.0)
 CONNECTION_OPTIONS = ConnectionOptions(disconnect_delay_s=WAIT_S)
 
@@ -256,13 +264,7 @@ class RawClient:
         assert status == 101
 
     async def ask_for_upgrade(self, path: str, headers: Mapping[str, str] | None = None) -> None:
-        upgrade = {
-            "Upgrade": "websocket",
-            "Connection": "Upgrade",
-            "Sec-WebSocket-Version": "13",
-            "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
-        }
-        await self.write_request("GET", path, headers=upgrade | dict(headers or {}))
+        await self.write_request("GET", path, headers=UPGRADE | dict(headers or {}))
 
     def write_frame(self, opcode: int, payload: bytes, first_bits: int = 0x80) -> None:
         """A masked WebSocket frame (RFC 6455 section 5.2), the mask being zero."""

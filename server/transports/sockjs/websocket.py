@@ -20,7 +20,7 @@ from server.transports.sockjs.frames import (
     sockjs_websocket_bytes,
 )
 from server.transports.sockjs.handlers import RefusingHandler
-from server.transports.websocket import WebSocketConnection, WebSocketEndpoint, text_frame_bytes
+from server.transports.websocket import TOO_OLD, WebSocketConnection, WebSocketEndpoint, text_frame_bytes
 from server.wire import CloseReason
 
 if TYPE_CHECKING:
@@ -73,6 +73,9 @@ class RawWebSocketTransport(RefusingHandler, WebSocketEndpoint):
 
     async def prepare(self) -> None:
         super().prepare()
+        if self.request.version == "HTTP/1.0":
+            self.finish_text(f"{TOO_OLD}\n", 400)
+            return
         try:
             self.connections.admission.may_connect(self.identify(self.request))
         except RateLimited as error:
