@@ -71,6 +71,14 @@ class SocketIORequest(RequestHandler):
             self.set_header("Allow", "GET, POST, OPTIONS")
         self._answer_error(status_code, 3, self._reason)
 
+    def decode_argument(self, value: bytes, name: str | None = None) -> str:
+        """A field of the query. Raises `BadRequest`, where Tornado's own refusal would not say that what follows is
+        not read."""
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            raise BadRequest(Refusal.BAD_REQUEST) from None
+
     # -- what is checked of every request --------------------------------------------------------------------
     def check(self, transport: str) -> str | None:
         """The session that the request is for, None: a new one. Raises `BadRequest`."""
