@@ -21,6 +21,8 @@ import pytest
 from pymongo import MongoClient
 
 from server.affinity import Affinity
+from server.transports.events import session_in as events_session_in
+from server.transports.socketio import session_in as socketio_session_in
 from server.workers import handoff
 from server.workers.handoff import Handoff
 from tests.support.event_streams import event_stream
@@ -387,6 +389,30 @@ async def test_what_one_worker_gives_the_other_takes() -> None:
         assert not connection.getblocking()
         assert not os.get_inheritable(connection.fileno())
         connection.close()
+
+
+@pytest.mark.parametrize(
+    ("uri", "events", "socket_io"),
+    [
+        ("/events?ticket=a", "a", None),
+        ("/events?ticket=x&ticket=a", "a", None),
+        ("/events?v=2&ticket=%20a+", "a", None),
+        ("/events?ticket=", None, None),
+        ("/events", None, None),
+        ("/events/ticket?ticket=a", None, None),
+        ("/socket.io/?EIO=4&sid=a", None, "a"),
+        ("/socket.io?sid=x&sid=a", None, "a"),
+        ("/socket.io/?sid=%20a+", None, "a"),
+        ("/socket.io/?EIO=4", None, None),
+        ("/socket.io/more?sid=a", None, None),
+        ("/ws/v2?sid=a&ticket=a", None, None),
+    ],
+)
+def test_a_request_belongs_where_the_door_will_look(
+    uri: str, events: str | None, socket_io: str | None
+) -> None:
+    """By the last field of its name, without the blanks around it, at its own door only."""
+    assert (events_session_in(uri), socketio_session_in(uri)) == (events, socket_io)
 
 
 async def test_who_has_given_way_has_nothing_that_is_still_to_come() -> None:

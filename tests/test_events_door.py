@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -15,9 +16,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from playwright.async_api import Browser
 
+from tests.support.answering import AnsweringServer
 from tests.support.client import SocketClient
 from tests.support.event_streams import Event, EventStream, event_stream
-from tests.support.feeds import SETTINGS, user_token
+from tests.support.feeds import SETTINGS, WAIT_S, user_token
 from tests.support.pages import Pages
 from tests.support.ports import free_port
 from tests.support.processes import Process, ServersEnd, wait_until
@@ -68,7 +70,7 @@ async def test_a_client_is_told_what_it_has_not_seen_and_then_what_happens(
     async with event_stream(server, user) as stream:
         assert stream.status == 200
         assert stream.headers["content-type"] == "text/event-stream; charset=utf-8"
-        assert "no-store" in stream.headers["cache-control"]
+        assert stream.headers["cache-control"] == "no-store, no-transform"
         assert stream.headers["x-accel-buffering"] == "no"
         assert stream.headers["connection"] == "close"
         first = await stream.caught_up()
@@ -238,6 +240,62 @@ async def test_a_ticket_lets_in_once(server: RunningServer, user: str) -> None:
         assert problem(server.get(f"/events?ticket={text}")) == (401, "bad_credentials")
 
 
+async def test_who_shows_a_token_needs_no_ticket(server: RunningServer, user: str) -> None:
+    """Nor is it used up: a token goes before, right or wrong, however its scheme is written."""
+    text = ticket(server, user)
+    path = f"/events?ticket={text}"
+    for scheme in ("Bearer", "bearer  ", "BEARER"):
+        headers = {"Authorization": f"{scheme} {user_token(user)}"}
+        async with event_stream(server, path=path, headers=headers) as stream:
+            assert stream.status == 200
+    wrong = server.request("GET", path, headers={"Authorization": "Bearer wrong"})
+    assert problem(wrong) == (401, "bad_credentials")
+    async with event_stream(server, path=path, headers={"Authorization": "Basic YTpi"}) as stream:
+        assert stream.status == 200
+
+
+async def test_of_several_tickets_the_last_one_counts(server: RunningServer, user: str) -> None:
+    """As of all fields; blanks around it are none of it."""
+    async with event_stream(server, path=f"/events?ticket=x&ticket=%20{ticket(server, user)}+") as stream:
+        assert stream.status == 200
+
+
+async def test_a_ticket_ends_with_its_token(server: RunningServer, user: str) -> None:
+    """An answer says so, and no stream that ends at once."""
+    answer = server.request("POST", "/events/ticket", b"", bearer(user, lifetime_s=1))
+    await asyncio.sleep(1.5)
+    assert problem(server.get(f"/events?ticket={answer.json()['ticket']}")) == (401, "token_expired")
+
+
+def test_a_user_who_uses_no_tickets_gets_no_more(server: RunningServer, user: str) -> None:
+    """Until the first has ended; a page may read when that is."""
+    for _ in range(32):
+        ticket(server, user)
+    headers = bearer(user) | {"Origin": "https://shop.example"}
+    answer = server.request("POST", "/events/ticket", b"", headers)
+    assert problem(answer) == (429, "rate_limited")
+    assert answer.headers["Retry-After"] == "30"
+    assert "Retry-After" in answer.headers["Access-Control-Expose-Headers"]
+
+
+async def test_who_leaves_before_it_is_known_who_it_is(tmp_path: Path, user: str) -> None:
+    """Nobody has come, and nothing fails."""
+    async with AnsweringServer({"user_id": user}) as hook:
+        hook.hold()
+        with RunningServer(tmp_path, NOTIFY_HOOK_URL=hook.url, NOTIFY_HOOK_TIMEOUT_S="30") as server:
+            _, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            writer.write(b"GET /events HTTP/1.1\r\nHost: here\r\nAuthorization: Bearer some\r\n\r\n")
+            its_end = ServersEnd(server.pid, writer)
+            await hook.asked(1)
+            writer.transport.abort()
+            await asyncio.to_thread(wait_until, lambda: not its_end.is_open, "the server hearing of it")
+            hook.let_go()
+            async with event_stream(server, headers={"Authorization": "Bearer other"}) as stream:
+                assert stream.status == 200
+                await asyncio.to_thread(wait_until, lambda: connections(server) == 1, "one stream")
+            assert "Traceback" not in server.log
+
+
 async def test_a_ticket_is_worth_no_more_than_its_token(server: RunningServer, user: str) -> None:
     """When the user is signed out before it is used, it is none."""
     text = ticket(server, user)
@@ -303,7 +361,11 @@ def test_pages_of_other_origins_stay_out_where_origins_are_named(tmp_path: Path,
             answer = server.request("OPTIONS", path, headers=asks | shop)
             assert answer.status == 204
             assert answer.headers["Access-Control-Allow-Origin"] == "https://shop.example"
-            assert "Authorization" in answer.headers["Access-Control-Allow-Headers"]
+            assert {"Authorization", "Last-Event-ID"} <= set(
+                answer.headers["Access-Control-Allow-Headers"].split(", ")
+            )
+            assert answer.headers["Allow"] == f"{method}, OPTIONS"
+            assert int(answer.headers["Access-Control-Max-Age"]) > 0
             assert method in answer.headers["Access-Control-Allow-Methods"]
             answer = server.request(method, path, headers=shop)
             assert problem(answer) == (401, "no_credentials")
@@ -394,6 +456,19 @@ async def test_an_old_client_reads_it_bare(server: RunningServer, user: str) -> 
         while (event := await stream.event()) is not None:
             last = event
         assert (last.name, last.data["code"]) == ("close", 3501)
+
+
+async def test_an_old_client_is_told_nothing_but_lines(server: RunningServer, user: str) -> None:
+    """Of the stream itself, from its beginning to its end: no sizes of chunks between them."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(f"GET /events HTTP/1.0\r\nAuthorization: {bearer(user)['Authorization']}\r\n\r\n".encode())
+    head = await asyncio.wait_for(reader.readuntil(b"event: count\n"), WAIT_S)
+    assert (await asyncio.to_thread(server.run, "user", "sign-out", user)).returncode == 0
+    body = (head + await asyncio.wait_for(reader.read(), WAIT_S)).partition(b"\r\n\r\n")[2].decode()
+    writer.close()
+    lines = body.split("\n")
+    assert [line for line in lines if line and not re.match("(retry|event|data|id): ", line)] == []
+    assert "event: close" in lines
 
 
 NGINX = """user root; daemon off; pid nginx.pid; worker_processes 1; error_log stderr;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import signal
 import socket
 import struct
@@ -385,6 +386,7 @@ BAD_REQUESTS = {
     "jsonp": ("GET", "EIO=4&transport=polling&j=0", 400, 3),
     "other-method": ("DELETE", "EIO=4&transport=polling", 405, 3),
     "no-utf8": ("GET", "EIO=4&transport=polling&sid=%FF", 400, 3),
+    "empty-session": ("GET", "EIO=4&transport=polling&sid=", 400, 1),
 }
 
 
@@ -408,6 +410,73 @@ async def test_a_body_that_is_refused_unread_ends_the_connection(
     answer = await PollingClient(server, headers).request("POST", f"EIO=4&{query}", b"40")
     assert (answer.status, answer.headers["Connection"]) == (400, "close")
     assert answer.headers["Access-Control-Allow-Origin"] == "https://shop.example"
+
+
+async def test_a_request_that_waits_brings_nothing(server: RunningServer, user: str) -> None:
+    """A body of its own is refused unread."""
+    client = PollingClient(server)
+    await client.join(user)
+    answer = await client.request("GET", client.query, b"3")
+    assert (answer.status, answer.headers["Connection"]) == (400, "close")
+    internal(server, [user], {"n": 1})
+    assert await client.poll() == ['42["notification:new",{"n":1}]']
+
+
+async def test_a_page_may_send_the_headers_that_it_asks_for(server: RunningServer, user: str) -> None:
+    """As Engine.IO's own server has it: `extraHeaders` of its client."""
+    headers = {"Origin": "https://shop.example", "Access-Control-Request-Headers": "content-type,x-mine"}
+    answer = await PollingClient(server, headers).request("OPTIONS", "EIO=4&transport=polling")
+    assert answer.headers["Access-Control-Allow-Headers"] == "content-type,x-mine"
+
+
+async def test_what_is_no_websocket_of_our_version_is_told_so(server: RunningServer, user: str) -> None:
+    """426 and the version that there is."""
+    headers = {
+        "Connection": "Upgrade",
+        "Upgrade": "WebSocket",
+        "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==",
+        "Sec-WebSocket-Version": "12",
+    }
+    answer = await PollingClient(server, headers).request("GET", "EIO=4&transport=websocket")
+    assert (answer.status, answer.json()["code"]) == (426, 3)
+    assert answer.headers["Sec-Websocket-Version"] == "13"
+
+
+async def test_who_comes_over_websocket_has_nothing_to_go_over_to(server: RunningServer, user: str) -> None:
+    raw = await connected_raw(server)
+    await raw.upgrade("/socket.io/?EIO=4&transport=websocket")
+    assert b'"upgrades":[]' in await raw.read_until(b"}")
+    raw.writer.close()
+
+
+async def test_a_session_that_is_over_cannot_be_taken_over(server: RunningServer, user: str) -> None:
+    """Though it can be asked why it is."""
+    client = PollingClient(server)
+    await client.open()
+    await client.post("9")
+    with pytest.raises(InvalidStatus) as refusal:
+        async with socket_client(server, sid=client.sid):
+            pass
+    assert refusal.value.response.status_code == 400
+    assert (await client.request("POST", client.query, b"3")).json()["code"] == 1
+    assert await client.poll() == ["1"]
+
+
+async def test_requests_that_send_at_the_same_time_end_the_session(tmp_path: Path, user: str) -> None:
+    """The second is refused while the first is looked at; nobody has joined."""
+    async with AnsweringServer({"user_id": user}) as hook:
+        hook.hold()
+        with RunningServer(tmp_path, NOTIFY_HOOK_URL=hook.url, NOTIFY_HOOK_TIMEOUT_S="30") as server:
+            client = PollingClient(server)
+            await client.open()
+            posting = asyncio.create_task(client.post('40{"token":"first"}'))
+            await hook.asked(1)
+            answer = await client.request("POST", client.query, b"3")
+            assert (answer.status, answer.json()["code"]) == (400, 3)
+            hook.let_go()
+            await posting
+            assert await client.poll() == ["1"]
+            assert figure(server, 'notification_users_online{tenant="default"}') == 0
 
 
 async def test_an_upgrade_of_http_1_0_is_refused(server: RunningServer, user: str) -> None:
@@ -645,11 +714,22 @@ async def test_what_is_too_large_is_refused(server: RunningServer, user: str) ->
     """Of a stranger, more than a token could need; over HTTP before it is read."""
     client = PollingClient(server)
     await client.open()
-    raw = await connected_raw(server)
     head = f"POST /socket.io/?{client.query} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 16385\r\n\r\n"
-    raw.writer.write(head.encode())
+    for whole in (head, head.replace("16385", "1000000000")):
+        raw = await connected_raw(server)
+        raw.writer.write(whole.encode())
+        assert (await raw.read_answer())[0] == 413
+        raw.writer.close()
+    raw = await connected_raw(server)
+    raw.writer.write(re.sub("Content-Length: .*", "Transfer-Encoding: chunked", head).encode())
+    for _ in range(3):
+        raw.writer.write(b"4000\r\n" + b"x" * 0x4000 + b"\r\n")
+        await asyncio.sleep(0.05)
     assert (await raw.read_answer())[0] == 413
     raw.writer.close()
+    answer = await client.request("POST", client.query, b"4" + b"\xff" * 16_383)
+    assert (answer.status, answer.json()["message"]) == (400, "Bad request")
+    assert "Traceback" not in server.log
     async with socket_client(server) as stranger:
         await stranger.socket.send("42" + "x" * 16_383)
         _, code, _ = await stranger.closed()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 
 import pytest
@@ -34,6 +35,14 @@ def test_a_ticket_is_good_once() -> None:
     with pytest.raises(BadCredentials):
         office.redeem(text)
     assert len(office) == 0
+
+
+def test_no_ticket_can_be_guessed() -> None:
+    """256 bits of chance, in characters that a URL takes."""
+    office = Tickets()
+    texts = {office.make(ALICE) for _ in range(MAX_PER_USER)}
+    assert len(texts) == MAX_PER_USER
+    assert all(re.fullmatch(r"[\w-]{43}", text, re.ASCII) for text in texts)
 
 
 def test_a_ticket_is_good_for_a_while() -> None:
