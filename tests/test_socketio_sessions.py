@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any, cast
@@ -25,6 +26,7 @@ from server.transports.origins import Origins
 from server.transports.registry import Connections
 from server.transports.socketio import SocketIODoor, routes, websocket
 from server.transports.socketio.connection import SocketIOConnection
+from server.transports.socketio.packets import PING, SEPARATOR
 from server.wire import CloseReason, Frame
 from tests.support.sockjs_door import CONNECTION_OPTIONS, NO_LIMITS, WAIT_S, RawClient
 from tests.support.sockjs_services import identify
@@ -132,6 +134,32 @@ async def test_a_request_that_waits_ends_when_a_websocket_is_tried_out() -> None
             assert await door.poll(client) == "6"
 
 
+async def test_a_request_that_waits_ends_when_its_client_goes_over_untried() -> None:
+    """Nobody would ever answer it."""
+    async with serving() as door:
+        client = await door.come()
+        async with door.waiting(client) as waiting, door.websocket(client) as socket:
+            await socket.send("5")
+            assert await asyncio.wait_for(waiting, WAIT_S) == "6"
+            client.send(Frame('["n",1]'))
+            assert await told(socket) == '42["n",1]'
+
+
+async def test_a_websocket_that_is_tried_out_is_a_sign_of_life() -> None:
+    """So that a client is not given up in the moment in which it goes over; a binary message is one, too."""
+    async with serving() as door:
+        client = await door.come()
+        async with door.websocket(client) as socket:
+            for packet, answer in (("2probe", "3probe"), ("5", None), (b"binary", None)):
+                before = client.last_alive_at
+                await socket.send(packet)
+                if answer is not None:
+                    assert await told(socket) == answer
+                async with asyncio.timeout(WAIT_S):
+                    while client.last_alive_at == before:  # noqa: ASYNC110  # nobody is told
+                        await asyncio.sleep(0.01)
+
+
 async def test_a_websocket_is_not_tried_out_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     """Then the client goes on over HTTP; one that has gone over is not meant."""
     monkeypatch.setattr(websocket, "PROBE_WITHIN_S", 0.2)
@@ -218,6 +246,17 @@ async def test_a_request_while_an_answer_is_on_its_way_ends_the_session() -> Non
         assert client.is_closed
 
 
+async def test_a_ping_that_could_not_be_asked_comes_once() -> None:
+    """With the next answer, and with none after it."""
+    async with serving() as door:
+        client = await door.come()
+        client.heartbeat(time.monotonic())
+        client.send(Frame('["n",1]'))
+        assert (await door.poll(client)).split(SEPARATOR) == ['42["n",1]', PING]
+        client.send(Frame('["n",2]'))
+        assert await door.poll(client) == '42["n",2]'
+
+
 # -- the end -------------------------------------------------------------------------------------------------
 AWAY = ("stays-away", "stays-away-later", "never-told", "half-told")
 """Ends that are seen by no request coming."""
@@ -256,6 +295,9 @@ async def test_nothing_is_left_of_a_client(end: str) -> None:
                 assert "no more" in await waiting
         await door.gone(client)
         assert client.is_closed
+        async with asyncio.timeout(WAIT_S):
+            while any("RequestHandler._execute" in repr(task) for task in asyncio.all_tasks()):  # noqa: ASYNC110  # nobody is told
+                await asyncio.sleep(0.01)
 
 
 async def test_clients_without_a_request_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
