@@ -27,6 +27,9 @@ MAX_KEPT_CHARS = 255
 """Of a header by which callers are remembered: as long as a name of DNS may be."""
 
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
+EVERY_ADDRESS = ("0.0.0.0", "[::]")  # noqa: S104  # compared, not bound
+"""What a server that listens everywhere calls itself (`python3 -m http.server` does): a browser that opens it goes to
+its own machine, and no DNS has a say in that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +97,7 @@ class CallerPolicy:
         if _host_name(headers.get("Host", "")) not in known:
             return "the Host header names a host that is neither loopback nor in hosts"
         origin = headers.get("Origin")
-        if origin is not None and _host_name(_authority(origin)) not in known:
+        if origin is not None and _host_name(_authority(origin)) not in (*known, *EVERY_ADDRESS):
             return "the Origin header names a foreign web page"
         return ""
 

@@ -48,7 +48,16 @@ def test_another_address_is_not_local(address: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "host", ["", "example.test", "example.test:8587", "localhost.example.test", "127.0.0.2", "[::2]:1"]
+    "host",
+    [
+        "",
+        "example.test",
+        "example.test:8587",
+        "localhost.example.test",
+        "127.0.0.2",
+        "[::2]:1",
+        "0.0.0.0:8587",
+    ],
 )
 def test_a_name_that_is_not_ours_is_not_local(host: str) -> None:
     """A page whose name somebody's DNS resolves to 127.0.0.1 (DNS rebinding) gains nothing."""
@@ -76,7 +85,16 @@ def test_our_own_page_is_local() -> None:
 
 
 @pytest.mark.parametrize(
-    "origin", ["http://localhost:3000", "http://127.0.0.1:8587", "https://localhost", "http://[::1]:8587"]
+    "origin",
+    [
+        "http://localhost:3000",
+        "http://127.0.0.1:8587",
+        "https://localhost",
+        "http://[::1]:8587",
+        # As `python3 -m http.server` names itself, by the system that it runs on.
+        "http://0.0.0.0:8000",
+        "http://[::]:8000",
+    ],
 )
 def test_a_page_of_another_port_of_this_machine_is_loopback_but_not_local(origin: str) -> None:
     """A developer's own front end may use the demo, and may not publish without a key."""

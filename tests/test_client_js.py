@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -14,12 +15,18 @@ import pytest
 from playwright.async_api import Browser, Page
 
 from server.assets import example_folder
+from tests.support.answering import AnsweringServer
 from tests.support.backends import add_key, known
 from tests.support.browser import sockjs_client_js
 from tests.support.js_client import CONNECT, Issuer, connect, events, online, scripted, settle, states, titles
 from tests.support.jwt_keys import SECRET, claims, hs256
 from tests.support.pages import Pages
+from tests.support.passwords import cheap_hash
 from tests.support.running_server import RunningServer
+
+ROOT = Path(__file__).resolve().parents[1]
+WAIT_S = 60.0
+"""Long enough for a busy machine: it is reached only by what never comes."""
 
 # Each transport of sockjs-client that Chromium can use, and the last word of the path it is known by on the wire.
 TRANSPORTS = {
@@ -712,3 +719,39 @@ async def test_delays_without_a_token(pages: Pages, server: RunningServer) -> No
         None,
     ]
     assert await page.evaluate("inbox.state") == "online"
+
+
+# -- as the documents show it --------------------------------------------------------------------------------
+
+
+def shown(document: str, host: str, server: RunningServer) -> AnsweringServer:
+    """A site of another origin with the page of this document, in which `host` is the server's."""
+    found = re.search(r"^```html\n(.*?)^```$", (ROOT / document).read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    assert found
+    assert host in found[1]
+    site = AnsweringServer(found[1].replace(host, server.url).encode())
+    site.headers["Content-Type"] = "text/html; charset=utf-8"
+    return site
+
+
+async def test_the_first_bell(pages: Pages, server: RunningServer) -> None:
+    """The page of README.md rings, under whichever name of this machine it was opened: `python3 -m http.server` prints
+    `http://0.0.0.0:8000/`."""
+    pages.forgive("/favicon.ico")
+    async with shown("README.md", "http://127.0.0.1:8587", server) as site:
+        for name in ("127.0.0.1", "0.0.0.0"):  # noqa: S104  # opened, not bound
+            server.must_notify("alice", title="hello")
+            page = await pages.open(f"http://{name}:{site.port}/")
+            await page.wait_for_function("document.title.endsWith('My site')")
+
+
+async def test_the_first_bell_says_why_it_is_silent(pages: Pages, tmp_path: Path) -> None:
+    """In the console of the browser, where its developer looks."""
+    pages.forgive("/favicon.ico")
+    pages.forgive("console: login or password is wrong")
+    with RunningServer(tmp_path, NOTIFY_USERS_alice=cheap_hash("another")) as server:
+        async with shown("README.md", "http://127.0.0.1:8587", server) as site:
+            page = await pages.open("about:blank")
+            async with page.expect_console_message(lambda message: "wrong" in message.text) as said:
+                await page.goto(f"http://127.0.0.1:{site.port}/")
+            assert (await said.value).text == "login or password is wrong"
