@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -755,3 +756,25 @@ async def test_the_first_bell_says_why_it_is_silent(pages: Pages, tmp_path: Path
             async with page.expect_console_message(lambda message: "wrong" in message.text) as said:
                 await page.goto(f"http://127.0.0.1:{site.port}/")
             assert (await said.value).text == "login or password is wrong"
+
+
+async def test_a_site_that_once_has_no_token(pages: Pages, trusting: RunningServer) -> None:
+    """The bell of docs/authentication.md asks for another one: what a site says of its failure is no token. It would be
+    refused, and end it."""
+    pages.forgive("/favicon.ico")
+    pages.forgive("502")
+    answers = [
+        {"status": 502, "body": "<h1>Bad Gateway</h1>"},
+        {"body": hs256(claims(exp=time.time() + 600))},
+    ]
+    joined = asyncio.Event()
+    page = await pages.open("about:blank")
+    page.on(
+        "websocket",
+        lambda socket: socket.on("framereceived", lambda text: '"joined"' in text and joined.set()),
+    )
+    await page.route("**/my/token", lambda route: route.fulfill(**answers.pop(0)))
+    async with shown("docs/authentication.md", "https://notifications.example.org", trusting) as site:
+        await page.goto(f"http://127.0.0.1:{site.port}/")
+        await asyncio.wait_for(joined.wait(), WAIT_S)
+    assert not answers

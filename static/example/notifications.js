@@ -16,7 +16,7 @@
  *
  * Instead of login and password it takes a `token`, or a function that fetches one: `token: () => fetchToken()`. The
  * function is asked when somebody is to prove who they are: at the first sign-in, and when the server says that the last
- * token has ended; in between the client comes back by the server's own tickets.
+ * token has ended; in between the client comes back by the server's own tickets. If it throws, it is asked again later.
  *
  * It connects again by itself, after growing random delays or when the server said, whatever ended the connection but
  * `close()`, a refused sign-in and being signed out. Then it asks what has changed since, so that `items` ends equal to
