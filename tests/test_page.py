@@ -239,7 +239,7 @@ async def test_hostile_content(pages: Pages, server: RunningServer) -> None:
 
 
 RIGHT_TO_LEFT = """() => {
-    const shown = document.querySelectorAll("#list h3, .item-text, .type, .filter-name, .mail-subject");
+    const shown = document.querySelectorAll("#list h2, .item-text, .type, .filter-name, .mail-subject");
     return [...shown].map((element) => {
         const text = [...element.childNodes].at(-1), range = document.createRange();
         const left = (index) => {
@@ -676,6 +676,28 @@ async def test_keyboard(pages: Pages, server: RunningServer) -> None:
     await expect(page.locator("#inbox")).to_be_focused()
 
 
+async def test_long_text_with_the_keyboard(pages: Pages, server: RunningServer) -> None:
+    """In a text that is too long for its place the arrows, Home and End scroll; S does what it does elsewhere."""
+    for number in range(2):
+        server.must_notify("alice", title=f"n{number}", content="word " * 1500)
+    page = await signed_in(pages, server)
+    text = row(page, "n1").locator(".item-text")
+    await row(page, "n1").focus()
+    await page.keyboard.press("Tab")
+    await expect(text).to_be_focused()
+    await page.keyboard.press("ArrowDown")
+    await page.wait_for_function("() => document.activeElement.scrollTop > 0")
+    await page.keyboard.press("End")
+    await page.wait_for_function(
+        "() => document.activeElement.scrollTop > document.activeElement.clientHeight"
+    )
+    await page.keyboard.press("Home")
+    await page.wait_for_function("() => document.activeElement.scrollTop === 0")
+    await expect(text).to_be_focused()
+    await page.keyboard.press("s")
+    await expect(row(page, "n1")).not_to_have_class(re.compile("unseen"))
+
+
 async def test_undo_means_what_was_done_last(pages: Pages, server: RunningServer) -> None:
     """Also if the server has not answered that yet."""
     for title in ("two", "one"):
@@ -949,6 +971,38 @@ async def test_reduced_motion(pages: Pages, server: RunningServer) -> None:
     server.must_notify("alice", title="one")
     await expect(rows(page)).to_have_count(1)
     assert await page.evaluate("document.getAnimations().length") == 0
+
+
+async def test_forced_colors(pages: Pages, server: RunningServer) -> None:
+    """Where the system's few colours are all there are, one still sees what is a button, chosen or unseen."""
+    for type_ in ("order", "news"):
+        server.must_notify("alice", title=type_, type=type_)
+    page = await signed_in(pages, server, forced_colors="active")
+    await expect(rows(page)).to_have_count(2)
+    await row(page, "order").get_by_role("button", name="Mark as seen").click()
+    await expect(row(page, "order")).not_to_have_class(re.compile("unseen"))
+    style = "([selector, what, part]) => getComputedStyle(document.querySelector(selector), part)[what]"
+
+    async def looks(selector: str, what: str, part: str | None = None) -> str:
+        found: str = await page.evaluate(style, [selector, what, part])
+        return found
+
+    assert await looks("#send-button", "borderTopWidth") == "1px"
+    assert await looks(".filter[aria-pressed=true]", "borderTopWidth") == "2px"
+    assert await looks(".filter[aria-pressed=false]", "borderTopWidth") == "1px"
+    ground = await looks("body", "backgroundColor")
+    assert await looks(".item.unseen", "backgroundColor", "::before") != ground
+
+
+async def test_headings(pages: Pages, server: RunningServer) -> None:
+    """No level is left out, by which users of a screen reader find their way."""
+    server.must_notify("alice", title="hello")
+    page = await signed_in(pages, server)
+    await expect(rows(page)).to_have_count(1)
+    found = """[...document.querySelectorAll("#app :is(h1, h2, h3, h4)")]
+        .map((each) => `${each.tagName} ${each.textContent}`)"""
+    headings = ["H1 Inbox", "H2 Unseen: hello", "H2 Send a notification", "H2 Demo mailbox"]
+    assert await page.evaluate(found) == headings
 
 
 async def test_all_from_here(pages: Pages, server: RunningServer) -> None:

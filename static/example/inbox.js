@@ -84,7 +84,7 @@ export class InboxList {
   #draw(item) {
     const name = item.title || item.content || item.type || "Notification";
     const created = new Date(item.createdAt);
-    const heading = make("h3", { id: `n-${item._id}` }, make("span", { class: "unseen-mark" }, make("span", { class: "visually-hidden" }, "Unseen: ")), name);
+    const heading = make("h2", { id: `n-${item._id}` }, make("span", { class: "unseen-mark" }, make("span", { class: "visually-hidden" }, "Unseen: ")), name);
     const element = make("li", { class: "item", tabIndex: -1, "aria-labelledby": `n-${item._id}`, "data-id": item._id },
       iconOf(item),
       make("div", { class: "item-body" },
@@ -110,7 +110,9 @@ export class InboxList {
     const row = rowOf(event.target);
     if (!row || event.ctrlKey || event.metaKey || event.altKey) return;
     const id = /** @type {string} */ (row.dataset.id);
-    const target = { ArrowDown: row.nextElementSibling, ArrowUp: row.previousElementSibling,
+    // In a text that is longer than its place these keys scroll: only there it can have the focus.
+    const isInText = /** @type {Element} */ (event.target).matches(".item-text");
+    const target = !isInText && { ArrowDown: row.nextElementSibling, ArrowUp: row.previousElementSibling,
       Home: this.#list.firstElementChild, End: this.#list.lastElementChild }[event.key];
     if (target instanceof HTMLElement) target.focus();
     else if (event.key === "s" || event.key === "S") this.commands.seen(id);
