@@ -101,6 +101,12 @@ async def test_plain_websocket(pages: Pages, server: RunningServer) -> None:
 
 
 @pytest.mark.parametrize("sockjs", [False, True])
+async def test_address_with_a_slash_at_its_end(pages: Pages, server: RunningServer, sockjs: bool) -> None:
+    """It is the same address."""
+    await online(pages, server, sockjs=sockjs, url=f"{server.url}/notification/")
+
+
+@pytest.mark.parametrize("sockjs", [False, True])
 async def test_page_of_another_origin(pages: Pages, server: RunningServer, sockjs: bool) -> None:
     """A page from elsewhere can load the client from the server and use it."""
     page = await pages.bare(f"http://localhost:{server.port}")

@@ -161,9 +161,9 @@ export class Connection {
   };
 }
 
-/** @param {string} url may be relative to the page */
+/** @param {string} url may be relative to the page, and may end with a slash, as for SockJS */
 function webSocketUrl(url) {
-  const absolute = new URL(`${url}/websocket`, globalThis.location?.href);
+  const absolute = new URL(`${url.replace(/\/$/, "")}/websocket`, globalThis.location?.href);
   absolute.protocol = absolute.protocol.replace("http", "ws");
   return absolute.href;
 }
