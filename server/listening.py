@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from server.bus import THROTTLED, tell
 from server.errors import StartupError
@@ -37,6 +37,17 @@ PAUSE_S = 1.0
 """After a connection that could not be taken in. Who comes meanwhile waits in the kernel's backlog."""
 
 REPORT_EVERY_S = 60.0
+
+
+class Keys(NamedTuple):
+    """Of [APPLICATION], that say where to listen: what to change where that cannot be."""
+
+    port: str
+    address: str
+
+
+MAIN, ALSO = Keys("port", "address"), Keys("also_listen", "address")
+PUBLISHING = Keys("publish_port", "publish_address")
 
 _TOO_MANY_FILES = "{} files are open (ulimit -n)"
 
@@ -103,16 +114,18 @@ class TCPListener:
         peers: Peers,
         also: Iterable[int] = (),
         bound: Iterable[socket.socket] | None = None,
+        keys: Keys = MAIN,
     ) -> None:
         """Bind; clients are still refused. Port 0 is any free one; `also`: further ports; `bound`: in place of all
-        these, sockets that are bound already. Raises `StartupError`."""
+        these, sockets that are bound already; `keys`: where `host` and `port` are from. Raises `StartupError`."""
         self._peers = peers
         self._tasks = Tasks()
         self._reported_at = -REPORT_EVERY_S
         self._turned_away = 0
         self._turned_away_told_at = -REPORT_EVERY_S
         self._is_closing = False
-        self._sockets = bind(host, (port, *also)) if bound is None else list(bound)
+        self._keys = keys
+        self._sockets = bind(host, (port, *also), keys) if bound is None else list(bound)
 
     @property
     def port(self) -> int:
@@ -124,7 +137,7 @@ class TCPListener:
         # Two servers can be bound to one port as long as none of them listens.
         for listening in self._sockets:
             host, port = listening.getsockname()[:2]
-            with _explained(f"port {port} on {host}"):
+            with _explained(host, port, self._keys if port == self.port else ALSO):
                 listening.listen(BACKLOG)
         for listening in self._sockets:
             self._tasks.start(self._accept(listening, serve, max_connection_files()), "accept")
@@ -251,13 +264,13 @@ def allow_many_files() -> None:
 # -- binding -------------------------------------------------------------------------------------------------
 
 
-def bind(host: str, ports: Iterable[int]) -> list[socket.socket]:
-    """One socket for each address of the host ("": of all interfaces) and each of these ports. Raises
-    `StartupError`."""
+def bind(host: str, ports: Iterable[int], keys: Keys = MAIN) -> list[socket.socket]:
+    """One socket for each address of the host ("": of all interfaces) and each of these ports. `keys`: where the host
+    and the first port are from; the others are of `also_listen`. Raises `StartupError`."""
     sockets: list[socket.socket] = []
     with contextlib.ExitStack() as undo:
-        for port in dict.fromkeys(ports):
-            with _explained(f"port {port} on {host}"):
+        for number, port in enumerate(dict.fromkeys(ports)):
+            with _explained(host, port, ALSO if number else keys):
                 for bound in _bind(host, port):
                     undo.callback(bound.close)
                     sockets.append(bound)
@@ -265,13 +278,13 @@ def bind(host: str, ports: Iterable[int]) -> list[socket.socket]:
     return sockets
 
 
-def bind_shared(addresses: Iterable[tuple[int, Any]]) -> list[socket.socket]:
+def bind_shared(addresses: Iterable[tuple[int, Any]], keys: Keys = MAIN) -> list[socket.socket]:
     """One socket for each (family, address), for which other processes of this user may have one, too (SO_REUSEPORT):
-    connections are spread over those that listen. Raises `StartupError`."""
+    connections are spread over those that listen. `keys`: as of `bind`. Raises `StartupError`."""
     sockets: list[socket.socket] = []
     with contextlib.ExitStack() as undo:
         for family, address in addresses:
-            with _explained(f"port {address[1]} on {address[0]}"):
+            with _explained(address[0], address[1], keys):
                 shared = _make_socket(family)
                 undo.callback(shared.close)
                 shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
@@ -282,15 +295,17 @@ def bind_shared(addresses: Iterable[tuple[int, Any]]) -> list[socket.socket]:
 
 
 @contextlib.contextmanager
-def _explained(where: str) -> Iterator[None]:
+def _explained(host: str, port: int, keys: Keys) -> Iterator[None]:
+    where = f"port {port} on {host}"
     try:
         yield
     except OSError as exc:
         if exc.errno == errno.EADDRINUSE:
             raise StartupError(
-                f"{where} is in use by another program: stop it, or set another port under [APPLICATION]"
+                f"{where} is in use by another program: stop it, or set another {keys.port} under [APPLICATION]"
             ) from exc
-        raise StartupError(f"cannot listen on {where}: {exc.strerror or exc}") from exc
+        set_by = f"{keys.port} and {keys.address} of [APPLICATION]"
+        raise StartupError(f"cannot listen on {where} ({set_by}): {exc.strerror or exc}") from exc
 
 
 def _bind(host: str, port: int) -> list[socket.socket]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from server.config.schema import Application
 from server.doors import Doors
 from server.ingest.lane.port import PublishingPort
-from server.listening import Peers, TCPListener
+from server.listening import PUBLISHING, Peers, TCPListener
 from server.metrics import Metrics
 from server.security_headers import NO_PAGE, SERVER
 from server.tasks import Tasks
@@ -42,7 +42,7 @@ class PublishPort:
         address, port = self._application.publish_address, self._application.publish_port
         given = None if bound is None else list(bound)
         if given or (given is None and port is not None):
-            self._listener = TCPListener(address, port or 0, self._peers, bound=given)
+            self._listener = TCPListener(address, port or 0, self._peers, bound=given, keys=PUBLISHING)
 
     def start(self, tasks: Tasks) -> None:
         """Serve from now on; `tasks`: by whom its loop is owned. Raises `StartupError`."""

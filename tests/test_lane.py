@@ -402,13 +402,13 @@ def stored_in(server: LaneServer) -> int:
 
 
 def test_a_port_that_is_taken(tmp_path: Path) -> None:
-    """Is said at the start, with its number."""
+    """Is said at the start, with its number and its key."""
     port = free_port()
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", port))
         taken.listen()
         server = RunningServer(tmp_path, NOTIFY_APPLICATION_PUBLISH_PORT=str(port))
-        with pytest.raises(RuntimeError, match=f"port {port} on 127.0.0.1 is in use"):
+        with pytest.raises(RuntimeError, match=f"port {port} on 127.0.0.1 is in use .* publish_port under"):
             server.start()
 
 

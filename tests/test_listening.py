@@ -17,7 +17,15 @@ from pydispatch import dispatcher
 from server import listening
 from server.bus import THROTTLED
 from server.errors import StartupError
-from server.listening import RESERVED_FILES, Peers, TCPListener, bind_shared, max_connection_files
+from server.listening import (
+    MAIN,
+    PUBLISHING,
+    RESERVED_FILES,
+    Peers,
+    TCPListener,
+    bind_shared,
+    max_connection_files,
+)
 
 
 @pytest.fixture
@@ -132,27 +140,38 @@ async def test_every_interface(client: socket.socket) -> None:
 
 
 async def test_a_port_that_somebody_listens_on() -> None:
-    """Is told at once, with what to do."""
+    """Is told at once, with what to do: the key that names it is the one to change."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(StartupError, match=rf"port {port} on 127\.0\.0\.1 is in use"):
+        in_use = rf"^port {port} on 127\.0\.0\.1 is in use .* set another {{}} under \[APPLICATION\]$"
+        with pytest.raises(StartupError, match=in_use.format("port")):
             TCPListener("127.0.0.1", port, anybody())
+        with pytest.raises(StartupError, match=in_use.format("also_listen")):
+            TCPListener("127.0.0.1", 0, anybody(), also=[port])
+        with pytest.raises(StartupError, match=in_use.format("publish_port")):
+            TCPListener("127.0.0.1", port, anybody(), keys=PUBLISHING)
 
 
 async def test_a_port_that_somebody_took_meanwhile(listener: TCPListener) -> None:
     """Both were bound before either listened: the second is told then."""
     second = TCPListener("127.0.0.1", listener.port, anybody())
+    third = TCPListener("127.0.0.1", 0, anybody(), also=[listener.port])
     listener.start(Served())
-    with pytest.raises(StartupError, match="is in use"):
+    with pytest.raises(StartupError, match="is in use .* another port under"):
         second.start(Served())
+    with pytest.raises(StartupError, match="is in use .* another also_listen under"):
+        third.start(Served())
     await second.close()
+    await third.close()
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid"])
 async def test_an_address_that_is_not_ours(host: str) -> None:
-    """One sentence that names it."""
-    with pytest.raises(StartupError, match=f"cannot listen on port 0 on {host}: "):
-        TCPListener(host, 0, anybody())
+    """One sentence that names it, and where it is from."""
+    for keys, names in ((MAIN, "port and address"), (PUBLISHING, "publish_port and publish_address")):
+        why = rf"^cannot listen on port 0 on {host} \({names} of \[APPLICATION\]\): "
+        with pytest.raises(StartupError, match=why):
+            TCPListener(host, 0, anybody(), keys=keys)
 
 
 # -- no room -------------------------------------------------------------------------------------------------

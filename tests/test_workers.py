@@ -190,6 +190,14 @@ def test_a_port_that_is_taken_is_said_once(tmp_path: Path, mongo_database: Mongo
         done = server.run("serve", "--workers", "2")
     assert done.returncode == 1
     assert done.stderr.count("is in use by another program") == 1
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        server = WorkersServer(
+            tmp_path, **on_mongodb(mongo_database), NOTIFY_APPLICATION_PUBLISH_PORT=str(port)
+        )
+        done = server.run("serve", "--workers", "2")
+    assert f"port {port} on 127.0.0.1 is in use by another program" in done.stderr
+    assert "set another publish_port under [APPLICATION]" in done.stderr
     for name in ("cert", "key"):
         (tmp_path / f"{name}.pem").write_text("nonsense")
     tls = {"NOTIFY_TLS_CERT": str(tmp_path / "cert.pem"), "NOTIFY_TLS_KEY": str(tmp_path / "key.pem")}

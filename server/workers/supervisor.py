@@ -25,7 +25,7 @@ from server.config.changes import with_live_keys
 from server.errors import InvalidConfig, StartupError
 from server.greeting import announce
 from server.ingest.consumer import Backoff
-from server.listening import bind, bind_shared
+from server.listening import PUBLISHING, bind, bind_shared
 from server.service_manager import tell_manager
 from server.tasks import Tasks, first_of
 from server.workers.channel import Message, line
@@ -111,7 +111,9 @@ class Supervisor:
         self._reserved = bind(application.address, (application.port, *application.also_listen))
         self._reserved_publishing: list[socket.socket] = []
         if application.publish_port is not None:
-            self._reserved_publishing = bind(application.publish_address, [application.publish_port])
+            self._reserved_publishing = bind(
+                application.publish_address, [application.publish_port], PUBLISHING
+            )
         self._lifeline, self._held_end = os.pipe()
 
     async def run(self) -> int:
@@ -237,7 +239,7 @@ class Supervisor:
         OSError, `StartupError`."""
         slot.main = bind_shared(_addresses(self._reserved))
         try:
-            slot.publishing = bind_shared(_addresses(self._reserved_publishing))
+            slot.publishing = bind_shared(_addresses(self._reserved_publishing), PUBLISHING)
             child = slot.child = self._start(slot, lease_holder)
             while True:
                 await child.has_ended.wait()
