@@ -591,7 +591,7 @@ def test_tenant_set_that_cannot_be_done(command: Command) -> None:
         "nothing is to be set; say --keep, --keep-deleted, or both"
     )
     for text, reason in (
-        ("90", "'90' is not a time such as 90d, 12h or 30m; nor is it 'forever' or 'default'"),
+        ("90", "'90' is not a time such as 90d or 12w; nor is it 'forever' or 'default'"),
         ("1h", "'1h' is not within 1d to 36500d; nor is it 'forever' or 'default'"),
     ):
         outcome = command("tenant", "set", "default", "--keep-deleted", text)

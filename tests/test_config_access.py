@@ -154,10 +154,10 @@ def test_what_is_configured_and_not_asked_is_a_warning(folder: Folder) -> None:
     assert folder.warnings(f"[JWT]\nsecret={SECRET}\naudience=us\n[AUTH]\nmethods=jwt") == []
 
 
-def test_a_server_that_nobody_can_join_is_a_warning(folder: Folder) -> None:
-    """In RELEASE, where no demo user exists, unless another method is configured."""
+def test_a_server_that_nobody_can_join_by_themselves_is_a_warning(folder: Folder) -> None:
+    """In RELEASE, where no demo user exists, unless another method is configured: tokens of its own are left."""
     [warning] = folder.warnings(RELEASE.format(""))
-    assert warning.startswith("config.ini: [USERS-RELEASE]: is empty, so nobody can join;")
+    assert warning.startswith("config.ini: [USERS-RELEASE]: is empty, so users join only with tokens ")
     assert folder.warnings(RELEASE.format("") + f"[JWT]\nsecret={SECRET}\naudience=us") == []
 
 

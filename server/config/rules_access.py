@@ -166,7 +166,10 @@ def warn_together(reading: Reading, config: Config) -> None:
         reason = "must differ from that of [JWT]: with the same key, issuer and audience, a user's token could publish"
         reading.problem("SERVICE_JWT", "audience", reason)
     if config.auth.methods == ("config",) and not config.users and config.release:
-        reason = "is empty, so nobody can join; `notification-server user add NAME` makes a line for it"
+        reason = (
+            "is empty, so users join only with tokens that a backend gets for them (POST /api/v2/tokens);"
+            " `notification-server user add NAME` makes a line for one with a password"
+        )
         reading.warn("USERS", "", reason)
     is_open = not is_loopback(application.address)
     if config.release and is_open and config.tls is None and not application.trusted_proxies:

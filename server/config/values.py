@@ -113,12 +113,12 @@ _DURATION_UNITS = {"w": 7 * 86_400, "d": 86_400, "h": 3600, "m": 60, "s": 1}
 
 
 def duration(low: int, high: int) -> Kind:
-    """A number of seconds as people say it: `90d`, `12h`."""
+    """A number of seconds as people say it: `90d`, `12w`."""
 
     def parse(text: str) -> int:
         match = re.fullmatch(r"([0-9]{1,10})\s*([wdhms])", text.lower())
         if match is None:
-            raise ValueError(f"{text!r} is not a time such as 90d, 12h or 30m")
+            raise ValueError(f"{text!r} is not a time such as 90d or 12w")
         number = int(match[1]) * _DURATION_UNITS[match[2]]
         if not low <= number <= high:
             raise ValueError(f"{text!r} is not within {show_duration(low)} to {show_duration(high)}")
@@ -276,7 +276,7 @@ def _networks(text: str) -> tuple[IPNetwork, ...]:
         if mapped is not None:  # addresses are compared as what they are in IPv4
             network = ipaddress.ip_network((mapped, network.prefixlen - 96))
         if network.prefixlen == 0:
-            raise ValueError(f"{word!r} would believe everybody's X-Forwarded-For")
+            raise ValueError(f"{word!r} is everybody; write only whom you mean")
         networks.append(network)
     return tuple(networks)
 
