@@ -35,6 +35,10 @@ class Trouble(Exception):
     """What is wrong with a dependency, in words for anybody: no addresses, no names."""
 
 
+class NotYet(Trouble):
+    """It is just beginning, and nothing has failed so far: to be answered to who asks, but no news for the log."""
+
+
 class State(StrEnum):
     """Where this node is in its life."""
 
@@ -150,6 +154,6 @@ class Checks:
         if error is None and name in self._failing:
             self._failing.discard(name)
             logger.info("%s: well again", name)
-        elif error is not None and name not in self._failing:
+        elif error is not None and name not in self._failing and not isinstance(error, NotYet):
             self._failing.add(name)
             logger.warning("%s: %s", name, str(error) or self._reason(error))

@@ -7,7 +7,7 @@ import logging
 
 import pytest
 
-from server.checks import Checks, State, Trouble
+from server.checks import Checks, NotYet, State, Trouble
 from server.errors import StoreUnavailable
 from tests.support.clock import Clock
 
@@ -184,3 +184,19 @@ async def test_the_log_says_once_what_is_wrong_and_once_that_it_is_over(
         await checks.look()
         clock.now += 2
     assert [record.getMessage() for record in caplog.records] == ["store: disk is full", "store: well again"]
+
+
+async def test_what_is_just_beginning_is_no_news(
+    checks: Checks, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who asks is told that it is not there yet; the log is not told that it is well again."""
+    caplog.set_level(logging.INFO, "server.checks")
+    link = Dependency()
+    checks.add("backplane", link.probe)
+    link.failure = NotYet("not connected")
+    [finding] = await checks.look()
+    assert (finding.is_up, finding.reason) == (False, "not connected")
+    clock.now += 2
+    link.failure = None
+    [finding] = await checks.look()
+    assert finding.is_up and caplog.records == []

@@ -16,10 +16,11 @@ from pymongo.errors import BulkWriteError
 from redis.asyncio import Redis
 
 from server.bus import INBOX_CHANGED, REFUSED
+from server.checks import NotYet, Trouble
 from server.cluster import backplane as backplane_module
 from server.cluster import redis as redis_module
 from server.cluster.gaps import Gaps
-from server.cluster.link import LinkDown
+from server.cluster.link import LinkDown, Patience
 from server.cluster.mongodb import MongoLink
 from server.cluster.outgoing import MESSAGE_BYTES
 from server.cluster.redis import MANY_SHARDS, RedisLink
@@ -54,6 +55,24 @@ async def test_nobody_uses_a_connection_that_is_being_made(redis_server: RedisSe
     finally:
         await commands.disconnect()
         await relay.close()
+
+
+async def test_a_link_that_has_not_failed_yet_is_no_trouble_for_the_log() -> None:
+    """At a start it is asked for before its first attempt has come to something."""
+    patience = Patience("a place", str)
+
+    async def fail() -> None:
+        patience.stop()
+        raise OSError("no way")
+
+    with pytest.raises(NotYet, match="^not connected$"):
+        patience.check()
+    await patience.keep(fail)
+    with pytest.raises(Trouble, match="^not connected$") as caught:
+        patience.check()
+    assert caught.type is Trouble
+    patience.well()
+    patience.check()
 
 
 @asynccontextmanager

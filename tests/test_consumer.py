@@ -11,7 +11,7 @@ import pytest
 from pydispatch import dispatcher
 
 from server.bus import CONSUMER_CHANGED
-from server.checks import Trouble
+from server.checks import NotYet, Trouble
 from server.errors import InvalidNotification, StoreUnavailable, TooLarge
 from server.ingest.consumer import Backoff, Consumer, Lanes, Lease, json_of, reason_of
 from tests.support.consuming import MemoryLeases
@@ -152,6 +152,17 @@ async def test_each_change_is_said_once(caplog: pytest.LogCaptureFixture) -> Non
     ]
     assert ups == [True, False]
     assert door.finished
+
+
+async def test_what_has_not_failed_yet_is_no_trouble_for_the_log() -> None:
+    """Until the first attempt has come to something."""
+    door = Failing()
+    with pytest.raises(NotYet, match="^not connected$"):
+        await door.probe()
+    door._note_down(ConnectionRefusedError(111, "x"))
+    with pytest.raises(Trouble, match="^not connected$") as caught:
+        await door.probe()
+    assert caught.type is Trouble
 
 
 async def test_a_stop_before_anything_returns_at_once() -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
-from server.checks import Trouble
+from server.checks import NotYet, Trouble
 from server.rooms import Room
 
 logger = logging.getLogger(__name__)
@@ -122,6 +122,7 @@ class Patience:
         self._place = place
         self._why = why
         self._said: str | None = None
+        self._is_first = True
         self._is_stopped = False
         self._delay_s = RETRY_FIRST_S
 
@@ -129,6 +130,7 @@ class Patience:
         """It has come through."""
         self._delay_s = RETRY_FIRST_S
         self.trouble = ""
+        self._is_first = False
         if self._said != "":
             self._said = ""
             logger.info("backplane: connected to %s", self._place)
@@ -150,11 +152,12 @@ class Patience:
             self._delay_s = min(2 * self._delay_s, RETRY_MAX_S)
 
     def check(self) -> None:
-        """Raises `Trouble`."""
+        """Raises `Trouble`: `NotYet` during the first attempt."""
         if self.trouble:
-            raise Trouble(self.trouble)
+            raise (NotYet if self._is_first else Trouble)(self.trouble)
 
     def _note(self, error: Exception) -> None:
+        self._is_first = False
         why = self._why(error)
         self.trouble = why if why == ACCESS_REFUSED else NOT_CONNECTED
         if why is None:

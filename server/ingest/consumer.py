@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 
 from server import reasons
 from server.bus import CONSUMER_CHANGED, MESSAGE_RECEIVED, REFUSED, tell
-from server.checks import Trouble
+from server.checks import NotYet, Trouble
 from server.errors import InvalidNotification, StoreUnavailable, TenantGone, TooLarge
 from server.store import Leases
 from server.tasks import first_of
@@ -167,6 +167,7 @@ class Consumer(ABC):
         self._is_up = False
         self._up_at = 0.0
         self._trouble = NOT_CONNECTED
+        self._is_first = True
 
     @property
     @abstractmethod
@@ -221,24 +222,25 @@ class Consumer(ABC):
                 await self._stopping.wait()
 
     async def probe(self) -> None:
-        """How the door is, for `Checks`. Raises `Trouble`."""
+        """How the door is, for `Checks`. Raises `Trouble`: `NotYet` during the first attempt."""
         if self._trouble:
-            raise Trouble(self._trouble)
+            raise (NotYet if self._is_first else Trouble)(self._trouble)
 
     # -- saying how it goes ----------------------------------------------------------------------------------
     def _note_up(self) -> None:
         self._up_at = time.monotonic()
-        self._trouble = ""
+        self._trouble, self._is_first = "", False
         self._say("up", logging.INFO, "consuming from %s", self.place)
         self._set_up(True)
 
     def _note_standby(self) -> None:
         """Another process does the work, and all is well."""
-        self._trouble = ""
+        self._trouble, self._is_first = "", False
         self._say("standby", logging.INFO, "another process consumes from %s", self.place)
         self._set_up(False)
 
     def _note_down(self, error: Exception) -> None:
+        self._is_first = False
         if self._is_up and time.monotonic() - self._up_at >= STABLE_S:
             self._backoff.reset()
         if isinstance(error, StoreUnavailable):
