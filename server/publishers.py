@@ -104,6 +104,8 @@ class Publishers:
     def warn_of_missing_tenants(self) -> None:
         """Name those in the configuration that are not there, once for as long as they are not. To be called when
         tenants or the rules have changed."""
+        if not self._tenants.active:  # not read yet: one is always there
+            return
         missing = frozenset(
             (where, tenant)
             for where, tenant in self.rules.named_tenants.items()

@@ -693,6 +693,8 @@ async def test_a_signal_while_the_store_is_away(tmp_path: Path) -> None:
         waiting = "waiting for the store"
         await asyncio.to_thread(wait_until, lambda: waiting in server.log, waiting)
         log = await reload(server, "[APPLICATION]\napikey=x\n", APIKEY_SET)
+        # Which tenants there are is not known yet.
+        assert "there is no tenant" not in log
         assert "unknown key" in await refused(server, "[APPLICATION]\napikee=x\n")
         count = server.log.count(waiting)
         await asyncio.to_thread(wait_until, lambda: server.log.count(waiting) > count, "the next try")
