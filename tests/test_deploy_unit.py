@@ -151,7 +151,9 @@ def test_the_command_of_the_unit(tmp_path: Path) -> None:
         assert service.get("/readyz") == 200
         service.configuration.write_text(f"{service.configuration.read_text()}[LOG]\nlevel=debug\n")
         service.run("ExecReload")
-        service.process.wait_for_output("the configuration was reread; changed: [LOG] level\n")
+        service.process.wait_for_output(
+            "the configuration and the files that it names were reread; changed keys: [LOG] level\n"
+        )
         assert "KillSignal" not in service.settings  # so it is SIGTERM
         assert service.process.stop() == 0
         assert "Traceback" not in service.process.output() and "ERROR" not in service.process.output()
@@ -168,7 +170,9 @@ def test_a_unit_is_not_ready_before_its_store(tmp_path: Path) -> None:
         service.process.start()
         service.process.wait_for_output("waiting for the store")
         service.run("ExecReload")
-        service.process.wait_for_output("the configuration was reread; changed: nothing\n")
+        service.process.wait_for_output(
+            "the configuration and the files that it names were reread; changed keys: none\n"
+        )
         assert service.process.stop() == 0
         service._manager.setblocking(False)
         with pytest.raises(BlockingIOError):
@@ -227,7 +231,9 @@ async def test_the_sandbox_of_the_unit_has_room_for_the_server(tmp_path: Path) -
         service.configuration.write_text(f"{text}[USERS]\nann={hash_password('s3cret')}\n")
         assert service.told() == b"READY=1"
         service.run("ExecReload")
-        service.process.wait_for_output("the configuration was reread; changed: ")
+        service.process.wait_for_output(
+            "the configuration and the files that it names were reread; changed keys: "
+        )
         async with connect(f"ws://127.0.0.1:{service.port}/notification/websocket") as client:
             join = {"name": "join", "data": {"login": "ann", "password": "s3cret"}}
             await client.send(json.dumps(join))
@@ -293,6 +299,14 @@ def test_a_backup_of_a_running_server(tmp_path: Path) -> None:
 async def inbox(server: RunningServer, user: str) -> list[str]:
     async with SocketClient(server) as client:
         return [document["content"] for document in await client.join(user)]
+
+
+def test_the_log_file_of_the_example_can_be_written() -> None:
+    """The unit makes the folder of the one that config.ini suggests: it may write nowhere else below /var/log."""
+    [file] = re.findall("^;file=(/.*)$", (ROOT / "config.ini").read_text(), re.MULTILINE)
+    [folder] = unit_settings()["LogsDirectory"]
+    assert Path(file).parent == Path("/var/log", folder)
+    assert f"`/var/log/{folder}`" in DOCS
 
 
 def test_the_configuration_of_the_docs(tmp_path: Path) -> None:
