@@ -106,7 +106,8 @@ class Reloads:
             if warning not in old.warnings:
                 logger.warning("%s", warning)
         changes = changed_keys(old, new)
-        logger.info("the configuration was reread; changed: %s", ", ".join(changes.live) or "nothing")
+        changed = ", ".join(changes.live) or "none"
+        logger.info("the configuration and the files that it names were reread; changed keys: %s", changed)
         if changes.at_restart:
             logger.warning("these wait for a restart: %s", ", ".join(changes.at_restart))
 

@@ -201,7 +201,9 @@ async def reload(server: RunningServer, times: int) -> None:
     """SIGHUP, and wait until the configuration was reread so often."""
     server.signal(signal.SIGHUP)
     await asyncio.to_thread(
-        wait_until, lambda: server.log.count("the configuration was reread") == times, "the reload"
+        wait_until,
+        lambda: server.log.count("the configuration and the files that it names were reread") == times,
+        "the reload",
     )
 
 

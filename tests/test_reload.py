@@ -29,7 +29,7 @@ from tests.support.secure_server import SecureServer, Streaming
 
 ROOT = Path(__file__).resolve().parents[1]
 
-REREAD = "the configuration was reread; changed: "
+REREAD = "the configuration and the files that it names were reread; changed keys: "
 APIKEY_SET = f"{REREAD}[APPLICATION] apikey, [APPLICATION] publish_without_key"
 """Where there was none before."""
 REFUSED = "so nothing was changed: "
@@ -329,7 +329,7 @@ async def test_a_changed_file_of_token_keys(tmp_path: Path, kind: str) -> None:
         async with SocketClient(server) as client:
             await client.join_by_token(old)
             write(second)
-            await reload(server, None, f"{REREAD}nothing")
+            await reload(server, None, f"{REREAD}none")
             assert await refusal(server, token=old) == "bad_credentials"
             async with SocketClient(server) as other:
                 await other.join_by_token(new)
@@ -408,7 +408,7 @@ async def test_a_renewed_certificate(secure: SecureServer, authority: Certificat
             await stream.receive("unseen")
             streams.append(stream)
         secure.pair.replace(new)
-        await reload(secure, "", f"{REREAD}nothing")
+        await reload(secure, "", f"{REREAD}none")
         assert shown_certificate(secure) == new.der
         with half_open, secure.place().context.wrap_socket(half_open, server_hostname="localhost") as begun:
             assert begun.getpeercert(binary_form=True) == old
@@ -516,7 +516,7 @@ file=other.log
         await reload(server, None, waiting)
         await asyncio.to_thread(server.restart)
         assert (tmp_path / "other.log").exists()
-        assert "these wait" not in await reload(server, None, f"{REREAD}nothing")
+        assert "these wait" not in await reload(server, None, f"{REREAD}none")
 
 
 async def test_debug_and_release_are_two_servers(tmp_path: Path) -> None:
@@ -531,7 +531,7 @@ async def test_debug_and_release_are_two_servers(tmp_path: Path) -> None:
                 "these wait for a restart: [APPLICATION] configuration, [APPLICATION] apikey,"
                 " [APPLICATION] publish_without_key",
             )
-            assert f"{REREAD}nothing\n" in log
+            assert f"{REREAD}none\n" in log
             server.must_notify("alice", content="without a key")
             assert (await client.next("notification"))[0]["content"] == "without a key"
 
@@ -643,7 +643,7 @@ async def test_many_signals_in_a_row(tmp_path: Path) -> None:
                 wait_until, lambda: publish(server, "Api-Key key100").status == 200, "the last one"
             )
             # There may be one more under way, which finds the same file.
-            await reload(server, None, f"{REREAD}nothing")
+            await reload(server, None, f"{REREAD}none")
             assert publish(server, "Api-Key key100").status == 200
             assert publish(server, "Api-Key key99").status == 400
             assert (await client.next("notification"))[0]["content"] == "x"
@@ -664,7 +664,7 @@ app.Notifier.notify = hang_up_and_notify
     with faulty(tmp_path, fault) as server:
         server.must_notify("alice", content="x")
         wait_until(lambda: REREAD in server.log, "the reload")
-        assert f"{REREAD}nothing\n" in server.log
+        assert f"{REREAD}none\n" in server.log
 
 
 def test_a_signal_before_there_is_a_server(tmp_path: Path) -> None:
@@ -680,7 +680,7 @@ def hang_up_first(log):
 logs.setup = hang_up_first
 """
     with faulty(tmp_path, fault) as server:
-        wait_until(lambda: f"{REREAD}nothing\n" in server.log, "the reload")
+        wait_until(lambda: f"{REREAD}none\n" in server.log, "the reload")
         assert server.stop() == 0
 
 

@@ -472,7 +472,7 @@ def test_signals_for_the_whole_group_end_no_worker_that_begins(server: WorkersSe
         os.kill(begun, number)
     held.unlink()
     server.wait_for(rf"worker 1 \(pid {begun}\) serves")
-    server.wait_for(r"\[worker 1\] .*the configuration was reread")
+    server.wait_for(r"\[worker 1\] .*the configuration and the files that it names were reread")
     assert begun in server.workers
 
 
@@ -530,7 +530,9 @@ def test_sighup_is_passed_on_and_a_mistake_is_said_once(
         file.write_text("[LOG]\nlevel=debug\n")
         server.tell(signal.SIGHUP)
         for number in (1, 2):
-            server.wait_for(rf"\[worker {number}\] .*the configuration was reread; changed: \[LOG\] level$")
+            server.wait_for(
+                rf"\[worker {number}\] .*the configuration .* were reread; changed keys: \[LOG\] level$"
+            )
         file.write_text("[LOG]\nlevel=loud\n")
         server.tell(signal.SIGHUP)
         server.wait_for("the configuration is wrong, so nothing was changed: ")
