@@ -7,6 +7,7 @@ import re
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from tests.support.certificates import CertificateAuthority
 from tests.support.mongod import Mongod
 from tests.support.ports import free_port
 from tests.support.processes import Process, wait_until
-from tests.support.proxies import NAME, advised_settings, shipped
+from tests.support.proxies import NAME, Nginx, advised_settings, shipped
 from tests.support.recipes import SECRET, Recipe, sections
 from tests.support.redis_server import RedisServer
 from tests.support.running_server import RunningServer
@@ -131,6 +132,52 @@ def test_a_browser_has_all_its_streams_on_one_connection(tmp_path: Path) -> None
         haproxy.kill()
 
 
+class NginxOfNodes(Nginx):
+    """With the `upstream` of the docs, for several nodes; these are their ports."""
+
+    def __init__(self, ports: Sequence[int], authority: CertificateAuthority) -> None:
+        self._ports = ports
+        super().__init__(ports[0], authority)
+
+    def _write_configuration(self) -> None:
+        super()._write_configuration()
+        [block] = blocks("nginx")
+        nodes = "".join(f"    server 127.0.0.1:{port};\n" for port in self._ports)
+        block, count = re.subn(r"(?:    server [^\n]*\n){3}", nodes, block)
+        assert count == 1
+        file = self.folder / "notification.conf"
+        text, count = re.subn(r"(?ms)^upstream .*?^}\n", lambda _: block, file.read_text())
+        assert count == 1
+        file.write_text(text)
+
+
+@pytest.mark.servers
+def test_nginx_keeps_a_session_on_its_node(tmp_path: Path) -> None:
+    """Whose requests would be of no use to another one; all nodes have some."""
+    authority = CertificateAuthority(tmp_path / "authority")
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    settings = {"NOTIFY_APPLICATION_TRUSTED_PROXIES": "127.0.0.1", "NOTIFY_APPLICATION_HOSTS": NAME}
+    with (
+        RunningServer(tmp_path / "one", **settings) as one,
+        RunningServer(tmp_path / "two", **settings) as two,
+        NginxOfNodes([one.port, two.port], authority) as proxy,
+    ):
+        place = proxy.place()
+        for number in range(32):
+            path = f"/notification/000/s{number}"
+            assert place.request("POST", f"{path}/xhr", b"").body == b"o\n"
+            for _ in range(3):
+                assert place.request("POST", f"{path}/xhr_send", b'["{}"]').status == 204
+        for node in (one, two):
+            assert node.get("/health").json()["websocket"]["active_connections"] > 0
+        path = "/socket.io/?EIO=4&transport=polling"
+        for _ in range(4):
+            opened = place.request("GET", path)
+            sid = json.loads(opened.body[1:])["sid"]
+            assert place.request("POST", f"{path}&sid={sid}", b"40").status == 200
+
+
 @pytest.mark.servers
 def test_haproxy_takes_the_way_to_redis(tmp_path: Path) -> None:
     [block] = blocks("haproxy")
@@ -175,6 +222,8 @@ def test_the_shard_key_of_documents_has_an_index() -> None:
 
 
 def test_metrics_that_are_named_exist() -> None:
-    named = set(re.findall(r"\b(?:notification|process)_[a-z_]+[a-z]\b(?!\.)", TEXT))
+    [of_nginx] = blocks("nginx")  # names of its own
+    text = TEXT.replace(of_nginx, "")
+    named = set(re.findall(r"\b(?:notification|process)_[a-z_]+[a-z]\b(?!\.)", text))
     known = (ROOT / "docs" / "monitoring.md").read_text("utf-8")
     assert {name for name in named if f"`{name}`" not in known} == set()
