@@ -13,6 +13,7 @@ from pydispatch import dispatcher
 from server.bus import CONSUMER_CHANGED
 from server.checks import NotYet, Trouble
 from server.errors import InvalidNotification, StoreUnavailable, TooLarge
+from server.ingest import consumer
 from server.ingest.consumer import Backoff, Consumer, Lanes, Lease, json_of, reason_of
 from tests.support.consuming import MemoryLeases
 
@@ -63,6 +64,22 @@ async def test_what_came_under_the_lease_is_ours() -> None:
     leases.give_to("redis", "other")
     assert await lease.covers(sure_until)
     assert not await lease.covers(sure_until + 1)
+
+
+async def test_a_lease_counts_from_before_it_was_asked_for() -> None:
+    """However long the store takes to answer: another one may have it from then on."""
+    ended_at = []
+
+    class Slow(MemoryLeases):
+        async def take(self, name: str, holder: str, lease_s: float) -> bool:
+            is_ours = await super().take(name, holder, lease_s)
+            ended_at.append(self.held[name][1])
+            await asyncio.sleep(0.05)
+            return is_ours
+
+    lease = Lease(Slow(), "redis", "us", 3600.0)
+    await lease.renew()
+    assert lease.sure_until <= ended_at[0]
 
 
 # -- lanes ---------------------------------------------------------------------------------------------------
@@ -163,6 +180,55 @@ async def test_what_has_not_failed_yet_is_no_trouble_for_the_log() -> None:
     with pytest.raises(Trouble, match="^not connected$") as caught:
         await door.probe()
     assert caught.type is Trouble
+
+
+async def test_what_is_well_again_is_said_after_the_unforeseen(caplog: pytest.LogCaptureFixture) -> None:
+    """Though the same was said before it."""
+    caplog.set_level(logging.INFO, "server.ingest")
+
+    class Stumbling(Failing):
+        async def _consume(self) -> None:
+            self._note_up()
+            if self.endings:
+                raise self.endings.pop(0)  # type: ignore[misc]  # none of these is None
+            await self._stopping.wait()
+
+    door = Stumbling(ZeroDivisionError())
+    asyncio.get_running_loop().call_later(0.05, door._stopping.set)
+    async with asyncio.timeout(30):
+        await door.run()
+    assert [record.message for record in caplog.records] == [
+        "test: consuming from a broker",
+        "test: failed; trying again",
+        "test: consuming from a broker",
+    ]
+
+
+@pytest.mark.parametrize(("stable_s", "resets"), [(3600.0, 0), (0.0, 3)], ids=["soon", "late"])
+async def test_delays_begin_anew_after_what_was_well_for_a_while(
+    monkeypatch: pytest.MonkeyPatch, stable_s: float, resets: int
+) -> None:
+    """What ends as soon as it begins is tried less and less often."""
+    monkeypatch.setattr(consumer, "STABLE_S", stable_s)
+
+    class Counting(Backoff):
+        resets = 0
+
+        def reset(self) -> None:
+            self.resets += 1
+
+    class Ending(Failing):
+        async def _consume(self) -> None:
+            self._note_up()
+            if len(self.endings) == 1:
+                self._stopping.set()
+            raise self.endings.pop(0) or OSError()
+
+    door = Ending(OSError(), OSError(), OSError())
+    backoff = door._backoff = Counting(0.0, 0.0)
+    async with asyncio.timeout(30):
+        await door.run()
+    assert backoff.resets == resets
 
 
 async def test_a_stop_before_anything_returns_at_once() -> None:

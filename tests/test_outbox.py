@@ -19,7 +19,7 @@ from server.config import Email
 from server.errors import StartupError, StoreUnavailable
 from server.ids import new_id
 from server.mail_folder import MailFolder
-from server.mailing import DAY_S, SENDING_SHARE
+from server.mailing import ALONE_AFTER, DAY_S, SENDING_SHARE
 from server.messages import EmailDuty, Mail, MailRecipient, Notification, Recipient, now
 from server.outbox import OutboxWorker
 from server.rates import Rate
@@ -53,6 +53,7 @@ class Store(SQLiteStore):
         self.failing: set[str] = set()
         self.failed = asyncio.Event()
         self.claims = 0
+        self.limits: list[int] = []
         self.accepted_s_ago: float | None = None
         self.found_nothing = asyncio.Event()
         self.claimed = asyncio.Event()
@@ -72,6 +73,7 @@ class Store(SQLiteStore):
         self, lease_s: float, limit: int, recipients: int = MAX_JOB_RECIPIENTS
     ) -> list[MailJob]:
         self.claims += 1
+        self.limits.append(limit)
         self._maybe_fail("claim_mail")
         if "bug" in self.failing:
             self.failed.set()
@@ -494,6 +496,28 @@ async def test_an_outage_ends_no_mail_that_was_put_off_before(
         assert postponed.is_untried
 
 
+async def test_an_outage_ends_an_attempt_with_several_messages(
+    store: Store, sink: SMTPSink, clock: Clock, no_pauses: None
+) -> None:
+    """Those who would be mailed alone are not come to, and are tried again as soon as if it were the first time."""
+    users = ("ann", "ben", "cat")
+    sink.replies = {f"{user}@example.org": "451 4.7.1 greylisted" for user in users}
+    first_s = 1000.0
+    settings = email(sink, retry_first_s=first_s, retry_max_s=1e6)
+    await owe(store, *to(*users))
+    async with running(worker_for(store, clock, settings)) as worker:
+        for round_ in range(1, ALONE_AFTER + 1):
+            assert len((await store.outcome()).retry) == len(users)
+            connections = sink.connections
+            sink.cut_at = "MAIL" if round_ == ALONE_AFTER else None
+            clock.advance(4 * first_s)
+            worker.wake()
+        postponed = (await store.outcome()).retry
+    assert [each.is_untried for each in postponed] == [True] * len(users)
+    assert max(each.retry_at for each in postponed) <= clock() + timedelta(seconds=first_s)
+    assert sink.connections <= connections + 1
+
+
 async def test_what_may_not_be_answered_in_time_is_not_begun(
     store: Store, sink: SMTPSink, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -649,6 +673,57 @@ async def test_an_outage_is_not_hammered(
             await store.ping()
         assert store.claims == claims
         assert sink.connections == 4
+
+
+async def test_an_outage_is_probed_by_one_mail(store: Store, clock: Clock, no_pauses: None) -> None:
+    """However many hands there are; the first ones have found it together, which is one failure."""
+    for number in range(8):
+        await owe(store, *to(f"user{number}"))
+    settings = email(free_port(), concurrency=4, retry_first_s=1000.0)
+    async with running(worker_for(store, clock, settings)) as worker:
+        for _ in range(8):
+            assert (await store.outcome()).retry
+        assert worker.has_outage
+    assert store.limits[:5] == [4, 1, 1, 1, 1]
+
+
+async def test_an_outage_that_several_hands_see_is_one(
+    store: Store, sink: SMTPSink, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pause after it is the first one."""
+    pauses = []
+
+    def noted(rng: Any, failures: int, *_: float) -> float:
+        pauses.append(failures)
+        return 3600.0
+
+    monkeypatch.setattr(outbox, "backoff_s", noted)
+    sink.replies = {"EHLO": "421 4.3.2 shutting down"}
+    for number in range(4):
+        await owe(store, *to(f"user{number}"))
+    async with running(worker_for(store, clock, email(sink, concurrency=4))):
+        for _ in range(4):
+            assert (await store.outcome()).retry
+    assert pauses == [0]
+
+
+async def test_a_mail_that_goes_out_ends_the_pause(
+    store: Store, sink: SMTPSink, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was on its way when another one seemed to show an outage."""
+    monkeypatch.setattr(outbox, "PAUSE_FIRST_S", 3600.0)
+    sink.looks_for_s, sink.cut_recipients = 2.0, {"ben@example.org"}
+    await owe(store, *to("ann"))
+    async with running(worker_for(store, clock, email(sink, concurrency=2))) as worker:
+        await store.claimed.wait()
+        await owe(store, *to("ben"))
+        worker.wake()
+        assert (await store.outcome()).retry
+        sink.looks_for_s = 0.0
+        assert (await store.outcome()).sent
+        await owe(store, *to("cat"))
+        worker.wake()
+        assert (await store.outcome()).sent
 
 
 async def test_needs_the_operator(
@@ -865,6 +940,18 @@ async def test_stop_does_not_wait_for_ever(store: Store, sink: SMTPSink, clock: 
     await worker.stop(0.05)
     await task
     assert (await store.mail_counts()).due == 1
+
+
+async def test_stop_says_goodbye(
+    store: Store, sink: SMTPSink, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the connection that is kept for the next mail."""
+    monkeypatch.setattr("server.smtp.KEEP_S", 3600.0)
+    await owe(store, *to("ann"))
+    async with running(worker_for(store, clock, email(sink))):
+        assert (await store.outcome()).sent
+    async with asyncio.timeout(20):
+        await sink.quitted.wait()
 
 
 async def test_stop_before_the_start(store: Store, sink: SMTPSink, clock: Clock) -> None:
