@@ -338,6 +338,9 @@ async def _name_recipients(client: aiosmtplib.SMTP, addresses: Sequence[str]) ->
         try:
             await client.rcpt(address, encoding="utf-8")
         except aiosmtplib.SMTPRecipientRefused as exc:
+            # Whatever begins with 2 is a yes (RFC 5321 section 4.2.1): such as 252, "cannot verify, but will try".
+            if exc.code // 100 == 2:
+                continue
             _raise_if_useless(exc)
             refused[address] = _refusal(exc)
     return refused

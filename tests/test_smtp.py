@@ -241,6 +241,14 @@ async def test_some_recipients_refused(sink: SMTPSink) -> None:
     assert sink.mails[0].recipients == [ANN]
 
 
+async def test_a_recipient_accepted_in_other_words(sink: SMTPSink) -> None:
+    """Gets the mail, and so must not be tried again."""
+    sink.replies = {BEN: "251 2.1.5 will forward", CAT: "252 2.1.5 cannot verify, but will try"}
+    handover = await send(email(sink), ANN, BEN, CAT)
+    assert (handover.refused, handover.outage) == ({}, None)
+    assert sink.mails[0].recipients == [ANN, BEN, CAT]
+
+
 async def test_all_recipients_refused(sink: SMTPSink) -> None:
     """Then there is no mail, and it is nobody's outage."""
     sink.replies = {ANN: "550 no", BEN: "550 no"}

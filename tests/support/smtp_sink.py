@@ -228,12 +228,13 @@ class _Handler:
         if address in self.sink.cut_recipients:
             server.transport.abort()
             await asyncio.Event().wait()  # until the connection is gone
-        if address in self.sink.replies:
-            return self.sink.replies[address]
+        reply = self.sink.replies.get(address, "250 OK")
+        if not reply.startswith("2"):
+            return reply
         if len(envelope.rcpt_tos) == self.sink.max_recipients:
             return "452 4.5.3 too many recipients"
         envelope.rcpt_tos.append(address)
-        return "250 OK"
+        return reply
 
     async def handle_DATA(self, server: SMTP, session: Session, envelope: Envelope) -> str:
         content: Any = envelope.original_content
