@@ -208,6 +208,18 @@ def test_each_counts_as_a_request(server: RunningServer) -> None:
     assert post(server, b"", Authorization=f"Api-Key {key}").status == 429
 
 
+def test_what_is_refused_is_counted(server: RunningServer) -> None:
+    """Each item, by why, and as of its tenant."""
+    tenant = f"t{uuid4().hex[:8]}"
+    key = add_tenant(server, tenant)
+    wrong = [item(), item("alice", content="x" * 70_000), {"content": 5}]
+    send(server, [*wrong, item("alice")], Authorization=f"Api-Key {key}")
+    for code, count in (("invalid", 2), ("too_large", 1)):
+        labels = f'code="{code}",door="batch",tenant="{tenant}"'
+        line = f"notification_requests_refused_total{{{labels}}} {count}.0"
+        wait_until(lambda line=line: line in metrics(server), line)
+
+
 def test_who_may_not_publish(server: RunningServer) -> None:
     """Is refused as a whole, whatever is in it."""
     listener = add_key(server, add_tenant_named(server), "listener", "listen")
