@@ -18,7 +18,7 @@ from redis.asyncio import Redis
 from server import tasks as tasks_module
 from server.checks import Trouble
 from server.config.brokers import RedisHub
-from server.errors import InProgress
+from server.errors import Busy, InProgress
 from server.grants import DEFAULT_TENANT
 from server.ingest import consumer
 from server.ingest.consumer import Lease
@@ -145,6 +145,17 @@ async def test_a_keyed_message_survives_a_store_that_is_away(hub: Hub) -> None:
         hub.behind.store.is_back()
         await heard.stored(1)
     assert len(await hub.behind.inbox("alice")) == 1
+    assert heard.refused == []
+
+
+async def test_a_server_that_is_busy_loses_nothing(hub: Hub) -> None:
+    """What it cannot take for the moment is tried again."""
+    async with running(hub.behind, hub.door()) as heard:
+        hub.behind.store.failure = Busy("full")
+        await hub.publish("alice", GOOD)
+        await hub.behind.store.failed.get()
+        hub.behind.store.is_back()
+        await heard.stored(1)
     assert heard.refused == []
 
 
@@ -322,6 +333,19 @@ async def test_a_short_freeze_loses_nothing(own_hub: Hub) -> None:
     assert heard.ups == [True, False]
 
 
+async def test_who_asks_as_the_connection_ends_is_told(own_hub: Hub) -> None:
+    """And does not wait for an answer that never comes."""
+    door = own_hub.door(timeout_s=30.0)
+    async with running(own_hub.behind, door):
+        own_hub.server.freeze()
+        asking = asyncio.create_task(door.probe())
+        await asyncio.sleep(0)
+        own_hub.server.kill()
+        async with asyncio.timeout(20):
+            with pytest.raises(Trouble, match="^not connected$"):
+                await asking
+
+
 async def test_a_silent_redis_is_left(own_hub: Hub, caplog: pytest.LogCaptureFixture) -> None:
     """Who does not answer when asked is as good as gone; it is tried again until it is back."""
     async with running(own_hub.behind, own_hub.door(timeout_s=0.2)) as heard:
@@ -461,6 +485,23 @@ async def test_what_the_buffer_cannot_hold_is_dropped(
         "redis: messages are dropped: the store is away, and the buffer is full",
         "redis: messages are stored again; 3 were dropped",
     ]
+
+
+async def test_what_is_stored_leaves_the_buffer(hub: Hub) -> None:
+    """Its bytes are free for others; and an empty one takes any message."""
+    size = len(f"{hub.prefix}:alice") + len(json.dumps(GOOD))
+    async with running(hub.behind, hub.door(buffer_bytes=2 * size)) as heard:
+        for count in range(1, 6):
+            await hub.publish("alice", GOOD)
+            await heard.stored(count)
+        await hub.publish("alice", {**GOOD, "ignored": "x" * 2 * size})
+        await heard.stored(6)
+        hub.behind.store.goes_away()
+        await hub.publish("alice", GOOD, GOOD)
+        await heard.got(8)
+        hub.behind.store.is_back()
+        await heard.stored(8)
+    assert heard.refused == []
 
 
 async def test_what_is_too_large_takes_no_place_in_the_buffer(hub: Hub) -> None:
