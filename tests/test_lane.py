@@ -183,6 +183,17 @@ def test_who_asks_whether_to_send_is_told_to(connection: socket.socket) -> None:
     assert Answers(connection).next()[0] == 200
 
 
+def test_who_asks_whether_to_send_may_be_told_not_to(connection: socket.socket) -> None:
+    """And will not: what else came over the connection would be taken for the body, so it ends."""
+    line, wrong = "POST /api/notifications/send/ HTTP/1.1", "Authorization: Api-Key wrong"
+    head, _, _ = request(None, "Expect: 100-continue", wrong, line=line).partition(b"\r\n\r\n")
+    connection.sendall(head + b"\r\n\r\n")
+    answers = Answers(connection)
+    status, fields, _ = answers.next()
+    assert (status, fields["connection"]) == (403, "close")
+    assert answers.is_over()
+
+
 @pytest.mark.parametrize(
     ("line", "field", "kept"),
     [
