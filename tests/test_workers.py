@@ -271,6 +271,20 @@ def test_a_mistake_in_the_configuration_ends_nobody_who_serves(
         assert server.stop() == 0
 
 
+def test_another_number_of_workers_waits_for_a_restart(tmp_path: Path, mongo_database: MongoDatabase) -> None:
+    """A worker that is started before that does not take itself for the only one: it tells the others what is new."""
+    file = tmp_path / "config.ini"
+    file.write_text("[APPLICATION]\nworkers=2\n")
+    with WorkersServer(tmp_path, option=(), **on_mongodb(mongo_database)) as server:
+        server.wait_for("backplane: connected to MongoDB", 2)
+        file.write_text("[APPLICATION]\nworkers=1\n")
+        os.kill(server.workers[0], signal.SIGKILL)
+        server.wait_for(r"\(pid \d+\) serves$", 3)
+        server.wait_for("backplane: connected to MongoDB", 3)
+        server.tell(signal.SIGHUP)
+        server.wait_for(r"these wait for a restart: .*\[APPLICATION\] workers", 2)
+
+
 def test_only_the_first_worker_says_at_the_start_that_it_cannot_be(
     tmp_path: Path, mongo_database: MongoDatabase
 ) -> None:

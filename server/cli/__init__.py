@@ -121,7 +121,10 @@ def _work(arguments: argparse.Namespace, given: Given) -> int:
 
     seat = WorkerSeat(given)
     logs.name_worker(given.number)
-    config = load_config(arguments)
+    # The file may name another number by now, which waits for a restart with all that follows from it: a worker that
+    # took itself for the only one would tell the others nothing.
+    of_all = {} if given.workers is None else {"workers": str(given.workers)}
+    config = load_config(argparse.Namespace(**vars(arguments) | of_all))
     logs.setup(config.log)
     return serve(config, _reread(arguments, config), seat)
 

@@ -59,6 +59,11 @@ class Given:
     posts: list[int] = field(default_factory=list)
 
     @property
+    def workers(self) -> int | None:
+        """How many there are; None: an older supervisor does not say."""
+        return len(self.posts) or None
+
+    @property
     def files(self) -> list[int]:
         inbox = [] if self.inbox is None else [self.inbox]
         return [self.channel, self.lifeline, *self.main, *self.publishing, *inbox, *self.posts]

@@ -28,15 +28,21 @@ if given:
 
 class WorkersServer(RunningServer):
     """`serve --workers 2`. A worker whose number has been `spoil`t ends as soon as it is started. `fault`: run in each
-    process before anything else."""
+    process before anything else. `option`: in place of this one, if the configuration says how many."""
 
     def __init__(
-        self, folder: Path, *, arguments: Sequence[str] = (), fault: str = "", **settings: str
+        self,
+        folder: Path,
+        *,
+        arguments: Sequence[str] = (),
+        fault: str = "",
+        option: Sequence[str] = ("--workers", "2"),
+        **settings: str,
     ) -> None:
         (folder / "sitecustomize.py").write_text(_FAULT + fault)
         root = Path(__file__).resolve().parents[2]
         settings = {"PYTHONPATH": f"{folder}:{root}", **settings}
-        super().__init__(folder, arguments=("--workers", "2", *arguments), **settings)
+        super().__init__(folder, arguments=(*option, *arguments), **settings)
 
     def wait_until_ready(self, timeout_s: float = 60.0) -> None:
         super().wait_until_ready(timeout_s)
