@@ -475,6 +475,25 @@ def test_a_worker_that_dies_while_it_is_replaced_has_one_successor(server: Worke
     assert len(server.said(r"worker 1 \(pid \d+\) serves")) == 2
 
 
+def test_who_has_replaced_a_worker_and_dies_is_started_anew_before_that_one_has_ended(
+    tmp_path: Path, mongo_database: MongoDatabase
+) -> None:
+    """Else nobody would take the connections that the kernel gives to the two of them."""
+    fault = "from server.workers import supervisor, worker; worker.HAND_OVER_S, supervisor.END_S = 600, 600"
+    with WorkersServer(tmp_path, fault=fault, **on_mongodb(mongo_database)) as server:
+        server.hold(2)  # one that is replaced is enough
+        first = int(server.said(r"worker 1 \(pid (\d+)\) serves")[0])
+        server.tell(signal.SIGUSR2)
+        server.wait_for("is replaced by")
+        second = int(server.said(r"is replaced by worker 1 \(pid (\d+)\)")[0])
+        os.kill(second, signal.SIGKILL)
+        server.wait_for(rf"worker 1 \(pid {second}\) was ended by SIGKILL; it is started anew")
+        server.wait_for(r"worker 1 \(pid \d+\) serves$", 3)
+        assert [server.notify("ann", content="x").status for _ in range(10)] == [200] * 10
+        assert is_alive(first)
+        os.kill(first, signal.SIGKILL)
+
+
 def test_signals_for_the_whole_group_end_no_worker_that_begins(server: WorkersServer) -> None:
     """By themselves both would."""
     before = server.workers

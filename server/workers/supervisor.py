@@ -65,6 +65,8 @@ class Slot:
         self.child: Child | None = None
         self.successor: Child | None = None
         """Who is to replace it, and does not serve yet."""
+        self.is_replaced = asyncio.Event()
+        """Whether `child` is another one than before, which may take a while to end."""
         self.main: list[socket.socket] = []
         self.publishing: list[socket.socket] = []
         # Kept while there is nobody, too: what is thrown in then is for who comes next.
@@ -235,14 +237,15 @@ class Supervisor:
             await asyncio.sleep(delay_s)
 
     async def _live(self, slot: Slot, lease_holder: str) -> Child:
-        """From the start of a worker to the end of the last one that has replaced it, which is returned. Raises
-        OSError, `StartupError`."""
+        """From the start of a worker to the end of the last one that has replaced it, which is returned; those before
+        may end later. Raises OSError, `StartupError`."""
         slot.main = bind_shared(_addresses(self._reserved))
         try:
             slot.publishing = bind_shared(_addresses(self._reserved_publishing), PUBLISHING)
             child = slot.child = self._start(slot, lease_holder)
             while True:
-                await child.has_ended.wait()
+                slot.is_replaced.clear()
+                await first_of(child.has_ended.wait(), slot.is_replaced.wait())
                 if slot.child is child and slot.successor is not None:
                     slot.child, slot.successor = slot.successor, None
                 if slot.child is child:
@@ -330,6 +333,7 @@ class Supervisor:
             slot.successor = None
             if not trouble:
                 slot.child = new
+                slot.is_replaced.set()
         if trouble:
             goes_on = f"{old} goes on" if slot.child is old else f"{old} has ended meanwhile"
             logger.error("%s %s, so %s, and no other is replaced", new, trouble, goes_on)
