@@ -253,6 +253,26 @@ async def test_what_waits_for_a_worker_that_dies_is_for_the_next_one(own_server:
     assert "Traceback" not in server.log
 
 
+async def test_nobody_waits_for_a_worker_that_does_not_come_up(own_server: WorkersServer) -> None:
+    """Their connections are closed, which counts as what it is, so that their clients try again."""
+    server = own_server
+    server.hold(1)
+    first = int(server.said(r"worker 1 \(pid (\d+)\) serves")[0])
+    os.kill(first, signal.SIGKILL)
+    server.wait_for(rf"worker 1 \(pid {first}\) was ended by SIGKILL")
+    names = [secrets.token_hex(8) for _ in range(20)]
+    foreign = [name for name in names if Affinity(count=2).owner(name) == 0]
+    async with AsyncExitStack() as stack:
+        readers = []
+        for name in foreign:
+            reader, writer = await stack.enter_async_context(raw(server))
+            writer.write(f"GET /events?ticket={name} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+            readers.append(reader)
+        async with asyncio.timeout(30):
+            assert [await reader.read() for reader in readers] == [b""] * len(foreign)
+    assert figure(server, 'notification_handoffs_total{outcome="closed"}') == len(foreign)
+
+
 async def test_sessions_of_a_worker_that_dies(own_server: WorkersServer, user: str) -> None:
     """They are over, those of the other one go on, and new ones can be had of the one that takes its place."""
     server = own_server
@@ -512,6 +532,19 @@ async def test_who_comes_when_there_is_room_again_is_behind_those_who_wait() -> 
             await until(lambda: b"last" in taken and not one.waiting)
             await until(lambda: outcomes(other)["taken"] == outcomes(one)["given"])
             assert taken.index(b"last") == len(taken) - 1
+
+
+async def test_only_who_has_waited_for_too_long_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with two_workers() as (one, other):
+        assert handoff.close_untaken(other._inbox) == 0
+        here, there = socket.socketpair()
+        with here:
+            with there:
+                one.give(1, there, b"request")
+            assert handoff.close_untaken(other._inbox) == 0
+            monkeypatch.setattr(handoff, "MAX_AGE_S", 0.0)
+            assert handoff.close_untaken(other._inbox) == 1
+            assert here.recv(1) == b""
 
 
 async def test_what_waits_at_the_end_is_closed_and_counted() -> None:

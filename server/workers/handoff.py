@@ -13,6 +13,7 @@ import struct
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from server.affinity import Affinity
@@ -61,11 +62,7 @@ class Handoff:
         self.affinity = affinity
         self.has_successor = False
         """Whether another worker has this number now: see `give_way`."""
-        self.figures = TallyFamily(
-            "notification_handoffs",
-            "Connections that belong to another worker, by what became of them.",
-            ("outcome",),
-        )
+        self.figures = outcomes()
         self._given, self._taken, self._closed = map(self.figures.labels, ("given", "taken", "closed"))
         self._inbox = inbox
         self._ways = [_Way(post) for post in posts]
@@ -194,6 +191,28 @@ class Handoff:
                 connection.close()
             way.waiting.clear()
             way.waiting_bytes = 0
+
+
+def outcomes() -> TallyFamily:
+    """To be counted in; their label: `given`, `taken` or `closed`."""
+    return TallyFamily(
+        "notification_handoffs",
+        "Connections that belong to another worker, by what became of them.",
+        ("outcome",),
+    )
+
+
+def close_untaken(inbox: socket.socket) -> int:
+    """Close the connections there that have waited for too long, as their worker is not there, or hangs; how many. To
+    be called now and then by whoever has made the inbox."""
+    closed = 0
+    with suppress(BlockingIOError):
+        # Only looked at: what is still in time is for the worker. If that one comes and takes this one now, the next is
+        # closed in its place.
+        while _age_s(inbox.recv(_HEAD.size, socket.MSG_PEEK | socket.MSG_DONTWAIT)) > MAX_AGE_S:
+            inbox.recv(_HEAD.size, socket.MSG_DONTWAIT)  # without its connection, which the kernel closes
+            closed += 1
+    return closed
 
 
 def _age_s(datagram: bytes) -> float:

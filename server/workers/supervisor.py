@@ -30,6 +30,7 @@ from server.service_manager import tell_manager
 from server.tasks import Tasks, first_of
 from server.workers.channel import Message, line
 from server.workers.child import DEAF, STARTUP_CODES, Child, command
+from server.workers.handoff import close_untaken
 from server.workers.tally import Tally
 
 logger = logging.getLogger(__name__)
@@ -49,6 +50,9 @@ END_S = 18.0
 SIGN_S, MAX_UNANSWERED = 3.0, 6
 """So often each worker is asked for a sign of life; who has given none for so many times hangs, and is killed: some of
 all connections would wait for it."""
+
+CLOSING_S = 1.0
+"""So often what a worker has not taken in time is closed."""
 
 POST_BYTES = 1024 * 1024
 """That may be on their way to a worker, if the kernel allows as much."""
@@ -125,6 +129,7 @@ class Supervisor:
             self._keeping.start(self._start_all(), "start")
             self._keeping.start(self._replace_when_due(), "replacing")
             self._keeping.start(self._watch_for_signs(), "signs of life")
+            self._keeping.start(self._close_untaken(), "closing")
             await self._stop.wait()
         finally:
             await self._end_all()
@@ -297,6 +302,15 @@ class Supervisor:
                     )
                     child.kill()
                 child.ask_for_sign()
+
+    async def _close_untaken(self) -> None:
+        """Else who waits for a worker that does not come up would wait for as long as that takes."""
+        while True:
+            await asyncio.sleep(CLOSING_S)
+            for slot in self._slots:
+                if count := close_untaken(slot.inbox):
+                    logger.warning("closed %d connections that worker %d has not taken", count, slot.number)
+                    self._tally.closed(count)
 
     # -- replacing -------------------------------------------------------------------------------------------
     async def _replace_when_due(self) -> None:

@@ -7,9 +7,10 @@ import asyncio
 from collections.abc import Collection
 from contextlib import suppress
 
-from server.figures import Packed, added_up, counted
+from server.figures import Packed, added_up, counted, pack
 from server.workers.channel import line
 from server.workers.child import Child
+from server.workers.handoff import outcomes
 
 WAIT_S = 1.0
 """For each worker to say what it has. Of who does not, what it said last counts."""
@@ -19,6 +20,11 @@ class Tally:
     def __init__(self) -> None:
         self._ended: Packed = []
         self._asked: dict[Child, asyncio.Event] = {}
+        self._outcomes = outcomes()
+
+    def closed(self, count: int) -> None:
+        """So many connections that were handed over had waited for too long."""
+        self._outcomes.labels("closed").value += count
 
     def heard(self, child: Child) -> None:
         """It has told its figures."""
@@ -40,7 +46,8 @@ class Tally:
                 )
         # What those have counted that have ended meanwhile is in the other sum.
         others = [child for child in others if not child.has_ended.is_set()]
-        asker.say(line("all", packed=added_up([self._ended, *(child.figures for child in others)])))
+        figures = [self._ended, pack(self._outcomes.collect()), *(child.figures for child in others)]
+        asker.say(line("all", packed=added_up(figures)))
 
     def _ask(self, child: Child) -> asyncio.Event:
         """Nobody is asked again who has not answered yet: so little waits for one that hangs."""
