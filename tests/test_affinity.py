@@ -25,11 +25,13 @@ from server.transports.events import session_in as events_session_in
 from server.transports.socketio import session_in as socketio_session_in
 from server.workers import handoff
 from server.workers.handoff import Handoff
+from tests.support.certificates import CertificateAuthority
 from tests.support.event_streams import event_stream
 from tests.support.feeds import SETTINGS, internal, user_token
 from tests.support.mongod import MongoDatabase
 from tests.support.processes import wait_until
 from tests.support.realtime import PollingClient, connect_packet, figure, socket_client, stock_client
+from tests.support.secure_server import SecureServer
 from tests.support.sockjs_clients import PollingClient as XhrClient
 from tests.support.workers import WorkersServer, connections, listens
 
@@ -344,6 +346,19 @@ async def test_connections_that_are_kept_go_to_who_has_replaced_a_worker(
         assert figure(server, 'notification_queue_depth{queue="handoff"}') == 0
 
 
+async def test_under_tls_a_request_is_answered_where_it_came_to(
+    tmp_path: Path, mongo_database: MongoDatabase
+) -> None:
+    """What the two ends have agreed on cannot be handed over."""
+    settings = SETTINGS | {"NOTIFY_MONGODB_URL": mongo_database.url, "NOTIFY_MONGODB_DB": mongo_database.name}
+    authority = CertificateAuthority(tmp_path / "authority")
+    with SecureServer(tmp_path, authority, arguments=["--workers", "2"], **settings) as server:
+        wait_until(lambda: "\n  workers  2\n" in server.log, "all workers")
+        for _ in range(16):
+            assert server.get(f"/events?ticket={secrets.token_hex(8)}").status == 401
+        assert "Traceback" not in server.log
+
+
 async def test_no_connection_stays_behind(server: WorkersServer, user: str) -> None:
     """Neither with whom it came to, nor with whom it went to, when its client has gone."""
     clients = [PollingClient(server) for _ in range(4)]
@@ -577,6 +592,58 @@ async def test_what_cannot_wait_since_no_more_files_can_be_opened_is_counted(
             assert outcomes(one)["closed"] == 1
             assert one.waiting == 1
             assert "Too many open files" in caplog.text
+
+
+async def test_what_comes_when_no_more_files_can_be_opened_is_counted(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with two_workers() as (one, other):
+        other.start(lambda connection, request: connection.close())
+        here, there = socket.socketpair()
+        with here:
+            with there:
+                one.give(1, there, b"request")
+            free = os.dup(here.fileno())
+            os.close(free)
+            limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
+            try:
+                await until(lambda: outcomes(other)["closed"] == 1)
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            assert here.recv(1) == b""
+        assert outcomes(other)["taken"] == 0
+        assert "no more files can be opened" in caplog.text
+
+
+async def test_what_is_taken_too_late_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its client has given up by then, or tries again."""
+    monkeypatch.setattr(handoff, "MAX_AGE_S", -1.0)
+    async with two_workers() as (one, other):
+        other.start(lambda connection, request: connection.close())
+        here, there = socket.socketpair()
+        with here:
+            with there:
+                one.give(1, there, b"request")
+            await until(lambda: outcomes(other)["closed"] == 1)
+            assert here.recv(1) == b""
+        assert outcomes(other)["taken"] == 0
+
+
+async def test_what_is_closed_is_said_once_in_a_while(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With how many there were since."""
+    monkeypatch.setattr(handoff, "MAX_WAITING", 0)
+    async with two_workers() as (one, _):
+        here, there = socket.socketpair()
+        with here, there:
+            while outcomes(one)["closed"] < 2:
+                one.give(1, there, b" " * 50_000)
+            monkeypatch.setattr(handoff, "REPORT_EVERY_S", 0.0)
+            one.give(1, there, b" " * 50_000)
+    said = [record.getMessage() for record in caplog.records]
+    assert [text.partition(" connections")[0] for text in said] == ["closed 1", "closed 2"]
 
 
 async def test_a_request_too_long_to_be_given_ends_its_connection(caplog: pytest.LogCaptureFixture) -> None:
