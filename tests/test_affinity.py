@@ -309,19 +309,50 @@ async def test_workers_that_are_replaced(own_server: WorkersServer, user: str) -
         assert await client.poll() == ['42["notification:new",{"n":1}]']
 
 
+async def at_both(
+    server: WorkersServer, stack: AsyncExitStack
+) -> list[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """Connections that are kept open, of which each worker has one at least."""
+    kept: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+    while len(kept) < 6 or not all(connections(pid, local=server.port) for pid in server.workers):
+        assert len(kept) < 50, "all of them are at one worker"
+        reader, writer = await stack.enter_async_context(raw(server))
+        writer.write(HEALTHZ)
+        assert (await answered(reader))[0] == 200
+        kept.append((reader, writer))
+    return kept
+
+
+async def test_who_was_replaced_answers_again_when_all_end(
+    tmp_path: Path, mongo_database: MongoDatabase
+) -> None:
+    """There is nobody left to whom it could hand over."""
+    async with AsyncExitStack() as stack:
+        server = stack.enter_context(running(tmp_path, mongo_database, fault=SLOW_TO_GO))
+        kept = await at_both(server, stack)
+        old = server.workers[0]
+        server.spoil(2)
+        stack.callback(os.kill, old, signal.SIGKILL)
+        server.tell(signal.SIGUSR2)
+        await asyncio.to_thread(server.wait_for, r"worker 1 \(pid \d+\) is replaced by")
+        await until(lambda: not listens(old, server.port))
+        server.tell(signal.SIGTERM)
+        await asyncio.to_thread(wait_until, lambda: server.workers == [old], "the end of all others")
+        statuses = []
+        for reader, writer in kept:
+            writer.write(HEALTHZ)
+            with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):  # it was one of those
+                statuses.append((await answered(reader))[0])
+        assert statuses and set(statuses) == {200}
+
+
 async def test_connections_that_are_kept_go_to_who_has_replaced_a_worker(
     tmp_path: Path, mongo_database: MongoDatabase, user: str
 ) -> None:
     """Whatever comes over them: what the new one has begun is not known to the old one."""
     async with AsyncExitStack() as stack:
         server = stack.enter_context(running(tmp_path, mongo_database, fault=SLOW_TO_GO))
-        kept: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
-        while len(kept) < 6 or not all(connections(pid, local=server.port) for pid in server.workers):
-            assert len(kept) < 50, "all of them are at one worker"
-            reader, writer = await stack.enter_async_context(raw(server))
-            writer.write(HEALTHZ)
-            assert (await answered(reader))[0] == 200
-            kept.append((reader, writer))
+        kept = await at_both(server, stack)
         old = server.workers[0]
         server.spoil(2)  # one that is replaced is enough
         stack.callback(os.kill, old, signal.SIGKILL)  # or the end would wait for it
