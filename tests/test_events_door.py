@@ -262,8 +262,8 @@ async def test_of_several_tickets_the_last_one_counts(server: RunningServer, use
 
 async def test_a_ticket_ends_with_its_token(server: RunningServer, user: str) -> None:
     """An answer says so, and no stream that ends at once."""
-    answer = server.request("POST", "/events/ticket", b"", bearer(user, lifetime_s=1))
-    await asyncio.sleep(1.5)
+    answer = server.request("POST", "/events/ticket", b"", bearer(user, lifetime_s=4))
+    await asyncio.sleep(4.5)
     assert problem(server.get(f"/events?ticket={answer.json()['ticket']}")) == (401, "token_expired")
 
 
