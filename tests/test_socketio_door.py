@@ -9,6 +9,7 @@ import signal
 import socket
 import struct
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -462,8 +463,11 @@ async def test_a_session_that_is_over_cannot_be_taken_over(server: RunningServer
     assert await client.poll() == ["1"]
 
 
-async def test_requests_that_send_at_the_same_time_end_the_session(tmp_path: Path, user: str) -> None:
-    """The second is refused while the first is looked at; nobody has joined."""
+@asynccontextmanager
+async def looked_at(
+    tmp_path: Path, user: str
+) -> AsyncIterator[tuple[RunningServer, PollingClient, AnsweringServer, asyncio.Task[None]]]:
+    """A client over HTTP, the hook that is asked who it is and does not answer yet, and the request that waits."""
     async with AnsweringServer({"user_id": user}) as hook:
         hook.hold()
         with RunningServer(tmp_path, NOTIFY_HOOK_URL=hook.url, NOTIFY_HOOK_TIMEOUT_S="30") as server:
@@ -471,12 +475,18 @@ async def test_requests_that_send_at_the_same_time_end_the_session(tmp_path: Pat
             await client.open()
             posting = asyncio.create_task(client.post('40{"token":"first"}'))
             await hook.asked(1)
-            answer = await client.request("POST", client.query, b"3")
-            assert (answer.status, answer.json()["code"]) == (400, 3)
-            hook.let_go()
-            await posting
-            assert await client.poll() == ["1"]
-            assert figure(server, 'notification_users_online{tenant="default"}') == 0
+            yield server, client, hook, posting
+
+
+async def test_requests_that_send_at_the_same_time_end_the_session(tmp_path: Path, user: str) -> None:
+    """The second is refused while the first is looked at; nobody has joined."""
+    async with looked_at(tmp_path, user) as (server, client, hook, posting):
+        answer = await client.request("POST", client.query, b"3")
+        assert (answer.status, answer.json()["code"]) == (400, 3)
+        hook.let_go()
+        await posting
+        assert await client.poll() == ["1"]
+        assert figure(server, 'notification_users_online{tenant="default"}') == 0
 
 
 async def test_an_upgrade_of_http_1_0_is_refused(server: RunningServer, user: str) -> None:
@@ -588,25 +598,19 @@ async def test_of_two_websockets_that_come_at_once_one_is_tried_out(tmp_path: Pa
 
 async def test_a_client_that_joins_twice_while_it_is_looked_at(tmp_path: Path, user: str) -> None:
     """Over HTTP, and over the WebSocket that it has gone over to meanwhile: it is ended, and leaves nothing behind."""
-    async with AnsweringServer({"user_id": user}) as hook:
-        hook.hold()
-        with RunningServer(tmp_path, NOTIFY_HOOK_URL=hook.url, NOTIFY_HOOK_TIMEOUT_S="30") as server:
-            client = PollingClient(server)
-            await client.open()
-            posting = asyncio.create_task(client.post('40{"token":"first"}'))
-            await hook.asked(1)
-            async with socket_client(server, sid=client.sid) as upgraded:
-                await upgraded.socket.send("2probe")
-                assert await upgraded.packet() == "3probe"
-                await upgraded.socket.send("5")
-                await upgraded.socket.send('40{"token":"second"}')
-                _, code, reason = await upgraded.closed()
-                assert (code, reason) == (1002, "malformed packet")
-            hook.let_go()
-            await posting
-            assert len(hook.questions) == 1
-            assert figure(server, 'notification_users_online{tenant="default"}') == 0
-            assert figure(server, "notification_connections{") == 0
+    async with looked_at(tmp_path, user) as (server, client, hook, posting):
+        async with socket_client(server, sid=client.sid) as upgraded:
+            await upgraded.socket.send("2probe")
+            assert await upgraded.packet() == "3probe"
+            await upgraded.socket.send("5")
+            await upgraded.socket.send('40{"token":"second"}')
+            _, code, reason = await upgraded.closed()
+            assert (code, reason) == (1002, "malformed packet")
+        hook.let_go()
+        await posting
+        assert len(hook.questions) == 1
+        assert figure(server, 'notification_users_online{tenant="default"}') == 0
+        assert figure(server, "notification_connections{") == 0
 
 
 @pytest.mark.parametrize("kind", ["hub", "websocket", "upgrade"])
