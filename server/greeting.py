@@ -8,6 +8,7 @@ import sys
 
 from server import __version__
 from server.config import Config
+from server.tls import expired
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ def announce(
         # Nobody reads it, which is no reason not to serve. What is left in the buffer would make the end fail.
         with open(os.devnull, "w") as nowhere:
             os.dup2(nowhere.fileno(), sys.stdout.fileno())
-    for warning in config.warnings:
+    for warning in (*config.warnings, *expired(config.tls)):
         logger.warning("%s", warning)
 
 

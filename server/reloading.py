@@ -105,6 +105,8 @@ class Reloads:
         for warning in new.warnings:
             if warning not in old.warnings:
                 logger.warning("%s", warning)
+        for warning in tls.expired(config.tls):
+            logger.warning("%s", warning)
         changes = changed_keys(old, new)
         changed = ", ".join(changes.live) or "none"
         logger.info("the configuration and the files that it names were reread; changed keys: %s", changed)

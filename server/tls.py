@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from datetime import UTC, datetime
 from pathlib import Path
 
 from server.config import TLS
@@ -37,6 +38,21 @@ def make_context(tls: TLS) -> ssl.SSLContext:
         except OSError as exc:
             raise StartupError(f"[TLS] client_ca: {tls.client_ca} cannot be used: {_reason(exc)}") from exc
     return context
+
+
+def expired(tls: TLS | None) -> list[str]:
+    """A sentence if `make_context` takes the certificate, and clients will not. It is served all the same: who was told
+    to look away still gets through."""
+    if tls is None:
+        return []
+    # Not at the top: most servers have TLS end at a proxy, and need none of it.
+    from cryptography.x509 import load_pem_x509_certificate
+
+    # The first one is the server's own, to which the key belongs; those of its authorities follow.
+    expired_at = load_pem_x509_certificate(tls.cert.read_bytes()).not_valid_after_utc
+    if expired_at > datetime.now(UTC):
+        return []
+    return [f"[TLS] cert: {tls.cert} expired on {expired_at:%Y-%m-%d at %H:%M} UTC; clients refuse it"]
 
 
 def _expect(key: str, file: Path, begin: bytes, what: str) -> None:

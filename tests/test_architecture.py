@@ -55,7 +55,7 @@ HOMES = {
     "argon2": "passwords",
     "bcrypt": "passwords",
     "bson": "store.mongo* cluster.mongodb",
-    "cryptography": "tokens.keys",
+    "cryptography": "tokens.keys tls",
     "httptools": "ingest.lane.protocol",
     "jwt": "tokens.*",
     "msgspec": "messages requests requests_v2 requests_batch requests_plain openapi openapi.* cluster.codec",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
+import signal
 import socket
 import ssl
 import time
@@ -249,6 +250,32 @@ def test_check_config_sees_a_missing_file(tmp_path: Path, authority: Certificate
     server.launch()
     assert server.wait() == 2
     assert str(server.pair.key) in server.log and "Traceback" not in server.log
+
+
+def test_an_expired_certificate_is_told(tmp_path: Path, authority: CertificateAuthority) -> None:
+    """By `check-config`, at the start and at a reload, until it is renewed; the server serves with it all the same."""
+    server = SecureServer(tmp_path, authority, authority.server_pair(valid_days=-1))
+    sentence = f"[TLS] cert: {server.pair.cert} expired on "
+    checked = server.run("check-config")
+    assert checked.returncode == 0
+    assert f"notification-server: warning: {sentence}" in checked.stderr
+    server.launch()
+    try:
+        wait_until(lambda: server.log.count(sentence) == 1, "the warning")
+        _reread(server, times=1)
+        assert server.log.count(sentence) == 2
+        server.pair.replace(authority.server_pair(file="renewed"))
+        _reread(server, times=2)
+        assert server.request("GET", "/healthz").status == 200
+        assert server.log.count(sentence) == 2
+        assert "expired" not in server.run("check-config").stderr
+    finally:
+        server.stop()
+
+
+def _reread(server: SecureServer, times: int) -> None:
+    server.signal(signal.SIGHUP)
+    wait_until(lambda: server.log.count("were reread") == times, "the reload")
 
 
 def _other_key(pair: Pair, authority: CertificateAuthority) -> None:

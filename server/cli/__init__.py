@@ -141,6 +141,7 @@ def _reread(arguments: argparse.Namespace, config: Config) -> Callable[[], Confi
 def _check_config(arguments: argparse.Namespace) -> int:
     config = load_config(arguments)
     from server.process import check  # takes a moment, which a wrong file need not wait for
+    from server.tls import expired
     from server.wiring import missing_tenants
 
     try:
@@ -149,7 +150,12 @@ def _check_config(arguments: argparse.Namespace) -> int:
         # Here there is nothing else that could be in the way.
         raise InvalidConfig([str(exc)]) from exc
     print(shown(config), end="")
-    say(*(f"warning: {warning}" for warning in (*config.warnings, *missing_tenants(config))))
+    say(
+        *(
+            f"warning: {warning}"
+            for warning in (*config.warnings, *expired(config.tls), *missing_tenants(config))
+        )
+    )
     return 0
 
 
