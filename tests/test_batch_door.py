@@ -290,8 +290,13 @@ def test_a_good_answer_is_durable(tmp_path: Path, kind: str, request: pytest.Fix
     with store_settings(kind, request) as settings, RunningServer(tmp_path, **SETTINGS, **settings) as server:
         _, said = send(server, items)
         server.kill()
+        # A store that is busy may leave some without a good answer; of those nothing is promised.
+        stored = {each["index"]: each["id"] for each in said if each["status"] == 200}
+        assert stored
         server.start()
-        _, again = send(server, items)
+        _, again = send(server, [items[index] for index in stored])
         assert all(each["replayed"] for each in again)
-        assert [each["id"] for each in again] == [each["id"] for each in said]
-        assert 'notification_replayed_total{door="batch",tenant="default"} 500.0' in metrics(server)
+        assert [each["id"] for each in again] == list(stored.values())
+        assert f'notification_replayed_total{{door="batch",tenant="default"}} {len(stored)}.0' in metrics(
+            server
+        )

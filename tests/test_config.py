@@ -233,6 +233,7 @@ def test_values_of_each_kind_are_read(
         ("APPLICATION", "origins", "example.org", "'example.org' is not an origin such as https://example.org"),
         ("APPLICATION", "origins", "https://example.org/", "'https://example.org/' is not an origin such as"),
         ("APPLICATION", "origins", "https://a.b:99999", "'https://a.b:99999' is not an origin such as"),
+        ("APPLICATION", "origins", "https://\u00fc.example", "'https://\u00fc.example' is not what browsers send"),
         ("APPLICATION", "origins", "* https://a.b", "'*' allows every origin"),
         ("APPLICATION", "hosts", "example.org:80", "'example.org:80' is not a host such as"),
         ("APPLICATION", "hosts", "::1", "'::1' is not a host such as"),

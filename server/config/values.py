@@ -201,6 +201,10 @@ def _origins(text: str) -> tuple[str, ...]:
     if "*" in origins and len(origins) > 1:
         raise ValueError("'*' allows every origin; name the others only without it")
     for origin in origins:
+        if not origin.isascii():
+            raise ValueError(
+                f"{origin!r} is not what browsers send; write it with the host in ASCII (xn--...)"
+            )
         if origin != "*" and not _is_origin(origin):
             raise ValueError(
                 f"{origin!r} is not an origin such as https://example.org or http://localhost:3000"
