@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import time
 from collections.abc import AsyncIterator, Collection, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 from redis.exceptions import RedisError
 
+from server import backplane as local_module
 from server import feed as feed_module
 from server import screen as screen_module
 from server.auth import Identity
@@ -21,7 +23,7 @@ from server.cluster import backplane as backplane_module
 from server.cluster import gaps, outgoing
 from server.cluster import link as link_module
 from server.cluster.asking import Asking
-from server.cluster.backplane import ClusterBackplane
+from server.cluster.backplane import LATE_S, ClusterBackplane
 from server.cluster.codec import (
     Answered,
     Asked,
@@ -383,7 +385,7 @@ async def test_what_another_nodes_later_change_has_taken_back_is_not_told(
     await backplane.flushed()
     seen = [event for event in alice.told if isinstance(event, Seen)]
     assert [event.changed_ids for event in seen] == [("other",)]
-    assert not [event for event in alice.told if isinstance(event, Deleted)]
+    assert [type(event) for event in alice.told] == [Unseen, Seen, Restored]
 
 
 async def test_what_is_sent_again_since_it_may_not_have_come_is_told_once(
@@ -440,6 +442,23 @@ async def test_what_was_told_before_somebody_came_is_read_instead(core: Core) ->
     assert first.name == "seen"
 
 
+async def test_what_is_late_is_told_to_who_was_here_before(
+    node: tuple[ClusterBackplane, Rooms], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also to who came long ago: nothing that was said since is missing here."""
+    backplane, rooms = node
+    alice, bob, moment = Member(), Member(), time.monotonic()
+    for room, member, ago_s in ((ALICE, alice, 3600), (BOB, bob, LATE_S + 10)):
+        monkeypatch.setattr(rooms, "_clock", [moment - ago_s].pop)
+        rooms.join(room, member)
+    events: list[tuple[Room, Event, bytes | None]] = [(room, Missed(), None) for room in (ALICE, BOB)]
+    sent_at = now().timestamp() - LATE_S - 1
+    monkeypatch.undo()
+    backplane.received(encode_told("them", int(1000 * sent_at), events, 1))
+    await backplane.flushed()
+    assert [(member.told, member.gaps) for member in (alice, bob)] == [([Missed()], [])] * 2
+
+
 async def test_what_is_too_old_is_read_instead(node: tuple[ClusterBackplane, Rooms]) -> None:
     """Nobody can put it in its place any more."""
     backplane, rooms = node
@@ -450,6 +469,33 @@ async def test_what_is_too_old_is_read_instead(node: tuple[ClusterBackplane, Roo
     await until(lambda: alice.gaps, "the gap")
     assert alice.told == []
     assert alice.gaps[0].timestamp() <= sent_at
+
+
+async def test_what_is_flushed_has_been_sent_to_other_nodes(
+    node: tuple[ClusterBackplane, Rooms], link: OpenLink
+) -> None:
+    """And not only handed to the connections of this one."""
+    backplane, _ = node
+    await until(lambda: link.ears, "the link")
+    backplane.publish([(ALICE, Seen(("a",), 1))])
+    await backplane.flushed()
+    assert link.told() == [(ALICE, Seen(("a",), 1))]
+
+
+async def test_publishers_and_other_nodes_wait_while_too_much_waits_here(
+    node: tuple[ClusterBackplane, Rooms], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until it has been handed to the connections of this node."""
+    backplane, rooms = node
+    rooms.join(ALICE, Member())
+    monkeypatch.setattr(local_module, "MAX_BACKLOG", -1)
+    backplane.publish([])
+    waiting = [asyncio.create_task(each()) for each in (backplane.has_space, backplane.ready)]
+    await asyncio.sleep(0)
+    assert not any(task.done() for task in waiting)
+    monkeypatch.undo()
+    backplane.publish([(ALICE, Missed())])
+    await asyncio.gather(*waiting)
 
 
 async def test_what_it_said_itself_it_does_not_hear(node: tuple[ClusterBackplane, Rooms]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -307,15 +308,20 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("quick")
 async def test_a_shard_without_users_is_let_go_of_and_followed_again(channel: Channel) -> None:
-    """Who comes to it then is reached; so is who came back before that."""
+    """Who comes to it then is reached; so is who came back before that, and who stayed when another left."""
     here, there = await channel.meet(2)
+    names = (("acme", f"user-{number}") for number in itertools.count())
+    left, stayed = itertools.islice((name for name in names if there.link.shard_of(name) == 0), 2)
+    leaving, staying = there.join(left), await there.joined(stayed)
+    there.rooms.leave(left, leaving)
     alice, bob = await there.joined(ALICE), await there.joined(BOB)
     there.rooms.leave(BOB, bob)
     there.rooms.leave(ALICE, alice)
     back = there.join(ALICE)
     await until_followed(channel, f"{{{there.link.shard_of(BOB)}}}", 0)
-    here.backplane.publish([(ALICE, Missed())])
+    here.backplane.publish([(ALICE, Missed()), (stayed, Missed())])
     await until(lambda: back.told, "the event for who came back")
+    await until(lambda: staying.told, "the event for who stayed")
     bob = await there.joined(BOB)
     here.backplane.publish([(BOB, Missed())])
     await until(lambda: bob.told, "the event for who came again")

@@ -92,6 +92,35 @@ def test_a_room_exists_while_somebody_is_in_it(rooms: Rooms) -> None:
     assert rooms.user_count == 0
 
 
+def test_whoever_watches_is_told_once_that_a_room_begins_and_once_that_it_ends(rooms: Rooms) -> None:
+    """However many connections come and go between: a way to other nodes takes each call for a change."""
+    changed: list[Room] = []
+    rooms.watch = changed.append
+    first, second = _joined(rooms, ALICE, ALICE)
+    rooms.join(ALICE, first)
+    rooms.leave(ALICE, first)
+    assert changed == [ALICE]
+    rooms.leave(ALICE, second)
+    rooms.leave(ALICE, second)
+    assert changed == [ALICE, ALICE]
+
+
+def test_it_is_known_who_came_after_a_moment(rooms: Rooms, clock: Clock) -> None:
+    """By the first connection that the user has had since; who has been here for long came before, and who has gone is
+    not here."""
+    _joined(rooms, ALICE)
+    moment = clock.now_s
+    clock.now_s += 1
+    _joined(rooms, ALICE)
+    [bob] = _joined(rooms, BOB)
+    assert [rooms.began_after(room, moment) for room in (ALICE, BOB)] == [False, True]
+    rooms.leave(BOB, bob)
+    assert not rooms.began_after(BOB, moment)
+    clock.now_s += REORDER_WINDOW_S + 1
+    _joined(rooms, BOB)
+    assert [rooms.began_after(room, clock.now_s - 1) for room in (ALICE, BOB)] == [False, True]
+
+
 def test_a_user_of_another_tenant_is_somebody_else(rooms: Rooms) -> None:
     """Rooms are named by tenant and user."""
     _joined(rooms, ALICE)
@@ -367,6 +396,12 @@ def test_only_what_really_changed_is_remembered(rooms: Rooms) -> None:
     change, late = Seen(("d1", "d2"), 20, changed=("d2",)), _added("d1", rev=10)
     deliver(rooms, ALICE, [change, late])
     assert alice.events == [change, late]
+
+
+def test_what_changed_nothing_is_told_as_it_is(rooms: Rooms) -> None:
+    """An answer, also where nothing was heard of before."""
+    event = Seen(("a",), 5, changed=())
+    assert rooms.brought_up_to_date(event) is event
 
 
 def test_it_is_known_as_what_counts_are_told_in_a_room(rooms: Rooms) -> None:
