@@ -164,3 +164,14 @@ async def test_open_to_all() -> None:
         status, headers = await _head(service, "info", {})
         assert (status, headers["access-control-allow-origin"]) == (200, "*")
         assert "access-control-allow-credentials" not in headers
+
+
+async def test_a_page_may_read_that_there_is_no_such_method() -> None:
+    """If it may come in."""
+    async with serving(**LISTED) as service:
+        for origin, status, allowed in ((FRIEND, 405, FRIEND), ("https://foe.example", 403, None)):
+            for path in ("/info", "/000/a/xhr", "/000/a/xhr_send"):
+                async with service.client() as client:
+                    await client.write_request("PUT", path, headers={"Origin": origin})
+                    answered, headers = await client.read_head()
+                assert (answered, headers.get("access-control-allow-origin")) == (status, allowed)

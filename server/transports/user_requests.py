@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from server.auth import Identity
 from server.errors import BadCredentials, InvalidInput, NoCredentials, RateLimited, Refused, ServerError
 from server.limits import refusal_headers
@@ -52,6 +54,11 @@ class UserRequest(FeedRequest):
         return await self._of_token(self._bearer(), "a token is needed: Authorization: Bearer …")
 
     # -- refusals --------------------------------------------------------------------------------------------
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        if self._is_page_allowed():
+            cors.allow(self)  # what was set so far is gone by now
+        super().write_error(status_code, **kwargs)
+
     def refuse(self, error: ServerError) -> None:
         """As RFC 9457 has it."""
         is_about_token = isinstance(error, NoCredentials | BadCredentials)

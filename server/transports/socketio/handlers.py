@@ -67,6 +67,8 @@ class SocketIORequest(RequestHandler):
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         """Tornado's own refusals."""
+        if self.door.origins.allows(self.request):
+            cors.allow(self)  # what was set so far is gone by now
         if status_code == 405:
             self.set_header("Allow", "GET, POST, OPTIONS")
         self._answer_error(status_code, 3, self._reason)

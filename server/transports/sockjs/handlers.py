@@ -103,6 +103,11 @@ class Handler(RefusingHandler, PreflightHandler):
     def set_default_headers(self) -> None:
         self.set_header("X-Content-Type-Options", "nosniff")
 
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        if self.server.origins.allows(self.request):
+            self.preflight()  # what was set so far is gone by now
+        super().write_error(status_code, **kwargs)
+
     def finish(self, chunk: str | bytes | dict[str, Any] | None = None) -> Future[None]:
         # sockjs-tornado's own counts for its statistics, and swallows the future.
         return RequestHandler.finish(self, chunk)
