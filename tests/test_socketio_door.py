@@ -259,6 +259,21 @@ async def test_what_a_polling_client_has_fetched_does_not_come_again(
     assert await joined(server, user) == ['42["notification:new",{"n":2}]']
 
 
+async def test_a_client_that_leaves_the_namespace_has_left(server: RunningServer, user: str) -> None:
+    """As with a goodbye; what it has fetched does not come again."""
+    async with socket_client(server, user) as over_websocket:
+        await over_websocket.socket.send("41")
+        assert await over_websocket.closed() == ([], 1000, "left")
+    client = PollingClient(server)
+    await client.join(user)
+    internal(server, [user], {"n": 1})
+    assert await client.poll() == ['42["notification:new",{"n":1}]']
+    await client.post("41")
+    assert await client.poll() == ["1"]
+    internal(server, [user], {"n": 2})
+    assert await joined(server, user) == ['42["notification:new",{"n":2}]']
+
+
 # -- why it ends ---------------------------------------------------------------------------------------------
 @each_transport
 async def test_a_client_whose_token_ends_is_told_so(
@@ -296,6 +311,24 @@ async def test_a_user_has_as_many_connections_as_they_may(tmp_path: Path, user: 
                 assert (await third.until("connect", "reconnect_attempt"))[0] == "reconnect_attempt"
                 await first.do("disconnect")
                 await third.until("connect")
+
+
+@each_transport
+async def test_while_nobody_can_say_who_a_client_is_it_comes_back(
+    tmp_path: Path, user: str, options: dict[str, Any]
+) -> None:
+    """By itself: who is refused stays away, and its token may be right."""
+    async with AnsweringServer({"user_id": user}) as hook:
+        hook.status = 503
+        with RunningServer(tmp_path, NOTIFY_HOOK_URL=hook.url) as server:
+            async with stock_client(server, "some token", **options) as client:
+                assert (await client.until("connect", "connect_error", "reconnect_attempt"))[
+                    0
+                ] == "reconnect_attempt"
+                hook.status = 200
+                assert (await client.until("connect", "connect_error"))[0] == "connect"
+                internal(server, [user], {"n": 1})
+                assert await client.payload() == {"n": 1}
 
 
 async def test_nobody_stays_without_joining(tmp_path: Path, node_modules: Path) -> None:
@@ -421,6 +454,37 @@ async def test_a_request_that_waits_brings_nothing(server: RunningServer, user: 
     assert (answer.status, answer.headers["Connection"]) == (400, "close")
     internal(server, [user], {"n": 1})
     assert await client.poll() == ['42["notification:new",{"n":1}]']
+
+
+async def test_what_a_request_that_waits_brings_in_chunks_is_bounded(
+    server: RunningServer, user: str
+) -> None:
+    """413, however much of it is still to come."""
+    client = PollingClient(server)
+    await client.join(user)
+    raw = await connected_raw(server)
+    head = f"GET /socket.io/?{client.query} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+    raw.writer.write(head.encode() + (b"4000\r\n" + b"x" * 0x4000 + b"\r\n") * 2)
+    status, headers = await raw.read_head()
+    assert (status, headers["connection"]) == (413, "close")
+    raw.writer.close()
+
+
+async def test_answers_say_what_they_are(server: RunningServer, user: str) -> None:
+    """Packets are text, refusals JSON; nobody keeps either."""
+    client = PollingClient(server)
+    first = await client.request("GET", "EIO=4&transport=polling")
+    client.sid = json.loads(first.body[1:])["sid"]
+    sent = await client.request("POST", client.query, connect_packet(user).encode())
+    told = await client.request("GET", client.query)
+    for answer in (first, sent, told):
+        assert (answer.status, answer.headers["Content-Type"]) == (200, "text/plain; charset=UTF-8")
+        assert answer.headers["Cache-Control"] == "no-store"
+    refused = await client.request("GET", "EIO=4&transport=polling&sid=nobody")
+    assert (refused.headers["Content-Type"], refused.headers["Cache-Control"]) == (
+        "application/json",
+        "no-store",
+    )
 
 
 async def test_a_page_may_send_the_headers_that_it_asks_for(server: RunningServer, user: str) -> None:
@@ -679,6 +743,22 @@ async def test_a_packet_that_no_client_sends_ends_the_connection(
     assert server.get("/healthz").status == 200
 
 
+@pytest.mark.parametrize("packet", ["9", "4", "49", "4\x00", "42/admin,[]", "45-[]"])
+async def test_a_packet_that_no_client_sends_ends_one_that_has_joined(
+    server: RunningServer, user: str, packet: str
+) -> None:
+    """Which is told why, as by every end."""
+    told = ['42["close",{"code":1002,"reason":"malformed packet"}]']
+    async with socket_client(server, user) as client:
+        await client.socket.send(packet)
+        assert await client.closed() == (told, 1002, "malformed packet")
+    polling = PollingClient(server)
+    await polling.join(user)
+    await polling.post(packet)
+    assert await polling.poll() == told
+    assert await polling.poll() == ["1"]
+
+
 async def test_joining_twice_ends_the_connection(server: RunningServer, user: str) -> None:
     """As nobody else is to take its place."""
     async with socket_client(server, user) as client:
@@ -807,6 +887,23 @@ async def test_clients_are_counted(tmp_path: Path, user: str) -> None:
         async with socket_client(server, user):
             await PollingClient(server).join(user)
             assert figure(server, 'notification_connections{transport="socketio"}') == 2
+
+
+async def test_refused_clients_are_counted(tmp_path: Path, user: str) -> None:
+    """By the door `socketio` and why: at the request, and at the token."""
+
+    def refused(code: str) -> float:
+        return figure(server, f'notification_requests_refused_total{{code="{code}",door="socketio"')
+
+    limits = {"NOTIFY_LIMITS_CONNECTIONS_PER_ADDRESS": "1"}
+    with RunningServer(tmp_path, **SETTINGS, **BEHIND_PROXY, **limits) as server:
+        async with socket_client(server, headers=ELSEWHERE) as client:
+            await client.socket.send("40")
+            assert (await client.packet()).startswith("44")
+            assert (
+                await PollingClient(server, ELSEWHERE).request("GET", "EIO=4&transport=polling")
+            ).status == 429
+            assert (refused("no_credentials"), refused("too_many_connections")) == (1, 1)
 
 
 async def test_no_secret_gets_into_the_log(server: RunningServer, user: str) -> None:
