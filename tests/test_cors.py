@@ -63,14 +63,18 @@ async def _head(port: int, method: str, path: str, origin: str) -> tuple[int, di
 
 @pytest.mark.parametrize("name", REQUESTS)
 @pytest.mark.parametrize("status", [405, 500])
-async def test_a_page_may_read_why_a_request_came_to_nothing(port: int, name: str, status: int) -> None:
-    """That there is no such method, or that something failed."""
+async def test_a_page_may_read_why_a_request_came_to_nothing(
+    port: int, name: str, status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """That there is no such method, or that something failed, of which the log says what."""
     method, path = REQUESTS[name]
     answered, headers = await _head(port, "PUT" if status == 405 else method, path, FRIEND)
     assert answered == status
     assert headers["access-control-allow-origin"] == FRIEND
     assert headers["access-control-allow-credentials"] == "true"
     assert headers["vary"] == "Origin"
+    assert ("no such luck" in caplog.text) == (status == 500)
+    assert any(record.levelname == "ERROR" for record in caplog.records) == (status == 500)
 
 
 @pytest.mark.parametrize("name", REQUESTS)
