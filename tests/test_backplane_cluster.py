@@ -884,7 +884,7 @@ async def test_a_stream_is_given_what_has_changed(core: Core) -> None:
     feed.missed(since)
     await until(lambda: len(frames) == 3, "what was missed")
     assert "missed" in frames[0]
-    assert gone.id in frames[1]
+    assert "event: delete" in frames[1] and gone.id in frames[1]
     assert '{"unseen":1}' in frames[2]
     assert "id:" not in frames[2]  # it would go on from where it once began
     feed.closed()
@@ -931,8 +931,11 @@ async def test_a_service_client_is_not_given_again_what_it_has_listed(
     assert told == ["listed", "missed"]
 
 
-async def test_a_stream_that_misses_something_again_is_given_no_more_than_that(core: Core) -> None:
-    """However long it is open, and since when."""
+async def test_a_stream_that_misses_something_again_is_given_no_more_than_that(
+    core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long it is open, and since when; also of what it is not remembered that it was shown."""
+    monkeypatch.setattr(screen_module, "REMEMBERED_S", -60)
     connection, frames = recorded()
     feed = StreamFeed(connection, core.feeds, Identity(*ALICE_HERE), None)
     await until(lambda: frames and not len(core.tasks), "the beginning being done")

@@ -516,6 +516,21 @@ async def test_where_a_stream_goes_on_from_is_before_what_changed_while_it_was_r
     assert upto < changed
 
 
+async def test_a_stream_is_not_closed_as_slow_for_what_it_will_list(core: Core) -> None:
+    """However much is pushed meanwhile: it has not been sent anything of that yet, and comes to it."""
+    await core.fill("alice", 150)
+    slow = RawStream(is_slow=True)
+    slow.session = cast("Any", StreamFeed(slow, core.feeds, Identity(*ALICE), since=None))
+    await slow.queued()
+    for _ in range(4):
+        await core.notify("alice", content="x" * (MAX_QUEUE_BYTES // 2))
+    assert slow.reasons == []
+    slow.is_slow = False
+    slow._take()
+    told = [await slow.next() for _ in range(155)]
+    assert [name for name, _ in told] == ["notification"] * 154 + ["count"]  # type: ignore[misc]
+
+
 async def test_a_stream_that_goes_on_is_told_what_may_have_become_visible_late(core: Core) -> None:
     """What it knows already comes once more; nothing is passed over."""
     documents = await core.fill("alice", 3)
