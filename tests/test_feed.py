@@ -307,6 +307,78 @@ async def test_what_was_listed_does_not_come_again_as_what_became_of_it(core: Co
     await caught_up(core, connection)
 
 
+async def store_untold(core: Core, content: str) -> None:
+    """For alice, who is told nothing of it."""
+    await core.store.add(notification(content), [Recipient("alice")], None)
+
+
+@pytest.mark.parametrize("kind", [HubFeed, RealtimeFeed])
+async def test_what_was_missed_comes_behind_what_is_being_listed(core: Core, kind: type[Feed]) -> None:
+    """However slowly that is read."""
+    waited = await core.fill("alice", 5)
+    slow = listen(core, kind, connection=FeedConnection(is_slow=True))
+    await slow.queued()
+    await store_untold(core, "missed")
+    slow.session.missed(now())  # type: ignore[union-attr]
+    await asyncio.sleep(0.05)  # nothing of it comes as long as the listing waits
+    slow.is_slow = False
+    slow._take()
+    assert await contents(slow, 6) == [*(each.notification.content for each in waited), "missed"]
+    await caught_up(core, slow)
+
+
+@pytest.mark.parametrize("kind", [HubFeed, RealtimeFeed])
+async def test_what_comes_while_what_was_missed_is_read(core: Core, kind: type[Feed]) -> None:
+    """Pushes wait behind that; what is missed meanwhile is read anew."""
+    connection = listen(core, kind)
+    await caught_up(core, connection)
+    gate = core.store.hold("backlog")
+    await store_untold(core, "missed")
+    connection.session.missed(now())  # type: ignore[union-attr]
+    await gate.reached()
+    await core.notify("alice", content="pushed")
+    await store_untold(core, "missed, too")
+    connection.session.missed(now())  # type: ignore[union-attr]
+    gate.open()
+    assert await contents(connection, 3) == ["missed", "pushed", "missed, too"]
+    await caught_up(core, connection)
+
+
+async def test_what_comes_while_a_stream_reads_what_it_missed(core: Core) -> None:
+    """As for the other dialects."""
+    since = now() - timedelta(seconds=1)
+    connection = Stream()
+    feed = StreamFeed(connection, core.feeds, Identity(*ALICE), None)
+    connection.session = cast("Any", feed)
+    assert await connection.next() == {"unseen": 0}  # type: ignore[comparison-overlap]  # JSON
+    gate = core.store.hold("changes")
+    await store_untold(core, "missed")
+    feed.missed(since)
+    await gate.reached()
+    await core.notify("alice", content="pushed")
+    await store_untold(core, "missed, too")
+    feed.missed(since)
+    gate.open()
+    told: list[str] = []
+    while "missed, too" not in told:
+        event: Any = await connection.next()
+        told += [event["content"]] if "content" in event else []
+    assert list(dict.fromkeys(told)) == ["missed", "pushed", "missed, too"]
+
+
+async def test_a_client_that_goes_while_it_has_missed_something_leaves_nothing_behind(core: Core) -> None:
+    """Neither the reading that was under way, nor the one that would follow it."""
+    gate = core.store.hold("backlog")
+    connection = listen(core, HubFeed)
+    await gate.reached()
+    connection.session.missed(now())  # type: ignore[union-attr]
+    await asyncio.sleep(0)
+    connection.go()
+    async with asyncio.timeout(30):
+        while len(core.tasks):  # noqa: ASYNC110  # nothing tells of it
+            await asyncio.sleep(0)
+
+
 async def store_long_ago(core: Core, content: str) -> Document:
     """Of alice, and told to nobody."""
     long_ago = altered(notification(content), created_at=now() - timedelta(minutes=1))
