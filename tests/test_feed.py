@@ -814,14 +814,27 @@ async def test_acknowledged_and_seen_are_not_the_same(core: Core) -> None:
     assert (found.seen, found.rev) == (False, document.rev)
 
 
+async def all_done(core: Core) -> None:
+    async with asyncio.timeout(30):
+        while len(core.tasks):  # noqa: ASYNC110  # nothing tells of it
+            await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("kind", WITH_BACKLOG)
+async def test_who_only_listens_is_known_to_the_tenant(core: Core, kind: type[Feed]) -> None:
+    """As soon as they have come: what is for everybody is for them, too, though they have gone by then."""
+    listen(core, kind, "bob")
+    await all_done(core)
+    users = await core.store.directory.users(DEFAULT_TENANT, after=None, limit=10)
+    assert [user.user_id for user in users] == ["bob"]
+
+
 # -- CONTRACT C5 ---------------------------------------------------------------------------------------------
 async def test_a_client_without_a_user_hears_of_broadcasts_only(core: Core) -> None:
     """Nothing waits for it, and it is nobody whom the tenant knows."""
     await core.fill("alice", 1)
     connection = listen(core, TenantFeed, NOBODY)
-    async with asyncio.timeout(30):
-        while len(core.tasks):  # noqa: ASYNC110  # nothing tells of it
-            await asyncio.sleep(0)
+    await all_done(core)
     room = (DEFAULT_TENANT, NOBODY)
     told = notification(content="M", title="T")
     core.backplane.publish([(room, event) for event in (UnseenCount(1), Seen(("a",), 1), Broadcasted(told))])

@@ -160,6 +160,7 @@ async def test_a_ping_is_answered_by_a_pong(server: RunningServer, user: str) ->
         "null",
         "[]",
         "5",
+        "[" * 4000,
         "[" * 5000,
         '{"type":"command"}',
         '{"type":"command","key":"quit"}',
