@@ -360,6 +360,23 @@ async def test_who_connects_too_often_is_told_when_to_come_back(tmp_path: Path, 
             pass
 
 
+async def test_the_other_doors_say_it_in_their_words(tmp_path: Path, user: str) -> None:
+    """Not 403, by which their clients would take their token or key for a wrong one. The slash may be left out."""
+    limits = {
+        "NOTIFY_LIMITS_CONNECTS_PER_ADDRESS": "2/60s",
+        "NOTIFY_APPLICATION_TRUSTED_PROXIES": "127.0.0.1",
+    }
+    with RunningServer(tmp_path, **SETTINGS, **limits) as server:
+        key = add_key(server, "default", "listening", "listen")
+        service, tenant = service_path(user).replace("/?", "?"), tenant_path(key).replace("/?", "?")
+        async with listening(server, service, **ELSEWHERE), listening(server, tenant, **ELSEWHERE):
+            pass
+        for path, field in ((service, "error"), (tenant, "detail")):
+            answer = await asyncio.to_thread(server.request, "GET", path, None, ELSEWHERE)
+            assert (answer.status, list(answer.json())) == (429, [field])
+            assert "too many" in answer.json()[field]
+
+
 async def test_figures_count_the_connections_and_the_refused(server: RunningServer, user: str) -> None:
     """By transport, and by door and code."""
     await refused(server, "/ws")
