@@ -309,6 +309,39 @@ def test_a_worker_that_hangs_is_killed_and_started_anew(server: WorkersServer) -
     assert [server.notify("ann", content="x").status for _ in range(10)] == [200] * 10
 
 
+@pytest.mark.parametrize("place", ["before it takes orders", "while it comes up"])
+def test_a_worker_that_hangs_before_it_serves_is_killed_and_started_anew(
+    tmp_path: Path, mongo_database: MongoDatabase, place: str
+) -> None:
+    """As one that dies: after a pause, again and again, until it serves."""
+    fault = """
+from server.workers import signs
+signs.SIGN_S = 0.4
+if given and (Path(__file__).parent / f"hang-{given['number']}").exists():
+    from server.app import Server
+    async def hang(*_):
+        time.sleep(600)
+    Server.run = hang
+"""
+    with WorkersServer(tmp_path, fault=fault, **on_mongodb(mongo_database)) as server:
+        victim = int(server.said(r"worker 1 \(pid (\d+)\) serves")[0])
+        if place == "while it comes up":
+            cause = tmp_path / "hang-1"
+            cause.touch()
+        else:
+            cause = server.hold(1)
+        os.kill(victim, signal.SIGKILL)
+        hanging = r"worker 1 \(pid (\d+)\) has given no sign of life for 8 s and does not serve yet, so it is killed$"
+        server.wait_for(hanging)
+        first = int(server.said(hanging)[0])
+        server.wait_for(
+            rf"worker 1 \(pid {first}\) was ended by SIGKILL before it served; it is started anew in \S+ s"
+        )
+        assert [server.notify("ann", content="x").status for _ in range(10)] == [200] * 10
+        cause.unlink()
+        server.wait_for(r"worker 1 \(pid \d+\) serves$", 2)
+
+
 async def test_the_lease_of_a_dead_worker_is_taken_over(
     tmp_path: Path, mongo_database: MongoDatabase, own_redis_server: RedisServer, user: str
 ) -> None:
@@ -660,20 +693,22 @@ async def test_of_who_does_not_answer_what_was_said_last_counts(monkeypatch: pyt
 
 
 def test_who_says_anything_is_alive() -> None:
-    """Nobody is asked who does not serve yet (it may wait for the store), or is of a version that would not answer."""
+    """Also who has said nothing yet is to do so in time; nobody is asked who is of a version that would not answer."""
     child = Child(1, "", lambda child, message: None)
+    asked: list[bytes] = []
+    child.say = asked.append  # type: ignore[method-assign]
+    child.ask_for_sign()
+    assert (child.unanswered, asked) == (1, [])
     child._hear({"is": "hello", "signs": True})
-    child.ask_for_sign()
     assert child.unanswered == 0
-    child._hear({"is": "ready"})
     child.ask_for_sign()
     child.ask_for_sign()
-    assert child.unanswered == 2
+    assert (child.unanswered, asked) == (2, [line("sign")] * 2)
     child._hear({"is": "figures", "packed": []})
     assert child.unanswered == 0
     child._hear({"is": "hello"})
     child.ask_for_sign()
-    assert child.unanswered == 0
+    assert (child.unanswered, len(asked)) == (0, 2)
 
 
 async def test_a_long_line_is_heard_and_what_is_no_line_ends_it() -> None:

@@ -40,7 +40,7 @@ class Child:
         self.figures: Packed = []
         """As last told."""
         self.unanswered = 0
-        """How often it was asked for a sign of life since it last said anything."""
+        """How often a sign of life was due since it last said anything."""
         self._told = told
         self._takes_orders = False
         self._gives_signs = False
@@ -134,9 +134,10 @@ class Child:
             self._channel.say(message)
 
     def ask_for_sign(self) -> None:
-        """It is to say anything, if it can say that at all."""
-        if self._gives_signs and self.is_ready.is_set():
+        """It is to say anything, if it can say that at all; until it takes orders, by itself."""
+        if self._gives_signs or not self._takes_orders:
             self.unanswered += 1
+        if self._gives_signs:
             self.say(line("sign"))
 
     def end(self, *, is_replaced: bool) -> None:

@@ -28,6 +28,7 @@ from server.ingest.consumer import Backoff
 from server.listening import PUBLISHING, bind, bind_shared
 from server.service_manager import tell_manager
 from server.tasks import Tasks, first_of
+from server.workers import signs
 from server.workers.channel import Message, line
 from server.workers.child import DEAF, STARTUP_CODES, Child, command
 from server.workers.handoff import close_untaken
@@ -46,10 +47,6 @@ COMING_UP_S = 60.0
 
 END_S = 18.0
 """For a worker to end, beside `drain_s`: longer than it gives itself (`LAST_RESORT_S` and `HAND_OVER_S`)."""
-
-SIGN_S, MAX_UNANSWERED = 3.0, 6
-"""So often each worker is asked for a sign of life; who has given none for so many times hangs, and is killed: some of
-all connections would wait for it."""
 
 CLOSING_S = 1.0
 """So often what a worker has not taken in time is closed."""
@@ -128,7 +125,7 @@ class Supervisor:
         try:
             self._keeping.start(self._start_all(), "start")
             self._keeping.start(self._replace_when_due(), "replacing")
-            self._keeping.start(self._watch_for_signs(), "signs of life")
+            self._keeping.start(signs.watch_for(self._children), "signs of life")
             self._keeping.start(self._close_untaken(), "closing")
             await self._stop.wait()
         finally:
@@ -288,20 +285,6 @@ class Supervisor:
             case {"is": "ask", "packed": list(packed)}:
                 child.figures = packed
                 self._answering.start(self._tally.answer(child, set(self._children)), "figures")
-
-    async def _watch_for_signs(self) -> None:
-        # By counting, not by the clock: after a time in which all processes stood still, nobody is to blame.
-        while True:
-            await asyncio.sleep(SIGN_S)
-            for child in self._children:
-                if child.unanswered == MAX_UNANSWERED:
-                    logger.error(
-                        "%s has given no sign of life for %g s, so it is killed",
-                        child,
-                        SIGN_S * MAX_UNANSWERED,
-                    )
-                    child.kill()
-                child.ask_for_sign()
 
     async def _close_untaken(self) -> None:
         """Else who waits for a worker that does not come up would wait for as long as that takes."""
