@@ -61,6 +61,40 @@ def test_a_message_of_any_size_is_read(size: int, mask: bytes | None) -> None:
     assert read(frame(TEXT, payload, mask=mask)) == [(TEXT, payload)]
 
 
+@pytest.mark.parametrize("size", [0, 125, 126, 65535, 65536])
+def test_a_frame_may_be_cut_anywhere(size: int) -> None:
+    """Also within its head, whichever form of the length that has."""
+    payload = b"x" * size
+    whole = frame(TEXT, payload)
+    head = len(whole) - size
+    for cut in {*range(head + 1), len(whole) - 1}:
+        reader = FrameReader()
+        reader.feed(whole[:cut])
+        if cut < len(whole):
+            assert reader.next(LIMIT) is None
+            reader.feed(whole[cut:])
+        assert reader.next(LIMIT) == (TEXT, payload)
+
+
+def test_a_control_frame_may_hold_125_bytes() -> None:
+    """Section 5.5."""
+    assert read(frame(PING, b"x" * 125)) == [(PING, b"x" * 125)]
+
+
+def test_nothing_is_kept_of_what_was_taken() -> None:
+    """Of a client who is always in the middle of a frame when a portion ends."""
+    reader, whole = FrameReader(), frame(TEXT, b"x" * 50)
+    reader.feed(whole[:9])
+    for _ in range(100):
+        reader.feed(whole[9:] + whole[:9])
+        assert reader.next(LIMIT) == (TEXT, b"x" * 50)
+        assert reader.next(LIMIT) is None
+    assert len(reader._buffer) <= 2 * len(whole)
+    reader.feed(whole[9:])
+    assert reader.next(LIMIT) == (TEXT, b"x" * 50)
+    assert reader._buffer == b""
+
+
 def test_fragments_are_one_message_with_control_frames_between_them() -> None:
     """Section 5.4: those may come in the middle."""
     data = (
@@ -90,7 +124,7 @@ def test_it_says_whether_a_message_is_in_the_middle() -> None:
     [
         pytest.param(frame(TEXT, reserved=0x40), id="reserved-1"),
         pytest.param(frame(TEXT, reserved=0x20), id="reserved-2"),
-        pytest.param(frame(CONTINUATION, reserved=0x10), id="reserved-3"),
+        pytest.param(frame(TEXT, reserved=0x10), id="reserved-3"),
         pytest.param(frame(PING, b"x" * 126), id="long-ping"),
         pytest.param(frame(CLOSE, b"x" * 70_000), id="very-long-close"),
         pytest.param(frame(PING, b"x", fin=False), id="ping-in-parts"),

@@ -309,6 +309,7 @@ async def test_pings_are_answered_no_faster_than_frames_may_come(transport: str)
         for number in range(10):
             client.write_frame(PING, bytes([number]))
         await asyncio.wait_for(held_up.wait(), WAIT_S)
+        client.write_frame(PING, b"x")  # by itself, so that the socket has something new
         async with service.websocket(transport) as other:
             session = await service.next_session()
             await other.send('"a"')

@@ -13,15 +13,15 @@ import pytest
 
 from server.config.schema import Limits as LimitSettings
 from server.rates import Rate
-from server.transports import upgrades
+from server.transports import upgraded, upgrades
 from server.transports.connections import STRANGER_MESSAGE_BYTES
-from server.transports.websocket import WebSocketConnection
-from server.wire import CloseReason
+from server.transports.websocket import FRAMES_PER_TURN, TEXT_ONLY, WebSocketConnection, text_frame_bytes
+from server.wire import TOO_BIG, CloseReason
 from tests.support.feeds import SETTINGS
 from tests.support.running_server import RunningServer
 from tests.support.sockjs_door import WAIT_S, DoorService, RawClient, RecordingSession, serving
 from tests.support.sockjs_door import frame as large_frame
-from tests.test_frame_reader import frame
+from tests.test_frame_reader import frame, read
 
 TEXT, BINARY, CONTINUATION, CLOSE, PING, PONG = 0x1, 0x2, 0x0, 0x8, 0x9, 0xA
 
@@ -129,16 +129,23 @@ async def test_messages_and_pings(sent: bytes, messages: list[str], answered: by
         pytest.param(frame(TEXT, fin=False) + frame(TEXT), b"", id="message-in-message"),
     ],
 )
-async def test_what_ends_a_connection(sent: bytes, answered: bytes, is_short: bool) -> None:
-    """With a word where there is one for it; what follows is not looked at."""
+async def test_what_ends_a_connection(
+    sent: bytes, answered: bytes, is_short: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a word where there is one for it; what follows is not looked at, nor waited for after what is too big. What
+    is counted is why the server has ended it."""
+    monkeypatch.setattr(upgraded, "GOODBYE_S", 600.0)
+    reason = {goodbye(each.code, each.reason): each for each in (TEXT_ONLY, TOO_BIG)}.get(answered)
     async with door(is_short=is_short) as service:
         service.on_open = lambda session: setattr(session, "is_joined", False)
         async with connected(service) as (client, session):
             client.writer.write(sent + frame(TEXT, b"after"))
-            client.writer.write(frame(CLOSE))  # to a goodbye of the server, which waits for it
+            if reason is not TOO_BIG:
+                client.writer.write(frame(CLOSE))  # to a goodbye of the server, which waits for it
             assert await client.read_to_end() == answered
             await asyncio.wait_for(session.over.wait(), WAIT_S)
             assert (session.closed_count, session.received.qsize()) == (1, 0)
+        assert service.ends == [("rawwebsocket", reason)]
 
 
 @each_way
@@ -211,8 +218,8 @@ async def test_who_sends_no_more_has_gone(is_short: bool) -> None:
 
 
 @each_way
-async def test_a_reset_ends_the_session(is_short: bool) -> None:
-    """Also in the middle of a frame."""
+async def test_a_reset_ends_the_session(is_short: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """Also in the middle of a frame; it is no news."""
     async with (
         door(is_short=is_short) as service,
         connected(service, frame(TEXT, b"abc")[:-1]) as (client, session),
@@ -220,6 +227,7 @@ async def test_a_reset_ends_the_session(is_short: bool) -> None:
         await client.reset()
         await asyncio.wait_for(session.over.wait(), WAIT_S)
         assert session.received.empty()
+    assert not caplog.records
 
 
 @each_way
@@ -260,6 +268,55 @@ async def test_pings_of_who_reads_no_pongs_do_not_pile_up(is_short: bool) -> Non
                 got += await asyncio.wait_for(client.reader.read(1 << 20), WAIT_S)
             pongs = [bytes([0x80 | PONG, size]) for size in (1, 2, 3)]
             assert sum(map(got.count, pongs)) <= 3
+            session.connection.send(large_frame(0, 4_000_000))
+            client.writer.write(frame(PING, b"again") + frame(TEXT, b"read"))
+            assert await asyncio.wait_for(session.received.get(), WAIT_S) == "read"
+            last, got = frame(PONG, b"again", mask=None), b""
+            while not got.endswith(last):
+                got += await asyncio.wait_for(client.reader.read(1 << 20), WAIT_S)
+            client.writer.write(frame(CLOSE))
+            assert await client.read_to_end() == goodbye()
+
+
+@each_way
+async def test_frames_of_one_client_leave_turns_to_others(is_short: bool) -> None:
+    """Small ones come by the thousand at once."""
+    turns: list[str] = []
+
+    def on_message(session: RecordingSession, text: str) -> None:
+        if not turns:
+            asyncio.get_running_loop().call_soon(turns.append, "another's")
+        turns.append(text)
+
+    async with door(is_short=is_short) as service:
+        service.on_message = on_message
+        async with connected(service) as (client, _):
+            client.writer.write(frame(TEXT, b"x") * 4 * FRAMES_PER_TURN)
+            await until(lambda: turns.count("x") == 4 * FRAMES_PER_TURN)
+    assert turns.index("another's") <= FRAMES_PER_TURN
+
+
+@each_way
+async def test_a_pong_amid_a_message_is_no_sign_of_life(is_short: bool) -> None:
+    """Else one without an end would be kept for ever."""
+    async with door(is_short=is_short) as service, connected(service) as (client, session):
+        connection = session.connection
+        assert isinstance(connection, WebSocketConnection)
+        connection.last_alive_at = 0.0
+        for sent, is_alive in ((frame(TEXT, fin=False), False), (frame(CONTINUATION), True)):
+            client.writer.write(sent + frame(PONG) + frame(PING))
+            await client.read_until(frame(PONG, mask=None))
+            assert (connection.last_alive_at > 0.0) == is_alive
+            connection.last_alive_at = 0.0
+        client.writer.write(frame(PONG) + frame(PING))
+        await client.read_until(frame(PONG, mask=None))
+        assert connection.last_alive_at > 0.0
+
+
+@pytest.mark.parametrize("size", [0, 125, 126, 127, 65535, 65536])
+def test_a_text_of_any_size_is_a_frame(size: int) -> None:
+    """Each form of the length (RFC 6455 section 5.2)."""
+    assert read(text_frame_bytes("x" * size)) == [(TEXT, b"x" * size)]
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -288,7 +345,7 @@ async def test_who_says_nothing_goes_the_common_way(monkeypatch: pytest.MonkeyPa
     """Where it is known when a silent connection is to be closed; and may still ask."""
     monkeypatch.setattr(upgrades, "LOOK_FOR_S", 0.05)
     async with door(is_short=True) as service, service.client() as first, service.client() as second:
-        await until(lambda: len(service.upgrades) == 2)
+        await until(lambda: service.sockets == 2)
         await until(lambda: len(service.upgrades) == 0)
         for client in (first, second):
             client.writer.write(HANDSHAKE)
@@ -326,6 +383,29 @@ async def test_who_has_gone_when_its_turn_comes_gets_no_session() -> None:
         await asyncio.sleep(0.05)
         turns[0]()
         assert (service.all_sessions, service.sockets) == ([], 0)
+
+
+async def test_who_has_gone_by_the_common_way_gets_no_session_either(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """And what they said before they went is not taken."""
+    async with door(is_short=False) as service:
+        turn, waiting = asyncio.Event(), asyncio.Event()
+
+        async def to_connect() -> None:
+            waiting.set()
+            await turn.wait()
+
+        service.connections.arrivals.to_connect = to_connect  # type: ignore[method-assign]  # a crowd before
+        with socket.create_connection(("127.0.0.1", service.port)) as client:
+            client.sendall(HANDSHAKE + frame(TEXT, b"x"))
+            await asyncio.wait_for(waiting.wait(), WAIT_S)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset
+        await asyncio.sleep(0.05)
+        turn.set()
+        await until(lambda: not service.sockets)
+        assert service.all_sessions == []
+    assert not caplog.records
 
 
 @each_way
