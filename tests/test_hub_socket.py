@@ -37,6 +37,7 @@ from tests.support.feeds import (
 )
 from tests.support.processes import wait_until
 from tests.support.running_server import Response, RunningServer
+from tests.test_frame_reader import CLOSE, frame
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -406,6 +407,21 @@ async def test_what_was_missed_comes_once_at_the_next_connect(
         send(server, "alice", {"n": 6})
         async with listening(server, hub_path("alice")) as client:
             assert numbers([await client.frame()]) == [6]
+
+
+async def test_who_says_goodbye_at_once_has_had_what_came(server: RunningServer, user: str) -> None:
+    """Also without a code, as a page does by `close()`: nothing of it comes again."""
+    async with listening(server, hub_path(user)):
+        pass
+    for n in range(5):
+        async with listening(server, hub_path(user)) as client:
+            send(server, user, {"n": n})
+            assert numbers([await client.frame()]) == [n]
+            client.socket.transport.write(frame(CLOSE))
+            await client.closed()
+    send(server, user, {"n": 5})
+    async with listening(server, hub_path(user)) as client:
+        assert numbers([await client.frame()]) == [5]
 
 
 async def test_a_crash_loses_nothing(tmp_path: Path, settings_of_store: dict[str, str]) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import re
 import socket
 import struct
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import pytest
@@ -240,6 +241,37 @@ async def test_the_server_says_goodbye(is_short: bool) -> None:
         client.writer.write(frame(TEXT, b"a") + frame(PING) + frame(CLOSE, struct.pack("!H", 3000)))
         assert await client.read_to_end() == b""
         assert (session.received.qsize(), session.closed_count) == (0, 1)
+
+
+@each_way
+@pytest.mark.parametrize(
+    ("sent", "in_flight"),
+    [
+        pytest.param(frame(CLOSE, struct.pack("!H", 1000)), 0, id="goodbye"),
+        pytest.param(frame(CLOSE), 0, id="goodbye-without-code"),
+        pytest.param(b"", sys.maxsize, id="no-goodbye"),
+        pytest.param(frame(TEXT, reserved=0x40), sys.maxsize, id="nonsense"),
+    ],
+)
+async def test_who_says_goodbye_has_read_what_came_before(
+    sent: bytes, in_flight: int, is_short: bool
+) -> None:
+    """With or without a code, which browsers leave out; of who goes without a word nobody knows."""
+    found: list[int] = []
+    async with door(is_short=is_short) as service, connected(service) as (client, session):
+        connection = session.connection
+        assert isinstance(connection, WebSocketConnection)
+
+        def closed() -> None:
+            found.append(connection.in_flight_bytes)
+            session.over.set()
+
+        session.closed = closed  # type: ignore[method-assign]
+        client.writer.write(sent)
+        client.writer.write_eof()
+        await client.read_to_end()
+        await asyncio.wait_for(session.over.wait(), WAIT_S)
+    assert found == [in_flight]
 
 
 @each_way

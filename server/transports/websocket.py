@@ -18,7 +18,7 @@ from server.callers import Caller
 from server.rates import TokenBucket
 from server.transports.connections import ClientSession, StreamedConnection, tune_socket
 from server.transports.registry import Connections
-from server.transports.upgraded import UpgradedSocket
+from server.transports.upgraded import NO_CODE, UpgradedSocket
 from server.wire import TOO_BIG, CloseReason
 
 if TYPE_CHECKING:
@@ -65,6 +65,9 @@ class PacedProtocol(WebSocketProtocol13):
     def close(self, code: int | None = None, reason: str | None = None) -> None:
         if code == TOO_BIG.code:
             self.handler.connection.end_too_big()
+        # Both are set where a client has gone without a word.
+        if self.client_terminated and not self.server_terminated and self.close_code is None:
+            self.close_code = NO_CODE
         super().close(code, reason)
 
     async def _read_bytes(self, n: int) -> bytes:
