@@ -38,6 +38,7 @@ def head(
         pytest.param(head({"Sec-WebSocket-Extensions": "permessage-deflate"}), id="extensions"),
         pytest.param(head({"Cookie": "a=b; c=d"}), id="cookie"),
         pytest.param(head({"Content-Length": "0"}), id="length-0"),
+        pytest.param(head(more="".join(f"X-{n}: y\r\n" for n in range(95))), id="100-fields"),
     ],
 )
 def test_a_plain_request_goes_the_short_way(data: bytes) -> None:
@@ -78,7 +79,7 @@ def test_names_are_found_in_any_letter_case() -> None:
         pytest.param(head(more="X: \xe9\r\n"), id="not-ascii"),
         pytest.param(head(more="host: other\r\n"), id="two-hosts"),
         pytest.param(head(more="X: 1\r\nx: 2\r\n"), id="a-field-twice"),
-        pytest.param(head(more="".join(f"X-{n}: y\r\n" for n in range(100))), id="many-fields"),
+        pytest.param(head(more="".join(f"X-{n}: y\r\n" for n in range(96))), id="many-fields"),
         pytest.param(head({"Host": None}), id="no-host"),
         pytest.param(head({"Host": "a b"}), id="broken-host"),
         pytest.param(head({"Upgrade": None}), id="no-upgrade"),

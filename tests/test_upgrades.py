@@ -503,6 +503,21 @@ async def test_one_that_cannot_be_opened_is_closed(
     ]
 
 
+async def test_one_that_cannot_be_begun_is_closed(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that cannot be opened."""
+    monkeypatch.setattr(upgrades, "SocketStream", None)
+    async with door(is_short=True) as service, service.client() as client:
+        client.writer.write(HANDSHAKE)
+        assert (await client.read_head())[0] == 101
+        assert await client.read_to_end() == b""
+        assert service.sockets == 0
+    assert [record.getMessage() for record in caplog.records] == [
+        "a WebSocket could not be begun for 127.0.0.1"
+    ]
+
+
 async def test_who_waits_for_their_turn_at_the_end_gets_no_session() -> None:
     """Their connection is closed: when their turn comes, or when all are cut off."""
     async with door(is_short=True) as service:
