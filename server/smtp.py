@@ -232,9 +232,11 @@ async def _say_hello(client: aiosmtplib.SMTP) -> None:
 
 
 async def _say_goodbye(client: aiosmtplib.SMTP) -> None:
-    with suppress(aiosmtplib.SMTPException, OSError, TimeoutError):
-        await client.quit(timeout=QUIT_TIMEOUT_S)
-    client.close()
+    try:
+        with suppress(aiosmtplib.SMTPException, OSError, TimeoutError):
+            await client.quit(timeout=QUIT_TIMEOUT_S)
+    finally:
+        client.close()  # also when cancelled, as `close` does with who has not answered
 
 
 class _Report:

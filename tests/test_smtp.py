@@ -208,7 +208,9 @@ async def test_our_name_is_a_full_name_or_an_address(sink: SMTPSink, monkeypatch
     await send(email(sink))
     monkeypatch.setattr("socket.gethostname", lambda: "node1.example.org")
     await send(email(sink))
-    assert sink.ehlo_names == ["[127.0.0.1]", "node1.example.org"]
+    monkeypatch.setattr("socket.gethostname", lambda: "bücher.example.org")
+    await send(email(sink))
+    assert sink.ehlo_names == ["[127.0.0.1]", "node1.example.org", "[127.0.0.1]"]
 
 
 async def test_a_server_without_extensions(sink: SMTPSink) -> None:
@@ -310,6 +312,16 @@ async def test_long_answers_are_cut(sink: SMTPSink) -> None:
     sink.replies = {ANN: "550-first\r\n550-" + "x" * 2000 + "\r\n550 last"}
     reason = (await send(email(sink))).refused[ANN].reason
     assert reason.startswith("first xxx") and len(reason) == MAX_REASON_CHARS
+    sink.replies = {"MAIL": "550-first\r\n550 last"}
+    outage = (await send(email(sink))).outage
+    assert outage and outage.reason.endswith("550 first last")
+
+
+async def test_a_code_that_smtp_does_not_know(sink: SMTPSink) -> None:
+    """Refuses nobody for good, and is not kept."""
+    sink.replies = {ANN: "999 odd"}
+    assert refusals(await send(email(sink), ANN, BEN)) == {ANN: (0, True)}
+    assert sink.mails[0].recipients == [BEN]
 
 
 # -- limits on recipients ------------------------------------------------------------------------------------
@@ -324,9 +336,10 @@ async def test_split_by_our_limit(sink: SMTPSink) -> None:
     assert sink.connections == 1
 
 
-async def test_split_by_the_servers_limit(sink: SMTPSink) -> None:
+@pytest.mark.parametrize("reply", ["452 4.5.3 too many recipients", "552 5.5.3 too many recipients"])
+async def test_split_by_the_servers_limit(sink: SMTPSink, reply: str) -> None:
     """A server that takes fewer at a time gets the rest in the next transactions."""
-    sink.max_recipients = 2
+    sink.max_recipients, sink.too_many_reply = 2, reply
     addresses = [f"user{number}@example.org" for number in range(5)]
     assert (await send(email(sink), *addresses)).refused == {}
     assert [mail.recipients for mail in sink.mails] == [addresses[:2], addresses[2:4], addresses[4:]]
@@ -369,10 +382,13 @@ async def test_international_address_where_smtputf8_is_offered_and_refused(
 ) -> None:
     """What is said for good counts for these addresses, and is no outage: other mail goes out."""
     sink.smtputf8_reply = reply
-    handover = await send(email(sink), ANN, "jörg@example.org")
-    assert refusals(handover) == {"jörg@example.org": (int(reply[:3]), is_temporary)}
+    international = ("jörg@example.org", "jürgen@example.org")
+    handover = await send(email(sink, recipients_per_message=1), ANN, *international)
+    assert refusals(handover) == dict.fromkeys(international, (int(reply[:3]), is_temporary))
     assert (handover.outage is not None) is is_temporary
     assert [mail.recipients for mail in sink.mails] == [[ANN]]
+    # What is said of these addresses says nothing of the connection; an outage is tried over another one.
+    assert sink.connections == (2 if is_temporary else 1)
 
 
 async def test_a_sender_refused_for_an_international_address(sink: SMTPSink) -> None:
@@ -451,6 +467,16 @@ async def test_wrong_password(authority: CertificateAuthority) -> None:
     assert "login" in handover.outage.reason and PASSWORD not in handover.outage.reason
 
 
+async def test_a_login_that_cannot_be_checked_now(authority: CertificateAuthority) -> None:
+    """As of a server whose users' database is away (RFC 4954 section 6): that passes without an operator."""
+    with SMTPSink(starttls=authority.server_context(), logins={"us": PASSWORD}) as sink:
+        sink.replies = {"AUTH": "454 4.7.0 temporary authentication failure"}
+        settings = email(sink, security="starttls", ca=authority.ca_file, login="us", password=PASSWORD)
+        handover = await send(settings)
+    assert refusals(handover) == {ANN: (454, True)}
+    assert handover.outage and not handover.outage.needs_operator
+
+
 async def test_login_missing(sink: SMTPSink) -> None:
     """A server that wants a login where none is configured loses no mail, either."""
     sink.replies = {ANN: "530 5.7.0 authentication required"}
@@ -508,11 +534,12 @@ async def test_connection_cut_before_the_last_answer(sink: SMTPSink) -> None:
 
 
 async def test_a_kept_connection_cut_before_the_last_answer(sink: SMTPSink) -> None:
-    """The same: it is not sent again at once over another one, as where nothing was taken yet."""
-    transport = SMTPTransport(email(sink))
+    """The same: it is not sent again at once over another one, as where nothing was taken yet. Nor are those who were
+    to come after it, over what may be the same."""
+    transport = SMTPTransport(email(sink, recipients_per_message=1))
     assert await transport.send(message(), [ANN], 20) == Handover({})
     sink.cut_at = "end"
-    assert refusals(await transport.send(message(), [BEN], 20)) == {BEN: (0, True)}
+    assert refusals(await transport.send(message(), [BEN, CAT], 20)) == {BEN: (0, True), CAT: (0, True)}
     assert [mail.recipients for mail in sink.mails] == [[ANN], [BEN]]
     await transport.close()
 
@@ -578,6 +605,29 @@ async def test_silent_goodbye(
     monkeypatch.setattr("server.smtp.QUIT_TIMEOUT_S", quit_timeout_s)
     sink.hang_at = "QUIT"
     assert await send(email(sink), within_s=within_s) == Handover({})
+    await sink.left()
+
+
+async def test_a_goodbye_in_other_words(sink: SMTPSink, caplog: pytest.LogCaptureFixture) -> None:
+    """Is one, too: the connection is ended, and nobody hears of it."""
+    sink.replies = {"QUIT": "500 what is that"}
+    assert await send(email(sink)) == Handover({})
+    await sink.left()
+    assert not [record for record in caplog.records if record.name.startswith("server")]
+
+
+async def test_a_goodbye_to_a_silent_server_does_not_take_long(
+    sink: SMTPSink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not as long as an answer may take: the connection has served."""
+    monkeypatch.setattr(smtp, "KEEP_S", 0.01)
+    monkeypatch.setattr(smtp, "QUIT_TIMEOUT_S", 0.1)
+    sink.hang_at = "QUIT"
+    transport = SMTPTransport(email(sink, timeout_s=300.0))
+    assert await transport.send(message(), [ANN], 20) == Handover({})
+    await sink.stuck.wait()
+    await sink.left()
+    await transport.close()
 
 
 @pytest.fixture
@@ -602,7 +652,8 @@ async def test_an_address_that_swallows_all(
     monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
     assert await send(email(sink)) == Handover({})
     addresses.pop()
-    handover = await send(email(sink))
+    async with asyncio.timeout(60):  # long before there is no time left
+        handover = await send(email(sink, timeout_s=0.5), within_s=3600)
     assert refusals(handover) == {ANN: (0, True)}
     assert handover.outage
 
@@ -625,7 +676,12 @@ async def test_unknown_host(host: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("reply", "needs_operator"), [("550 5.7.1 not allowed to send as this", True), ("451 4.3.0 busy", False)]
+    ("reply", "needs_operator"),
+    [
+        ("550 5.7.1 not allowed to send as this", True),
+        ("451 4.3.0 busy", False),
+        ("452 4.3.1 insufficient storage", False),
+    ],
 )
 async def test_sender_refused(sink: SMTPSink, reply: str, needs_operator: bool) -> None:
     """A refused sender would be so in every mail: none is given up for it."""

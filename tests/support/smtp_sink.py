@@ -38,11 +38,11 @@ class SMTPSink:
 
     `tls`: TLS from the first byte; `starttls`: offered. `logins`: name -> password; if given, nobody gets on without.
     All other settings may be changed while it runs. `replies`: what to answer instead of accepting, to `EHLO`, `MAIL`,
-    `DATA`, the `end` of the content, or a recipient (by address). `smtputf8_reply`: to `MAIL` with SMTPUTF8, which is
-    offered. `max_recipients`: of one transaction; more are answered by 452. `max_messages`: of one connection; more are
-    answered by 421. `cut_at`, `hang_at`: one of `STAGES`. `cut_recipients`: addresses at which the connection is cut.
-    `looks_for_s`: how long it looks at a content before it takes it. `rset_replies`: to the next RSETs, one after the
-    other; at "" the connection is cut.
+    `DATA`, the `end` of the content, `AUTH`, `QUIT`, or a recipient (by address). `smtputf8_reply`: to `MAIL` with
+    SMTPUTF8, which is offered. `max_recipients`: of one transaction; more are answered by `too_many_reply`.
+    `max_messages`: of one connection; more are answered by 421. `cut_at`, `hang_at`: one of `STAGES`.
+    `cut_recipients`: addresses at which the connection is cut. `looks_for_s`: how long it looks at a content before it
+    takes it. `rset_replies`: to the next RSETs, one after the other; at "" the connection is cut.
     """
 
     tls: ssl.SSLContext | None = None
@@ -53,6 +53,7 @@ class SMTPSink:
     port: int = 0
     replies: dict[str, str] = field(default_factory=dict)
     max_recipients: int | None = None
+    too_many_reply: str = "452 4.5.3 too many recipients"
     max_messages: int | None = None
     cut_recipients: set[str] = field(default_factory=set)
     cut_at: str | None = None
@@ -111,6 +112,8 @@ class SMTPSink:
     def authenticate(
         self, server: SMTP, session: Session, envelope: Envelope, mechanism: str, data: LoginPassword
     ) -> AuthResult:
+        if "AUTH" in self.replies:
+            return AuthResult(success=False, handled=False, message=self.replies["AUTH"])
         login, password = data.login.decode(), data.password.decode()
         if self.logins and self.logins.get(login) == password:
             return AuthResult(success=True, auth_data=login)
@@ -181,7 +184,10 @@ class _Server(SMTP):
     async def smtp_QUIT(self, arg: str) -> None:
         await self.event_handler.misbehave("QUIT", self)
         self.event_handler.sink.said_goodbye()
-        await super().smtp_QUIT(arg)
+        if "QUIT" in self.event_handler.sink.replies:
+            await self.push(self.event_handler.sink.replies["QUIT"])
+        else:
+            await super().smtp_QUIT(arg)
 
 
 class _Handler:
@@ -232,7 +238,7 @@ class _Handler:
         if not reply.startswith("2"):
             return reply
         if len(envelope.rcpt_tos) == self.sink.max_recipients:
-            return "452 4.5.3 too many recipients"
+            return self.sink.too_many_reply
         envelope.rcpt_tos.append(address)
         return reply
 
