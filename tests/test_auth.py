@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from pydispatch import dispatcher
 
-from server.auth import Identity, Proof
+from server.auth import Identity, Proof, sign_in_of
 from server.bus import SIGN_IN_FAILED, SIGNED_IN, THROTTLED
 from server.callers import Caller
 from server.claims import MAX_USER_ID_BYTES
@@ -203,14 +203,23 @@ async def test_a_busy_method_is_busy(open_desk: Open) -> None:
 # -- tokens --------------------------------------------------------------------------------------------------
 async def test_a_token_is_asked_of_each_method_until_one_takes_it(open_desk: Open) -> None:
     """With all that it says."""
-    proof = Proof("7", "acme", issued_at=BEFORE, expires_at=LATER, key_id="k")
+    proof = Proof("7", "acme", BEFORE, LATER, key_id="k", secret_id="s", by_own_clock=True)
     desk = open_desk(token_methods=[Method("other"), Method("own", proof)])
     desk.tenants.names.add("acme")
     desk.tenants.keys.add("k")
     heard = Heard(desk)
     identity = await desk.authenticator.authenticate(JoinByToken("t"), ELSEWHERE)
-    assert identity == Identity("acme", "7", BEFORE, LATER, "k")
+    assert identity == Identity("acme", "7", BEFORE, LATER, "k", "s", by_own_clock=True)
     assert heard.said == [("own", "acme")]
+
+
+def test_a_sign_in_says_what_can_end_it() -> None:
+    """When it was proved, with which key, and which secret of ours signed it; nothing said means proved now."""
+    said = sign_in_of(Identity("acme", "7", BEFORE, key_id="k", secret_id="s"))
+    assert (said.proved_at, said.key_id, said.secret_id, said.by_own_clock) == (BEFORE, "k", "s", False)
+    unsaid = sign_in_of(Identity("acme", "7"))
+    assert NOW <= unsaid.proved_at <= now()
+    assert (unsaid.key_id, unsaid.secret_id, unsaid.by_own_clock) == (None, None, True)
 
 
 @pytest.mark.parametrize(
@@ -221,11 +230,11 @@ async def test_a_token_that_a_method_refuses_is_refused(
 ) -> None:
     """It was for that method; no other one is asked."""
     second = Method("second", Proof("7"))
-    desk = open_desk(token_methods=[Method("first", error), second])
+    desk = open_desk(token_methods=[Method("zeroth"), Method("first", error), second])
     with caplog.at_level(logging.INFO):
         assert type(await _refused(desk, JoinByToken("t"))) is type(error)
     assert not second.asked
-    assert f"(first: {error.code})" in caplog.text
+    assert f"(zeroth: no, first: {error.code})" in caplog.text
 
 
 async def test_a_token_that_nobody_takes_is_wrong(open_desk: Open) -> None:
@@ -336,6 +345,34 @@ async def test_a_token_from_before_the_sign_out_is_void(
         assert type(await _refused(desk, JoinByToken("t"))) is BadCredentials
     else:
         assert await desk.authenticator.authenticate(JoinByToken("t"), ELSEWHERE)
+
+
+@pytest.mark.parametrize(("issued_at", "is_over"), [(BEFORE, True), (NOW, True), (LATER, False)])
+async def test_a_token_of_ours_from_before_all_were_void_is_void(
+    open_desk: Open, issued_at: datetime, is_over: bool
+) -> None:
+    """As when its tenant began after it, whose name another one had. Others' tokens are not ours to void."""
+    ours, theirs = (
+        Proof("7", issued_at=issued_at, expires_at=LATER, secret_id=secret_id) for secret_id in ("s", None)
+    )
+    method = Method(answer=ours)
+    desk = open_desk(token_methods=[method])
+    desk.tenants.voids[DEFAULT_TENANT, "7"] = NOW
+    if is_over:
+        assert type(await _refused(desk, JoinByToken("t"))) is BadCredentials
+    else:
+        assert await desk.authenticator.authenticate(JoinByToken("t"), ELSEWHERE)
+    method.answer = theirs
+    assert await desk.authenticator.authenticate(JoinByToken("t"), ELSEWHERE)
+
+
+async def test_a_proof_of_another_moment_is_looked_at_anew(open_desk: Open) -> None:
+    """One that does not say when it was made may be from before the sign-out; it is refused as a token is."""
+    desk = open_desk()
+    assert desk.authenticator.still(Proof("7")) == Identity(DEFAULT_TENANT, "7")
+    desk.tenants.sign_outs[DEFAULT_TENANT, "7"] = NOW
+    with pytest.raises(BadCredentials, match="the token is wrong"):
+        desk.authenticator.still(Proof("7"))
 
 
 async def test_a_password_after_the_sign_out_is_fine(open_desk: Open, checking: Checking) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections import Counter
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
@@ -19,7 +20,7 @@ from server.config import Email
 from server.errors import StartupError, StoreUnavailable
 from server.ids import new_id
 from server.mail_folder import MailFolder
-from server.mailing import ALONE_AFTER, DAY_S, SENDING_SHARE
+from server.mailing import ALONE_AFTER, DAY_S, SENDING_SHARE, backoff_s
 from server.messages import EmailDuty, Mail, MailRecipient, Notification, Recipient, now
 from server.outbox import OutboxWorker
 from server.rates import Rate
@@ -494,6 +495,48 @@ async def test_an_outage_ends_no_mail_that_was_put_off_before(
         worker.wake()
         [postponed] = (await store.outcome()).retry
         assert postponed.is_untried
+
+
+async def test_what_one_message_was_refused_for_holds_after_the_next(
+    store: Store, sink: SMTPSink, clock: Clock
+) -> None:
+    """Whoever was put off by the message to all is not taken for mailed because one that went apart went out."""
+    ann, ben = to("ann", "ben")
+    sink.replies = {ann.email: "451 4.7.1 greylisted"}
+    settings = email(sink, retry_first_s=10.0, retry_max_s=10.0)
+    await owe(store, ann, replace(ben, due_at=ben.due_at + timedelta(seconds=25)))
+    async with running(worker_for(store, clock, settings)) as worker:
+        for seconds in (10, 20):
+            assert [each.user_id for each in (await store.outcome()).retry] == ["ann"]
+            clock.advance(seconds)
+            if seconds == 20:
+                sink.replies = {ben.email: "451 4.7.1 greylisted"}
+            worker.wake()
+        outcome = await store.outcome()
+    assert [each.user_id for each in outcome.sent] == ["ann"]
+    assert [each.user_id for each in outcome.retry] == ["ben"]
+
+
+async def test_who_was_put_off_together_goes_together_again(
+    store: Store, sink: SMTPSink, clock: Clock
+) -> None:
+    """In one message, not one for each."""
+    sink.replies = {f"{user}@example.org": "451 4.7.1 greylisted" for user in ("ann", "ben", "cat")}
+    await owe(store, *to("ann", "ben", "cat"))
+    async with running(worker_for(store, clock, email(sink))) as worker:
+        [due_at] = {each.retry_at for each in (await store.outcome()).retry}
+        sink.replies.clear()
+        clock.advance((due_at - clock()).total_seconds())
+        worker.wake()
+        assert len((await store.outcome()).sent) == 3
+    assert len(sink.mails) == 1
+
+
+@pytest.mark.parametrize("failures", [1, 10, 100, 100_000])
+def test_a_delay_has_a_bound(failures: int) -> None:
+    """Also after an outage of weeks, however short the first one is."""
+    assert 30 <= backoff_s(random.Random(1), failures, 60.0, 60.0) <= 60
+    assert backoff_s(random.Random(1), failures, 1.0, 60.0) <= 60
 
 
 async def test_an_outage_ends_an_attempt_with_several_messages(

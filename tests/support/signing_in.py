@@ -29,6 +29,7 @@ class KnownTenants:
     names: set[str] = field(default_factory=lambda: {DEFAULT_TENANT})
     sign_outs: dict[tuple[str, str], datetime] = field(default_factory=dict)
     heard_at: dict[tuple[str, str], datetime] = field(default_factory=dict)
+    voids: dict[tuple[str, str], datetime] = field(default_factory=dict)
     keys: set[str] = field(default_factory=set)
 
     def is_active(self, tenant: str) -> bool:
@@ -39,7 +40,7 @@ class KnownTenants:
         return self.heard_at.get(user) if by_own_clock and user in self.heard_at else self.sign_outs.get(user)
 
     def voided_at(self, tenant: str, user_id: str) -> datetime | None:
-        return self.signed_out_at(tenant, user_id)
+        return self.voids.get((tenant, user_id))
 
     def has_key(self, key_id: str) -> bool:
         return key_id in self.keys
