@@ -45,8 +45,8 @@ def test_a_shorter_time_counts_for_what_is_held() -> None:
     assert cache.get("a") is None
     cache.cache_s = 0
     cache.put("a", value="1", user_id="u")
-    assert cache.get("a") is None
     assert len(cache) == 0
+    assert cache.get("a") is None
 
 
 def test_the_one_unused_for_longest_makes_room() -> None:
@@ -70,7 +70,15 @@ def test_a_user_is_forgotten_with_all_that_is_theirs() -> None:
         cache.forget(user_id)
     assert [cache.get(part) for part in "abc"] == [None, None, "3"]
     cache.clear()
+    cache.forget("v")
     assert cache.get("c") is None
+
+
+def test_any_text_is_a_part() -> None:
+    """Also one that is no Unicode, as JSON can hold it."""
+    cache, _ = _cache()
+    cache.put("\ud800", "a", value="1", user_id="u")
+    assert (cache.get("\ud800", "a"), cache.get("?", "a")) == ("1", None)
 
 
 def test_it_never_grows_whatever_is_done_with_it() -> None:

@@ -433,6 +433,23 @@ async def test_one_place_does_not_take_all_turns_while_nobody_decides(guard: Gua
     await asyncio.gather(*at_once)
 
 
+async def test_a_quick_word_that_nobody_decides_holds_up_no_place(guard: Guard) -> None:
+    """It takes no turn for long: while a database refuses all connections, many may come at once as before."""
+
+    async def away() -> str:
+        raise AuthUnavailable("no answer")
+
+    for number in range(3 * FREE_UNANSWERED):
+        with pytest.raises(AuthUnavailable):
+            await guard.brake.guard(f"user{number}", HOME, away)
+    guard.held = asyncio.Event()
+    at_once = [guard.start(f"late{number}", HOME, RIGHT) for number in range(3)]
+    await guard.clock.settle()
+    assert len(guard.checked) == 3
+    guard.held.set()
+    await asyncio.gather(*at_once)
+
+
 async def test_those_who_wait_at_all_places_are_bounded(
     guard: Guard, monkeypatch: pytest.MonkeyPatch
 ) -> None:

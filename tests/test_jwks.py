@@ -427,7 +427,10 @@ async def test_a_set_without_a_usable_key_counts_as_it_is(caplog: pytest.LogCapt
 async def test_closing_ends_the_question_and_nobody_is_left_waiting(knows_keys: bool) -> None:
     """Who waits is told to try again: that the key is new, and not known yet, is no reason to refuse the token."""
     clock = Clock()
-    async with AnsweringServer(keys(RSA.jwk("a"))) as server, verifying(server.url, clock) as verifier:
+    async with (
+        AnsweringServer(keys(RSA.jwk("a"))) as server,
+        verifying(server.url, clock, timeout_s=3600) as verifier,
+    ):
         if knows_keys:
             await verifier.verify(RSA.sign(claims(), "a"))
             clock.moment += AGAIN_AFTER_S
@@ -436,7 +439,22 @@ async def test_closing_ends_the_question_and_nobody_is_left_waiting(knows_keys: 
         await server.asked(1 + knows_keys)
         await verifier.close()
         with pytest.raises(AuthUnavailable):
-            await check
+            async with asyncio.timeout(60):
+                await check
+
+
+async def test_a_token_that_names_no_key_has_nothing_renewed() -> None:
+    """There is none that could be missing: the set is as old as it may be, however many such tokens come."""
+    clock = Clock()
+    entries = [RSA.jwk("a"), OTHER.jwk("b")]
+    async with (
+        AnsweringServer(keys(*entries)) as server,
+        verifying(server.url, clock, jwks_cache_s=300) as verifier,
+    ):
+        for _ in range(3):
+            await refuses(verifier, RSA.sign(claims(), None))
+            clock.moment += AGAIN_AFTER_S
+        assert len(server.questions) == 1
 
 
 # -- TLS -----------------------------------------------------------------------------------------------------
