@@ -82,6 +82,17 @@ async def test_what_is_given_for_a_password_does_not_outlive_it() -> None:
         assert ends_at <= proof.expires_at <= ends_at + timedelta(seconds=2)
 
 
+async def test_what_is_given_for_a_password_has_its_time() -> None:
+    """An hour for what lets listen, a day for what gets new ones, and that only to who wants it."""
+    at = now().replace(microsecond=0)
+    tokens = OwnTokens([FIRST], clock=lambda: at)
+    given = tokens.make_login(Identity("acme", "alice"), True)
+    ends = [(await check(tokens, given[kind])).expires_at for kind in ("identity", "access")]
+    assert ends == [at + timedelta(hours=1)] * 2
+    assert tokens.check_refresh(given["refresh"]).expires_at == at + timedelta(days=1)
+    assert set(tokens.make_login(Identity("acme", "alice"), False)) == {"identity", "access"}
+
+
 async def test_no_two_tokens_are_equal() -> None:
     """Even of the same moment: each has its own `jti`."""
     at = now()

@@ -212,6 +212,19 @@ async def test_those_of_a_tenant_that_begins_are_read_again(
     await asyncio.wait([task])
 
 
+async def test_a_tenant_that_ends_while_old_ones_are_forgotten(node: Node) -> None:
+    """Takes nothing from the next one of its name."""
+    node.sign_outs.take([signed_out("alice")])
+    node.at = AT + KEPT + timedelta(seconds=1)
+    forgetting = asyncio.create_task(node.sign_outs._forget(node.at - KEPT))
+    await asyncio.sleep(0)
+    node.sign_outs.drop(begun=[], ended=["acme"])
+    late = SignOut("acme", "alice", node.at)
+    node.sign_outs.take([late])
+    await forgetting
+    assert node.sign_outs.at("acme", "alice") == late.at
+
+
 async def test_going_over_survives_what_goes_wrong(node: Node, caplog: pytest.LogCaptureFixture) -> None:
     """A store that is away is nothing to tell of here, a bug is; the next round comes in any case."""
     caplog.set_level(logging.DEBUG)
