@@ -275,6 +275,25 @@ async def test_who_says_goodbye_has_read_what_came_before(
 
 
 @each_way
+async def test_what_was_on_its_way_at_a_goodbye_was_not_read(is_short: bool) -> None:
+    """A page that is closing does not look at it."""
+    found: list[int] = []
+    async with door(is_short=is_short) as service, connected(service) as (client, session):
+        connection = session.connection
+        assert isinstance(connection, WebSocketConnection)
+
+        def closed() -> None:
+            found.append(connection.in_flight_bytes)
+            session.over.set()
+
+        session.closed = closed  # type: ignore[method-assign]
+        connection.send(large_frame(0, 8_000_000))
+        client.writer.write(frame(CLOSE))
+        await asyncio.wait_for(session.over.wait(), WAIT_S)
+    assert 0 < found[0] < 8_100_000
+
+
+@each_way
 async def test_who_does_not_answer_a_goodbye_is_cut_off(is_short: bool) -> None:
     """After some seconds."""
     async with door(is_short=is_short) as service, connected(service) as (client, session):

@@ -39,10 +39,6 @@ GOODBYE_S = 5.0
 """For the client to answer a close frame; then the socket is closed all the same."""
 
 
-NO_CODE = 1005
-"""Stands for the code of a goodbye that has none, as that of browsers mostly (section 7.1.5); is never sent."""
-
-
 class UpgradedSocket:
     """Reads no faster than messages are handled, and frames may come: meanwhile the rest waits at the client."""
 
@@ -56,7 +52,6 @@ class UpgradedSocket:
         "_loop",
         "_next_pong",
         "_pong",
-        "close_code",
         "is_client_done",
         "stream",
     )
@@ -75,8 +70,6 @@ class UpgradedSocket:
         self._next_pong: bytes | None = None
         self.is_client_done = False
         """Whether the client has said goodbye."""
-        self.close_code: int | None = None
-        """That of its goodbye, if there was one; `NO_CODE`: without any."""
         self.stream = stream
 
     @property
@@ -212,9 +205,8 @@ class UpgradedSocket:
 
     def _on_close(self, payload: bytes) -> None:
         self.is_client_done = True
-        code = struct.unpack_from("!H", payload)[0] if len(payload) >= 2 else None
-        self.close_code = NO_CODE if code is None else code
-        self.close(code)
+        self._connection.note_goodbye()
+        self.close(struct.unpack_from("!H", payload)[0] if len(payload) >= 2 else None)
 
     # -- the end ---------------------------------------------------------------------------------------------
     def close(self, code: int | None = None, reason: str | None = None) -> None:

@@ -18,7 +18,7 @@ from server.callers import Caller
 from server.rates import TokenBucket
 from server.transports.connections import ClientSession, StreamedConnection, tune_socket
 from server.transports.registry import Connections
-from server.transports.upgraded import NO_CODE, UpgradedSocket
+from server.transports.upgraded import UpgradedSocket
 from server.wire import TOO_BIG, CloseReason
 
 if TYPE_CHECKING:
@@ -66,8 +66,8 @@ class PacedProtocol(WebSocketProtocol13):
         if code == TOO_BIG.code:
             self.handler.connection.end_too_big()
         # Both are set where a client has gone without a word.
-        if self.client_terminated and not self.server_terminated and self.close_code is None:
-            self.close_code = NO_CODE
+        if self.client_terminated and (self.close_code is not None or not self.server_terminated):
+            self.handler.note_goodbye()
         super().close(code, reason)
 
     async def _read_bytes(self, n: int) -> bytes:
@@ -89,7 +89,7 @@ TEXT_ONLY = CloseReason(1003, "text frames only")
 class WebSocketConnection(StreamedConnection):
     """A client over WebSocket."""
 
-    __slots__ = ("_bucket", "_frame_count", "_protocol")
+    __slots__ = ("_bucket", "_frame_count", "_protocol", "_unread_bytes")
 
     encode = staticmethod(text_frame_bytes)
 
@@ -104,6 +104,7 @@ class WebSocketConnection(StreamedConnection):
         self._protocol = protocol
         self._bucket = TokenBucket()
         self._frame_count = 0
+        self._unread_bytes: int | None = None
 
     # -- in --------------------------------------------------------------------------------------------------
     def note_frame(self) -> float | None:
@@ -126,14 +127,19 @@ class WebSocketConnection(StreamedConnection):
         if not self._protocol.is_amid_fragments:
             self.last_alive_at = time.monotonic()
 
+    def note_goodbye(self) -> None:
+        """The client has said goodbye, which is not answered yet: it has read all that had arrived by then. What was on
+        its way comes to a page that is closing, which looks at it no more. Of one that is gone already nobody can tell:
+        mostly it has read all."""
+        self._unread_bytes = 0 if self._stream.closed() else super().in_flight_bytes
+
     def _send_heartbeat(self) -> None:
         self._write(PING_BYTES)
 
     # -- out -------------------------------------------------------------------------------------------------
     @property
     def in_flight_bytes(self) -> int:
-        # Who says goodbye has read what came before; by then the stream may be closed.
-        return 0 if self._protocol.close_code is not None else super().in_flight_bytes
+        return super().in_flight_bytes if self._unread_bytes is None else self._unread_bytes
 
     # -- end -------------------------------------------------------------------------------------------------
     def close(self, reason: CloseReason) -> None:
@@ -260,6 +266,11 @@ class WebSocketEndpoint(WebSocketHandler):
     def on_pong(self, data: bytes) -> None:
         self.connection.note_pong()
 
-    def on_close(self) -> None:
+    def note_goodbye(self) -> None:
+        """The client has said goodbye, which is not answered yet."""
         if hasattr(self, "connection"):  # else it left while it was being looked at
+            self.connection.note_goodbye()
+
+    def on_close(self) -> None:
+        if hasattr(self, "connection"):
             self.connection.lost()

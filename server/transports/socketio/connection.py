@@ -122,6 +122,7 @@ class SocketIOConnection(WebSocketConnection):
     def carry(self, protocol: PacedProtocol) -> None:
         """Use this WebSocket from now on."""
         self._protocol = protocol
+        self._unread_bytes = None
         self._use(protocol.stream)
         self.is_over_websocket = True
         self._door.forget(self)

@@ -128,6 +128,10 @@ class SocketIOWebSocket(SocketIORequest, WebSocketEndpoint):
     def on_pong(self, data: bytes) -> None:
         """We send no pings of WebSocket."""
 
+    def note_goodbye(self) -> None:
+        if self._is_open and self._deadline is None and self.connection.is_over_websocket:
+            self.connection.note_goodbye()
+
     def on_close(self) -> None:
         if not self._is_open:  # gone while it was looked at
             return
