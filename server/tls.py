@@ -46,10 +46,13 @@ def expired(tls: TLS | None) -> list[str]:
     if tls is None:
         return []
     # Not at the top: most servers have TLS end at a proxy, and need none of it.
-    from cryptography.x509 import load_pem_x509_certificate
+    from cryptography.x509 import InvalidVersion, load_pem_x509_certificate
 
-    # The first one is the server's own, to which the key belongs; those of its authorities follow.
-    expired_at = load_pem_x509_certificate(tls.cert.read_bytes()).not_valid_after_utc
+    try:
+        # The first one is the server's own, to which the key belongs; those of its authorities follow.
+        expired_at = load_pem_x509_certificate(tls.cert.read_bytes()).not_valid_after_utc
+    except (OSError, ValueError, InvalidVersion):
+        return []  # OpenSSL has taken it, and is less strict; it is no reason not to serve
     if expired_at > datetime.now(UTC):
         return []
     return [f"[TLS] cert: {tls.cert} expired on {expired_at:%Y-%m-%d at %H:%M} UTC; clients refuse it"]

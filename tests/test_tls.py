@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives import serialization
 
+from server.config import TLS
+from server.tls import expired, make_context
 from tests.support.backends import add_tenant, known
 from tests.support.certificates import CertificateAuthority, Pair
 from tests.support.processes import wait_until
@@ -271,6 +273,23 @@ def test_an_expired_certificate_is_told(tmp_path: Path, authority: CertificateAu
         assert "expired" not in server.run("check-config").stderr
     finally:
         server.stop()
+
+
+def test_a_certificate_that_only_openssl_can_read_is_no_reason_not_to_serve(
+    authority: CertificateAuthority,
+) -> None:
+    """Nor is one that is gone by the time its end is looked for."""
+    pair = authority.server_pair(valid_days=-1)
+    config = TLS(cert=pair.cert, key=pair.key)
+    assert len(expired(config)) == 1
+    der = ssl.PEM_cert_to_DER_cert(pair.cert.read_text())
+    version = bytes.fromhex("a003020102")  # 3, as all have
+    assert der.count(version) == 1
+    pair.cert.write_text(ssl.DER_cert_to_PEM_cert(der.replace(version, bytes.fromhex("a003020105"))))
+    make_context(config)
+    assert expired(config) == []
+    pair.cert.unlink()
+    assert expired(config) == []
 
 
 def _reread(server: SecureServer, times: int) -> None:
