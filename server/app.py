@@ -283,6 +283,7 @@ class Server:
                     **self._seat.queues,
                 },
                 mail_counts=self._store.mail_counts,
+                certificate_until=lambda: self._reloads.certificate_until,
             )
         )
 

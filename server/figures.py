@@ -32,6 +32,7 @@ _LARGEST = frozenset(
 _SMALLEST = frozenset(
     {
         "notification_dependency_up",  # up is what all of them reach
+        "notification_tls_certificate_expiry_timestamp_seconds",  # who has not taken over a renewed one yet
         "process_start_time_seconds",
         "process_max_fds",
     }

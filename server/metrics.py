@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import lru_cache
 
 from prometheus_client import (
@@ -63,13 +64,14 @@ Others = Callable[[list[Metric]], Awaitable[list[Metric]]]
 class Sources:
     """Who is asked for what cannot be heard. `connections`: those open, by transport; `joined`: those that have a user,
     by tenant; `users`: users online, by tenant; `queues`: how much waits, by the name of the queue; `mail_counts`: the
-    store's."""
+    store's. `certificate_until`: as `tls.valid_until`."""
 
     connections: Callable[[], Mapping[str, int]]
     joined: Callable[[], Mapping[str, int]]
     users: Callable[[], Mapping[str, int]]
     queues: Mapping[str, Callable[[], int]]
     mail_counts: Callable[[], Awaitable[MailCounts]]
+    certificate_until: Callable[[], datetime | None] = lambda: None
 
 
 @dataclass(slots=True)
@@ -330,6 +332,9 @@ class Metrics(Collector):
             what = "Recipients of mail in the store: owed one, or refused for good."
             counts = {"due": mail.due, "refused": mail.refused}
             gauges.append(_gauges("mail_recipients", what, "state", counts))
+        if (until := sources.certificate_until()) is not None:
+            what = "Until when the certificate for TLS is valid, as Unix time."
+            gauges.append(_gauge("tls_certificate_expiry_timestamp_seconds", what, {}, until.timestamp()))
         self._gauges = gauges
 
     async def _count_mail(self, ask: Callable[[], Awaitable[MailCounts]]) -> None:

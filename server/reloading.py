@@ -46,6 +46,8 @@ class Reloads:
         self.config = config
         self.tls = secured
         """For the connections that come from now on; None: TLS is not ours."""
+        self.certificate_until = tls.valid_until(config.tls)
+        """As `tls.valid_until`, of the certificate in use."""
         self._sign_in = sign_in
         self._publishers = publishers
         self._limits = limits
@@ -94,6 +96,7 @@ class Reloads:
             return
         self.config = config
         self.tls = secured
+        self.certificate_until = tls.valid_until(config.tls)
         await self._sign_in.apply(config, prepared)
         self._publishers.apply(publisher_rules(config), self._sign_in.service_tokens)
         self._publishers.warn_of_missing_tenants()

@@ -40,22 +40,27 @@ def make_context(tls: TLS) -> ssl.SSLContext:
     return context
 
 
-def expired(tls: TLS | None) -> list[str]:
-    """A sentence if `make_context` takes the certificate, and clients will not. It is served all the same: who was told
-    to look away still gets through."""
+def valid_until(tls: TLS | None) -> datetime | None:
+    """Until when clients take the certificate that is in the file now. None: TLS is not ours, or it cannot be told."""
     if tls is None:
-        return []
+        return None
     # Not at the top: most servers have TLS end at a proxy, and need none of it.
     from cryptography.x509 import InvalidVersion, load_pem_x509_certificate
 
     try:
         # The first one is the server's own, to which the key belongs; those of its authorities follow.
-        expired_at = load_pem_x509_certificate(tls.cert.read_bytes()).not_valid_after_utc
+        return load_pem_x509_certificate(tls.cert.read_bytes()).not_valid_after_utc
     except (OSError, ValueError, InvalidVersion):
-        return []  # OpenSSL has taken it, and is less strict; it is no reason not to serve
-    if expired_at > datetime.now(UTC):
+        return None  # OpenSSL has taken it, and is less strict; it is no reason not to serve
+
+
+def expired(tls: TLS | None) -> list[str]:
+    """A sentence if `make_context` takes the certificate, and clients will not. It is served all the same: who was told
+    to look away still gets through."""
+    until = valid_until(tls)
+    if tls is None or until is None or until > datetime.now(UTC):
         return []
-    return [f"[TLS] cert: {tls.cert} expired on {expired_at:%Y-%m-%d at %H:%M} UTC; clients refuse it"]
+    return [f"[TLS] cert: {tls.cert} expired on {until:%Y-%m-%d at %H:%M} UTC; clients refuse it"]
 
 
 def _expect(key: str, file: Path, begin: bytes, what: str) -> None:

@@ -236,6 +236,7 @@ async def test_gauges_are_asked_when_somebody_looks() -> None:
     assert value(metrics, "mail_recipients", state="refused") == 2
     assert value(metrics, "build_info", version="1.2.3") == 1
     assert value(metrics, "uptime_seconds") == 12.5
+    assert value(metrics, "tls_certificate_expiry_timestamp_seconds") is None
     assert value(metrics, "dependency_up", dependency="store") == 0
     assert value(metrics, "dependency_check_duration_seconds_sum", dependency="store") == 0.25
     assert metrics.registry.get_sample_value("process_resident_memory_bytes")

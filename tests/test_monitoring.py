@@ -57,6 +57,7 @@ async def families() -> Families:
             users=lambda: {"acme": 1},
             queues={"fan_out": lambda: 0},
             mail_counts=_mail_counts,
+            certificate_until=lambda: AT,
         )
     )
     what, mail = publication(), MailOutcome(sent=(MailRecipient("1", "a@example.test", AT),))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import shutil
 import signal
 import socket
@@ -19,6 +20,7 @@ from server.config import TLS
 from server.tls import expired, make_context
 from tests.support.backends import add_tenant, known
 from tests.support.certificates import CertificateAuthority, Pair
+from tests.support.feeds import metrics
 from tests.support.processes import wait_until
 from tests.support.secure_server import SecureServer, Streaming
 
@@ -275,6 +277,19 @@ def test_an_expired_certificate_is_told(tmp_path: Path, authority: CertificateAu
         server.stop()
 
 
+def test_the_figures_say_until_when_the_certificate_is_valid(
+    server: SecureServer, authority: CertificateAuthority
+) -> None:
+    """The one in use: that of the start, then the renewed one."""
+    first = ssl.cert_time_to_seconds(_not_after(server.pair))
+    assert _expiry_in_metrics(server) == first
+    server.pair.replace(authority.server_pair(valid_days=2, file="renewed"))
+    renewed = ssl.cert_time_to_seconds(_not_after(server.pair))
+    _reread(server, times=1)
+    wait_until(lambda: _expiry_in_metrics(server) == renewed, "the new figure")
+    assert renewed > first
+
+
 def test_a_certificate_that_only_openssl_can_read_is_no_reason_not_to_serve(
     authority: CertificateAuthority,
 ) -> None:
@@ -290,6 +305,13 @@ def test_a_certificate_that_only_openssl_can_read_is_no_reason_not_to_serve(
     assert expired(config) == []
     pair.cert.unlink()
     assert expired(config) == []
+
+
+def _expiry_in_metrics(server: SecureServer) -> float:
+    """Of the certificate, as Unix time."""
+    name = "notification_tls_certificate_expiry_timestamp_seconds"
+    (value,) = re.findall(rf"^{name} (\S+)$", metrics(server), re.MULTILINE)
+    return float(value)
 
 
 def _reread(server: SecureServer, times: int) -> None:
