@@ -44,6 +44,7 @@ from server.conversations import v2
 from server.errors import InvalidConfig
 from server.feed import Feed, HubFeed, RealtimeFeed, ServiceFeed
 from server.ids import new_id
+from server.inbox import CHANGES_PER_BATCH
 from server.inbox_feed import InboxFeed
 from server.messages import (
     Added,
@@ -182,6 +183,36 @@ async def test_no_message_is_too_large(link: OpenLink, queue: outgoing.Outgoing)
     await queue.flushed()
     assert [event.rev for _, event in link.told()] == list(range(20))  # type: ignore[union-attr]
     assert max(len(message.body) for message in link.sent) < outgoing.MESSAGE_BYTES + 61_000
+
+
+async def test_a_long_notification_for_many_is_not_sent_once_for_each(
+    link: OpenLink, queue: outgoing.Outgoing
+) -> None:
+    """The messages are as many as for a short one, each with the notification once."""
+    queue.connected()
+    notification = added(ALICE, content="x" * 2 * outgoing.MESSAGE_BYTES).document.notification
+    events: list[Event] = [
+        added(ALICE, rev, notification=notification) for rev in range(2 * outgoing.MESSAGE_EVENTS)
+    ]
+    for event in events:
+        queue.put(ALICE, event)
+    await queue.flushed()
+    assert link.told() == [(ALICE, event) for event in events]
+    assert len(link.sent) == 2
+
+
+async def test_changes_of_many_documents_fill_several_messages(
+    link: OpenLink, queue: outgoing.Outgoing
+) -> None:
+    """They have as many ids, and no notification."""
+    queue.connected()
+    ids = tuple(new_id() for _ in range(CHANGES_PER_BATCH))
+    events: list[Event] = [Seen(ids, rev, ids) for rev in range(100)]
+    for event in events:
+        queue.put(ALICE, event)
+    await queue.flushed()
+    assert link.told() == [(ALICE, event) for event in events]
+    assert max(len(message.body) for message in link.sent) <= outgoing.MESSAGE_BYTES * 1.1
 
 
 async def test_what_could_not_be_sent_is_sent_again(link: OpenLink, queue: outgoing.Outgoing) -> None:

@@ -14,7 +14,9 @@ from pydispatch import dispatcher
 
 from server.bus import BROADCAST_HEARD, INBOX_CHANGED, REFUSED
 from server.cluster.mongodb import MongoLink
+from server.ids import new_id
 from server.messages import (
+    Added,
     AllSeen,
     Broadcasted,
     Counted,
@@ -22,6 +24,7 @@ from server.messages import (
     Deleted,
     Event,
     Missed,
+    Notification,
     Restored,
     Seen,
     Unseen,
@@ -31,6 +34,8 @@ from server.messages import (
 from server.presence import Presence
 from server.rooms import NOBODY, Room
 from tests.support.backplanes import ALICE, BOB, LINKS, Channel, Member, Node, added, channel_of, until
+
+MIB = 1024 * 1024
 
 
 @pytest.fixture(params=LINKS)
@@ -89,6 +94,28 @@ async def test_a_burst_arrives_whole_and_in_order(channel: Channel) -> None:
     assert all(member.told == sent[room] for room, member in members.items())
     shared = [event.document.notification for event in members["acme", "user-1"].told]  # type: ignore[union-attr]
     assert all(each is shared[0] for each in shared)
+
+
+async def test_the_longest_notification_arrives(channel: Channel) -> None:
+    """As long as [LIMITS] lets `content` and `data` be, and what JSON makes of the latter."""
+    here, there = await channel.meet(2)
+    alice = await there.joined(ALICE)
+    data = "é" * (2 * MIB)
+    longest = Notification(new_id(), "acme", now(), "x" * (2 * MIB), data=data)
+    here.backplane.publish([(ALICE, added(ALICE, notification=longest)), (ALICE, Missed())])
+    await until(lambda: Missed() in alice.told, "what is published behind it")
+    assert [event.document.notification.data for event in alice.told if isinstance(event, Added)] == [data]
+
+
+async def test_who_is_sent_what_is_too_long_for_a_message_is_brought_up_to_date(channel: Channel) -> None:
+    """MongoDB would not take it, and what is behind it would wait."""
+    here, there = await channel.meet(2)
+    alice = await there.joined(ALICE)
+    alice.gaps.clear()
+    here.backplane.publish([(ALICE, added(ALICE, content="x" * (16 * MIB - 200))), (ALICE, Missed())])
+    await until(lambda: alice.gaps, "the gap")
+    await until(lambda: Missed() in alice.told, "what is published behind it")
+    assert alice.told == [Missed()]
 
 
 async def test_users_who_come_while_others_are_followed_are_told_too(channel: Channel) -> None:

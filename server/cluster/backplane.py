@@ -41,8 +41,8 @@ from server.tasks import Tasks
 
 logger = logging.getLogger(__name__)
 
-MAX_MESSAGE_BYTES = 4 * 1024 * 1024
-"""Nodes send less."""
+MAX_MESSAGE_BYTES = 16 * 1024 * 1024
+"""Nodes send less: see `outgoing.NOTIFICATION_BYTES`."""
 
 MARGIN = timedelta(seconds=LIFE_S + 2)
 """A gap is taken to have begun so much earlier: between a change and its being told there is some time; and a node may

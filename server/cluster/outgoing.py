@@ -17,7 +17,7 @@ from contextlib import suppress
 
 from server.cluster.codec import Entry, Lost, encode, encode_notification, encode_told, notification_of
 from server.cluster.link import Link, LinkDown, Message
-from server.messages import Broadcasted, Event, Notification
+from server.messages import Broadcasted, Deleted, Event, Notification, Seen, Unseen
 from server.rooms import Room
 
 logger = logging.getLogger(__name__)
@@ -26,8 +26,12 @@ MAX_EVENTS = 50_000
 MAX_BYTES = 64 * 1024 * 1024
 """That wait, with what is on its way; of notifications, each counted once if it comes in a row."""
 
-EVENT_BYTES = 300
-"""What an event takes beside its notification, about."""
+EVENT_BYTES, ID_BYTES = 300, 50
+"""What an event takes beside its notification, and each id in it, about."""
+
+NOTIFICATION_BYTES = 15 * 1024 * 1024
+"""Of one that is told to others. Stores may take longer ones, but with what comes around it a message over MongoDB has
+to stay below 16 MiB."""
 
 MAX_AGE_S = 20.0
 """What waited longer is worth nothing: whoever gets it reads the inbox instead. Below `rooms.REORDER_WINDOW_S`, with
@@ -38,7 +42,7 @@ BATCH_EVENTS = 2000
 
 MESSAGE_EVENTS = 500
 MESSAGE_BYTES = 256 * 1024
-"""In one message, if it has more than one event."""
+"""In one message, if it has more than one event, beside its first notification: many users may get the same."""
 
 REST_PER_SENDING, MAX_REST_S = 2.0, 0.02
 """Sending is followed by so many times that of rest, up to so much. Who sends seldom does not wait for it; where it
@@ -84,6 +88,10 @@ class Outgoing:
             logger.exception("backplane: an event cannot be sent to other nodes")
             self._note_lost(self._clock())
             return
+        if body is not None and len(body) > NOTIFICATION_BYTES:
+            logger.warning("backplane: a notification is too long for other nodes, and will be read instead")
+            self._note_lost(self._clock())
+            return
         if self.waiting >= MAX_EVENTS or self._bytes + size > MAX_BYTES:
             self._drop("too much waits to be sent to other nodes")
         self._queue.append((self._clock(), size, (room, event, body)))
@@ -94,7 +102,7 @@ class Outgoing:
     def _body(self, event: Event) -> tuple[bytes | None, int]:
         notification = notification_of(event)
         if notification is None:
-            return None, EVENT_BYTES
+            return None, _size_of(event)
         if self._last is not None and self._last[0] is notification:
             return self._last[1], EVENT_BYTES
         body = encode_notification(notification)
@@ -216,13 +224,24 @@ class Outgoing:
 
 def _portions(entries: Sequence[Entry]) -> Iterator[Sequence[Entry]]:
     some: list[Entry] = []
+    bodies: set[bytes] = set()
     size = 0
     for entry in entries:
-        more = EVENT_BYTES + len(entry[2] or b"")
+        _, event, body = entry
+        more = _size_of(event)
+        if bodies and body is not None and body not in bodies:
+            more += len(body)
         if some and (len(some) >= MESSAGE_EVENTS or size + more > MESSAGE_BYTES):
             yield some
-            some, size = [], 0
+            some, bodies, size, more = [], set(), 0, _size_of(event)
         some.append(entry)
         size += more
+        if body is not None:
+            bodies.add(body)
     if some:
         yield some
+
+
+def _size_of(event: Event) -> int:
+    """Without its notification."""
+    return EVENT_BYTES + (ID_BYTES * len(event.ids) if isinstance(event, Seen | Unseen | Deleted) else 0)
