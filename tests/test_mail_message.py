@@ -3,6 +3,7 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime
 from email import message_from_bytes, policy
+from email.header import decode_header, make_header
 from email.message import EmailMessage
 
 import pytest
@@ -104,6 +105,23 @@ def test_headers() -> None:
     assert parsed["Bcc"] is None and parsed["Cc"] is None
 
 
+@pytest.mark.parametrize(
+    ("subject", "line"),
+    [
+        ("Build passed", b"Subject: Build passed"),
+        ("x" * 66, b"Subject: " + b"x" * 66),
+        ("=?utf-8?q?no?=", b"Subject: =?utf-8?b?PT91dGYtOD9xP25vPz0=?="),
+        ("Grüße", b"Subject: =?utf-8?b?R3LDvMOfZQ==?="),
+    ],
+)
+def test_what_need_not_be_encoded_is_readable(subject: str, line: bytes) -> None:
+    """To logs and filters, too."""
+    sender = Sender.parse('"Doe, Jane" <jane@example.org>')
+    lines = build(subject, sender=sender).content.split(b"\r\n")
+    assert line in lines
+    assert b'From: "Doe, Jane" <jane@example.org>' in lines
+
+
 def test_same_message_every_time() -> None:
     """A repeat is the same message to the octet, so that mail systems can tell."""
     assert build("s", "c") == build("s", "c")
@@ -183,7 +201,14 @@ def test_any_sender_name(name: str) -> None:
     sender = Sender(as_one_line(name), "a@example.org")
     message = build(sender=sender)
     assert max(len(line) for line in message.content.split(b"\r\n")) <= 998
-    assert parse(message)["From"].addresses[0].addr_spec == "a@example.org"
+    mailbox = parse(message)["From"].addresses[0]
+    assert mailbox.addr_spec == "a@example.org"
+    shown = mailbox.display_name
+    if not sender.name.isascii():
+        # This parser sets a blank between two encoded words, where RFC 2047 has none (section 6.2).
+        decoded = str(make_header(decode_header(message_from_bytes(message.content)["From"])))
+        shown = decoded.removesuffix("<a@example.org>")
+    assert shown.split() == sender.name.split()
 
 
 # -- addresses -----------------------------------------------------------------------------------------------

@@ -159,6 +159,7 @@ async def test_readers_know_what_the_store_may_not_show_yet(core: Core) -> None:
         assert noted == {first, second, third}
     with core.marks.noted(HUB, ALICE) as noted:
         assert noted == set()
+    assert core.marks._readers == {}
 
 
 async def test_readers_do_not_disturb_each_other(core: Core) -> None:
@@ -195,17 +196,32 @@ async def test_sent_is_what_has_arrived(core: Core) -> None:
 
 async def test_what_a_connection_leaves_behind_was_not_sent(core: Core) -> None:
     """Only what had arrived by its end; and nothing is kept of it."""
+    first, second = ids_of(await core.fill("alice", 2))
     connection = FeedConnection(is_slow=True)
-    sent = sent_over(core.marks, connection, "a", "b")
+    sent = sent_over(core.marks, connection, first, second)
     connection.take_one()
     sent.end()
+    assert core.marks.waiting == 1
     connection.take_one()
     await core.marks.write()
-    with core.marks.noted(HUB, ALICE) as noted:
-        assert noted == set()
+    assert await unmarked(core) == [second]
     sent_again = sent_over(core.marks, connection)
     sent_again.end()
     sent.end()
+    assert core.marks._unsettled == {}
+
+
+async def test_who_leaves_takes_nothing_from_other_connections_of_the_user(core: Core) -> None:
+    """What they were sent is looked after until it has arrived, and then no more."""
+    first, second = ids_of(await core.fill("alice", 2))
+    leaving, staying = FeedConnection(is_slow=True), FeedConnection(is_slow=True)
+    left = sent_over(core.marks, leaving, first)
+    sent_over(core.marks, staying, second)
+    left.end()
+    staying.take_one()
+    await core.marks.write()
+    assert await unmarked(core) == [first]
+    assert core.marks._unsettled == {}
 
 
 async def test_all_that_has_arrived_is_noted_before_a_write(core: Core) -> None:
