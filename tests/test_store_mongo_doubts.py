@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
 from pymongo.errors import AutoReconnect
 
 from server.errors import StoreUnavailable
-from server.messages import Recipient
+from server.messages import Document, Recipient
 from server.store import Once, Stored
+from server.store import mongo_doubts as module
 from server.store.mongo import MongoStore
+from server.store.mongo_connection import Connection
 from tests.support.mongod import MongoDatabase
 from tests.support.stores import TENANT, MongoPlace, make_notification
 
@@ -98,6 +101,27 @@ async def test_who_has_changed_it_since_knows_of_it(
     [document] = await mongo.newest(TENANT, "alice", before=None, limit=1)
     await mongo.mark_seen(TENANT, "alice", [document.id])
     assert await told(mongo, monkeypatch) == ["bob", "zoe"]
+
+
+async def test_what_takes_the_last_places_meanwhile_waits_for_its_turn(
+    mongo: MongoStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not taken out in place of what it has pushed out."""
+    monkeypatch.setattr(mongo._adding._doubts, "_uncertain", deque(maxlen=len(USERS)))
+    read_stored = module.read_stored
+    is_first = True
+
+    async def slowly(connection: Connection, documents: Sequence[Document]) -> list[Document]:
+        nonlocal is_first
+        found = await read_stored(connection, documents)
+        if is_first:
+            is_first = False
+            await fail(mongo, None, monkeypatch, arrives=True)
+        return found
+
+    await fail(mongo, None, monkeypatch, arrives=True)
+    monkeypatch.setattr(module, "read_stored", slowly)
+    assert await told(mongo, monkeypatch) == sorted(2 * USERS)
 
 
 @pytest.mark.parametrize("once", [KEY, None], ids=["with a key", "without"])

@@ -63,7 +63,8 @@ class Doubts:
         ids = {document.id for document in landed}
         others = [other for each in settled if each.document.id in ids for other in each.others]
         found = await read_stored(self._connection, others) if others else []
-        for _ in settled:
+        # By their time: meanwhile others may have taken the places of some, if there were no more.
+        while self._uncertain and self._uncertain[0].timed_out_at < latest:
             self._uncertain.popleft()
         return landed + [document for document in found if not document.deleted]
 
