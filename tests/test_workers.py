@@ -451,7 +451,7 @@ def test_sigusr2_replaces_a_worker_too_that_does_not_serve_yet(server: WorkersSe
     """It was started with what was there before."""
     killed, held = server.workers[0], server.hold(1)  # the first of those that are to be replaced
     os.kill(killed, signal.SIGKILL)
-    wait_until(lambda: len(server.workers) == 2 and killed not in server.workers, "the next one")
+    wait_until(lambda: server.has_next_after(killed), "the next one")
     begun = server.workers
     server.tell(signal.SIGUSR2)
     server.wait_for("the workers are replaced, one by one$")
@@ -469,7 +469,7 @@ def test_none_is_replaced_while_one_does_not_come_to_serve(
         killed, other = server.workers
         server.hold(1)
         os.kill(killed, signal.SIGKILL)
-        wait_until(lambda: len(server.workers) == 2 and killed not in server.workers, "the next one")
+        wait_until(lambda: server.has_next_after(killed), "the next one")
         server.tell(signal.SIGUSR2)
         server.wait_for(
             r"ERROR .*worker 1 \(pid \d+\) does not serve after 0.1 s, so it is not replaced, and no other is$"

@@ -74,6 +74,12 @@ class WorkersServer(RunningServer):
         children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text()
         return [int(pid) for pid in children.split()]
 
+    def has_next_after(self, killed: int) -> bool:
+        """Whether there is another process in place of this one. In one look: between two it could go, and both be
+        true with nobody in its place."""
+        workers = self.workers
+        return len(workers) == 2 and killed not in workers
+
     def said(self, pattern: str) -> list[str]:
         """What of its log matches: the lines, or the group of the pattern."""
         return re.findall(pattern, self.log, re.MULTILINE)
